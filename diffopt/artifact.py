@@ -1,0 +1,79 @@
+"""The kinds of artifact: what passes between stages."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished, read-only directory in the store."""
+
+    kind: ClassVar[str]
+    path: Path
+    fingerprint: str
+
+    def json(self, name: str) -> Any:
+        """The parsed content of the file `name` of this artifact."""
+        return json.loads((self.path / name).read_text())
+
+
+class Pipeline(Artifact):
+    """`pipeline.json`: a pinned source, its family, classes and sizes. The weights stay where they are."""
+
+    kind = "pipeline"
+
+
+class CalibChunk(Artifact):
+    """`extremes.safetensors`: per-channel absolute maxima of every quantizer input over one chunk of prompts."""
+
+    kind = "calib-chunk"
+
+
+class CalibStats(Artifact):
+    """`extremes.safetensors`: the chunks of one calibration set, merged."""
+
+    kind = "calib-stats"
+
+
+class Checkpoint(Artifact):
+    """`checkpoint.json`, `extremes.safetensors`, `quantizers.safetensors`: what differs from the source."""
+
+    kind = "checkpoint"
+
+
+class OnnxGraph(Artifact):
+    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers."""
+
+    kind = "onnx"
+
+
+class EnginePlan(Artifact):
+    """`model.plan` and `plan.json`: a serialized TensorRT engine, its builder, target and profiles."""
+
+    kind = "engine"
+
+
+class ReferenceImages(Artifact):
+    """`000.png` ... and `images.json`: full precision, no cache, the evaluation's prompts and seeds."""
+
+    kind = "reference"
+
+
+class Images(Artifact):
+    """`000.png` ... and `images.json`: the candidate's pictures of the same prompts and seeds."""
+
+    kind = "images"
+
+
+class Latency(Artifact):
+    """`latency.json`: candidate and baseline timed in turn on one named machine."""
+
+    kind = "latency"
+
+
+class Metrics(Artifact):
+    """`metrics.json` and `difference/000.png` ...: the candidate against the reference, image by image."""
+
+    kind = "metrics"

@@ -1,0 +1,69 @@
+"""What is refused before anything runs: combinations that this machine or a runtime cannot do. One line each."""
+
+from collections.abc import Iterator
+
+from diffopt import formats
+from diffopt.environment import Environment
+from diffopt.errors import PlanError
+from diffopt.runtimes import RUNTIMES
+from diffopt.view import Choices
+
+
+def check(choices: Choices, environment: Environment) -> None:
+    """Raises PlanError with every reason why the choices cannot be carried out here."""
+    if reasons := [*_format(choices), *_export(choices, environment), *_runtime(choices, environment)]:
+        raise PlanError("\n".join(reasons))
+
+
+def _format(choices: Choices) -> Iterator[str]:
+    if choices.format and choices.format.quantize_mha and not formats.method(choices.format.name).attention:
+        yield (
+            f"format.quantize_mha: {choices.format.name} has no quantized attention (got true); "
+            "drop it, or choose format=fp8 or format=nvfp4"
+        )
+
+
+def _export(choices: Choices, environment: Environment) -> Iterator[str]:
+    export, picked = choices.export, choices.format
+    if export is None or choices.model is None:
+        return
+    if export.engine and environment["tensorrt"] is None:
+        yield (
+            "export: no engine builder is installed (got export.engine=true); install one with "
+            "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
+        )
+    dtype = export.dtype or choices.model.dtype
+    if dtype == "bfloat16":
+        yield (
+            "export.dtype: a graph is exported in float32 or float16 (got bfloat16, the model's own); set export.dtype=float16"
+        )
+    if picked:
+        method = formats.method(picked.name)
+        if method.export_dtype and dtype != method.export_dtype:
+            yield (
+                f"export.dtype: {picked.name} exports from {method.export_dtype} only: {method.export_reason} (got {dtype}); "
+                f"set export.dtype={method.export_dtype}"
+            )
+        if picked.quantize_mha and dtype == "float32":
+            yield "export.dtype: FP8 attention needs 16-bit tensors (got float32); set export.dtype=float16"
+
+
+def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
+    if choices.eval is None:
+        return
+    runtime = RUNTIMES[choices.eval.runtime]
+    name = choices.format.name if choices.format else None
+    if name not in runtime.kernels and not runtime.simulates:
+        yield f"eval.runtime: {runtime.name} has no kernels for {name} (got {runtime.name}); set eval.runtime=torch"
+    if runtime.name == "onnxruntime":
+        if environment["onnxruntime"] is None:
+            yield "eval.runtime: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
+        if choices.cache:
+            yield (
+                "cache: onnxruntime runs the graph as one piece, so no block of it can be skipped "
+                "(got eval.runtime=onnxruntime); set eval.runtime=torch, or drop the cache"
+            )
+        if choices.export is None:
+            yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"
+        elif (choices.export.dtype or (choices.model and choices.model.dtype)) != "float32":
+            yield "export.dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); set export.dtype=float32"

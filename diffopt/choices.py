@@ -1,0 +1,80 @@
+"""From a composed config to validated choices: every error of every group at once."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffopt.errors import ConfigError
+from diffopt.groups import GROUPS
+from diffopt.view import Choices, Group
+
+ADVICE = {
+    "less_than_equal": "lower it",
+    "less_than": "lower it",
+    "greater_than_equal": "raise it",
+    "greater_than": "raise it",
+    "literal_error": "choose one of these",
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+    "string_type": "give a text",
+    "list_type": "give a list: [a,b]",
+    "missing": "set it in the recipe",
+}
+
+
+def choose(config: dict[str, Any]) -> Choices:
+    """Validate a composed config. Raises ConfigError, a line for each thing that is wrong."""
+    errors: list[str] = []
+    groups: dict[str, Group | None] = {}
+    known = {*GROUPS, "train", "seed", "store"}
+    for name in sorted(set(config) - known):
+        errors.append(f"{name}: no such key (got {config[name]!r}); {nearest(name, known)}")
+    for name, schema in GROUPS.items():
+        value = config.get(name)
+        if value is None:
+            groups[name] = None
+        elif not isinstance(value, dict):
+            errors.append(f"{name}: is not an option of the group (got {value!r}); choose {name}=OPTION")
+        else:
+            try:
+                groups[name] = schema.model_validate(value)
+            except ValidationError as e:
+                errors += [explain(name, schema, x) for x in e.errors()]
+    seed = config.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        errors.append(f"seed: is not a whole number from 0 to {2**32 - 1} (got {seed!r}); give one")
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return Choices(seed=seed, **groups)  # type: ignore[arg-type]
+
+
+def explain(group: str, schema: type[Group], error: Any) -> str:
+    """One of pydantic's errors as one line of ours."""
+    where = ".".join([group, *map(str, error["loc"])])
+    kind, message, got = error["type"], error["msg"], error["input"]
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")
+        if not error["loc"]:  # a check of the whole group, which names its field and what it got
+            return f"{group}.{message}"
+        what, _, advice = message.partition("; ")
+        return f"{where}: {what} (got {got!r}); {advice}"
+    if kind == "extra_forbidden":
+        return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), schema.model_fields)}"
+    if kind == "missing" or got == "???":
+        return f"{where}: is not set; give it with {where}=VALUE"
+    message = message[0].lower() + message[1:]
+    return f"{where}: {message.replace('input should be', 'must be')} (got {got!r}); {ADVICE.get(kind, 'mend it')}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean x?`, or all there are."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

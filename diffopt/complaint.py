@@ -1,0 +1,58 @@
+"""Hydra's and OmegaConf's errors as lines of our own: what is wrong, what was given, what there is."""
+
+import re
+
+from diffopt.choices import nearest
+from diffopt.groups import GROUPS
+
+
+def line(error: Exception, arguments: list[str]) -> str:
+    """The text for the user; an error of ours is already one."""
+    text = str(error)
+    if found := re.search(r"Could not find '([\w./-]+)'", text):
+        return _no_option(found[1], text)
+    if found := re.search(r"In '([^']*)': Could not find '([^']+)'", text):
+        return _no_option(found[2], text)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _no_key(found[1], _given(found[1], arguments))
+    if "Multiple values for" in text and (found := re.search(r"Multiple values for (\w+)", text)):
+        return f"{found[1]}: is chosen twice (got it as an override); choose once"
+    if found := re.search(r"LexerNoViableAltException: (.*)|mismatched input .*|token recognition error.*", text):
+        bad = next((a for a in arguments if "=" in a), "")
+        return f"override: cannot be read: {text.splitlines()[0]} (got {bad!r}); quote it: 'key=\"value\"'"
+    cause = error.__cause__
+    lines = [x for x in text.strip().splitlines() if x.strip() and "HYDRA_FULL_ERROR" not in x]
+    if cause and str(cause) not in text:
+        lines.append(str(cause).splitlines()[0])
+    return "\n".join(lines)
+
+
+def unknown_command(word: str, commands: list[str]) -> str:
+    """For `diffopt plna`, and for a recipe named without `+recipe=`."""
+    return f"diffopt: no such command (got {word!r}); {nearest(word, commands)}  To run a recipe: diffopt +recipe={word}"
+
+
+def _no_option(what: str, text: str) -> str:
+    group, _, option = what.rpartition("/")
+    there = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+    if not group:
+        return f"{what}: no such config (got {what!r}); `diffopt --help` lists the groups"
+    if not there:
+        return f"{group}: has no options yet (got {option!r}); drop it"
+    return f"{group}: no such option (got {option!r}); {nearest(option, there)}" + (
+        "" if len(there) > 12 else f"  Options: {', '.join(sorted(there))}"
+    )
+
+
+def _no_key(key: str, given: str) -> str:
+    group, _, name = key.partition(".")
+    if group in GROUPS and name:
+        return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].model_fields)}"
+    known = [*GROUPS, "train", "seed", "store"]
+    if name:
+        return f"{key}: no such group (got {group!r}); {nearest(group, known)}"
+    return f"{key}: no such key (got {given}); {nearest(key, known)}"
+
+
+def _given(key: str, arguments: list[str]) -> str:
+    return next((a.partition("=")[2] for a in arguments if a.lstrip("+~").partition("=")[0] == key), "?")

@@ -1,0 +1,116 @@
+"""What this machine has: the probes that enter fingerprints, and what `diffopt doctor` prints. Imports no torch."""
+
+import os
+import platform
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+def package(name: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def gpus() -> tuple[dict[str, Any], ...]:
+    """Name, compute capability and memory in bytes of each NVIDIA GPU, from the driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no pynvml, no driver or no permission: for diffopt all three are a machine without a GPU
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(
+            {
+                "name": pynvml.nvmlDeviceGetName(h),
+                "capability": ".".join(map(str, pynvml.nvmlDeviceGetCudaComputeCapability(h))),
+                "memory": int(pynvml.nvmlDeviceGetMemoryInfo(h).total),
+            }
+            for h in handles
+        )
+    finally:
+        pynvml.nvmlShutdown()
+
+
+@cache
+def cpu() -> dict[str, Any]:
+    """Model name, and those instruction sets that decide which matrix kernels run."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = {k.strip(): v.strip() for k, v in fields.items()}
+    flags = set(fields.get("flags", "").split())
+    known = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16"]
+    return {
+        "model": fields.get("model name", platform.processor() or platform.machine()),
+        "machine": platform.machine(),
+        "flags": [name for name in known if name in flags],
+    }
+
+
+def device() -> str:
+    """The architecture that computes: a GPU's name and capability, else the CPU's instruction sets."""
+    if found := gpus():
+        return f"{found[0]['name']} sm{found[0]['capability']}"
+    return "+".join(["cpu", cpu()["machine"], *cpu()["flags"]])
+
+
+def tensorrt() -> dict[str, str] | None:
+    """Flavour and version of the engine builder: TensorRT where its library is installed, else TensorRT-RTX.
+
+    PyPI's `tensorrt` alone is a stub without the library, and is not taken for TensorRT.
+    """
+    if find_spec("tensorrt") and find_spec("tensorrt_libs") and (found := package("tensorrt")):
+        return {"flavour": "tensorrt", "version": found}
+    if find_spec("tensorrt_rtx_bindings") and find_spec("onnxruntime_ep_nv_tensorrt_rtx"):
+        return {"flavour": "tensorrt_rtx", "version": package("tensorrt-rtx-cu13-bindings") or "unknown"}
+    return None
+
+
+def onnxruntime() -> str | None:
+    return package("onnxruntime-gpu") or package("onnxruntime")
+
+
+def machine() -> dict[str, Any]:
+    """What timings belong to: this machine (its host name only as a hash), its processors and GPUs."""
+    return {
+        "host": sha256(socket.gethostname().encode()).hexdigest()[:8],
+        "cpu": cpu()["model"],
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": [g["name"] for g in gpus()],
+    }
+
+
+PROBES: dict[str, Callable[[], Any]] = {
+    "numerics": lambda: {name: package(name) for name in ("torch", "diffusers", "transformers")} | {"device": device()},
+    "modelopt": lambda: package("nvidia-modelopt"),
+    "onnx": lambda: package("onnx"),
+    "onnxruntime": onnxruntime,
+    "tensorrt": tensorrt,
+    "machine": machine,
+    "skimage": lambda: package("scikit-image"),
+}
+
+
+@dataclass
+class Environment:
+    """The probes by name. A test hands in fixed ones."""
+
+    probes: dict[str, Callable[[], Any]] = field(default_factory=lambda: dict(PROBES))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.probes[name]()

@@ -1,0 +1,82 @@
+"""`diffopt plan`: what would run, what is cached, and why a step would run again."""
+
+import argparse
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from diffopt.job import Job, prepare
+from diffopt.plan import Step
+from diffopt.runner import missing
+from diffopt.searchpath import bundled
+from diffopt.store import Store
+
+SHOWN = 3
+
+
+def command(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser("diffopt plan", description="Show a recipe's steps; runs and writes nothing.")
+    parser.add_argument("--config-dir", "-cd", help="a directory of your own groups and recipes")
+    parser.add_argument("overrides", nargs="*", metavar="+recipe=NAME key=value ...")
+    given = parser.parse_intermixed_args(arguments)
+    extra = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
+    config = composed([*given.overrides, *extra])
+    overrides = [o for o in given.overrides if not o.startswith("+recipe=")]
+    print(table(prepare(config, overrides, dry=True, sweep=False)))
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The config that Hydra would run, without running it."""
+    with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
+        return compose("config", overrides, return_hydra_config=False)
+
+
+def table(job: Job) -> str:
+    """A line a step: name, fingerprint, state, and where it runs again, why."""
+    todo = missing(job.plan, job.store)
+    width = max(len(s.name) for s in job.plan.steps)
+    rows = []
+    for step in job.plan.steps:
+        if step.pending:
+            rows.append(f"{step.name:{width}}  {'-' * 16}  pending   its source was never resolved; running resolves it")
+        elif step in todo:
+            rows.append(f"{step.name:{width}}  {step.fingerprint}  to run    {reason(step, todo, job.store)}")
+        elif job.store.entry(step.kind, step.fingerprint):
+            rows.append(f"{step.name:{width}}  {step.fingerprint}  cached")
+        else:
+            rows.append(f"{step.name:{width}}  {step.fingerprint}  spare     nothing to run needs it")
+    runs = len(todo)
+    rows += [f"note: {n}" for n in job.plan.notes]
+    rows.append(f"{len(job.plan.steps)} steps, {runs} to run; store {job.store.root}")
+    return "\n".join(rows)
+
+
+def reason(step: Step, todo: set[Step], store: Store) -> str:
+    """Why the step is not in the store: what differs from the most similar artifact of the same stage."""
+    changed = sorted(p.name for p in step.parents() if p in todo)
+    past = [e.record["identity"] for e in store.entries(step.kind) if e.record["identity"]["stage"] == step.stage.name]
+    if not past:
+        return "never made"
+    ours = flat(step.identity)
+    best = min((differences(flat(theirs), ours) for theirs in past), key=len)
+    own = [d for d in best if not d.startswith("inputs.")]
+    lines = own[:SHOWN] + ([f"and {len(own) - SHOWN} more"] if len(own) > SHOWN else [])
+    if len(own) < len(best) or not best:
+        lines.append(f"new {', '.join(changed)}" if changed else "another input")
+    return "; ".join(lines)
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one of dotted keys; `config.` is left out of them."""
+    if not isinstance(value, dict) or not value:
+        return {prefix.removeprefix("config."): value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    keys = sorted({*old, *new})
+    return [f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]

@@ -1,0 +1,21 @@
+"""NVFP4: E2M1 values in blocks of 16 with an E4M3 scale each and one FP32 scale per tensor, weights and inputs."""
+
+from typing import Any
+
+from diffopt.formats.method import Method
+
+BLOCKS: dict[str, Any] = {
+    "num_bits": (2, 1),
+    "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
+    "axis": None,
+}
+
+METHOD = Method(
+    name="nvfp4",
+    weight=BLOCKS,
+    input=BLOCKS,
+    algorithm="max",
+    weight_bits=4.5,
+    export_dtype="float16",
+    export_reason="TensorRT's block quantization works on 16-bit tensors only",
+)

@@ -1,0 +1,1 @@
+"""ONNX graphs of a backbone: traced, their weights folded, their quantizers counted."""

@@ -1,0 +1,79 @@
+"""One job: a composed config through validation, plan, checks and run, to its report."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffopt.checks import check
+from diffopt.choices import choose
+from diffopt.environment import Environment
+from diffopt.errors import ConfigError, PlanError
+from diffopt.plan import Plan, idle_overrides, make_plan
+from diffopt.source import Sources
+from diffopt.stage import stages
+from diffopt.store import Store
+from diffopt.view import Choices
+
+log = logging.getLogger("diffopt")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made, and where."""
+
+    choices: Choices
+    plan: Plan
+    store: Store
+    sources: Sources
+    yaml: str
+    """The recipe as composed, the answer to what was asked for."""
+
+
+def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool) -> Job:
+    """Validate and plan. Raises ConfigError or PlanError before anything has been written.
+
+    `overrides` are those of the command line: in a single run one without an effect is refused. `dry` asks no
+    network and hashes little, and leaves unresolved what would need it.
+    """
+    visible = OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
+    try:
+        plain: Any = OmegaConf.to_container(visible, resolve=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"config: {str(e).splitlines()[0]} (got an interpolation); mend the recipe") from None
+    picked = {k: v for k, v in plain.items() if k in config and v is not None}
+    if not {"model", "format", "export", "eval", "calib", "cache", "train"} & set(picked):
+        raise ConfigError("recipe: nothing is chosen (got no recipe); name one with +recipe=NAME, `diffopt --help` lists them")
+    choices = choose(plain)
+    if choices.model is None:
+        raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt --help` lists them")
+    environment = Environment()
+    check(choices, environment)
+    store = Store(Path(plain["store"]).expanduser())
+    sources = Sources(store.root / "sources.json", dry=dry)
+    plan = make_plan(choices, stages(), environment, sources.digest)
+    if not sweep and (idle := idle_overrides(plan, choices, overrides)):
+        raise PlanError("\n".join(idle))
+    return Job(choices, plan, store, sources, OmegaConf.to_yaml(visible))
+
+
+def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool) -> float | None:
+    """Run one job in `directory` and write its page. Returns its first metric's mean, for Hydra's sweepers."""
+    from diffopt import report
+    from diffopt.runner import run_plan, write_run
+
+    job = prepare(config, overrides, dry=False, sweep=sweep)
+    job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
+    for note in job.plan.notes:
+        log.info("note: %s", note)
+    done = run_plan(job.plan, job.store, job.sources)
+    write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
+    page = report.write(directory)
+    for line in report.summary(directory):
+        log.info("%s", line)
+    log.info("report  %s", os.path.relpath(page))
+    return report.objective(directory)

@@ -1,0 +1,40 @@
+"""Pictures on disk: one PNG per prompt, and the gate that none of them is broken."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffopt.errors import GateError
+
+INDEX = "images.json"
+
+
+def check(pictures: np.ndarray, prompts: Sequence[str]) -> None:
+    """Raises GateError for NaN and for pictures of one colour; `pictures` is float [n, height, width, 3] in 0..1."""
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        if not np.isfinite(picture).all():
+            raise GateError(f"sample: the picture of {prompt!r} has NaN in it (got a broken model); exclude layers or raise dtype")
+        if np.ptp(picture) < 1 / 255:
+            value = float(picture.mean())
+            raise GateError(f"sample: the picture of {prompt!r} has one colour (got {value:.2f} everywhere); exclude more layers")
+
+
+def save(out: Path, first: int, pictures: np.ndarray) -> None:
+    """Write `first.png` and on, 8 bits a channel."""
+    for i, picture in enumerate(pictures):
+        Image.fromarray((picture * 255).round().astype(np.uint8)).save(out / f"{first + i:03}.png")
+
+
+def write_index(out: Path, prompts: Sequence[str], seeds: Sequence[int], about: dict[str, object]) -> None:
+    rows = [{"file": f"{i:03}.png", "prompt": p, "seed": s} for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
+    (out / INDEX).write_text(json.dumps({**about, "images": rows}, indent=1))
+
+
+def read(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Prompt and picture, uint8 [height, width, 3], in order."""
+    for row in json.loads((folder / INDEX).read_text())["images"]:
+        with Image.open(folder / row["file"]) as picture:
+            yield row["prompt"], np.asarray(picture.convert("RGB"))

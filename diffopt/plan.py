@@ -1,0 +1,222 @@
+"""From choices to steps: backwards from what is wanted, like make. Pure: nothing is run, nothing is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Latency, Metrics, OnnxGraph
+from diffopt.environment import Environment
+from diffopt.errors import PlanError
+from diffopt.fingerprint import fingerprint
+from diffopt.groups import GROUPS
+from diffopt.runtimes import RUNTIMES
+from diffopt.source import Source
+from diffopt.stage import Param, Stage
+from diffopt.view import Choices, Group, View
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One stage with its views and inputs bound: it makes one artifact."""
+
+    name: str
+    """The stage's name, with `.baseline` for the full-precision side and a number for one of several chunks."""
+    stage: Stage
+    views: dict[str, View | None]
+    used: frozenset[str]
+    """`group.field` of everything that it reads and that has an effect."""
+    inputs: "dict[str, Step | list[Step] | None]" = field(repr=False)
+    identity: dict[str, Any] = field(repr=False)
+    pending: bool = False
+    """A source that it depends on is unresolved, so its identity is not final."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    @property
+    def kind(self) -> str:
+        return self.stage.makes.kind
+
+    def parents(self) -> list["Step"]:
+        found: list[Step] = []
+        for value in self.inputs.values():
+            found += value if isinstance(value, list) else [value] if value else []
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: list[Step]
+    """In an order in which they can run."""
+    wanted: list[Step]
+    notes: list[str]
+    """What is not made, and why."""
+
+    @property
+    def used(self) -> frozenset[str]:
+        return frozenset().union(*(s.used for s in self.steps))
+
+
+def make_plan(
+    choices: Choices,
+    stages: list[Stage],
+    environment: Environment,
+    digest: Callable[[Source], str | None],
+) -> Plan:
+    """Plan what the choices want. Raises PlanError for what cannot be made, all reasons at once.
+
+    `digest` resolves a source, or returns None where it was never resolved: the steps that depend on it are pending.
+    """
+    wanted, notes = wants(choices)
+    planner = _Planner(stages, environment, digest)
+    targets = [planner.make(kind, choices, [kind.kind])[0] for kind in wanted]
+    plan = Plan(list(planner.steps.values()), targets, notes)
+    if idle := _idle_groups(choices, plan):
+        raise PlanError("\n".join(idle))
+    return plan
+
+
+def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
+    """The kinds that the choices ask for, and notes on what they cannot have."""
+    found: list[type[Artifact]] = []
+    notes: list[str] = []
+    if choices.export:
+        found.append(EnginePlan if choices.export.engine else OnnxGraph)
+    if choices.eval:
+        found.append(Metrics)
+        runtime, name = RUNTIMES[choices.eval.runtime], choices.format.name if choices.format else None
+        if choices.eval.latency and name in runtime.kernels:
+            found.append(Latency)
+        elif choices.eval.latency:
+            notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
+    if not found and choices.format:
+        found.append(Checkpoint)
+    if not found:
+        raise PlanError("recipe: nothing to make (no format, export or eval chosen); `diffopt --help` lists the recipes")
+    return found, notes
+
+
+def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[str]:
+    """Lines for those explicit overrides (`calib.alpha=0.5`) that no step reads and nothing is planned by."""
+    found = []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group, _, name = key.partition(".")
+        if name and group in GROUPS and key not in plan.used and name not in GROUPS[group].steers:
+            if getattr(choices, group) is None:
+                found.append(f"{key}: the group is not chosen (got {value}); choose {group}=OPTION, or drop it")
+            else:
+                picked = f"format={choices.format.name}" if choices.format else "these choices"
+                found.append(f"{key}: has no effect under {picked} (got {value}); drop it")
+        if key == "seed" and not any(p.role == "seed" for s in plan.steps for p in s.stage.params):
+            found.append(f"seed: has no effect on these steps (got {value}); drop it")
+    return found
+
+
+def _idle_groups(choices: Choices, plan: Plan) -> list[str]:
+    read = {key.split(".")[0] for key in plan.used}
+    return [
+        f"{name}: nothing in this plan reads it (got {name}=...); drop it, or choose what uses it"
+        for name in GROUPS
+        if getattr(choices, name) is not None and name not in read
+    ]
+
+
+class _Planner:
+    def __init__(self, stages: list[Stage], environment: Environment, digest: Callable[[Source], str | None]):
+        self.stages = stages
+        self.environment = environment
+        self.digest = digest
+        self.steps: dict[str, Step] = {}
+
+    def make(self, kind: type[Artifact], choices: Choices, path: list[str], *, baseline: bool = False) -> list[Step]:
+        """The steps that make `kind`: one, or one for each chunk; none where no chosen group calls for one."""
+        makers = [s for s in self.stages if issubclass(s.makes, kind)]
+        called = [s for s in makers if s.when is None or getattr(choices, s.when) is not None]
+        if not called:
+            if makers:
+                groups = " or ".join(f"{s.when}=OPTION" for s in makers)
+                raise PlanError(f"{path[-1]}: needs a {kind.kind} (got no {makers[-1].when}); choose {groups}")
+            raise PlanError(f"{path[-1]}: needs a {kind.kind}, which no installed stage makes; install one")
+        return self._steps(called[-1], choices, path, baseline)
+
+    def _steps(self, stage: Stage, choices: Choices, path: list[str], baseline: bool) -> list[Step]:
+        alternatives: list[dict[str, View | None]] = [{}]
+        used: set[str] = set()
+        for param in (p for p in stage.params if p.role == "view"):
+            group: Group | None = getattr(choices, param.name)
+            view = param.types[0]
+            assert issubclass(view, View)
+            if group is None and not param.optional:
+                raise PlanError(f"{stage.name}: needs the group {param.name} (got none); choose {param.name}=OPTION")
+            drawn: list[View | None] = [None] if group is None else [*view.draw(group, choices)]
+            if group is not None:
+                used |= {f"{param.name}.{name}" for name in view.used(choices)}
+            alternatives = [{**views, param.name: v} for views in alternatives for v in drawn]
+        inputs = {p.name: self._input(p, stage, choices, path) for p in stage.params if p.role == "artifact"}
+        found = []
+        for i, views in enumerate(alternatives):
+            name = stage.name + (f".{i}" if len(alternatives) > 1 else "") + (".baseline" if baseline else "")
+            found.append(self._step(name, stage, choices, views, frozenset(used), inputs))
+        return found
+
+    def _input(self, param: Param, stage: Stage, choices: Choices, path: list[str]) -> Any:
+        kinds = [t for t in param.types if issubclass(t, Artifact)]
+        if len(kinds) > 1:
+            assert choices.eval is not None
+            kind = RUNTIMES[choices.eval.runtime].runs
+            if kind not in kinds:
+                raise PlanError(f"{stage.name}: cannot run a {kind.kind}; choose another eval.runtime")
+            kinds = [kind]
+        choices = choices.baseline() if param.baseline else choices
+        # A runtime that runs full precision as it is needs no artifact; one that runs a graph always does.
+        spare = len(param.types) == 1 or kinds[0] is Checkpoint
+        if param.optional and spare and not self._called(kinds[0], choices):
+            return None
+        found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline)
+        return found if param.many else found[0]
+
+    def _called(self, kind: type[Artifact], choices: Choices) -> bool:
+        makers = [s for s in self.stages if issubclass(s.makes, kind)]
+        return any(s.when is None or getattr(choices, s.when) is not None for s in makers)
+
+    def _step(
+        self,
+        name: str,
+        stage: Stage,
+        choices: Choices,
+        views: dict[str, View | None],
+        used: frozenset[str],
+        inputs: dict[str, Any],
+    ) -> Step:
+        config: dict[str, Any] = {}
+        pending = False
+        for group, view in views.items():
+            if view is None:
+                config[group] = None
+                continue
+            config[group] = view.identity(frozenset(k.partition(".")[2] for k in used if k.startswith(f"{group}.")))
+            for key, value in view:
+                if isinstance(value, Source) and key in config[group]:
+                    digest = self.digest(value)
+                    pending |= digest is None
+                    config[group][key] = digest or f"unresolved:{value.name}"
+        parents: dict[str, Any] = {}
+        for param, value in inputs.items():
+            for parent in value if isinstance(value, list) else [value] if value else []:
+                pending |= parent.pending
+            parents[param] = [p.fingerprint for p in value] if isinstance(value, list) else value and value.fingerprint
+        probes = stage.probes
+        if any(len(p.types) > 1 for p in stage.params) and choices.eval:
+            probes += RUNTIMES[choices.eval.runtime].probes
+        identity = {
+            "stage": stage.name,
+            "version": stage.version,
+            "config": config,
+            **({"seed": choices.seed} if any(p.role == "seed" for p in stage.params) else {}),
+            "inputs": parents,
+            "environment": {probe: self.environment[probe] for probe in probes},
+        }
+        step = Step(name, stage, views, used, inputs, identity, pending)
+        return self.steps.setdefault(step.fingerprint, step)

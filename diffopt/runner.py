@@ -1,0 +1,137 @@
+"""Runs a plan: what is in the store is taken, the rest is made, and the run's directory says which."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffopt import __version__
+from diffopt.artifact import Artifact
+from diffopt.environment import gpus, machine, package
+from diffopt.plan import Plan, Step
+from diffopt.quiet import hushed
+from diffopt.source import Sources
+from diffopt.stage import Context
+from diffopt.store import Store
+
+log = logging.getLogger("diffopt")
+RUN = "run.json"
+PACKAGES = ("torch", "diffusers", "transformers", "nvidia-modelopt", "onnx", "onnxruntime-gpu", "hydra-core", "numpy")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one step."""
+
+    step: Step
+    state: str
+    """`cached`, `made`, or `spare`: not in the store, and nothing that had to be made needs it."""
+    seconds: float
+
+
+def missing(plan: Plan, store: Store) -> set[Step]:
+    """The steps that must run: the wanted that are not in the store, and backwards what they lack."""
+    found: set[Step] = set()
+
+    def visit(step: Step) -> None:
+        if step in found or (not step.pending and store.entry(step.kind, step.fingerprint)):
+            return
+        found.add(step)
+        for parent in step.parents():
+            visit(parent)
+
+    for step in plan.wanted:
+        visit(step)
+    return found
+
+
+def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
+    """Make what is missing, in order. A killed or failed run keeps every step that was finished."""
+    todo = missing(plan, store)
+    done = []
+    width = max(len(s.name) for s in plan.steps)
+    for step in plan.steps:
+        started = time.monotonic()
+        state = "made" if step in todo else "cached" if store.entry(step.kind, step.fingerprint) else "spare"
+        if step in todo:
+            with store.lock(step.fingerprint):
+                if store.entry(step.kind, step.fingerprint):  # another job made it while this one waited
+                    state = "cached"
+                else:
+                    _make(step, store, sources)
+        seconds = time.monotonic() - started
+        log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
+        done.append(Done(step, state, seconds))
+    return done
+
+
+def _make(step: Step, store: Store, sources: Sources) -> None:
+    provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
+    started = time.monotonic()
+    with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:
+        arguments: dict[str, Any] = dict(step.views)
+        for param in step.stage.params:
+            if param.role == "seed":
+                arguments["seed"] = step.identity["seed"]
+        for name, value in step.inputs.items():
+            arguments[name] = (
+                tuple(_artifact(s, store) for s in value)
+                if isinstance(value, list)
+                else _artifact(value, store)
+                if value
+                else None
+            )
+        device = "cuda" if gpus() else "cpu"
+        context = Context(out, sources.pinned, sources.locate, device, step.name)
+        with hushed():
+            step.stage.run(context, **arguments)
+        provenance["seconds"] = round(time.monotonic() - started, 3)
+
+
+def _artifact(step: Step, store: Store) -> Artifact:
+    entry = store.entry(step.kind, step.fingerprint)
+    assert entry is not None  # made earlier in this loop, or cached
+    return step.stage.makes(entry.path, entry.fingerprint)
+
+
+def write_run(directory: Path, name: str, overrides: list[str], config: str, plan: Plan, done: list[Done], store: Store) -> None:
+    """Link the artifacts into the run's directory by step name, and write `run.json`, the report's source."""
+    rows = []
+    for d in done:
+        if d.state != "spare":
+            link = directory / d.step.name
+            target = store.root / d.step.kind / d.step.fingerprint
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(os.path.relpath(target, directory.resolve()))
+        rows.append(
+            {
+                "name": d.step.name,
+                "kind": d.step.kind,
+                "fingerprint": d.step.fingerprint,
+                "state": d.state,
+                "seconds": round(d.seconds, 3),
+                "inputs": [p.name for p in d.step.parents()],
+            }
+        )
+    content = {
+        "schema": "diffopt.run/1",
+        "name": name,
+        "overrides": overrides,
+        "config": config,
+        "notes": plan.notes,
+        "wanted": [s.name for s in plan.wanted],
+        "steps": rows,
+    }
+    (directory / RUN).write_text(json.dumps(content, indent=1))
+    store.refer(directory, [(d.step.kind, d.step.fingerprint) for d in done if d.state != "spare"])
+
+
+def discard_if_empty(directory: Path) -> None:
+    """Remove the directory of a run that was refused before it made anything."""
+    if directory.is_dir() and not (directory / RUN).exists():
+        shutil.rmtree(directory)

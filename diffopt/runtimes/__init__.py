@@ -1,0 +1,48 @@
+"""Ways to run a backbone: one small file each. Importing them imports neither torch nor a runtime."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from diffopt.artifact import Artifact, Checkpoint, OnnxGraph
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pipeline ready to draw."""
+
+    pipe: Any
+    batch: int | None
+    """The only batch size that it can run, or None for any."""
+    computed: Callable[[], float]
+    """Share of the backbone's blocks computed so far: below 1 where a cache skipped some."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    name: str
+    runs: type[Artifact]
+    """The kind of artifact that it runs."""
+    kernels: frozenset[str | None]
+    """Formats for which it has real kernels; None is full precision. Any other it only simulates, or refuses."""
+    simulates: bool
+    """Whether it can run a format that it has no kernels for, by fake quantization."""
+    probes: tuple[str, ...]
+    """What of the environment decides its results, besides the numerics of torch."""
+
+    def running(self, *arguments: Any) -> AbstractContextManager[Running]:
+        """`running(ctx, pipeline, subject, cache)` of the module diffopt.runtimes.NAME."""
+        found: AbstractContextManager[Running] = import_module(f"diffopt.runtimes.{self.name}").running(*arguments)
+        return found
+
+
+RUNTIMES = {
+    r.name: r
+    for r in (
+        Runtime("torch", Checkpoint, frozenset({None}), simulates=True, probes=("modelopt",)),
+        # FP8 is computed wrongly by onnxruntime's default optimisations or refused, so it is not in the list.
+        Runtime("onnxruntime", OnnxGraph, frozenset({None, "int8_sq"}), simulates=False, probes=("onnxruntime",)),
+    )
+}

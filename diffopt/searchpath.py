@@ -1,0 +1,83 @@
+"""Where Hydra finds conf/ and recipes/: in a checkout, in a wheel, and in the user's own directories."""
+
+import os
+from pathlib import Path
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from diffopt.errors import ConfigError
+
+GROUP = "recipe"
+VARIABLE = "DIFFOPT_RECIPES"
+
+
+def bundled(name: str) -> Path:
+    """The directory `name`: next to this file in a wheel, beside the package in a checkout."""
+    package = Path(__file__).parent
+    for root in (package, package.parent):
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"diffopt was installed without its {name}/ directory")
+
+
+def recipe_dirs() -> list[Path]:
+    """Directories of recipes: ours, those that $DIFFOPT_RECIPES names, and ./recipes.
+
+    Raises ConfigError when two of them have a recipe of the same name, of which Hydra would take one without a word.
+    """
+    named = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
+    if gone := [p for p in named if not p.is_dir()]:
+        raise ConfigError(f"{VARIABLE}: is not a directory (got {str(gone[0])!r}); mend the variable")
+    dirs = [bundled("recipes"), *named, Path("recipes")]
+    found = list(dict.fromkeys(d.resolve() for d in dirs if d.is_dir()))
+    seen: dict[str, Path] = {}
+    for path in (p for d in found for p in sorted(d.glob("*.yaml"))):
+        if path.name in seen:
+            raise ConfigError(f"recipe: two are called {path.stem!r} (got {seen[path.name]} and {path}); rename one")
+        seen[path.name] = path
+    return found
+
+
+class RecipeSource(FileConfigSource):  # type: ignore[misc]
+    """Serves a flat directory of YAML files as the config group `recipe`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "recipes"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        return super().load_config(config_path.removeprefix(f"{GROUP}/"))
+
+    def available(self) -> bool:
+        return os.path.isdir(self.path)
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", GROUP)
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = config_path.partition("/")
+        return group == GROUP and bool(name) and bool(super().is_config(name))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return [] if results_filter == ObjectType.CONFIG else [GROUP]
+        if results_filter == ObjectType.GROUP:
+            return []
+        return sorted(p.stem for p in Path(self.path).glob("*.yaml"))
+
+
+class RecipeSearchPath(SearchPathPlugin):  # type: ignore[misc]
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for d in recipe_dirs():
+            search_path.append("diffopt", f"recipes://{d}")
+
+
+def register() -> None:
+    """Teach Hydra both; before anything is composed."""
+    Plugins.instance().register(RecipeSource)
+    Plugins.instance().register(RecipeSearchPath)

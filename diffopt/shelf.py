@@ -1,0 +1,100 @@
+"""`diffopt store`: look at the artifacts, check them, throw away what nothing uses."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+from diffopt.errors import StoreError
+from diffopt.store import Entry, Store
+
+
+def command(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser("diffopt store", description="The artifact store.")
+    parser.add_argument("--store", default=os.environ.get("DIFFOPT_STORE", "outputs/store"), help="its directory")
+    actions = parser.add_subparsers(required=True, metavar="ls | show | verify | gc | export")
+    ls = actions.add_parser("ls", help="every artifact, its size and what made it")
+    ls.add_argument("kind", nargs="?", help="only this kind")
+    ls.set_defaults(run=lambda store, a: _ls(store, a.kind))
+    show = actions.add_parser("show", help="one artifact: its files, identity and provenance")
+    show.add_argument("id", help="KIND/FINGERPRINT, or the start of a fingerprint")
+    show.set_defaults(run=lambda store, a: _show(store, a.id))
+    verify = actions.add_parser("verify", help="check every file by its sha256")
+    verify.add_argument("--drop", action="store_true", help="remove the artifacts that were changed")
+    verify.set_defaults(run=lambda store, a: _verify(store, a.drop))
+    gc = actions.add_parser("gc", help="what no existing run refers to, and left-overs of killed runs")
+    gc.add_argument("--yes", action="store_true", help="remove it; without this it is only listed")
+    gc.set_defaults(run=lambda store, a: _gc(store, a.yes))
+    export = actions.add_parser("export", help="copy one artifact out whole")
+    export.add_argument("id", help="KIND/FINGERPRINT, or the start of a fingerprint")
+    export.add_argument("directory", type=Path, help="where to; must not exist")
+    export.set_defaults(run=lambda store, a: _export(store, a.id, a.directory))
+    given = parser.parse_args(arguments)
+    store = Store(Path(given.store).expanduser())
+    if not store.root.is_dir():
+        raise StoreError(f"store: there is none (got {str(store.root)!r}); run a recipe first, or set DIFFOPT_STORE")
+    given.run(store, given)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def _ls(store: Store, kind: str | None) -> None:
+    found = store.entries(kind)
+    for e in found:
+        made = e.record["provenance"]
+        print(f"{e.kind:12} {e.fingerprint}  {size(e.bytes):>10}  {made['seconds']:8.1f} s  {e.record['identity']['stage']}")
+    print(f"{len(found)} artifacts, {size(sum(e.bytes for e in found))}")
+
+
+def _show(store: Store, name: str) -> None:
+    entry = store.find(name)
+    print(entry.path)
+    print(json.dumps(entry.record, indent=1, sort_keys=True))
+
+
+def _verify(store: Store, drop: bool) -> None:
+    bad: list[Entry] = []
+    entries = store.entries()
+    for entry in entries:
+        if problems := entry.problems():
+            bad.append(entry)
+            print(f"{entry.kind}/{entry.fingerprint}: {'; '.join(problems)}")
+            if drop:
+                store.remove(entry.path)
+    if bad and not drop:
+        raise StoreError(
+            f"store: {len(bad)} of {len(entries)} artifacts were changed (got {bad[0].kind}/{bad[0].fingerprint} ...); "
+            "`diffopt store verify --drop` removes them, the next run makes them again"
+        )
+    print(f"{len(entries) - len(bad)} artifacts are as they were made" + (f"; {len(bad)} removed" if bad else ""))
+
+
+def _gc(store: Store, yes: bool) -> None:
+    unused, stale = store.garbage()
+    for entry in unused:
+        print(f"{entry.kind}/{entry.fingerprint}  {size(entry.bytes)}")
+    for path in stale:
+        print(path.relative_to(store.root))
+    if yes:
+        for path in [*(e.path for e in unused), *stale]:
+            store.remove(path)
+    verb = "removed" if yes else "to remove with --yes"
+    print(f"{len(unused)} artifacts, {size(sum(e.bytes for e in unused))}, and {len(stale)} left-overs {verb}")
+
+
+def _export(store: Store, name: str, directory: Path) -> None:
+    entry = store.find(name)
+    if directory.exists():
+        raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
+    shutil.copytree(entry.path, directory, copy_function=shutil.copyfile)
+    for p in (directory, *directory.rglob("*")):
+        p.chmod(0o755 if p.is_dir() else 0o644)
+    print(directory)

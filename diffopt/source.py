@@ -1,0 +1,163 @@
+"""Where a model comes from, and which exact version of it: a directory by content, a hub repository by commit."""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from diffopt import asset
+from diffopt.errors import PlanError
+from diffopt.fingerprint import fingerprint
+
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+QUICK = 256 << 20  # bytes that planning may hash without being slow: about half a second
+
+
+@dataclass(frozen=True)
+class Source:
+    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub."""
+
+    name: str
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory, or None for a hub repository."""
+        path = asset.locate(self.name)
+        return path if path.is_dir() else None
+
+    @property
+    def hub(self) -> tuple[str, str]:
+        """Repository and revision on the hub."""
+        found = HUB_ID.fullmatch(self.name)
+        assert found is not None  # `read` lets nothing else through
+        return found["repo"], found["revision"] or "main"
+
+
+def read(value: object) -> Source:
+    """Raises ValueError for what can be neither a directory nor a hub id."""
+    if isinstance(value, Source):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("is not a model; give a directory or a hub id such as org/name")
+    source = Source(value)
+    looks_local = value.startswith(("/", ".", "~", asset.PREFIX)) or not HUB_ID.fullmatch(value)
+    if looks_local and source.directory is None:
+        raise ValueError("is not a directory; check the path, or give a hub id such as org/name")
+    return source
+
+
+ModelSource = Annotated[Source, BeforeValidator(read), PlainSerializer(lambda s: s.name)]
+
+
+@dataclass
+class Sources:
+    """Resolves sources to digests, and remembers in `memory` (a JSON file in the store) what cost time or a network.
+
+    A file is hashed again only when its size or mtime changed. `dry` is for planning: nothing is written, no
+    network is asked and no more than QUICK bytes are hashed; what would need more is unresolved (None).
+    """
+
+    memory: Path
+    dry: bool = False
+    resolved: dict[str, Source] = field(default_factory=dict)
+
+    def digest(self, source: Source) -> str | None:
+        """`sha256:...` of a directory's files, or `hub:REPO@COMMIT`; None only when `dry`."""
+        found = self._directory(source.directory) if source.directory else self._hub(source)
+        if found:
+            self.resolved[found] = source
+        return found
+
+    def pinned(self, source: Source) -> str:
+        """The digest of a source that this run's plan has resolved."""
+        found = self.digest(source)
+        assert found is not None
+        return found
+
+    def locate(self, digest: str) -> Path:
+        """The directory that holds a source resolved in this run; downloads a hub repository at its commit."""
+        source = self.resolved[digest]
+        if source.directory:
+            return source.directory
+        from huggingface_hub import snapshot_download
+
+        repo, commit = digest.removeprefix("hub:").split("@")
+        try:
+            return Path(snapshot_download(repo, revision=commit))
+        except Exception as e:
+            raise _unreachable(source, e) from None
+
+    def _directory(self, root: Path) -> str | None:
+        files = [p for p in sorted(root.rglob("*")) if p.is_file() and not _hidden(p.relative_to(root))]
+        known = self._remembered()
+        keys = {p: f"{p.resolve()}:{(s := p.stat()).st_size}:{s.st_mtime_ns}" for p in files}
+        fresh = [p for p in files if keys[p] not in known]
+        if self.dry and sum(p.stat().st_size for p in fresh) > QUICK:
+            return None
+        for p in fresh:
+            with p.open("rb") as f:
+                known[keys[p]] = hashlib.file_digest(f, "sha256").hexdigest()
+        if fresh:
+            self._remember(known)
+        return "sha256:" + fingerprint({str(p.relative_to(root)): known[keys[p]] for p in files})
+
+    def _hub(self, source: Source) -> str | None:
+        repo, revision = source.hub
+        if COMMIT.fullmatch(revision):
+            return f"hub:{repo}@{revision}"
+        known = self._remembered()
+        if commit := known.get(f"{repo}@{revision}"):
+            return f"hub:{repo}@{commit}"
+        if self.dry:
+            return None
+        commit = _commit(source)
+        self._remember(known | {f"{repo}@{revision}": commit})
+        return f"hub:{repo}@{commit}"
+
+    def _remembered(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.memory.read_text()))
+        except (FileNotFoundError, json.JSONDecodeError):  # a lost memory costs time only
+            return {}
+
+    def _remember(self, known: dict[str, Any]) -> None:
+        if self.dry:
+            return
+        self.memory.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.memory.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(known, indent=1, sort_keys=True))
+        partial.replace(self.memory)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _commit(source: Source) -> str:
+    """The commit that a branch or tag of a hub repository names now; from the local cache when offline."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    repo, revision = source.hub
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True)).name
+        return str(HfApi().model_info(repo, revision=revision).sha)
+    except Exception as e:
+        raise _unreachable(source, e) from None
+
+
+def _unreachable(source: Source, error: Exception) -> PlanError:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    hints = {
+        "GatedRepoError": "accept its licence on the hub and set HF_TOKEN",
+        "RepositoryNotFoundError": "check the name, or set HF_TOKEN if it is private",
+        "RevisionNotFoundError": "check the revision after the @",
+    }
+    advice = hints.get(type(error).__name__, "check the network, or give the path of a local copy")
+    return PlanError(f"source: the hub did not give it: {reason} (got {source.name!r}); {advice}")

@@ -1,0 +1,115 @@
+"""What a stage is: a function whose signature declares what it reads, takes and makes."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from diffopt.artifact import Artifact
+from diffopt.progress import track
+from diffopt.source import Source
+from diffopt.view import View
+
+T = TypeVar("T")
+
+BASELINE = "baseline"
+"""`Annotated[OnnxGraph | None, BASELINE]`: the same kind, made from the same model in full precision."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where and how a stage runs. Nothing in it is part of a fingerprint."""
+
+    out: Path
+    """The empty directory that becomes the artifact."""
+    digest: Callable[[Source], str]
+    """The digest of a source, as in fingerprints."""
+    locate: Callable[[str], Path]
+    """The directory of a source, by its digest."""
+    device: str = "cpu"
+    title: str = ""
+
+    def track(self, items: Iterable[T], total: int | None = None) -> Iterator[T]:
+        """`items`, with a progress bar on a terminal."""
+        return track(items, self.title, total)
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of a stage after `ctx`."""
+
+    name: str
+    role: Literal["view", "artifact", "seed"]
+    types: tuple[type, ...] = ()
+    """The view, or the kinds of artifact; several kinds mean the one that `eval.runtime` runs."""
+    optional: bool = False
+    many: bool = False
+    """All artifacts of the kind, in order."""
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    run: Callable[..., None]
+    version: int
+    when: str | None
+    probes: tuple[str, ...]
+    params: tuple[Param, ...] = field(repr=False)
+    makes: type[Artifact]
+
+
+def stage(*, version: int, when: str | None = None, probes: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Stage]:
+    """Make a stage of a function `(ctx, views..., artifacts..., seed) -> kind`, which writes its artifact to `ctx.out`.
+
+    After `ctx`, a parameter annotated with a `View` reads the config group of that name, one annotated with an
+    `Artifact` is an input, and `seed: int` is the run's seed; the return annotation is the kind that is made.
+    `when` names the group whose choice calls for the stage. `probes` names what of the environment decides the
+    result. Raise `version` when the code changes what it makes.
+    """
+
+    def wrap(run: Callable[..., Any]) -> Stage:
+        hints = get_type_hints(run, include_extras=True)
+        makes = hints.pop("return")
+        if not (isinstance(makes, type) and issubclass(makes, Artifact)):
+            raise TypeError(f"{run.__qualname__}: returns {makes!r}, which is no kind of artifact")
+        names = list(inspect.signature(run).parameters)[1:]
+        params = tuple(_param(run.__qualname__, name, hints[name]) for name in names)
+        return Stage(run.__name__, run, version, when, probes, params, makes)
+
+    return wrap
+
+
+def _param(where: str, name: str, hint: Any) -> Param:
+    if name == "seed" and hint is int:
+        return Param(name, "seed")
+    baseline = get_origin(hint) is Annotated and BASELINE in get_args(hint)[1:]
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    types, optional = tuple(t for t in parts if t is not NoneType), NoneType in parts
+    if len(types) == 1 and get_origin(types[0]) is tuple:
+        return Param(name, "artifact", (get_args(types[0])[0],), optional, many=True, baseline=baseline)
+    if all(isinstance(t, type) and issubclass(t, Artifact) for t in types):
+        return Param(name, "artifact", types, optional, baseline=baseline)
+    if len(types) == 1 and isinstance(types[0], type) and issubclass(types[0], View):
+        return Param(name, "view", types, optional)
+    raise TypeError(f"{where}: {name}: {hint!r} is neither a view, nor a kind of artifact, nor `seed: int`")
+
+
+def stages() -> list[Stage]:
+    """Every installed stage, in the order of their places: entry points `PLACE_NAME` of the group `diffopt.stages`.
+
+    A third-party stage names itself `45_mystage` to come between `40_...` and `50_...`; where two stages make the
+    same kind, the later one's is taken.
+    """
+
+    def place(point: EntryPoint) -> tuple[int, str]:
+        number, _, name = point.name.partition("_")
+        return int(number), name
+
+    found = sorted(set(entry_points(group="diffopt.stages")), key=place)
+    return [point.load() for point in found]

@@ -1,0 +1,1 @@
+"""The built-in stages: one file each. No stage imports another."""

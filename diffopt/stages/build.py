@@ -1,0 +1,30 @@
+"""build: an engine plan from the graph, with what built it and what can run it."""
+
+import json
+
+from diffopt.artifact import EnginePlan, OnnxGraph
+from diffopt.groups import Export
+from diffopt.stage import Context, stage
+from diffopt.view import View
+
+
+class BuilderView(View, of=Export):
+    builder_optimization_level: int
+
+
+@stage(version=1, when="export", probes=("tensorrt",))
+def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
+    from diffopt import engine
+
+    made = engine.build(graph.path / "model.onnx", export.builder_optimization_level)
+    (ctx.out / "model.plan").write_bytes(made.plan)
+    head = {
+        "builder": made.flavour,
+        "version": made.version,
+        "target": made.target,
+        "profiles": made.profiles,
+        "builder_optimization_level": export.builder_optimization_level,
+        "bytes": len(made.plan),
+        "format": graph.json("graph.json")["format"],
+    }
+    (ctx.out / "plan.json").write_text(json.dumps(head, indent=1))

@@ -1,0 +1,19 @@
+"""reference: the evaluation's prompts and seeds in full precision, with no cache, by torch."""
+
+from diffopt.artifact import Pipeline, ReferenceImages
+from diffopt.groups import CallView, DrawView
+from diffopt.stage import Context, stage
+
+
+@stage(version=1, when="eval", probes=("numerics",))
+def reference(ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline, seed: int) -> ReferenceImages:
+    from diffopt import pictures
+    from diffopt.models.open import batches, draw, family_of, open_pipeline
+
+    pipe, arguments = open_pipeline(ctx, pipeline), family_of(pipeline).arguments(model)
+    seeds = [seed + i for i in range(len(eval.prompts))]
+    for first, prompts in ctx.track(list(batches(eval.prompts, eval.batch_size))):
+        drawn = draw(pipe, prompts, seeds[first : first + len(prompts)], eval.steps, arguments)
+        pictures.check(drawn, prompts)
+        pictures.save(ctx.out, first, drawn)
+    pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})

@@ -1,0 +1,51 @@
+"""sample: the candidate's pictures of the same prompts and seeds, drawn by the chosen runtime."""
+
+from typing import Literal
+
+from diffopt.artifact import Checkpoint, Images, OnnxGraph, Pipeline
+from diffopt.groups import CallView, DrawView
+from diffopt.groups.cache import CacheView
+from diffopt.groups.eval import RuntimeView
+from diffopt.runtimes import RUNTIMES
+from diffopt.stage import Context, stage
+
+
+@stage(version=1, when="eval", probes=("numerics",))
+def sample(
+    ctx: Context,
+    model: CallView,
+    cache: CacheView | None,
+    eval: RuntimeView,
+    pipeline: Pipeline,
+    subject: Checkpoint | OnnxGraph | None,
+    seed: int,
+) -> Images:
+    from diffopt import pictures
+    from diffopt.models.open import batches, draw, family_of
+
+    runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
+    seeds = [seed + i for i in range(len(eval.prompts))]
+    with runtime.running(ctx, pipeline, subject, cache) as run:
+        size = run.batch or eval.batch_size
+        for first, prompts in ctx.track(list(batches(eval.prompts, size))):
+            spare = size - len(prompts) if run.batch else 0  # a graph's batch is fixed: fill the last one up
+            these = seeds[first : first + len(prompts)]
+            drawn = draw(run.pipe, [*prompts, *prompts[-1:] * spare], [*these, *these[-1:] * spare], eval.steps, arguments)
+            drawn = drawn[: len(prompts)]
+            pictures.check(drawn, prompts)
+            pictures.save(ctx.out, first, drawn)
+        computed = run.computed()
+    about: dict[str, object] = {
+        "runtime": eval.runtime,
+        "format": _format(subject),
+        "simulated": _format(subject) not in runtime.kernels,
+        "computed_blocks": computed,
+    }
+    pictures.write_index(ctx.out, eval.prompts.prompts, seeds, about)
+
+
+def _format(subject: Checkpoint | OnnxGraph | None) -> str | None:
+    if subject is None:
+        return None
+    found: str | None = subject.json("checkpoint.json" if isinstance(subject, Checkpoint) else "graph.json")["format"]
+    return found

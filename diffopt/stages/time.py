@@ -1,0 +1,73 @@
+"""time: candidate and full-precision baseline in turn, in one process, on a named machine."""
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from diffopt.artifact import Checkpoint, Latency, OnnxGraph, Pipeline
+from diffopt.groups import CallView, Eval
+from diffopt.groups.cache import CacheView
+from diffopt.prompts import Prompts
+from diffopt.runtimes import RUNTIMES
+from diffopt.stage import BASELINE, Context, stage
+from diffopt.view import Choices, Group, View
+
+
+class TimeView(View, of=Eval):
+    prompts: Prompts
+    steps: int
+    runtime: Literal["torch", "onnxruntime"]
+    warmup: int
+    repeats: int
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        """Of the prompts only as many as the largest batch that is timed: their number does not change the time."""
+        assert isinstance(group, Eval)
+        others = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
+        return [cls(prompts=group.prompts.part(0, 16), **others)]
+
+
+@stage(version=1, when="eval", probes=("numerics", "machine"))
+def time(
+    ctx: Context,
+    model: CallView,
+    cache: CacheView | None,
+    eval: TimeView,
+    pipeline: Pipeline,
+    subject: Checkpoint | OnnxGraph | None,
+    baseline: Annotated[Checkpoint | OnnxGraph | None, BASELINE],
+    seed: int,
+) -> Latency:
+    from contextlib import ExitStack
+
+    from diffopt.environment import machine
+    from diffopt.models.open import family_of
+    from diffopt.stopwatch import Stopwatch, compare, summary
+
+    runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
+    sides: dict[str, tuple[Any, Any]] = {"baseline": (baseline, None)}
+    if cache or (subject and subject != baseline):
+        sides["candidate"] = (subject, cache)
+    with ExitStack() as stack:
+        watches = {}
+        for name, (artifact, cached) in sides.items():
+            run = stack.enter_context(runtime.running(ctx, pipeline, artifact, cached))
+            watches[name] = Stopwatch(run, eval.prompts.prompts, eval.steps, arguments, seed)
+        for _ in range(eval.warmup):
+            for watch in watches.values():
+                watch.warm()
+        for _ in ctx.track(range(eval.repeats)):  # in turn, so that a change of the machine's speed meets both
+            for watch in watches.values():
+                watch.time()
+    content = {
+        "schema": "diffopt.latency/1",
+        "runtime": eval.runtime,
+        "machine": machine(),
+        "batch_size": watches["baseline"].batch,
+        "steps": eval.steps,
+        "warmup": eval.warmup,
+        "repeats": eval.repeats,
+        **{name: summary(watch) for name, watch in watches.items()},
+        "speedup": compare(watches["baseline"], watches["candidate"]) if "candidate" in watches else None,
+    }
+    (ctx.out / "latency.json").write_text(json.dumps(content, indent=1))

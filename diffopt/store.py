@@ -1,0 +1,237 @@
+"""The artifact store: one read-only directory per fingerprint, published by a rename, record last."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffopt.errors import StoreError
+
+RECORD = "record.json"
+ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
+INTERNAL = {"tmp", ROOTS}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished artifact."""
+
+    kind: str
+    fingerprint: str
+    path: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """`identity`, `provenance` and the manifest `files`: {name: {size, sha256}}."""
+        try:
+            return dict(json.loads((self.path / RECORD).read_text()))
+        except (OSError, ValueError) as e:
+            raise self._changed(RECORD, f"cannot be read ({e})") from None
+
+    @property
+    def bytes(self) -> int:
+        return sum(f["size"] for f in self.record["files"].values())
+
+    def check_sizes(self) -> None:
+        """Raises StoreError where a file is missing or has another size than when it was made."""
+        for name, made in self.record["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                raise self._changed(name, "is missing")
+            if path.stat().st_size != made["size"]:
+                raise self._changed(name, f"has {path.stat().st_size} bytes, but was made with {made['size']}")
+
+    def problems(self) -> list[str]:
+        """What differs from when it was made, by sha256 of every file; empty when sound."""
+        try:
+            files = self.record["files"]
+        except StoreError as e:
+            return [str(e)]
+        found = []
+        for name, made in files.items():
+            path = self.path / name
+            if not path.is_file():
+                found.append(f"{name} is missing")
+            elif _sha256(path) != made["sha256"]:
+                found.append(f"{name} was changed")
+        extra = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()} - set(files) - {RECORD}
+        return found + [f"{name} was added" for name in sorted(extra)]
+
+    def _changed(self, name: str, what: str) -> StoreError:
+        return StoreError(
+            f"store: {self.kind}/{self.fingerprint}: {name} {what}; "
+            "`diffopt store verify --drop` removes what was changed by hand, the next run makes it again"
+        )
+
+
+class Store:
+    """Opening a store writes nothing; the first `publish` makes its directories."""
+
+    def __init__(self, root: Path):
+        self.root = root.absolute()
+
+    def entry(self, kind: str, fingerprint: str) -> Entry | None:
+        """The finished artifact, its files checked by size, or None. Raises StoreError when it was changed."""
+        path = self.root / kind / fingerprint
+        if not (path / RECORD).is_file():
+            return None
+        found = Entry(kind, fingerprint, path)
+        found.check_sizes()
+        return found
+
+    def entries(self, kind: str | None = None) -> list[Entry]:
+        """Every finished artifact, by kind and age."""
+        if not self.root.is_dir():
+            return []
+        kinds = [kind] if kind else sorted(p.name for p in self.root.iterdir() if p.is_dir() and p.name not in INTERNAL)
+        paths = [p for k in kinds if (self.root / k).is_dir() for p in (self.root / k).iterdir()]
+        finished = sorted((p for p in paths if (p / RECORD).is_file()), key=lambda p: (p.parent.name, _age(p)))
+        return [Entry(p.parent.name, p.name, p) for p in finished]
+
+    def find(self, prefix: str) -> Entry:
+        """The one artifact whose fingerprint starts with `prefix`, or which is called KIND/FINGERPRINT."""
+        found = [e for e in self.entries() if f"{e.kind}/{e.fingerprint}".startswith(prefix) or e.fingerprint.startswith(prefix)]
+        if len(found) != 1:
+            what = "no artifact" if not found else f"{len(found)} artifacts"
+            raise StoreError(f"store: {what} in {self.root} named so (got {prefix!r}); `diffopt store ls` lists them")
+        return found[0]
+
+    @contextmanager
+    def publish(self, kind: str, fingerprint: str, identity: dict[str, Any], provenance: dict[str, Any]) -> Iterator[Path]:
+        """Yield an empty directory; on success it becomes the artifact, on error it is removed.
+
+        `provenance` is read when the work is done, so that it can say how long it took.
+        """
+        work: Path | None = None
+        try:
+            work = self._scratch(fingerprint)
+            yield work
+            files = {str(p.relative_to(work)): _manifest(p) for p in sorted(work.rglob("*")) if p.is_file()}
+            record = {"kind": kind, "identity": identity, "provenance": provenance, "files": files}
+            (work / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
+            for p in work.rglob("*"):
+                p.chmod(0o555 if p.is_dir() else 0o444)
+            final = self.root / kind / fingerprint
+            final.parent.mkdir(exist_ok=True)
+            os.rename(work, final)
+            final.chmod(0o555)
+        except BaseException as e:
+            if work:
+                _remove(work)
+            if reason := self._disk_trouble(e):
+                raise reason from None
+            raise
+
+    @contextmanager
+    def lock(self, fingerprint: str) -> Iterator[None]:
+        """Held while one process makes `fingerprint`, so that concurrent jobs make it once."""
+        try:
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            f = open(self.root / "tmp" / f"{fingerprint}.lock", "w")
+        except OSError as e:
+            raise self._disk_trouble(e) or e from None
+        with f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+
+    def refer(self, run: Path, artifacts: list[tuple[str, str]]) -> None:
+        """Remember that the run directory `run` uses these (kind, fingerprint): `gc` keeps them while it exists."""
+        name = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
+        try:
+            (self.root / ROOTS).mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"run": str(run.absolute()), "artifacts": artifacts})
+            (self.root / ROOTS / f"{name}.json").write_text(text)
+        except OSError as e:
+            raise self._disk_trouble(e) or e from None
+
+    def garbage(self) -> tuple[list[Entry], list[Path]]:
+        """Artifacts that no existing run refers to, and left-overs of killed runs that nobody holds a lock on."""
+        used: set[tuple[str, str]] = set()
+        stale: list[Path] = []
+        for root in (self.root / ROOTS).glob("*.json"):
+            content = json.loads(root.read_text())
+            if Path(content["run"]).is_dir():
+                used |= {(kind, fp) for kind, fp in content["artifacts"]}
+            else:
+                stale.append(root)
+        scratch = [p for p in (self.root / "tmp").glob("*-*") if p.is_dir()]  # a lock file stays: another may wait on it
+        stale += [p for p in scratch if not self._locked(p.name.split("-")[0])]
+        return [e for e in self.entries() if (e.kind, e.fingerprint) not in used], stale
+
+    def remove(self, path: Path) -> None:
+        """Remove an artifact or a left-over."""
+        try:
+            _remove(path)
+        except OSError as e:
+            raise self._disk_trouble(e) or e from None
+
+    def _locked(self, fingerprint: str) -> bool:
+        path = self.root / "tmp" / f"{fingerprint}.lock"
+        if not path.exists():
+            return False
+        with path.open("r") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def _scratch(self, fingerprint: str) -> Path:
+        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=self.root / "tmp"))
+
+    def _disk_trouble(self, error: BaseException) -> StoreError | None:
+        """A line for the user when `error` comes from the disk. Libraries in C++ or Rust only pass on its text."""
+        text = str(error).lower()
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text or "os error 28" in text:
+            free = shutil.disk_usage(_existing(self.root)).free >> 20
+            return StoreError(
+                f"store: the disk is full ({free} MiB free) (got {str(self.root)!r}); free some with `diffopt store gc`, "
+                "or set DIFFOPT_STORE to another disk; finished artifacts are kept"
+            )
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM) or "read-only file system" in text or "os error 30" in text:
+            return StoreError(
+                f"store: cannot be written ({os.strerror(code or errno.EROFS).lower()}) (got {str(self.root)!r}); "
+                "set DIFFOPT_STORE to a directory that you may write"
+            )
+        if code == errno.ENOTDIR or code == errno.EEXIST:
+            return StoreError(f"store: is not a directory (got {str(self.root)!r}); set DIFFOPT_STORE to a directory")
+        return None
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _age(path: Path) -> float:
+    return (path / RECORD).stat().st_mtime
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for p in (path, *path.rglob("*")):
+        if p.is_dir():
+            p.chmod(p.stat().st_mode | stat.S_IRWXU)
+    shutil.rmtree(path)
