@@ -51,10 +51,17 @@ def simulated() -> Iterator[None]:
     kernel = tensor_quant.dynamic_block_quantize_op
 
     def dispatch(
-        inputs: torch.Tensor, block: int, amax: torch.Tensor | None, bits: int, exponent: int, scale_bits: int, scale_exponent: int
+        inputs: torch.Tensor,
+        block: int,
+        amax: torch.Tensor | None,
+        bits: int,
+        exponent: int,
+        scale_bits: int,
+        scale_exponent: int,
     ) -> torch.Tensor:
         if inputs.is_cuda:
-            return kernel(inputs, block, amax, bits, exponent, scale_bits, scale_exponent)
+            found: torch.Tensor = kernel(inputs, block, amax, bits, exponent, scale_bits, scale_exponent)
+            return found
         if torch.onnx.is_in_onnx_export():  # the exporter emits the operator; its body is never part of the graph
             return inputs.clone()
         if (block, bits, exponent, scale_bits, scale_exponent) != (BLOCK, 4, 2, 8, 4) or amax is None:

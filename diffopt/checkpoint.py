@@ -30,7 +30,9 @@ def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes
 
 def quantized_layers(model: torch.nn.Module) -> list[str]:
     """Names of the layers whose weights are quantized."""
-    return [n.removesuffix(".weight_quantizer") for n, q in quantizers(model) if n.endswith(".weight_quantizer") and q.is_enabled]
+    return [
+        n.removesuffix(".weight_quantizer") for n, q in quantizers(model) if n.endswith(".weight_quantizer") and q.is_enabled
+    ]
 
 
 def expected_layers(model: torch.nn.Module, excluded: list[str]) -> list[str]:
@@ -41,7 +43,7 @@ def expected_layers(model: torch.nn.Module, excluded: list[str]) -> list[str]:
 
 def state(model: torch.nn.Module) -> Extremes:
     """amax and pre-quant scale of every enabled quantizer, by buffer name, on the CPU."""
-    found = {}
+    found: Extremes = {}
     for name, quantizer in quantizers(model):
         if quantizer.is_enabled:
             found |= {f"{name}.{key}": b.detach().cpu().contiguous() for key, b in quantizer.named_buffers() if b is not None}

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffopt.errors import ConfigError
-from diffopt.groups import GROUPS
+from diffopt.groups import GROUPS, PICKS
 from diffopt.view import Choices, Group
 
 ADVICE = {
@@ -33,7 +33,7 @@ def choose(config: dict[str, Any]) -> Choices:
     """Validate a composed config. Raises ConfigError, a line for each thing that is wrong."""
     errors: list[str] = []
     groups: dict[str, Group | None] = {}
-    known = {*GROUPS, "train", "seed", "store"}
+    known = {*PICKS, "seed", "store"}
     for name in sorted(set(config) - known):
         errors.append(f"{name}: no such key (got {config[name]!r}); {nearest(name, known)}")
     for name, schema in GROUPS.items():
@@ -77,4 +77,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean x?`, or all there are."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    there = f"there are {', '.join(known)}"
+    return f"did you mean {close[0]}? {there}" if close and len(known) > 1 else there

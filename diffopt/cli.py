@@ -1,12 +1,16 @@
 """The command line: Hydra composes and runs recipes; the small sub-commands look at what there is."""
 
+import errno
+import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -15,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffopt import complaint, job
 from diffopt.completion import complete
-from diffopt.errors import DiffoptError
+from diffopt.errors import ConfigError, DiffoptError, PlanError
 from diffopt.searchpath import bundled, register
 
 CONFIG = "config"
@@ -36,6 +40,15 @@ def main(argv: list[str] | None = None) -> None:
     except (DiffoptError, HydraException, OmegaConfBaseException) as e:
         print(complaint.line(e, arguments), file=sys.stderr)
         sys.exit(1)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        where = e.filename or "outputs"
+        print(
+            f"outputs: cannot be written ({os.strerror(e.errno).lower()}) (got {where!r}); run where you may write",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
         sys.exit(130)
@@ -44,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _main(arguments: list[str]) -> None:
+    logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no traceback on the terminal
     register()
     if complete(arguments):
         return
@@ -57,16 +71,20 @@ def _main(arguments: list[str]) -> None:
 
 
 def _hydra(arguments: list[str]) -> None:
+    known = get_args_parser()._option_string_actions
+    flags = [a.partition("=")[0] for a in arguments if a.startswith("-")]
+    if wrong := [f for f in flags if f not in known]:
+        raise DiffoptError(f"{wrong[0]}: no such flag (got {wrong[0]}); `diffopt --hydra-help` lists them")
     # Hydra's argparse takes one run of overrides only: `+recipe=x -m calib.alpha=1,2` is "unrecognized arguments".
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    sys.argv[1:] = overrides + [a for a in arguments if a not in overrides]
+    sys.argv[1:] = [*map(job.spelled, overrides), *(a for a in arguments if a not in overrides)]
     decorated: Callable[[], Any] = hydra.main(version_base="1.3", config_path=str(bundled("conf")), config_name=CONFIG)(_job)
     decorated()
     if _refused:
         raise _refused.pop()
 
 
-_refused: list[DiffoptError] = []
+_refused: list[DiffoptError | OSError] = []
 """The error of a single run, past Hydra, which would put a line of its own in front of it."""
 
 
@@ -77,13 +95,12 @@ def _job(config: DictConfig) -> float | None:
     overrides = [o for o in settings.overrides.task if not o.startswith("+recipe=")]
     try:
         return job.run(config, overrides, directory, settings.job.name, sweep=sweep)
-    except DiffoptError as e:
-        from diffopt.runner import discard_if_empty
-
+    except (DiffoptError, OSError) as e:
         if sweep:
             (directory / "error.txt").write_text(str(e))
             raise
-        discard_if_empty(directory)
+        if isinstance(e, ConfigError | PlanError):  # nothing was made; after any other error the log is worth keeping
+            shutil.rmtree(directory, ignore_errors=True)
         _refused.append(e)
         return None
 

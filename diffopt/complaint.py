@@ -3,7 +3,7 @@
 import re
 
 from diffopt.choices import nearest
-from diffopt.groups import GROUPS
+from diffopt.groups import GROUPS, PICKS
 
 
 def line(error: Exception, arguments: list[str]) -> str:
@@ -17,9 +17,11 @@ def line(error: Exception, arguments: list[str]) -> str:
         return _no_key(found[1], _given(found[1], arguments))
     if "Multiple values for" in text and (found := re.search(r"Multiple values for (\w+)", text)):
         return f"{found[1]}: is chosen twice (got it as an override); choose once"
-    if found := re.search(r"LexerNoViableAltException: (.*)|mismatched input .*|token recognition error.*", text):
-        bad = next((a for a in arguments if "=" in a), "")
-        return f"override: cannot be read: {text.splitlines()[0]} (got {bad!r}); quote it: 'key=\"value\"'"
+    if re.search(r"LexerNoViableAltException|mismatched input|token recognition error|extraneous input", text):
+        bad = next((a for a in arguments if a in text), text.splitlines()[0])
+        return f"override: cannot be read (got {bad}); write key=value, and quote odd characters: 'key=\"a, b\"'"
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        return f"{found[1]}: reads as several values (got {found[2]}); quote one, list them as [a,b], or sweep with --multirun"
     cause = error.__cause__
     lines = [x for x in text.strip().splitlines() if x.strip() and "HYDRA_FULL_ERROR" not in x]
     if cause and str(cause) not in text:
@@ -39,16 +41,14 @@ def _no_option(what: str, text: str) -> str:
         return f"{what}: no such config (got {what!r}); `diffopt --help` lists the groups"
     if not there:
         return f"{group}: has no options yet (got {option!r}); drop it"
-    return f"{group}: no such option (got {option!r}); {nearest(option, there)}" + (
-        "" if len(there) > 12 else f"  Options: {', '.join(sorted(there))}"
-    )
+    return f"{group}: no such option (got {option!r}); {nearest(option, there)}"
 
 
 def _no_key(key: str, given: str) -> str:
     group, _, name = key.partition(".")
     if group in GROUPS and name:
         return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].model_fields)}"
-    known = [*GROUPS, "train", "seed", "store"]
+    known = [*PICKS, "seed", "store"]
     if name:
         return f"{key}: no such group (got {group!r}); {nearest(group, known)}"
     return f"{key}: no such key (got {given}); {nearest(key, known)}"

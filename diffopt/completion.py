@@ -20,10 +20,9 @@ def complete(arguments: list[str]) -> bool:
     line = os.environ.get("COMP_LINE", "")
     words = line.split()[1:] + ([""] if line.endswith(" ") or len(line.split()) == 1 else [])
     first = words[0] if words else ""
-    if len(words) <= 1 and first and not first.startswith(("+", "-", "~")) and "=" not in first:
-        if found := [c for c in SUBCOMMANDS if c.startswith(first)]:
-            print(" ".join(found))
-            return True
+    if len(words) == 1 and first and (found := [c for c in SUBCOMMANDS if c.startswith(first)]):
+        print(" ".join(found))
+        return True
     if len(words) <= 1 and not first:
         print(" ".join([*SUBCOMMANDS, "+recipe="]))
         return True

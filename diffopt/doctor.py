@@ -1,6 +1,5 @@
 """`diffopt doctor`: what this machine can calibrate, build and run, and why not."""
 
-import argparse
 import os
 import platform
 import shutil
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 from diffopt import __version__, environment, formats
+from diffopt.arguments import Parser
 from diffopt.environment import package
 from diffopt.runtimes import RUNTIMES
 from diffopt.searchpath import bundled
@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def command(arguments: list[str]) -> None:
-    argparse.ArgumentParser("diffopt doctor", description="What this machine can calibrate, build and run.").parse_args(arguments)
+    Parser("diffopt doctor", description="What this machine can calibrate, build and run.").parse_args(arguments)
     print("\n".join(lines()))
 
 

@@ -76,7 +76,8 @@ def _module(flavour: str) -> Any:
         return importlib.import_module("tensorrt")
     # PyPI has the bindings and, inside onnxruntime's provider, the libraries; loaded first, their names satisfy the import.
     spec = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     folder = Path(next(iter(spec.submodule_search_locations)))
     for pattern in ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*"):
         ctypes.CDLL(str(next(folder.glob(pattern))), mode=ctypes.RTLD_GLOBAL)
@@ -89,7 +90,7 @@ class _Logger:
     def __init__(self, trt: Any):
         errors: list[str] = []
 
-        class Sink(trt.ILogger):  # type: ignore[misc, name-defined]
+        class Sink(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 

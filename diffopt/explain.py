@@ -1,12 +1,12 @@
 """`diffopt plan`: what would run, what is cached, and why a step would run again."""
 
-import argparse
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from diffopt.job import Job, prepare
+from diffopt.arguments import Parser
+from diffopt.job import Job, prepare, spelled
 from diffopt.plan import Step
 from diffopt.runner import missing
 from diffopt.searchpath import bundled
@@ -16,13 +16,14 @@ SHOWN = 3
 
 
 def command(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("diffopt plan", description="Show a recipe's steps; runs and writes nothing.")
+    parser = Parser("diffopt plan", description="Show a recipe's steps; runs and writes nothing.")
     parser.add_argument("--config-dir", "-cd", help="a directory of your own groups and recipes")
     parser.add_argument("overrides", nargs="*", metavar="+recipe=NAME key=value ...")
     given = parser.parse_intermixed_args(arguments)
     extra = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
-    config = composed([*given.overrides, *extra])
-    overrides = [o for o in given.overrides if not o.startswith("+recipe=")]
+    asked = [spelled(o) for o in given.overrides]
+    config = composed([*asked, *extra])
+    overrides = [o for o in asked if not o.startswith("+recipe=")]
     print(table(prepare(config, overrides, dry=True, sweep=False)))
 
 

@@ -13,6 +13,7 @@ from diffopt.checks import check
 from diffopt.choices import choose
 from diffopt.environment import Environment
 from diffopt.errors import ConfigError, PlanError
+from diffopt.groups import PICKS
 from diffopt.plan import Plan, idle_overrides, make_plan
 from diffopt.source import Sources
 from diffopt.stage import stages
@@ -34,19 +35,24 @@ class Job:
     """The recipe as composed, the answer to what was asked for."""
 
 
+def spelled(override: str) -> str:
+    """`calib=null`, which the YAML says of a group that is not chosen, in Hydra's own spelling: `~calib`."""
+    group, _, value = override.partition("=")
+    return f"~{group}" if group in PICKS and value == "null" else override
+
+
 def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool) -> Job:
     """Validate and plan. Raises ConfigError or PlanError before anything has been written.
 
     `overrides` are those of the command line: in a single run one without an effect is refused. `dry` asks no
     network and hashes little, and leaves unresolved what would need it.
     """
-    visible = OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
+    visible = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
     try:
         plain: Any = OmegaConf.to_container(visible, resolve=True)
     except OmegaConfBaseException as e:
         raise ConfigError(f"config: {str(e).splitlines()[0]} (got an interpolation); mend the recipe") from None
-    picked = {k: v for k, v in plain.items() if k in config and v is not None}
-    if not {"model", "format", "export", "eval", "calib", "cache", "train"} & set(picked):
+    if all(plain.get(group) is None for group in PICKS):
         raise ConfigError("recipe: nothing is chosen (got no recipe); name one with +recipe=NAME, `diffopt --help` lists them")
     choices = choose(plain)
     if choices.model is None:
@@ -54,6 +60,8 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool)
     environment = Environment()
     check(choices, environment)
     store = Store(Path(plain["store"]).expanduser())
+    if not dry:
+        store.open()
     sources = Sources(store.root / "sources.json", dry=dry)
     plan = make_plan(choices, stages(), environment, sources.digest)
     if not sweep and (idle := idle_overrides(plan, choices, overrides)):

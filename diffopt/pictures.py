@@ -16,10 +16,14 @@ def check(pictures: np.ndarray, prompts: Sequence[str]) -> None:
     """Raises GateError for NaN and for pictures of one colour; `pictures` is float [n, height, width, 3] in 0..1."""
     for picture, prompt in zip(pictures, prompts, strict=True):
         if not np.isfinite(picture).all():
-            raise GateError(f"sample: the picture of {prompt!r} has NaN in it (got a broken model); exclude layers or raise dtype")
+            raise GateError(
+                f"sample: the picture of {prompt!r} has NaN in it (got a broken model); exclude layers or raise dtype"
+            )
         if np.ptp(picture) < 1 / 255:
             value = float(picture.mean())
-            raise GateError(f"sample: the picture of {prompt!r} has one colour (got {value:.2f} everywhere); exclude more layers")
+            raise GateError(
+                f"sample: the picture of {prompt!r} has one colour (got {value:.2f} everywhere); exclude more layers"
+            )
 
 
 def save(out: Path, first: int, pictures: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from diffopt.source import Source
 from diffopt.stage import Param, Stage
 from diffopt.view import Choices, Group, View
 
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One stage with its views and inputs bound: it makes one artifact."""

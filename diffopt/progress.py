@@ -1,17 +1,17 @@
 """Progress bars on a terminal, nothing elsewhere."""
 
-import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-T = TypeVar("T")
+from diffopt import quiet
 
 
-def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-    """`items`; on a terminal with a bar, the time passed and the time left, which goes away at the end."""
-    terminal = sys.__stderr__  # stages run with sys.stderr redirected to the log
-    if terminal is None or not terminal.isatty():
-        yield from items
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yields a function that advances the bar by one of `total`; the bar goes away at the end."""
+    terminal = quiet.terminal()
+    if not terminal.isatty():
+        yield lambda: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,5 +23,6 @@ def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=terminal), transient=True) as bar:
-        yield from bar.track(items, total=total, description=title)
+    with Progress(*columns, console=Console(file=terminal), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)

@@ -57,9 +57,10 @@ def _from_json(text: str) -> list[str]:
     except json.JSONDecodeError as e:
         raise ValueError(f"is not valid JSON (line {e.lineno}: {e.msg.lower()}); mend the file") from None
     prompts = [row.get("prompt") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else [None]
-    if not all(isinstance(p, str) for p in prompts):
+    texts = [p for p in prompts if isinstance(p, str)]
+    if len(texts) != len(prompts):
         raise ValueError('is not a list of prompts; write ["a cat", ...] or [{"prompt": "a cat"}, ...]')
-    return [p.strip() for p in prompts]
+    return [p.strip() for p in texts]
 
 
 Prompts = Annotated[PromptSet, BeforeValidator(read), PlainSerializer(lambda p: p.digest)]

@@ -1,24 +1,51 @@
 """Libraries say what they have to say to the run's log file, not to the user's terminal."""
 
 import contextlib
-import io
 import logging
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import TextIO
 
 log = logging.getLogger("diffopt")
+_terminal: TextIO | None = None
+
+
+def terminal() -> TextIO:
+    """The user's stderr, also while it is hushed."""
+    return _terminal or sys.stderr
 
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """What is printed or warned within goes to the log at debug level. Progress bars of ours write past it."""
-    said = io.StringIO()
-    with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """What is printed or warned within, by Python or by C++, goes to the log at debug level."""
+    global _terminal
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with (
+        tempfile.TemporaryFile() as said,
+        os.fdopen(os.dup(2), "w") as _terminal,
+        open(os.dup(said.fileno()), "w") as text,
+        warnings.catch_warnings(record=True) as warned,
+        contextlib.redirect_stdout(text),
+        contextlib.redirect_stderr(text),
+    ):
         warnings.simplefilter("default")
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
         try:
             yield
         finally:
-            for line in said.getvalue().splitlines():
+            text.flush()
+            for number, original in zip((1, 2), kept, strict=True):
+                os.dup2(original, number)
+                os.close(original)
+            _terminal = None
+            said.seek(0)
+            for line in said.read().decode(errors="replace").splitlines():
                 log.debug("%s", line)
             for w in warned:
                 log.debug("%s: %s", w.category.__name__, w.message)

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,9 @@ def _artifact(step: Step, store: Store) -> Artifact:
     return step.stage.makes(entry.path, entry.fingerprint)
 
 
-def write_run(directory: Path, name: str, overrides: list[str], config: str, plan: Plan, done: list[Done], store: Store) -> None:
+def write_run(
+    directory: Path, name: str, overrides: list[str], config: str, plan: Plan, done: list[Done], store: Store
+) -> None:
     """Link the artifacts into the run's directory by step name, and write `run.json`, the report's source."""
     rows = []
     for d in done:
@@ -129,9 +130,3 @@ def write_run(directory: Path, name: str, overrides: list[str], config: str, pla
     }
     (directory / RUN).write_text(json.dumps(content, indent=1))
     store.refer(directory, [(d.step.kind, d.step.fingerprint) for d in done if d.state != "spare"])
-
-
-def discard_if_empty(directory: Path) -> None:
-    """Remove the directory of a run that was refused before it made anything."""
-    if directory.is_dir() and not (directory / RUN).exists():
-        shutil.rmtree(directory)

@@ -43,7 +43,7 @@ def recipe_dirs() -> list[Path]:
     return found
 
 
-class RecipeSource(FileConfigSource):  # type: ignore[misc]
+class RecipeSource(FileConfigSource):
     """Serves a flat directory of YAML files as the config group `recipe`."""
 
     @staticmethod
@@ -71,7 +71,7 @@ class RecipeSource(FileConfigSource):  # type: ignore[misc]
         return sorted(p.stem for p in Path(self.path).glob("*.yaml"))
 
 
-class RecipeSearchPath(SearchPathPlugin):  # type: ignore[misc]
+class RecipeSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for d in recipe_dirs():
             search_path.append("diffopt", f"recipes://{d}")

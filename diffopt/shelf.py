@@ -1,17 +1,17 @@
 """`diffopt store`: look at the artifacts, check them, throw away what nothing uses."""
 
-import argparse
 import json
 import os
 import shutil
 from pathlib import Path
 
+from diffopt.arguments import Parser
 from diffopt.errors import StoreError
 from diffopt.store import Entry, Store
 
 
 def command(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("diffopt store", description="The artifact store.")
+    parser = Parser("diffopt store", description="The artifact store.")
     parser.add_argument("--store", default=os.environ.get("DIFFOPT_STORE", "outputs/store"), help="its directory")
     actions = parser.add_subparsers(required=True, metavar="ls | show | verify | gc | export")
     ls = actions.add_parser("ls", help="every artifact, its size and what made it")

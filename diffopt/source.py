@@ -123,16 +123,18 @@ class Sources:
     def _remembered(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.memory.read_text()))
-        except (FileNotFoundError, json.JSONDecodeError):  # a lost memory costs time only
+        except (OSError, json.JSONDecodeError):  # a lost memory costs time only
             return {}
 
     def _remember(self, known: dict[str, Any]) -> None:
         if self.dry:
             return
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
         partial = self.memory.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(known, indent=1, sort_keys=True))
-        partial.replace(self.memory)
+        try:
+            partial.write_text(json.dumps(known, indent=1, sort_keys=True))
+            partial.replace(self.memory)
+        except OSError:  # the store says so itself when it comes to artifacts; without a memory files are hashed again
+            partial.unlink(missing_ok=True)
 
 
 def _hidden(path: Path) -> bool:

@@ -1,19 +1,18 @@
 """What a stage is: a function whose signature declares what it reads, takes and makes."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffopt.artifact import Artifact
-from diffopt.progress import track
+from diffopt.progress import bar
 from diffopt.source import Source
 from diffopt.view import View
-
-T = TypeVar("T")
 
 BASELINE = "baseline"
 """`Annotated[OnnxGraph | None, BASELINE]`: the same kind, made from the same model in full precision."""
@@ -32,9 +31,9 @@ class Context:
     device: str = "cpu"
     title: str = ""
 
-    def track(self, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """`items`, with a progress bar on a terminal."""
-        return track(items, self.title, total)
+    def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
+        """A bar of `total` ticks on a terminal; yields the function that ticks."""
+        return bar(self.title, total)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Stopwatch:
     def _call(self) -> tuple[float, list[float]]:
         ends: list[float] = []
         started = _now()
-        draw(self.run.pipe, self.prompts, self.seeds, self.steps, self.arguments, on_step=lambda _: ends.append(_now()))
+        draw(self.run.pipe, self.prompts, self.seeds, self.steps, self.arguments, on_step=lambda: ends.append(_now()))
         return _now() - started, ends
 
 

@@ -80,6 +80,13 @@ class Store:
     def __init__(self, root: Path):
         self.root = root.absolute()
 
+    def open(self) -> None:
+        """Make its directories. Raises StoreError where that cannot be."""
+        try:
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise self._disk_trouble(e) or e from None
+
     def entry(self, kind: str, fingerprint: str) -> Entry | None:
         """The finished artifact, its files checked by size, or None. Raises StoreError when it was changed."""
         path = self.root / kind / fingerprint
@@ -100,7 +107,9 @@ class Store:
 
     def find(self, prefix: str) -> Entry:
         """The one artifact whose fingerprint starts with `prefix`, or which is called KIND/FINGERPRINT."""
-        found = [e for e in self.entries() if f"{e.kind}/{e.fingerprint}".startswith(prefix) or e.fingerprint.startswith(prefix)]
+        found = [
+            e for e in self.entries() if f"{e.kind}/{e.fingerprint}".startswith(prefix) or e.fingerprint.startswith(prefix)
+        ]
         if len(found) != 1:
             what = "no artifact" if not found else f"{len(found)} artifacts"
             raise StoreError(f"store: {what} in {self.root} named so (got {prefix!r}); `diffopt store ls` lists them")
@@ -137,7 +146,7 @@ class Store:
         """Held while one process makes `fingerprint`, so that concurrent jobs make it once."""
         try:
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
-            f = open(self.root / "tmp" / f"{fingerprint}.lock", "w")
+            f = (self.root / "tmp" / f"{fingerprint}.lock").open("w")
         except OSError as e:
             raise self._disk_trouble(e) or e from None
         with f:
@@ -195,9 +204,8 @@ class Store:
         text = str(error).lower()
         code = error.errno if isinstance(error, OSError) else None
         if code in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text or "os error 28" in text:
-            free = shutil.disk_usage(_existing(self.root)).free >> 20
             return StoreError(
-                f"store: the disk is full ({free} MiB free) (got {str(self.root)!r}); free some with `diffopt store gc`, "
+                f"store: the disk ran full (got {str(self.root)!r}); free some with `diffopt store gc`, "
                 "or set DIFFOPT_STORE to another disk; finished artifacts are kept"
             )
         if code in (errno.EROFS, errno.EACCES, errno.EPERM) or "read-only file system" in text or "os error 30" in text:
@@ -208,10 +216,6 @@ class Store:
         if code == errno.ENOTDIR or code == errno.EEXIST:
             return StoreError(f"store: is not a directory (got {str(self.root)!r}); set DIFFOPT_STORE to a directory")
         return None
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _age(path: Path) -> float:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.onnx import register_custom_op_symbolic, symbolic_helper
+from torch.onnx import symbolic_helper
+from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
 from diffopt.block_arithmetic import simulated
 
@@ -51,7 +52,7 @@ def _rms_norm(opset: int) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.onnx.unregister_custom_op_symbolic("aten::rms_norm", opset)
+        unregister_custom_op_symbolic("aten::rms_norm", opset)
 
 
 def _rms_norm_symbolic(g: Any, x: Any, shape: Any, weight: Any = None, eps: Any = None) -> Any:

@@ -17,4 +17,7 @@ GROUPS: dict[str, type[Group]] = {
     "eval": Eval,
 }
 
-__all__ = ["GROUPS", "Cache", "Calib", "CallView", "DrawView", "Eval", "Export", "Format", "Model"]
+PICKS = (*GROUPS, "train")
+"""Every config group of a recipe. `train` has no options yet, so it has no schema."""
+
+__all__ = ["GROUPS", "PICKS", "Cache", "Calib", "CallView", "DrawView", "Eval", "Export", "Format", "Model"]

@@ -6,7 +6,6 @@ own processor. torchmetrics' CLIPScore is not used: it breaks on transformers 5 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch

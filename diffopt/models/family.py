@@ -34,5 +34,5 @@ class Family:
     """Height and width are multiples of this many pixels."""
     arguments: Callable[[Any], dict[str, Any]]
     """Pipeline arguments of one call, from an object with the fields of the group `model`."""
-    inputs: Callable[["torch.nn.Module", Any, Size], "dict[str, torch.Tensor]"]
-    """Example backbone inputs by name, for a backbone, its pipeline's VAE scale and a size."""
+    inputs: Callable[[Any, int, Size], "dict[str, torch.Tensor]"]
+    """Example backbone inputs by name, for a backbone, the pixels per latent of its VAE, and a size."""

@@ -17,7 +17,7 @@ def arguments(model: Any) -> dict[str, Any]:
     }
 
 
-def inputs(backbone: "torch.nn.Module", vae_scale: int, size: Size) -> "dict[str, torch.Tensor]":
+def inputs(backbone: Any, vae_scale: int, size: Size) -> "dict[str, torch.Tensor]":
     """Latents are packed 2x2, so a picture of h x w pixels has (h / 2s) * (w / 2s) tokens, s being the VAE's scale.
 
     Shapes for 1024x1024: hidden_states [b,4096,64], encoder_hidden_states [b,512,4096], pooled_projections [b,768],

@@ -54,17 +54,17 @@ def draw(
     arguments: dict[str, Any],
     *,
     decode: bool = True,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """Run the pipeline on one batch.
 
     Returns pictures as float32 [batch, height, width, 3] in 0..1, or the family's latents when not decoded. `on_step`
-    is called with the step's index when each denoising step ends.
+    is called when each denoising step ends.
     """
 
-    def stepped(_pipe: Any, index: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def stepped(_pipe: Any, _index: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
         if on_step:
-            on_step(index)
+            on_step()
         return state
 
     with torch.inference_mode():

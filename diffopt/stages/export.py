@@ -52,7 +52,9 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
                 "format": head["format"] if head else None,
                 "opset": export.opset,
                 "batch_size": export.batch_size,
-                "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in inputs.items()},
+                "inputs": {
+                    n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in inputs.items()
+                },
                 "quantized_layers": expected,
                 "quantized_products": graph.quantized_products,
                 "operators": graph.operators,

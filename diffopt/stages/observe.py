@@ -48,8 +48,8 @@ def observe(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline,
 
     pipe, family = open_pipeline(ctx, pipeline), family_of(pipeline)
     todo = list(batches(calib.prompts, calib.batch_size))
-    with observed(getattr(pipe, family.backbone)) as extremes:
-        for first, prompts in ctx.track(todo):
+    with observed(getattr(pipe, family.backbone)) as extremes, ctx.progress(len(todo) * calib.n_steps) as tick:
+        for first, prompts in todo:
             seeds = [seed + calib.start + first + i for i in range(len(prompts))]
-            draw(pipe, prompts, seeds, calib.n_steps, family.arguments(model), decode=False)
+            draw(pipe, prompts, seeds, calib.n_steps, family.arguments(model), decode=False, on_step=tick)
     save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items())}, ctx.out / "extremes.safetensors")

@@ -12,8 +12,10 @@ def reference(ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline,
 
     pipe, arguments = open_pipeline(ctx, pipeline), family_of(pipeline).arguments(model)
     seeds = [seed + i for i in range(len(eval.prompts))]
-    for first, prompts in ctx.track(list(batches(eval.prompts, eval.batch_size))):
-        drawn = draw(pipe, prompts, seeds[first : first + len(prompts)], eval.steps, arguments)
-        pictures.check(drawn, prompts)
-        pictures.save(ctx.out, first, drawn)
+    todo = list(batches(eval.prompts, eval.batch_size))
+    with ctx.progress(len(todo) * eval.steps) as tick:
+        for first, prompts in todo:
+            drawn = draw(pipe, prompts, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
+            pictures.check(drawn, prompts)
+            pictures.save(ctx.out, first, drawn)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})

@@ -1,9 +1,7 @@
 """sample: the candidate's pictures of the same prompts and seeds, drawn by the chosen runtime."""
 
-from typing import Literal
-
 from diffopt.artifact import Checkpoint, Images, OnnxGraph, Pipeline
-from diffopt.groups import CallView, DrawView
+from diffopt.groups import CallView
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
 from diffopt.runtimes import RUNTIMES
@@ -27,13 +25,15 @@ def sample(
     seeds = [seed + i for i in range(len(eval.prompts))]
     with runtime.running(ctx, pipeline, subject, cache) as run:
         size = run.batch or eval.batch_size
-        for first, prompts in ctx.track(list(batches(eval.prompts, size))):
-            spare = size - len(prompts) if run.batch else 0  # a graph's batch is fixed: fill the last one up
-            these = seeds[first : first + len(prompts)]
-            drawn = draw(run.pipe, [*prompts, *prompts[-1:] * spare], [*these, *these[-1:] * spare], eval.steps, arguments)
-            drawn = drawn[: len(prompts)]
-            pictures.check(drawn, prompts)
-            pictures.save(ctx.out, first, drawn)
+        todo = list(batches(eval.prompts, size))
+        with ctx.progress(len(todo) * eval.steps) as tick:
+            for first, prompts in todo:
+                spare = size - len(prompts) if run.batch else 0  # a graph's batch is fixed: fill the last one up
+                these = seeds[first : first + len(prompts)]
+                texts, numbers = [*prompts, *prompts[-1:] * spare], [*these, *these[-1:] * spare]
+                drawn = draw(run.pipe, texts, numbers, eval.steps, arguments, on_step=tick)[: len(prompts)]
+                pictures.check(drawn, prompts)
+                pictures.save(ctx.out, first, drawn)
         computed = run.computed()
     about: dict[str, object] = {
         "runtime": eval.runtime,

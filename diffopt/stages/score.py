@@ -35,7 +35,7 @@ class ScoreView(View, of=Eval):
 
 
 @stage(version=1, when="eval", probes=("numerics", "skimage"))
-def score(ctx: Context, eval: ScoreView, images: Images, reference: ReferenceImages) -> Metrics:
+def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Images) -> Metrics:
     import numpy as np
     from PIL import Image
 
@@ -47,7 +47,7 @@ def score(ctx: Context, eval: ScoreView, images: Images, reference: ReferenceIma
     references = [picture for _, picture in pictures.read(reference.path)]
     clip = ctx.locate(ctx.digest(eval.clip)) if eval.clip and "clip" in eval.metrics else None
     found: dict[str, Any] = {}
-    for name in ctx.track(eval.metrics):
+    for name in eval.metrics:
         metric = METRICS[name]
         scorer = metric.scorer(clip, ctx.device)
         values = np.array(scorer(prompts, candidates, references) if metric.paired else scorer(prompts, candidates))

@@ -56,9 +56,11 @@ def time(
         for _ in range(eval.warmup):
             for watch in watches.values():
                 watch.warm()
-        for _ in ctx.track(range(eval.repeats)):  # in turn, so that a change of the machine's speed meets both
-            for watch in watches.values():
-                watch.time()
+        with ctx.progress(eval.repeats) as tick:
+            for _ in range(eval.repeats):  # in turn, so that a change of the machine's speed meets both
+                for watch in watches.values():
+                    watch.time()
+                tick()
     content = {
         "schema": "diffopt.latency/1",
         "runtime": eval.runtime,

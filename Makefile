@@ -1,0 +1,32 @@
+# Everything runs in its own virtual environment, $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check golden
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# torch and torchvision first and by exact version: the newest of one does not always go with the other.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.14.1 torchvision==0.29.1
+	$(BIN)/pip install --quiet --editable '.[tensorrt-rtx,dev]'
+	touch $@
+
+demo: $(VENV)/installed  ## install, run the quickstart, print where its report is
+	$(BIN)/diffopt +recipe=quickstart
+
+test: $(VENV)/installed  ## install, run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a change of the key that is meant
+	$(BIN)/python -m pytest -q tests/test_golden.py --golden

@@ -1,0 +1,122 @@
+"""Fixtures that keep this machine out of a test: a fixed environment, fixed source digests, no variables of the user's.
+
+`--golden` writes tests/golden.json anew (tests/test_golden.py).
+"""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from diffopt import job
+from diffopt.environment import Environment
+from diffopt.fingerprint import fingerprint
+from diffopt.searchpath import bundled, register
+from diffopt.source import Source
+from diffopt.stage import stages
+
+PROBES: dict[str, Any] = {
+    "numerics": {"torch": "2.11.0", "diffusers": "0.42.1", "transformers": "5.0.0", "device": "cpu+x86_64+avx2"},
+    "modelopt": "0.47.0",
+    "onnx": "1.21.0",
+    "onnxruntime": "1.24.0",
+    "tensorrt": {"flavour": "tensorrt_rtx", "version": "1.7.1.116"},
+    "machine": {"host": "00000000", "cpu": "a CPU", "cores": 2, "gpus": []},
+    "skimage": "0.25.0",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write tests/golden.json anew from what the steps are keyed by now")
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DIFFOPT_STORE", "DIFFOPT_RECIPES", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """What Hydra composes of these overrides, its own settings left out. Shared: not to be changed."""
+    register()
+    with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def digest_by_name(source: Source) -> str:
+    return "sha256:" + fingerprint(source.name)
+
+
+@pytest.fixture
+def config() -> Callable[..., dict[str, Any]]:
+    """`config("+recipe=quickstart", "seed=1")` is the composed config as a dict of one's own."""
+    return lambda *overrides: OmegaConf.to_container(composed(*overrides), resolve=True)
+
+
+@pytest.fixture
+def fixed_probes() -> dict[str, Any]:
+    return dict(PROBES)
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """`plan("+recipe=quickstart", "seed=1")` plans these overrides as one run does.
+
+    `probes` replaces some of the `fixed_probes`, `digest` how sources are resolved, `installed` the list of stages;
+    `sweep` plans as one of several jobs.
+    """
+    installed_here = cache(stages)
+
+    def planned(
+        *overrides: str,
+        probes: dict[str, Any] | None = None,
+        digest: Callable[[Source], str | None] = digest_by_name,
+        installed: list[Any] | None = None,
+        sweep: bool = False,
+    ) -> Any:
+        values = PROBES | (probes or {})
+        fixed = Environment({name: lambda value=value: value for name, value in values.items()})
+        sources = type("FixedSources", (), {"digest": staticmethod(digest)})()
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(job, "Environment", lambda: fixed)
+            patch.setattr(job, "Sources", lambda *_, **__: sources)
+            patch.setattr(job, "stages", lambda: installed or installed_here())
+            given = [o for o in overrides if not o.startswith("+recipe=")]
+            return job.prepare(composed(*overrides), given, dry=True, sweep=sweep).plan
+
+    return planned
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, where this user may mount one."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount command")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.fixture
+def pipeline_directory() -> Callable[[Path], Path]:
+    """Makes a directory that passes for a FLUX pipeline while nothing loads it."""
+
+    def make(where: Path) -> Path:
+        (where / "transformer").mkdir(parents=True)
+        (where / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+        (where / "transformer" / "weights.safetensors").write_bytes(b"weights")
+        return where
+
+    return make

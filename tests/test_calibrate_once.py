@@ -1,0 +1,192 @@
+"""Replaying recorded extremes gives bit for bit what modelopt's ordinary loop over the pipeline gives."""
+
+from collections.abc import Iterator
+
+import modelopt.torch.quantization as mtq
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import BATCH, SEED, STEPS, Bench, bench, call, emoji, recipe
+
+from diffopt import checkpoint
+from diffopt.block_arithmetic import simulated
+from diffopt.extremes import merge, observed, quantizers
+from diffopt.models.open import open_pipeline
+
+FORMATS = {
+    "int8_sq-0.2": ("int8_sq", 0.2, False),
+    "int8_sq-0.5": ("int8_sq", 0.5, False),
+    "int8_sq-1.0": ("int8_sq", 1.0, False),
+    "fp8": ("fp8", 0.5, False),
+    "fp8-attention": ("fp8", 0.5, True),
+    "nvfp4": ("nvfp4", 0.5, False),
+    "nvfp4-attention": ("nvfp4", 0.5, True),
+}
+formats = pytest.mark.parametrize(("name", "alpha", "mha"), FORMATS.values(), ids=FORMATS)
+
+
+def ordinary(b: Bench, size: int, name: str, alpha: float, mha: bool) -> torch.nn.Module:
+    """modelopt's own way: its forward loop runs the pipeline over the same prompts, seeds and batches."""
+    pipe = open_pipeline(b.context(), b.pipeline())
+
+    def loop(_: torch.nn.Module) -> None:
+        for first in range(0, size, BATCH):
+            prompts = list(b.prompts[first : min(first + BATCH, size)])
+            seeds = [torch.Generator("cpu").manual_seed(SEED + first + i) for i in range(len(prompts))]
+            pipe(prompts, num_inference_steps=STEPS, generator=seeds, output_type="latent", **b.call.model_dump())
+
+    rules, algorithm = recipe(name, alpha, mha)
+    with torch.no_grad(), simulated():
+        mtq.quantize(pipe.transformer, {"quant_cfg": rules, "algorithm": algorithm}, loop)
+    return pipe.transformer
+
+
+def replayed(b: Bench, size: int, name: str, alpha: float, mha: bool) -> torch.nn.Module:
+    extremes = load_file(b.stats(size).path / "extremes.safetensors", b.device)
+    return from_extremes(b, extremes, name, alpha, mha)
+
+
+def from_extremes(b: Bench, extremes: dict[str, torch.Tensor], name: str, alpha: float, mha: bool) -> torch.nn.Module:
+    model = b.backbone()
+    checkpoint.quantize(model, *recipe(name, alpha, mha), extremes)
+    return model
+
+
+def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def differing(one: torch.nn.Module, other: torch.nn.Module) -> list[str]:
+    """Names of the parameters and buffers that are not bit for bit the same in both."""
+    ours, theirs = dict(tensors(one)), dict(tensors(other))
+    same = {n for n in ours.keys() & theirs.keys() if ours[n].dtype == theirs[n].dtype and torch.equal(ours[n], theirs[n])}
+    return sorted((ours.keys() | theirs.keys()) - same)
+
+
+@pytest.mark.parametrize("size", [4, 7])
+@formats
+def test_replayed_extremes_give_every_tensor_of_the_ordinary_loop(size: int, name: str, alpha: float, mha: bool) -> None:
+    ours, theirs = replayed(bench(), size, name, alpha, mha), ordinary(bench(), size, name, alpha, mha)
+    assert any(n.endswith("._amax") for n, _ in tensors(theirs))
+    assert differing(ours, theirs) == []
+
+
+@formats
+def test_replayed_extremes_give_the_output_of_the_ordinary_loop(name: str, alpha: float, mha: bool) -> None:
+    inputs = bench().inputs(2)
+    theirs = call(ordinary(bench(), 7, name, alpha, mha), inputs)
+    assert torch.equal(call(replayed(bench(), 7, name, alpha, mha), inputs), theirs)
+    assert not torch.equal(call(bench().backbone(), inputs), theirs)
+
+
+@formats
+def test_a_bfloat16_model_is_calibrated_as_by_the_ordinary_loop(name: str, alpha: float, mha: bool) -> None:
+    b = bench("bfloat16")
+    ours, theirs = replayed(b, 7, name, alpha, mha), ordinary(b, 7, name, alpha, mha)
+    assert differing(ours, theirs) == []
+    assert torch.equal(call(ours, b.inputs()), call(theirs, b.inputs()))
+
+
+@pytest.mark.parametrize(("name", "mha"), [("int8_sq", False), ("nvfp4", True)])
+def test_the_embedded_model_is_calibrated_as_by_the_ordinary_loop(name: str, mha: bool) -> None:
+    ours, theirs = replayed(emoji(), 4, name, 0.2, mha), ordinary(emoji(), 4, name, 0.2, mha)
+    assert differing(ours, theirs) == []
+    assert torch.equal(call(ours, emoji().inputs()), call(theirs, emoji().inputs()))
+
+
+@formats
+def test_one_changed_extreme_changes_the_quantized_model(name: str, alpha: float, mha: bool) -> None:
+    extremes = load_file(bench().stats(4).path / "extremes.safetensors")
+    changed = {n: x.clone() for n, x in extremes.items()}
+    one = changed["single_transformer_blocks.1.proj_out.input_quantizer"]
+    one[one.argmax()] *= 1.001
+    ours, theirs = (from_extremes(bench(), e, name, alpha, mha) for e in (changed, extremes))
+    assert differing(ours, theirs)
+
+
+def test_one_changed_attention_extreme_changes_only_its_quantizer() -> None:
+    extremes = load_file(bench().stats(4).path / "extremes.safetensors")
+    name = "transformer_blocks.0.attn.k_bmm_quantizer"
+    changed = extremes | {name: extremes[name] * 1.001}
+    ours, theirs = (from_extremes(bench(), e, "fp8", 0.5, True) for e in (changed, extremes))
+    assert differing(ours, theirs) == [f"{name}._amax"]
+
+
+def test_a_larger_calibration_set_gives_other_extremes() -> None:
+    small, large = (load_file(bench().stats(n).path / "extremes.safetensors") for n in (4, 7))
+    assert small.keys() == large.keys()
+    assert any(not torch.equal(small[n], large[n]) for n in small)
+    assert all((small[n] <= large[n]).all() for n in small)
+
+
+def test_chunks_merge_to_the_extremes_of_one_pass() -> None:
+    b = bench()
+    model = b.backbone()
+    calls = [{k: v * scale if k == "hidden_states" else v for k, v in b.inputs().items()} for scale in (1.0, 3.0, 0.1)]
+    with observed(model) as together, torch.no_grad():
+        for inputs in calls:
+            model(**inputs)
+    parts = []
+    for inputs in calls:
+        model = b.backbone()
+        with observed(model) as extremes, torch.no_grad():
+            model(**inputs)
+        parts.append(extremes)
+    merged = merge(parts)
+    assert merged.keys() == together.keys()
+    assert all(torch.equal(merged[n], together[n]) for n in merged)
+
+
+def test_extremes_are_per_channel_for_linear_inputs_and_one_for_attention() -> None:
+    b = bench()
+    model, parents = b.backbone(), dict(b.backbone().named_modules())
+    with observed(model) as extremes, torch.no_grad():
+        model(**b.inputs())
+    for name, peak in extremes.items():
+        layer, _, kind = name.rpartition(".")
+        channels = getattr(parents[layer], "in_features", None)
+        if kind == "input_quantizer" and channels is not None:
+            assert peak.shape == (channels,), name
+        if "_bmm_" in kind:
+            assert peak.shape == (1,), name
+
+
+def test_an_extreme_is_the_largest_absolute_value_that_entered_the_layer() -> None:
+    b = bench()
+    seen: list[torch.Tensor] = []
+    plain, model = b.backbone(), b.backbone()
+    name = "transformer_blocks.1.ff.net.2"
+    plain.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        plain(**b.inputs(2))
+        with observed(model) as extremes:
+            model(**b.inputs(2))
+    (entered,) = seen
+    assert torch.equal(extremes[f"{name}.input_quantizer"], entered.abs().flatten(0, -2).max(0).values)
+
+
+def test_observing_leaves_the_output_in_full_precision() -> None:
+    b = bench()
+    with torch.no_grad():
+        plain = b.backbone()(**b.inputs(), return_dict=False)[0]
+        model = b.backbone()
+        with observed(model):
+            assert torch.equal(model(**b.inputs(), return_dict=False)[0], plain)
+
+
+def test_observing_stops_with_its_block() -> None:
+    b = bench()
+    model = b.backbone()
+    with torch.no_grad():
+        with observed(model) as extremes:
+            model(**b.inputs())
+        before = {n: x.clone() for n, x in extremes.items()}
+        model(**{k: v * 100 for k, v in b.inputs().items()})
+    assert all(torch.equal(extremes[n], before[n]) for n in before)
+    assert not any(q.is_enabled for _, q in quantizers(model))
+
+
+def test_chunks_of_different_models_do_not_merge() -> None:
+    with pytest.raises(ValueError, match="different quantizers"):
+        merge([{"a.input_quantizer": torch.ones(2)}, {"b.input_quantizer": torch.ones(2)}])

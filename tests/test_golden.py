@@ -1,0 +1,61 @@
+"""Every checked-in recipe's step fingerprints, so that a change of key shows in review.
+
+Rewrite them with `python -m pytest tests/test_golden.py --golden`, and say in the commit why the keys changed.
+"""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from diffopt.searchpath import bundled, register
+
+GOLDEN = Path(__file__).with_name("golden.json")
+RECIPES = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))
+
+
+def jobs(recipe: str) -> list[list[str]]:
+    """The overrides of every job of the recipe: one empty list, or the combinations that it sweeps over."""
+    register()
+    with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
+        params = compose("config", [f"+recipe={recipe}"], return_hydra_config=True).hydra.sweeper.params or {}
+    swept = [OverridesParser.create().parse_override(f"{key}={values}") for key, values in params.items()]
+    each = [
+        [f"{s.get_key_element()}={v}" for v in s.sweep_string_iterator()] if s.is_sweep_override() else [s.input_line]
+        for s in swept
+    ]
+    return [list(combination) for combination in product(*each)]
+
+
+@pytest.fixture
+def keys(plan):
+    """`keys(recipe)`: for every job of the recipe, the fingerprint of every step by its name."""
+
+    def of(recipe: str) -> dict[str, dict[str, str]]:
+        found = {}
+        for job in jobs(recipe):
+            steps = plan(f"+recipe={recipe}", *job, sweep=True).steps
+            found[" ".join([recipe, *job])] = {s.name: s.fingerprint for s in steps}
+        return found
+
+    return of
+
+
+@pytest.fixture
+def golden(request, keys) -> dict[str, dict[str, str]]:
+    if request.config.getoption("--golden"):
+        now = {job: steps for recipe in RECIPES for job, steps in keys(recipe).items()}
+        GOLDEN.write_text(json.dumps(now, indent=1) + "\n")
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_steps_of_a_recipe_are_keyed_as_in_the_golden_file(recipe, keys, golden):
+    assert keys(recipe) == {job: steps for job, steps in golden.items() if job.split()[0] == recipe}
+
+
+def test_the_golden_file_has_no_recipe_that_is_gone(golden):
+    assert {job.split()[0] for job in golden} == set(RECIPES)
