@@ -44,6 +44,13 @@ class Row:
         steps = {s["name"]: s["fingerprint"] for s in self.run.content["steps"]}
         return {name: steps[name] for name in self.run.content["wanted"]}
 
+    def value(self, key: str) -> str | None:
+        """What the job was given for a swept key: its override, or the recipe's own value where that is a single one."""
+        if key in self.overrides or not self.run:
+            return self.overrides.get(key)
+        found = OmegaConf.select(OmegaConf.create(self.run.content["config"]), key)
+        return None if found is None or OmegaConf.is_config(found) else str(found)
+
     @property
     def metrics(self) -> dict[str, Any]:
         return self.run.metrics if self.run else {}
@@ -51,17 +58,13 @@ class Row:
     @property
     def graph(self) -> dict[str, Any] | None:
         """Bytes and share of the graph, or of the plan where only that is there."""
-        return self.run and (self.run.size_of("export") or self.run.size_of("build"))
+        return (self.run.size_of("export") or self.run.size_of("build")) if self.run else None
 
     @property
     def seconds(self) -> float | None:
         """The candidate's median per picture."""
         timed = self.run and self.run.latency and self.run.latency.get("candidate")
         return timed["seconds_per_image"]["median"] if timed else None
-
-    @property
-    def label(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in self.overrides.items())
 
 
 def table(directory: Path) -> list[Row]:
@@ -76,7 +79,7 @@ def table(directory: Path) -> list[Row]:
         if not run and (folder / ERROR).is_file():
             error = (folder / ERROR).read_text(encoding="utf-8").strip()
         overrides = run.content["overrides"] if run else _composed(folder)
-        row = Row(job, dict(_split(o) for o in overrides if not o.startswith("+recipe=")), run, error, None)
+        row = Row(job, dict(_split(o) for o in overrides if _split(o)[0] != "recipe"), run, error, None)
         key = tuple(row.wanted.values())
         twin = first.setdefault(key, job) if key else job
         rows.append(row if twin == job else Row(job, row.overrides, run, error, twin))
@@ -133,14 +136,15 @@ def overlapping(rows: list[Row], top: Row) -> int:
 def front(rows: list[Row]) -> set[str]:
     """The jobs that no other beats in quality, size and time at once; empty where quality is all that was measured."""
     name = first_metric(rows)
-    costs = [c for c in (lambda r: r.graph and r.graph["bytes"], lambda r: r.seconds) if any(c(r) for r in rows)]
-    points = {r.job: (worth(r, name), *(-(c(r) or math.inf) for c in costs)) for r in rows if name in r.metrics and not r.twin}
-    if not costs or len({p[1:] for p in points.values()}) < 2:
+    costs = {r.job: (r.graph["bytes"] if r.graph else math.inf, r.seconds or math.inf) for r in rows}
+    points = {r.job: (worth(r, name), *(-c for c in costs[r.job])) for r in rows if name in r.metrics and not r.twin}
+    if len({p[1:] for p in points.values()}) < 2:
         return set()
-    beaten = {
-        job for job, ours in points.items() for them in points.values() if them != ours and all(map(float.__ge__, them, ours))
-    }
-    return set(points) - beaten
+
+    def beats(them: tuple[float, ...], ours: tuple[float, ...]) -> bool:
+        return them != ours and all(t >= o for t, o in zip(them, ours, strict=True))
+
+    return {job for job, ours in points.items() if not any(beats(them, ours) for them in points.values())}
 
 
 def artifacts(rows: list[Row]) -> dict[str, int]:
@@ -194,7 +198,9 @@ def summary(directory: Path) -> list[str]:
     ]
     if (top := best(rows)) and (name := first_metric(rows)):
         metric = top.metrics[name]
-        lines.append(f"best    {top.label or top.job}: {metric['title']} {report.figure(metric['candidate'], metric['unit'])}")
+        chosen = ", ".join(f"{k}={value}" for k in swept(rows) if (value := top.value(k)))
+        means = report.figure(metric["candidate"], metric["unit"])
+        lines.append(f"best    {metric['title']} {means}, job {top.job}" + (f": {chosen}" if chosen else ""))
     return lines
 
 

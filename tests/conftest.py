@@ -47,7 +47,7 @@ def composed(*overrides: str) -> DictConfig:
     """What Hydra composes of these overrides, its own settings left out. Shared: not to be changed."""
     register()
     with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-        return compose("config", list(overrides))
+        return compose("config", [job.spelled(o) for o in overrides])
 
 
 def digest_by_name(source: Source) -> str:
@@ -89,7 +89,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             patch.setattr(job, "Environment", lambda: fixed)
             patch.setattr(job, "Sources", lambda *_, **__: sources)
             patch.setattr(job, "stages", lambda: installed or installed_here())
-            given = [o for o in overrides if not o.startswith("+recipe=")]
+            given = [job.spelled(o) for o in overrides if not o.startswith("+recipe=")]
             return job.prepare(composed(*overrides), given, dry=True, sweep=sweep).plan
 
     return planned

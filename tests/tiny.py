@@ -203,9 +203,13 @@ class Bench:
         return self.made[key]
 
 
-@cache
 def bench(dtype: str = "float32", guidance: bool = False, device: str = "cpu") -> Bench:
     """The tiny pipeline in a precision, and with or without a guidance embedding."""
+    return _bench(dtype, guidance, device)
+
+
+@cache
+def _bench(dtype: str, guidance: bool, device: str) -> Bench:
     root = _root() / f"{dtype}-{guidance}-{device}"
     root.mkdir()
     directory = _root() / ("guided" if guidance else "plain")
@@ -220,7 +224,8 @@ def emoji() -> Bench:
     root = _root() / "emoji"
     root.mkdir()
     call = CallView(height=64, width=64, guidance_scale=0.0, max_sequence_length=32)
-    return Bench(root, EMOJI, call=call, prompts=tuple(asset.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()[:7]))
+    prompts = asset.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()
+    return Bench(root, EMOJI, call=call, prompts=tuple(prompts[: len(PROMPTS)]))
 
 
 def recipe(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[str, ...] = ()) -> tuple[list[Any], Any]:

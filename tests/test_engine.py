@@ -1,0 +1,94 @@
+"""Engine plans, built without a GPU by TensorRT-RTX where TensorRT is not installed."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tiny import bench
+
+from diffopt import engine, environment
+from diffopt.errors import GateError, PlanError
+from diffopt.stages.build import BuilderView, build
+
+pytestmark = pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")
+
+GRAPHS = {
+    "plain": (None, "float32", {}),
+    "int8_sq": ("int8_sq", "float32", {}),
+    "fp8": ("fp8", "float32", {}),
+    "fp8-attention": ("fp8", "float16", {"mha": True}),
+    "nvfp4": ("nvfp4", "float16", {}),
+    "nvfp4-attention": ("nvfp4", "float16", {"mha": True}),
+}
+
+
+@pytest.mark.parametrize(("name", "dtype", "options"), GRAPHS.values(), ids=GRAPHS)
+def test_a_plan_is_built_of_every_format(name: str | None, dtype: str, options: dict[str, bool]) -> None:
+    b = bench()
+    context, graph = b.context(), b.graph(name, dtype=dtype, **options)
+    build.run(context, BuilderView(builder_optimization_level=0), graph)
+    plan = (context.out / "model.plan").read_bytes()
+    head = build.makes(context.out, "plan").json("plan.json")
+    assert len(plan) > 10_000
+    assert head["bytes"] == len(plan)
+    assert head["format"] == name
+    assert head["profiles"] == []
+    assert head["builder"] == environment.tensorrt()["flavour"]
+
+
+def test_a_plan_of_a_quantized_graph_holds_smaller_weights() -> None:
+    b = bench()
+    sizes = [len(engine.build(b.graph(name).path / "model.onnx", 0).plan) for name in ("int8_sq", None)]
+    assert sizes[0] < 0.7 * sizes[1]
+
+
+def write(path: Path, nodes: list[onnx.NodeProto], shape: list[int | str]) -> Path:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_a_dynamic_axis_is_fixed_by_a_profile(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"])], ["batch", 4])
+    assert engine.build(path, 0).profiles == [{"x": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(GateError) as raised:
+        engine.build(path, 0)
+    return str(raised.value)
+
+
+def test_an_operator_that_the_parser_does_not_know_is_refused_in_one_line(tmp_path: Path) -> None:
+    said = refused(write(tmp_path / "model.onnx", [helper.make_node("Nonsense", ["x"], ["y"])], [2, 4]))
+    assert said.startswith("build: ")
+    assert "does not parse the graph" in said
+    assert "Nonsense" in said
+    assert "\n" not in said
+
+
+def test_types_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Add", ["x", "half"], ["y"]),
+    ]
+    said = refused(write(tmp_path / "model.onnx", nodes, [2, 4]))
+    assert said.startswith("build: ")
+    assert "same" in said or "type" in said.lower()
+    assert "\n" not in said
+
+
+def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x00garbage" * 100)
+    said = refused(tmp_path / "model.onnx")
+    assert "does not parse the graph" in said
+    assert "(got )" not in said
+    assert "\n" not in said
+
+
+def test_without_a_builder_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "tensorrt", lambda: None)
+    with pytest.raises(PlanError, match="pip install"):
+        engine.build(tmp_path / "model.onnx", 0)

@@ -1,0 +1,107 @@
+"""A prompt set is its prompts, whatever file they come from; what holds no prompts is refused."""
+
+import json
+
+import pytest
+
+from diffopt.prompts import PromptSet, read
+
+
+@pytest.fixture
+def file(tmp_path):
+    """`file(name, content)` writes a file and returns its path as text."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+def test_a_text_file_has_a_prompt_a_line(file):
+    assert read(file("p.txt", "a cat\na dog\n")).prompts == ("a cat", "a dog")
+
+
+def test_blank_lines_and_spaces_around_prompts_do_not_count(file):
+    assert read(file("p.txt", "\n  a cat \r\n\n\ta dog")).prompts == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize("rows", [["a cat", "a dog"], [{"prompt": "a cat", "id": 7}, {"prompt": "a dog"}]])
+def test_a_json_file_has_texts_or_objects_with_a_prompt(file, rows):
+    assert read(file("p.json", json.dumps(rows))).prompts == ("a cat", "a dog")
+
+
+def test_the_same_prompts_are_the_same_set_in_any_kind_of_file(file):
+    sets = [
+        read(file("one.txt", "a cat\na dog\n")),
+        read(file("two.txt", "a cat\r\n\r\na dog")),
+        read(file("three.json", '["a cat", "a dog"]')),
+    ]
+    assert len({s.digest for s in sets}) == 1
+
+
+def test_the_mark_that_windows_puts_in_front_is_no_part_of_the_first_prompt(file):
+    assert read(file("p.txt", "a cat\n".encode("utf-8-sig"))).prompts == ("a cat",)
+
+
+def test_the_order_of_prompts_counts(file):
+    assert read(file("one.txt", "a cat\na dog")).digest != read(file("two.txt", "a dog\na cat")).digest
+
+
+def test_text_outside_ascii_is_kept(file):
+    assert read(file("p.txt", "кот 🐈")).prompts == ("кот 🐈",)
+
+
+def test_a_part_is_the_same_set_as_a_file_of_that_part(file):
+    whole = read(file("one.txt", "a\nb\nc\nd"))
+    assert whole.part(1, 3).digest == read(file("two.txt", "b\nc")).digest
+
+
+def test_a_set_that_was_read_is_not_read_again():
+    prompts = PromptSet("nowhere", ("a cat",))
+    assert read(prompts) is prompts
+
+
+@pytest.mark.parametrize(("name", "least"), [("prompts_calib.txt", 128), ("prompts_eval.json", 64)])
+def test_the_prompts_of_the_package_are_read_by_name(name, least):
+    assert len(read(f"asset:emoji/{name}")) >= least
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("p.txt", "", "no prompt"),
+        ("p.txt", "\n  \n", "no prompt"),
+        ("p.json", "[]", "no prompt"),
+        ("p.json", '["a cat",', "line 1"),
+        ("p.json", '{"prompt": "a cat"}', "list of prompts"),
+        ("p.json", '["a cat", 7]', "list of prompts"),
+        ("p.json", '[{"text": "a cat"}]', "list of prompts"),
+        ("p.txt", b"\xff\xfe\x00", "not a text file"),
+    ],
+)
+def test_what_holds_no_prompts_is_refused_with_the_reason(file, name, content, reason):
+    with pytest.raises(ValueError, match=reason):
+        read(file(name, content))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        read(str(tmp_path / "p.txt"))
+
+
+def test_a_directory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="directory"):
+        read(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [None, 7, "", ["a cat"]])
+def test_what_is_no_path_is_refused(value):
+    with pytest.raises(ValueError, match="not the path"):
+        read(value)
+
+
+def test_the_home_of_a_user_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r".+"):
+        read("~no-such-user-here/prompts.txt")
