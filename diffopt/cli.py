@@ -103,6 +103,10 @@ def _job(config: DictConfig) -> float | None:
             shutil.rmtree(directory, ignore_errors=True)
         _refused.append(e)
         return None
+    except Exception as e:  # no error of the user's: the traceback is right, but the sweep's page needs a word too
+        if sweep:
+            (directory / "error.txt").write_text(f"{type(e).__name__}: {e}")
+        raise
 
 
 def _plan(arguments: list[str]) -> None:

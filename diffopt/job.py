@@ -81,7 +81,6 @@ def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *,
     done = run_plan(job.plan, job.store, job.sources)
     write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
     page = report.write(directory)
-    for line in report.summary(directory):
+    for line in [*report.summary(directory), f"report  {os.path.relpath(page)}"]:
         log.info("%s", line)
-    log.info("report  %s", os.path.relpath(page))
     return report.objective(directory)

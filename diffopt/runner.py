@@ -11,14 +11,15 @@ from typing import Any
 from diffopt import __version__
 from diffopt.artifact import Artifact
 from diffopt.environment import gpus, machine, package
+from diffopt.page import publish
 from diffopt.plan import Plan, Step
 from diffopt.quiet import hushed
+from diffopt.run import RUN
 from diffopt.source import Sources
 from diffopt.stage import Context
 from diffopt.store import Store
 
 log = logging.getLogger("diffopt")
-RUN = "run.json"
 PACKAGES = ("torch", "diffusers", "transformers", "nvidia-modelopt", "onnx", "onnxruntime-gpu", "hydra-core", "numpy")
 
 
@@ -128,5 +129,5 @@ def write_run(
         "wanted": [s.name for s in plan.wanted],
         "steps": rows,
     }
-    (directory / RUN).write_text(json.dumps(content, indent=1))
+    publish(directory / RUN, json.dumps(content, indent=1))
     store.refer(directory, [(d.step.kind, d.step.fingerprint) for d in done if d.state != "spare"])

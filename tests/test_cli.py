@@ -242,7 +242,9 @@ def test_a_run_of_a_recipe_that_is_not_there_is_refused(shell):
 
 
 def test_a_refused_run_says_all_that_is_wrong_and_leaves_no_run_behind(shell, tmp_path):
-    assert refused(shell("+recipe=quickstart", "calib.alpha=1.5", "calib.size=0"), "calib.alpha", "got 1.5", "calib.size", "got 0")
+    assert refused(
+        shell("+recipe=quickstart", "calib.alpha=1.5", "calib.size=0"), "calib.alpha", "got 1.5", "calib.size", "got 0"
+    )
     assert [p for p in tmp_path.rglob("*") if not p.is_dir()] == []
     assert list((tmp_path / "outputs" / "runs" / "quickstart").iterdir()) == []
 

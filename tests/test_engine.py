@@ -1,5 +1,6 @@
 """Engine plans, built without a GPU by TensorRT-RTX where TensorRT is not installed."""
 
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -8,6 +9,7 @@ from onnx import TensorProto, helper
 from tiny import bench
 
 from diffopt import engine, environment
+from diffopt.artifact import EnginePlan
 from diffopt.errors import GateError, PlanError
 from diffopt.stages.build import BuilderView, build
 
@@ -23,24 +25,32 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize(("name", "dtype", "options"), GRAPHS.values(), ids=GRAPHS)
-def test_a_plan_is_built_of_every_format(name: str | None, dtype: str, options: dict[str, bool]) -> None:
+@cache
+def planned(case: str) -> EnginePlan:
     b = bench()
-    context, graph = b.context(), b.graph(name, dtype=dtype, **options)
-    build.run(context, BuilderView(builder_optimization_level=0), graph)
-    plan = (context.out / "model.plan").read_bytes()
-    head = build.makes(context.out, "plan").json("plan.json")
-    assert len(plan) > 10_000
-    assert head["bytes"] == len(plan)
-    assert head["format"] == name
+    name, dtype, options = GRAPHS[case]
+    context = b.context()
+    build.run(context, BuilderView(builder_optimization_level=0), b.graph(name, dtype=dtype, **options))
+    return EnginePlan(context.out, "plan")
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_a_plan_is_built_of_every_format(case: str) -> None:
+    head, size = planned(case).json("plan.json"), (planned(case).path / "model.plan").stat().st_size
+    assert size > 100_000
+    assert head["bytes"] == size
+    assert head["format"] == GRAPHS[case][0]
     assert head["profiles"] == []
-    assert head["builder"] == environment.tensorrt()["flavour"]
+    assert {"flavour": head["builder"], "version": head["version"]} == environment.tensorrt()
 
 
-def test_a_plan_of_a_quantized_graph_holds_smaller_weights() -> None:
+@pytest.mark.parametrize("case", ["int8_sq", "fp8"])
+def test_a_plan_of_an_8_bit_graph_holds_weights_of_8_bits(case: str) -> None:
     b = bench()
-    sizes = [len(engine.build(b.graph(name).path / "model.onnx", 0).plan) for name in ("int8_sq", None)]
-    assert sizes[0] < 0.7 * sizes[1]
+    backbone = b.backbone()
+    weights = sum(backbone.get_submodule(n).weight.numel() for n in b.checkpoint(case).json("checkpoint.json")["layers"])
+    saved = planned("plain").json("plan.json")["bytes"] - planned(case).json("plan.json")["bytes"]
+    assert saved > 0.8 * 3 * weights
 
 
 def write(path: Path, nodes: list[onnx.NodeProto], shape: list[int | str]) -> Path:
@@ -65,7 +75,6 @@ def test_an_operator_that_the_parser_does_not_know_is_refused_in_one_line(tmp_pa
     said = refused(write(tmp_path / "model.onnx", [helper.make_node("Nonsense", ["x"], ["y"])], [2, 4]))
     assert said.startswith("build: ")
     assert "does not parse the graph" in said
-    assert "Nonsense" in said
     assert "\n" not in said
 
 
@@ -83,7 +92,7 @@ def test_types_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x00garbage" * 100)
     said = refused(tmp_path / "model.onnx")
-    assert "does not parse the graph" in said
+    assert said.startswith("build: ")
     assert "(got )" not in said
     assert "\n" not in said
 

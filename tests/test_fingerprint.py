@@ -37,7 +37,9 @@ def test_the_twelfth_digit_of_a_float_counts():
     assert fingerprint(0.100000000001) != fingerprint(0.1)
 
 
-@pytest.mark.parametrize(("one", "other"), [(1, "1"), (True, "true"), (None, "null"), (1, 1.5), ("a", "A"), ([], {}), (0, False)])
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, "1"), (True, "true"), (None, "null"), (1, 1.5), ("a", "A"), ([], {}), (0, False)]
+)
 def test_values_of_different_types_are_different(one, other):
     assert fingerprint(one) != fingerprint(other)
 

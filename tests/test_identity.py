@@ -71,10 +71,6 @@ def test_equal_alphas_written_otherwise_have_the_same_key(int8):
     assert keys(int8("calib.alpha=0.8")) == keys(int8("calib.alpha=0.79999999999999993"))
 
 
-def test_quantized_attention_is_no_part_of_a_format_that_has_none(int8):
-    assert keys(int8()) == keys(int8("+format.quantize_mha=false", sweep=True))
-
-
 def test_a_metric_changes_only_the_score(int8):
     assert changed(int8(), int8("eval.metrics=[psnr]")) == {"score"}
 

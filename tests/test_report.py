@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffopt import report
+from diffopt import figure, report
 from diffopt.errors import ConfigError
+from diffopt.page import PREVIEW
 
 PROMPTS = ["a red <kite>", "two apples & a pear", "<script>alert(1)</script>"]
 MAGENTA, GREEN = (255, 0, 255), (0, 200, 0)
@@ -215,7 +216,7 @@ def test_a_checkpoint_alone_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_large_picture_is_shown_smaller_and_the_page_says_so(tmp_path: Path) -> None:
-    html = page(scored(tmp_path, side=report.PREVIEW + 1))
+    html = page(scored(tmp_path, side=PREVIEW + 1))
     assert "data:image/jpeg;base64," in html
     assert "data:image/png" not in html
     assert "Shown smaller than they are" in html
@@ -247,7 +248,7 @@ def test_the_objective_is_the_first_metrics_mean_or_none(tmp_path: Path) -> None
 
 
 def test_a_single_value_has_no_interval() -> None:
-    assert report.figure({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
+    assert figure.figure({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
 
 
 def test_the_command_writes_the_page_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from diffopt.artifact import Artifact, Checkpoint
 from diffopt.errors import PlanError, StoreError
 from diffopt.plan import Plan, Step
 from diffopt.runner import run_plan
-from diffopt.source import Sources
+from diffopt.source import Source, Sources
 from diffopt.stage import Stage
 from diffopt.store import RECORD, Store
 
@@ -110,9 +110,13 @@ def test_an_artifact_is_read_only(store):
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()], ids=repr)
 def test_a_build_that_fails_leaves_nothing(store, error):
-    with pytest.raises(type(error)), store.publish("checkpoint", FP, {}, {}) as out:
-        (out / "half").write_text("half")
-        raise error
+    def build():
+        with store.publish("checkpoint", FP, {}, {}) as out:
+            (out / "half").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        build()
     assert store.entry("checkpoint", FP) is None
     assert leftovers(store) == []
 
@@ -342,13 +346,13 @@ def test_an_artifact_is_found_by_the_start_of_its_fingerprint_and_by_its_kind(st
 def test_a_start_that_fits_two_artifacts_is_refused(store):
     publish(store)
     publish(store, "0123" + OTHER[4:])
-    with pytest.raises(StoreError, match="2 artifacts.*0123"):
+    with pytest.raises(StoreError, match=r"2 artifacts.*0123"):
         store.find("0123")
 
 
 def test_a_start_that_fits_no_artifact_is_refused(store):
     publish(store)
-    with pytest.raises(StoreError, match="no artifact.*beef"):
+    with pytest.raises(StoreError, match=r"no artifact.*beef"):
         store.find("beef")
 
 
@@ -414,9 +418,14 @@ def test_a_store_that_is_not_there_is_said(store):
 
 def fill(disk):
     """Leave no byte free."""
-    with pytest.raises(OSError, match="No space left"), (disk / "filler").open("wb", buffering=0) as f:
-        while True:
-            f.write(b"0" * 4096)
+
+    def write():
+        with (disk / "filler").open("wb", buffering=0) as f:
+            while f.write(b"0" * 4096):
+                pass
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
 
 
 def test_a_full_disk_is_said_in_a_line(small_disk):
@@ -440,9 +449,14 @@ def test_a_full_disk_keeps_what_was_in_the_store_and_nothing_of_the_failed(small
 
 def test_a_disk_that_is_full_when_the_record_is_written_leaves_nothing(small_disk):
     store = Store(small_disk / "store")
-    with pytest.raises(StoreError), store.publish("checkpoint", FP, {}, {}) as out:
-        (out / "a").write_text("a")
-        fill(small_disk)
+
+    def build():
+        with store.publish("checkpoint", FP, {}, {}) as out:
+            (out / "a").write_text("a")
+            fill(small_disk)
+
+    with pytest.raises(StoreError):
+        build()
     assert store.entry("checkpoint", FP) is None
     assert leftovers(store) == []
 
@@ -480,18 +494,24 @@ def read_only(small_disk):
     return store
 
 
+def locked(store, _):
+    with store.lock(OTHER):
+        pass
+
+
+WRITES = {
+    "open": lambda store, _: store.open(),
+    "publish": lambda store, _: publish(store, OTHER),
+    "lock": locked,
+    "refer": lambda store, run: store.refer(run, []),
+    "remove": lambda store, _: store.remove(store.root / "checkpoint" / FP),
+}
+
+
 @pytest.mark.parametrize("use", ["publish", "lock", "refer", "remove"])
 def test_a_read_only_store_is_said_in_a_line(read_only, tmp_path, use):
     with pytest.raises(StoreError) as caught:
-        if use == "publish":
-            publish(read_only, OTHER)
-        elif use == "lock":
-            with read_only.lock(OTHER):
-                pass
-        elif use == "refer":
-            read_only.refer(tmp_path, [])
-        else:
-            read_only.remove(read_only.root / "checkpoint" / FP)
+        WRITES[use](read_only, tmp_path)
     assert HOUSE_STYLE.fullmatch(str(caught.value))
     assert "read-only" in str(caught.value)
 
@@ -510,8 +530,6 @@ def test_an_export_to_where_one_cannot_write_is_said_in_a_line(read_only, tmp_pa
 
 
 def test_sources_can_be_hashed_though_their_memory_cannot_be_written(read_only, tmp_path, pipeline_directory):
-    from diffopt.source import Source
-
     model = Source(str(pipeline_directory(tmp_path / "model")))
     expected = Sources(tmp_path / "memory.json").digest(model)
     assert Sources(read_only.root / "sources.json").digest(model) == expected
@@ -520,17 +538,8 @@ def test_sources_can_be_hashed_though_their_memory_cannot_be_written(read_only, 
 @pytest.mark.parametrize("use", ["open", "publish", "lock", "refer"])
 def test_a_store_that_is_a_file_is_said_in_a_line(tmp_path, use):
     (tmp_path / "file").touch()
-    store = Store(tmp_path / "file")
     with pytest.raises(StoreError) as caught:
-        if use == "open":
-            store.open()
-        elif use == "publish":
-            publish(store)
-        elif use == "lock":
-            with store.lock(FP):
-                pass
-        else:
-            store.refer(tmp_path, [])
+        WRITES[use](Store(tmp_path / "file"), tmp_path)
     assert HOUSE_STYLE.fullmatch(str(caught.value))
     assert str(tmp_path / "file") in str(caught.value)
 

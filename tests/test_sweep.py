@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from test_report import GREEN, MAGENTA, count, exported, scored, screenshot, words
 
-from diffopt import report, sweep
+from diffopt import job_table, ranking, report, sweep
 
 
 def swept(directory: Path) -> Path:
@@ -38,11 +38,11 @@ def config(directory: Path, mode: RunMode = RunMode.MULTIRUN) -> DictConfig:
 
 
 def test_a_row_for_every_job_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    assert [r.job for r in sweep.table(swept(tmp_path))] == ["0", "1", "2", "3", "4", "10"]
+    assert [r.job for r in job_table.table(swept(tmp_path))] == ["0", "1", "2", "3", "4", "10"]
 
 
 def test_only_swept_keys_are_columns(tmp_path: Path) -> None:
-    assert sweep.swept(sweep.table(swept(tmp_path))) == ["calib.alpha"]
+    assert job_table.swept(job_table.table(swept(tmp_path))) == ["calib.alpha"]
     html = sweep.write(tmp_path).read_text()
     assert rows(html)[0].startswith("0 0.0 30.0 [29.0, 31.0]")
 
@@ -50,11 +50,11 @@ def test_only_swept_keys_are_columns(tmp_path: Path) -> None:
 def test_a_key_that_a_job_did_not_override_has_the_recipes_value(tmp_path: Path) -> None:
     for job, overrides in (("0", []), ("1", ["format.name=fp8"])):
         scored(tmp_path / job, fingerprint=job * 16, overrides=overrides)
-    assert [r.value("format.name") for r in sweep.table(tmp_path)] == ["int8_sq", "fp8"]
+    assert [r.value("format.name") for r in job_table.table(tmp_path)] == ["int8_sq", "fp8"]
 
 
 def test_jobs_with_equal_fingerprints_fell_together(tmp_path: Path) -> None:
-    assert [r.twin for r in sweep.table(swept(tmp_path))] == [None, "0", None, None, None, None]
+    assert [r.twin for r in job_table.table(swept(tmp_path))] == [None, "0", None, None, None, None]
     html = sweep.write(tmp_path).read_text()
     assert "fell together with 0" in rows(html)[1]
     assert "6 jobs, 3 distinct" in words(html)
@@ -74,7 +74,7 @@ def test_the_best_job_is_highlighted_once(tmp_path: Path) -> None:
 def test_the_best_of_a_metric_where_lower_is_better_is_the_lowest(tmp_path: Path) -> None:
     for path in swept(tmp_path).glob("*/score/metrics.json"):
         path.write_text(path.read_text().replace('"better": "higher"', '"better": "lower"'))
-    top = sweep.best(sweep.table(tmp_path))
+    top = ranking.best(job_table.table(tmp_path))
     assert top is not None
     assert top.job == "10"
 
@@ -86,11 +86,11 @@ def test_means_that_an_interval_does_not_tell_apart_are_said_so(tmp_path: Path) 
 
 
 def test_artifacts_are_counted_once_and_shared_ones_said(tmp_path: Path) -> None:
-    found = sweep.artifacts(sweep.table(swept(tmp_path)))
+    found = ranking.artifacts(job_table.table(swept(tmp_path)))
     assert found == {"made": 5, "found": 0, "shared": 3}  # reference, sample and three scores, one of them of two jobs
     path = tmp_path / "10/run.json"
     path.write_text(path.read_text().replace("made", "cached"))
-    assert sweep.artifacts(sweep.table(tmp_path)) == {"made": 4, "found": 1, "shared": 3}
+    assert ranking.artifacts(job_table.table(tmp_path)) == {"made": 4, "found": 1, "shared": 3}
 
 
 def test_the_pareto_front_keeps_what_nothing_beats(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_the_pareto_front_keeps_what_nothing_beats(tmp_path: Path) -> None:
         exported(tmp_path / str(i))
         (tmp_path / str(i) / "export/model.onnx").write_bytes(bytes(graph))
         scored(tmp_path / str(i), psnr, fingerprint=str(i) * 16)
-    assert sweep.front(sweep.table(tmp_path)) == {"0", "1"}
+    assert ranking.front(job_table.table(tmp_path)) == {"0", "1"}
 
 
 def test_without_sizes_and_times_there_is_no_front(tmp_path: Path) -> None:
-    assert sweep.front(sweep.table(swept(tmp_path))) == set()
+    assert ranking.front(job_table.table(swept(tmp_path))) == set()
 
 
 def test_a_timed_sweep_gives_size_time_and_speedup(tmp_path: Path) -> None:

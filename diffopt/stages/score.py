@@ -2,7 +2,9 @@
 
 `metrics.json`, schema diffopt.metrics/1:
     prompts                     the prompts, in order
-    metrics.NAME.unit, better   the metric's unit and which way is better
+    difference_gain             by how much the difference pictures are amplified
+    metrics.NAME.title          the metric's name for people
+    metrics.NAME.unit, better   its unit and which way is better
     metrics.NAME.candidate      {mean, low, high, n}: mean and 95% bootstrap interval over the pictures
     metrics.NAME.values         the value of every picture
     metrics.NAME.reference      for scores of one picture: the same of the reference,

@@ -1,0 +1,60 @@
+"""Self-contained HTML pages: rendered from diffopt/templates, pictures inside, published whole or not at all."""
+
+import base64
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from diffopt import __version__
+from diffopt.figure import digits, figure, machine, number, pace
+from diffopt.shelf import size
+
+PREVIEW = 512
+"""Pixels of the longer side. A larger picture is shown as a JPEG of this size: 64 of 1024 x 1024 would be 300 MB."""
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from diffopt/templates. Every value is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": size, "machine": machine, "pace": pace}
+    for name, written in (("figure", figure), ("number", number)):  # a console may lack the sign
+        environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
+    environment.globals |= {"picture": picture, "digits": digits, "version": __version__}
+    return environment.get_template(template).render(content)
+
+
+def publish(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def picture(path: Path, limit: int = PREVIEW) -> dict[str, Any]:
+    """A PNG for the page: `uri` with the data in it, `width` and `height` in pixels, and whether it was made smaller."""
+    data, kind = path.read_bytes(), "png"
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")  # the PNG's header, IHDR
+    smaller = max(width, height) > limit
+    if smaller:
+        from PIL import Image
+
+        out, kind = BytesIO(), "jpeg"
+        with Image.open(BytesIO(data)) as image:
+            image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+            image.convert("RGB").save(out, "JPEG", quality=90)
+        data = out.getvalue()
+    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"uri": uri, "width": width, "height": height, "smaller": smaller}

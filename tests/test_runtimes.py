@@ -1,0 +1,206 @@
+"""Runtimes: the graph's numbers are the fake-quantized model's, and a cache skips blocks without leaving anything behind."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny import Bench, bench, call
+
+from diffopt import checkpoint, pictures
+from diffopt.artifact import OnnxGraph
+from diffopt.errors import GateError
+from diffopt.groups.cache import CacheView
+from diffopt.groups.eval import RuntimeView
+from diffopt.models.open import draw, open_pipeline
+from diffopt.prompts import PromptSet
+from diffopt.runtimes import RUNTIMES, Running
+from diffopt.runtimes.onnxruntime import GraphBackbone, _session
+from diffopt.stages.sample import sample
+
+NEAR = 8e-3
+"""Relative difference of INT8 by onnxruntime and by fake quantization, which rounds near-ties otherwise; INT8 makes 2e-2."""
+
+
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def graph_backbone(graph: OnnxGraph, session: onnxruntime.InferenceSession | None = None) -> GraphBackbone:
+    head = graph.json("graph.json")
+    return GraphBackbone(session or _session(graph, head), head, bench().backbone())
+
+
+# onnxruntime.
+
+
+def test_onnxruntime_computes_the_plain_backbone() -> None:
+    b = bench()
+    inputs = {n: x * 0.7 if n == "hidden_states" else x for n, x in b.inputs().items()}
+    (out,) = graph_backbone(b.graph(None))(**inputs)
+    assert apart(out, call(b.backbone(), inputs)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def simulated_int8() -> torch.Tensor:
+    b = bench()
+    return call(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq")), b.inputs())
+
+
+def test_onnxruntime_computes_int8_as_fake_quantization_does(simulated_int8: torch.Tensor) -> None:
+    b = bench()
+    (out,) = graph_backbone(b.graph("int8_sq"))(**b.inputs())
+    assert apart(out, simulated_int8) < NEAR
+    assert apart(call(b.backbone(), b.inputs()), simulated_int8) > 2 * NEAR
+
+
+@pytest.mark.parametrize("which", ["weight", "input"])
+def test_one_broken_scale_would_show(which: str, simulated_int8: torch.Tensor) -> None:
+    b = bench()
+    m = onnx.load(b.graph("int8_sq").path / "model.onnx")
+    stored = {i.name: i for i in m.graph.initializer}
+    constants = {n.output[0]: n.attribute[0].t for n in m.graph.node if n.op_type == "Constant"}
+    for node in m.graph.node:
+        layer = "single_transformer_blocks.1.proj_out" if which == "weight" else "single_transformer_blocks.1/proj_out"
+        if node.op_type == "DequantizeLinear" and layer in node.input[0] and (node.input[0] in stored) == (which == "weight"):
+            tensor = stored.get(node.input[1]) or constants[node.input[1]]
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.25), tensor.name))
+    session = onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"])
+    (out,) = graph_backbone(b.graph("int8_sq"), session)(**b.inputs())
+    assert apart(out, simulated_int8) > NEAR
+
+
+def test_a_graph_refuses_inputs_of_another_shape() -> None:
+    backbone = graph_backbone(bench().graph("int8_sq"))
+    with pytest.raises(ValueError, match=r"hidden_states: the graph takes \[1, 64, 16\], but .* \[2, 64, 16\]"):
+        backbone(**bench().inputs(2))
+
+
+def running(runtime: str, subject: Any, cache: CacheView | None = None, b: Bench | None = None) -> Any:
+    b = b or bench()
+    return RUNTIMES[runtime].running(b.context(), b.pipeline(), subject, cache)
+
+
+def test_a_pipeline_on_onnxruntime_draws_what_torch_draws() -> None:
+    b = bench()
+    arguments = (["a red apple"], [5], 2, b.call.model_dump())
+    plain = draw(open_pipeline(b.context(), b.pipeline()), *arguments)
+    with running("onnxruntime", b.graph(None)) as run:
+        assert run.batch == 1
+        assert np.abs(draw(run.pipe, *arguments) - plain).max() < 1e-4
+
+
+def sampled(runtime: str, subject: Any, size: int) -> list[np.ndarray]:
+    b = bench()
+    context = b.context()
+    view = RuntimeView(prompts=PromptSet("tests", b.prompts[:size]), batch_size=2, steps=2, runtime=runtime)
+    sample.run(context, b.call, None, view, b.pipeline(), subject, 5)
+    assert len(list(context.out.glob("*.png"))) == size
+    return [picture for _, picture in pictures.read(context.out)]
+
+
+def test_the_last_batch_of_a_graph_is_filled_up() -> None:
+    theirs = sampled("torch", None, 3)
+    ours = sampled("onnxruntime", bench().graph(None, batch=2), 3)
+    assert len(ours) == 3
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_pictures_of_the_torch_runtime_are_the_plain_pipelines() -> None:
+    b = bench()
+    prompts, seeds = list(b.prompts[:2]), [5, 6]
+    drawn = draw(open_pipeline(b.context(), b.pipeline()), prompts, seeds, 2, b.call.model_dump())
+    assert np.array_equal(np.stack(sampled("torch", None, 2)), (drawn * 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["int8_sq", "fp8", "nvfp4"])
+def test_a_checkpoint_changes_the_pictures_of_the_torch_runtime(name: str) -> None:
+    assert not np.array_equal(sampled("torch", bench().checkpoint(name), 1), sampled("torch", None, 1))
+
+
+# The cache.
+
+STEPS = 6
+
+
+def pictures_of(run: Running, prompts: tuple[str, ...] = ("a red apple",), seed: int = 5) -> np.ndarray:
+    return draw(run.pipe, list(prompts), [seed + i for i in range(len(prompts))], STEPS, bench().call.model_dump())
+
+
+@pytest.fixture(scope="module")
+def high() -> Iterator[Running]:
+    """A threshold under which only the first block of most steps is computed."""
+    with running("torch", None, CacheView(method="first_block", threshold=5.0)) as run:
+        yield run
+
+
+def test_without_a_cache_every_block_is_computed() -> None:
+    with running("torch", None) as run:
+        pictures_of(run)
+        assert run.computed() == 1.0
+
+
+def test_a_cache_computes_fewer_blocks() -> None:
+    with running("torch", None, CacheView(method="first_block", threshold=5.0)) as run:
+        pictures_of(run)
+        # The first step computes all 4 blocks, each other one its first.
+        assert run.computed() == (4 + (STEPS - 1)) / (4 * STEPS)
+
+
+def test_the_share_of_computed_blocks_is_counted_in_the_blocks_themselves() -> None:
+    with running("torch", None, CacheView(method="first_block", threshold=0.05)) as run:
+        seen = []
+        backbone = run.pipe.transformer
+        for block in [*backbone.transformer_blocks, *backbone.single_transformer_blocks]:
+            block.attn.register_forward_hook(lambda *_: seen.append(1))
+        pictures_of(run)
+        assert 4 + (STEPS - 1) <= len(seen) <= 4 * STEPS
+        assert run.computed() == len(seen) / (4 * STEPS)
+        if run.computed() == 1.0:
+            pictures_of(run)
+
+
+def test_a_cache_changes_the_pictures(high: Running) -> None:
+    with running("torch", None) as run:
+        assert not np.array_equal(pictures_of(run), pictures_of(high))
+
+
+def test_a_cache_works_on_a_quantized_backbone() -> None:
+    with running("torch", bench().checkpoint("nvfp4"), CacheView(method="first_block", threshold=5.0)) as run:
+        assert np.isfinite(pictures_of(run)).all()
+        assert run.computed() < 1
+
+
+def test_a_cache_that_never_hits_is_refused() -> None:
+    with (
+        pytest.raises(GateError, match=r"never hit \(got cache\.threshold=1e-09\)"),
+        running("torch", None, CacheView(method="first_block", threshold=1e-9)) as run,
+    ):
+        pictures_of(run)
+
+
+def test_an_error_within_a_cached_run_is_not_replaced_by_the_gate() -> None:
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        running("torch", None, CacheView(method="first_block", threshold=1e-9)) as run,
+    ):
+        pictures_of(run)
+        raise RuntimeError("broken")
+
+
+def test_a_cache_does_not_leak_from_one_call_to_the_next(high: Running) -> None:
+    first = pictures_of(high)
+    other = pictures_of(high, ("delivery truck",), seed=99)
+    assert not np.array_equal(first, other)
+    assert np.array_equal(pictures_of(high), first)
+
+
+def test_a_cache_does_not_leak_into_a_call_of_another_batch(high: Running) -> None:
+    with running("torch", None, CacheView(method="first_block", threshold=5.0)) as fresh:
+        wanted = pictures_of(fresh, ("a", "b"))
+    pictures_of(high)
+    assert np.array_equal(pictures_of(high, ("a", "b")), wanted)

@@ -1,0 +1,70 @@
+"""Means with their uncertainty."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffopt.statistics import interval
+
+
+def normal(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(30.0, 4.0, n)
+
+
+@pytest.mark.parametrize("n", [200, 1000])
+def test_of_many_values_the_interval_is_the_normal_one(n: int) -> None:
+    values = normal(n)
+    low, high = stats.norm.interval(0.95, values.mean(), values.std() / np.sqrt(n))
+    found = interval(values)
+    width = high - low
+    assert found["low"] == pytest.approx(low, abs=0.05 * width)
+    assert found["high"] == pytest.approx(high, abs=0.05 * width)
+
+
+def test_of_zeros_and_ones_the_interval_has_the_quantiles_of_the_binomial() -> None:
+    # A resample's mean is binomial: exact, without a bootstrap.
+    values = np.array([1.0] * 12 + [0.0] * 8)
+    low, high = stats.binom.ppf([0.025, 0.975], 20, 0.6) / 20
+    found = interval(values)
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.051)
+    assert found["mean"] == 0.6
+
+
+def test_the_mean_and_the_number_are_the_values() -> None:
+    values = normal(17)
+    found = interval(values)
+    assert found["mean"] == values.mean()
+    assert found["n"] == 17
+    assert found["low"] < found["mean"] < found["high"]
+
+
+def test_the_interval_covers_the_truth_about_95_times_of_100() -> None:
+    found = [interval(normal(40, seed)) for seed in range(100)]
+    covered = sum(f["low"] <= 30.0 <= f["high"] for f in found)
+    assert 87 <= covered <= 99
+
+
+def test_a_skewed_sample_has_a_skewed_interval() -> None:
+    found = interval(np.random.default_rng(0).lognormal(0, 1.5, 60))
+    assert found["high"] - found["mean"] > 1.1 * (found["mean"] - found["low"])
+
+
+def test_one_value_has_no_interval() -> None:
+    assert interval(np.array([3.5])) == {"mean": 3.5, "low": None, "high": None, "n": 1}
+
+
+def test_two_values_have_one() -> None:
+    assert interval(np.array([1.0, 3.0])) == {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 2}
+
+
+@pytest.mark.parametrize("n", [2, 64])
+def test_constant_values_have_an_interval_of_no_width(n: int) -> None:
+    assert interval(np.full(n, 130.0)) == {"mean": 130.0, "low": 130.0, "high": 130.0, "n": n}
+
+
+def test_the_same_values_give_the_same_interval() -> None:
+    assert interval(normal(50)) == interval(normal(50))
+
+
+def test_what_is_returned_is_plain_numbers() -> None:
+    assert {type(v) for v in interval(normal(5).astype(np.float32)).values()} == {float, int}
