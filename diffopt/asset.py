@@ -1,5 +1,6 @@
 """Files that ship inside the package, named `asset:PATH` wherever a recipe takes a path."""
 
+import os
 from pathlib import Path
 
 PREFIX = "asset:"
@@ -8,7 +9,7 @@ ROOT = Path(__file__).parent / "assets"
 
 def locate(name: str) -> Path:
     """The path that a recipe's value names: inside the package for `asset:...`, else as written (~ expanded)."""
-    return ROOT / name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(name).expanduser()
+    return ROOT / name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(os.path.expanduser(name))
 
 
 def names(pattern: str) -> list[str]:

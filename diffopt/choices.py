@@ -47,6 +47,11 @@ def choose(config: dict[str, Any]) -> Choices:
                 groups[name] = schema.model_validate(value)
             except ValidationError as e:
                 errors += [explain(name, schema, x) for x in e.errors()]
+    if config.get("train") is not None:
+        errors.append(f"train: nothing trains yet (got {config['train']!r}); drop it")
+    store = config.get("store")
+    if not isinstance(store, str) or not store:
+        errors.append(f"store: is not a path (got {store!r}); give a directory, or set DIFFOPT_STORE")
     seed = config.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         errors.append(f"seed: is not a whole number from 0 to {2**32 - 1} (got {seed!r}); give one")
@@ -59,6 +64,8 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
     """One of pydantic's errors as one line of ours."""
     where = ".".join([group, *map(str, error["loc"])])
     kind, message, got = error["type"], error["msg"], error["input"]
+    if kind == "missing" or got == "???":
+        return f"{where}: is not set; give it with {where}=VALUE"
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
         if not error["loc"]:  # a check of the whole group, which names its field and what it got
@@ -67,8 +74,6 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
         return f"{where}: {what} (got {got!r}); {advice}"
     if kind == "extra_forbidden":
         return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), schema.model_fields)}"
-    if kind == "missing" or got == "???":
-        return f"{where}: is not set; give it with {where}=VALUE"
     message = message[0].lower() + message[1:]
     return f"{where}: {message.replace('input should be', 'must be')} (got {got!r}); {ADVICE.get(kind, 'mend it')}"
 

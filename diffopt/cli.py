@@ -1,5 +1,6 @@
 """The command line: Hydra composes and runs recipes; the small sub-commands look at what there is."""
 
+import argparse
 import errno
 import logging
 import os
@@ -16,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from diffopt import complaint, job
 from diffopt.completion import complete
@@ -23,42 +25,43 @@ from diffopt.errors import ConfigError, DiffoptError, PlanError
 from diffopt.searchpath import bundled, register
 
 CONFIG = "config"
+UNWRITABLE = {getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR")}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point `diffopt`. Every foreseen error is a line or a few on stderr and exit code 1."""
     arguments = sys.argv[1:] if argv is None else argv
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for tracebacks
+        _main(arguments)
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print; we say it our way
     try:
-        if "HYDRA_FULL_ERROR" in os.environ:  # the user asks for tracebacks
-            _main(arguments)
-            return
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print; we say it our way
-        try:
-            _main(arguments)
-        finally:
-            del os.environ["HYDRA_FULL_ERROR"]
-    except (DiffoptError, HydraException, OmegaConfBaseException) as e:
+        _main(arguments)
+    except (DiffoptError, HydraException, OmegaConfBaseException, YAMLError) as e:
         print(complaint.line(e, arguments), file=sys.stderr)
         sys.exit(1)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if isinstance(e, BrokenPipeError):  # `diffopt store ls | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        if e.errno not in UNWRITABLE:
             raise
         where = e.filename or "outputs"
         print(
-            f"outputs: cannot be written ({os.strerror(e.errno).lower()}) (got {where!r}); run where you may write",
+            f"outputs: cannot be written ({(e.strerror or str(e)).lower()}) (got {where!r}); run where you may write",
             file=sys.stderr,
         )
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `diffopt store ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
 
 
 def _main(arguments: list[str]) -> None:
     logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no traceback on the terminal
-    register()
+    register(_config_dir(arguments), ours=arguments[:1] == ["plan"])
     if complete(arguments):
         return
     command = next((c for c in arguments[:1] if c in COMMANDS), None)
@@ -68,6 +71,19 @@ def _main(arguments: list[str]) -> None:
     if arguments and not any(a.startswith("-") or "=" in a for a in arguments):
         raise DiffoptError(complaint.unknown_command(arguments[0], list(COMMANDS)))
     _hydra(arguments)
+
+
+def _config_dir(arguments: list[str]) -> Path | None:
+    """What `--config-dir` names, which Hydra's parser or that of `plan` reads again later."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    try:
+        found: Path | None = parser.parse_known_args(arguments)[0].config_dir
+    except SystemExit:  # without a value; the later parser says so
+        return None
+    if found is not None and not found.is_dir():
+        raise ConfigError(f"--config-dir: is not a directory (got {str(found)!r}); check the path")
+    return found
 
 
 def _hydra(arguments: list[str]) -> None:
@@ -100,13 +116,21 @@ def _job(config: DictConfig) -> float | None:
             (directory / "error.txt").write_text(str(e))
             raise
         if isinstance(e, ConfigError | PlanError):  # nothing was made; after any other error the log is worth keeping
-            shutil.rmtree(directory, ignore_errors=True)
+            _clear(directory)
         _refused.append(e)
         return None
     except Exception as e:  # no error of the user's: the traceback is right, but the sweep's page needs a word too
         if sweep:
             (directory / "error.txt").write_text(f"{type(e).__name__}: {e}")
         raise
+
+
+def _clear(directory: Path) -> None:
+    """Take away what Hydra put into a run's directory, and the directory if that was all: it may be the user's own."""
+    shutil.rmtree(directory / ".hydra", ignore_errors=True)
+    (directory / "diffopt.log").unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def _plan(arguments: list[str]) -> None:

@@ -2,8 +2,12 @@
 
 import re
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
 from diffopt.choices import nearest
 from diffopt.groups import GROUPS, PICKS
+from diffopt.searchpath import recipe_dirs
 
 
 def line(error: Exception, arguments: list[str]) -> str:
@@ -13,12 +17,18 @@ def line(error: Exception, arguments: list[str]) -> str:
         return _no_option(found[1], text)
     if found := re.search(r"In '([^']*)': Could not find '([^']+)'", text):
         return _no_option(found[2], text)
+    if found := re.search(r"In '([^']*)': Could not load '([\w./-]+)'", text):
+        known = [p.stem for d in recipe_dirs() for p in d.glob("*.yaml")]
+        there = nearest(found[2].rpartition("/")[2], known) if found[2].startswith("recipe/") else "mend its defaults"
+        return f"{found[1]}: extends what is not there (got {found[2]!r}); {there}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return _no_key(found[1], _given(found[1], arguments))
     if "Multiple values for" in text and (found := re.search(r"Multiple values for (\w+)", text)):
         return f"{found[1]}: is chosen twice (got it as an override); choose once"
-    if re.search(r"LexerNoViableAltException|mismatched input|token recognition error|extraneous input", text):
-        bad = next((a for a in arguments if a in text), text.splitlines()[0])
+    if re.search(
+        r"LexerNoViableAltException|mismatched input|no viable alternative|token recognition error|extraneous input", text
+    ):
+        bad = next((a for a in arguments if not a.startswith("-") and not _parses(a)), text.splitlines()[0])
         return f"override: cannot be read (got {bad}); write key=value, and quote odd characters: 'key=\"a, b\"'"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         return f"{found[1]}: reads as several values (got {found[2]}); quote one, list them as [a,b], or sweep with --multirun"
@@ -27,6 +37,14 @@ def line(error: Exception, arguments: list[str]) -> str:
     if cause and str(cause) not in text:
         lines.append(str(cause).splitlines()[0])
     return "\n".join(lines)
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def unknown_command(word: str, commands: list[str]) -> str:

@@ -18,6 +18,7 @@ def complete(arguments: list[str]) -> bool:
     if not any(a.startswith("query=") for a in arguments):
         return False
     line = os.environ.get("COMP_LINE", "")
+    line = line.replace("python -m diffopt", "diffopt", 1)
     words = line.split()[1:] + ([""] if line.endswith(" ") or len(line.split()) == 1 else [])
     first = words[0] if words else ""
     if len(words) == 1 and first and (found := [c for c in SUBCOMMANDS if c.startswith(first)]):

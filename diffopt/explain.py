@@ -20,9 +20,8 @@ def command(arguments: list[str]) -> None:
     parser.add_argument("--config-dir", "-cd", help="a directory of your own groups and recipes")
     parser.add_argument("overrides", nargs="*", metavar="+recipe=NAME key=value ...")
     given = parser.parse_intermixed_args(arguments)
-    extra = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
     asked = [spelled(o) for o in given.overrides]
-    config = composed([*asked, *extra])
+    config = composed(asked)
     overrides = [o for o in asked if not o.startswith("+recipe=")]
     print(table(prepare(config, overrides, dry=True, sweep=False)))
 

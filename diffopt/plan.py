@@ -131,9 +131,20 @@ class _Planner:
         self.digest = digest
         self.steps: dict[str, Step] = {}
 
-    def make(self, kind: type[Artifact], choices: Choices, path: list[str], *, baseline: bool = False) -> list[Step]:
-        """The steps that make `kind`: one, or one for each chunk; none where no chosen group calls for one."""
-        makers = [s for s in self.stages if issubclass(s.makes, kind)]
+    def make(
+        self,
+        kind: type[Artifact],
+        choices: Choices,
+        path: list[str],
+        *,
+        baseline: bool = False,
+        before: Stage | None = None,
+    ) -> list[Step]:
+        """The steps that make `kind`: one, or one for each chunk. Raises PlanError where no chosen group calls for one.
+
+        `before` is a stage that takes the kind it makes, as training does: only earlier stages can give it that.
+        """
+        makers = self._makers(kind, before)
         called = [s for s in makers if s.when is None or getattr(choices, s.when) is not None]
         if not called:
             if makers:
@@ -173,14 +184,16 @@ class _Planner:
         choices = choices.baseline() if param.baseline else choices
         # A runtime that runs full precision as it is needs no artifact; one that runs a graph always does.
         spare = len(param.types) == 1 or kinds[0] is Checkpoint
-        if param.optional and spare and not self._called(kinds[0], choices):
+        before = stage if issubclass(stage.makes, kinds[0]) else None
+        called = [s for s in self._makers(kinds[0], before) if s.when is None or getattr(choices, s.when) is not None]
+        if param.optional and spare and not called:
             return None
-        found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline)
+        found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline, before=before)
         return found if param.many else found[0]
 
-    def _called(self, kind: type[Artifact], choices: Choices) -> bool:
-        makers = [s for s in self.stages if issubclass(s.makes, kind)]
-        return any(s.when is None or getattr(choices, s.when) is not None for s in makers)
+    def _makers(self, kind: type[Artifact], before: Stage | None) -> list[Stage]:
+        stages = self.stages[: self.stages.index(before)] if before else self.stages
+        return [s for s in stages if issubclass(s.makes, kind)]
 
     def _step(
         self,

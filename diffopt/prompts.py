@@ -39,12 +39,12 @@ def read(value: object) -> PromptSet:
         raise ValueError("is not the path of a file of prompts; give a .txt with a prompt a line, or a .json")
     path = asset.locate(value)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("is not a text file; give a .txt with a prompt a line, or a .json") from None
     except OSError as e:
         raise ValueError(f"cannot be read ({(e.strerror or str(e)).lower()}); check the path") from None
-    prompts = _from_json(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    prompts = _from_json(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
     prompts = [p for p in prompts if p]
     if not prompts:
         raise ValueError("holds no prompt; write one a line")

@@ -25,18 +25,19 @@ def bundled(name: str) -> Path:
     raise FileNotFoundError(f"diffopt was installed without its {name}/ directory")
 
 
-def recipe_dirs() -> list[Path]:
-    """Directories of recipes: ours, those that $DIFFOPT_RECIPES names, and ./recipes.
+def recipe_dirs(config_dir: Path | None = None) -> list[Path]:
+    """Directories of recipes: ours, those that $DIFFOPT_RECIPES names, ./recipes, and `recipes` in --config-dir.
 
     Raises ConfigError when two of them have a recipe of the same name, of which Hydra would take one without a word.
     """
     named = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
     if gone := [p for p in named if not p.is_dir()]:
         raise ConfigError(f"{VARIABLE}: is not a directory (got {str(gone[0])!r}); mend the variable")
-    dirs = [bundled("recipes"), *named, Path("recipes")]
+    dirs = [bundled("recipes"), *named, Path("recipes"), *([config_dir / "recipes"] if config_dir else [])]
     found = list(dict.fromkeys(d.resolve() for d in dirs if d.is_dir()))
+    served = [*found, *([(config_dir / GROUP).resolve()] if config_dir else [])]  # the last by Hydra itself
     seen: dict[str, Path] = {}
-    for path in (p for d in found for p in sorted(d.glob("*.yaml"))):
+    for path in (p for d in served for p in sorted(d.glob("*.yaml"))):
         if path.name in seen:
             raise ConfigError(f"recipe: two are called {path.stem!r} (got {seen[path.name]} and {path}); rename one")
         seen[path.name] = path
@@ -72,12 +73,21 @@ class RecipeSource(FileConfigSource):
 
 
 class RecipeSearchPath(SearchPathPlugin):
+    config_dir: Path | None = None
+    ours = False
+
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for d in recipe_dirs():
+        for d in recipe_dirs(self.config_dir):
             search_path.append("diffopt", f"recipes://{d}")
+        if self.config_dir and self.ours:
+            search_path.append("command-line", f"file://{self.config_dir.resolve()}")
 
 
-def register() -> None:
-    """Teach Hydra both; before anything is composed."""
+def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
+    """Teach Hydra both; before anything is composed.
+
+    `ours` says that nobody else puts `config_dir` on the search path; where Hydra's own main runs, it does.
+    """
+    RecipeSearchPath.config_dir, RecipeSearchPath.ours = config_dir, ours
     Plugins.instance().register(RecipeSource)
     Plugins.instance().register(RecipeSearchPath)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffopt.arguments import Parser
 from diffopt.errors import StoreError
-from diffopt.store import Entry, Store
+from diffopt.store import RECORD, Entry, Store
 
 
 def command(arguments: list[str]) -> None:
@@ -94,7 +94,13 @@ def _export(store: Store, name: str, directory: Path) -> None:
     entry = store.find(name)
     if directory.exists():
         raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
-    shutil.copytree(entry.path, directory, copy_function=shutil.copyfile)
-    for p in (directory, *directory.rglob("*")):
-        p.chmod(0o755 if p.is_dir() else 0o644)
+    entry.check_sizes()
+    try:
+        directory.mkdir(parents=True)
+        for name in [*sorted(entry.record["files"]), RECORD]:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(entry.path / name, directory / name)
+    except OSError as e:
+        reason = (e.strerror or str(e)).lower()
+        raise StoreError(f"store export: cannot be written ({reason}) (got {str(directory)!r}); give another") from None
     print(directory)

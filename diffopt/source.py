@@ -1,5 +1,6 @@
 """Where a model comes from, and which exact version of it: a directory by content, a hub repository by commit."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -85,16 +86,16 @@ class Sources:
         source = self.resolved[digest]
         if source.directory:
             return source.directory
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
 
         repo, commit = digest.removeprefix("hub:").split("@")
         try:
-            return Path(snapshot_download(repo, revision=commit))
+            return Path(snapshot_download(repo, revision=commit, local_files_only=constants.HF_HUB_OFFLINE))
         except Exception as e:
             raise _unreachable(source, e) from None
 
     def _directory(self, root: Path) -> str | None:
-        files = [p for p in sorted(root.rglob("*")) if p.is_file() and not _hidden(p.relative_to(root))]
+        files = _files(root)
         known = self._remembered()
         keys = {p: f"{p.resolve()}:{(s := p.stat()).st_size}:{s.st_mtime_ns}" for p in files}
         fresh = [p for p in files if keys[p] not in known]
@@ -122,9 +123,10 @@ class Sources:
 
     def _remembered(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.memory.read_text()))
-        except (OSError, json.JSONDecodeError):  # a lost memory costs time only
-            return {}
+            found = json.loads(self.memory.read_text())
+        except (OSError, ValueError):
+            found = None
+        return found if isinstance(found, dict) else {}  # a lost memory costs time only
 
     def _remember(self, known: dict[str, Any]) -> None:
         if self.dry:
@@ -134,11 +136,20 @@ class Sources:
             partial.write_text(json.dumps(known, indent=1, sort_keys=True))
             partial.replace(self.memory)
         except OSError:  # the store says so itself when it comes to artifacts; without a memory files are hashed again
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _files(root: Path) -> list[Path]:
+    """Every file below `root`, hidden ones left out; links are followed, a directory is entered once."""
+    found: list[Path] = []
+    entered: set[Path] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        entered.add(here.resolve())
+        below[:] = [d for d in below if not d.startswith(".") and (here / d).resolve() not in entered]
+        found += [here / n for n in names if not n.startswith(".") and (here / n).is_file()]
+    return sorted(found)
 
 
 def _commit(source: Source) -> str:

@@ -3,16 +3,17 @@
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffopt.artifact import Artifact
+from diffopt.errors import PlanError
 from diffopt.progress import bar
 from diffopt.source import Source
-from diffopt.view import View
+from diffopt.view import Choices, View
 
 BASELINE = "baseline"
 """`Annotated[OnnxGraph | None, BASELINE]`: the same kind, made from the same model in full precision."""
@@ -72,11 +73,16 @@ def stage(*, version: int, when: str | None = None, probes: tuple[str, ...] = ()
 
     def wrap(run: Callable[..., Any]) -> Stage:
         hints = get_type_hints(run, include_extras=True)
-        makes = hints.pop("return")
+        makes = hints.pop("return", None)
         if not (isinstance(makes, type) and issubclass(makes, Artifact)):
             raise TypeError(f"{run.__qualname__}: returns {makes!r}, which is no kind of artifact")
         names = list(inspect.signature(run).parameters)[1:]
+        if bare := [n for n in names if n not in hints]:
+            raise TypeError(f"{run.__qualname__}: {bare[0]} has no annotation, which would say what it is")
         params = tuple(_param(run.__qualname__, name, hints[name]) for name in names)
+        groups = {f.name for f in fields(Choices)} - {"seed"}
+        if wrong := [n for n in (when, *(p.name for p in params if p.role == "view")) if n is not None and n not in groups]:
+            raise TypeError(f"{run.__qualname__}: {wrong[0]} is no config group; there are {', '.join(sorted(groups))}")
         return Stage(run.__name__, run, version, when, probes, params, makes)
 
     return wrap
@@ -108,7 +114,15 @@ def stages() -> list[Stage]:
 
     def place(point: EntryPoint) -> tuple[int, str]:
         number, _, name = point.name.partition("_")
+        if not number.isdigit() or not name:
+            raise PlanError(f"stages: an entry point is not called PLACE_NAME (got {point.value}); mend that package")
         return int(number), name
 
     found = sorted(set(entry_points(group="diffopt.stages")), key=place)
-    return [point.load() for point in found]
+    loaded = []
+    for point in found:
+        try:
+            loaded.append(point.load())
+        except ImportError as e:
+            raise PlanError(f"stages: {point.value} cannot be imported ({e}); mend or uninstall its package") from None
+    return loaded

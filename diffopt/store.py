@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffopt.errors import StoreError
+from diffopt.errors import DiffoptError, StoreError
 
 RECORD = "record.json"
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
@@ -34,9 +34,12 @@ class Entry:
     def record(self) -> dict[str, Any]:
         """`identity`, `provenance` and the manifest `files`: {name: {size, sha256}}."""
         try:
-            return dict(json.loads((self.path / RECORD).read_text()))
+            found = json.loads((self.path / RECORD).read_text())
         except (OSError, ValueError) as e:
             raise self._changed(RECORD, f"cannot be read ({e})") from None
+        if not isinstance(found, dict) or not {"identity", "provenance", "files"} <= set(found):
+            raise self._changed(RECORD, "is no record")
+        return found
 
     @property
     def bytes(self) -> int:
@@ -132,6 +135,8 @@ class Store:
                 p.chmod(0o555 if p.is_dir() else 0o444)
             final = self.root / kind / fingerprint
             final.parent.mkdir(exist_ok=True)
+            if final.exists():  # it has no record, or this would not run: a hand or a killed clean-up was there
+                _remove(final)
             os.rename(work, final)
             final.chmod(0o555)
         except BaseException as e:
@@ -158,8 +163,11 @@ class Store:
         name = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
         try:
             (self.root / ROOTS).mkdir(parents=True, exist_ok=True)
+            (self.root / "tmp").mkdir(exist_ok=True)
             text = json.dumps({"run": str(run.absolute()), "artifacts": artifacts})
-            (self.root / ROOTS / f"{name}.json").write_text(text)
+            partial = self.root / "tmp" / f"{name}.root"
+            partial.write_text(text)
+            partial.replace(self.root / ROOTS / f"{name}.json")
         except OSError as e:
             raise self._disk_trouble(e) or e from None
 
@@ -168,8 +176,11 @@ class Store:
         used: set[tuple[str, str]] = set()
         stale: list[Path] = []
         for root in (self.root / ROOTS).glob("*.json"):
-            content = json.loads(root.read_text())
-            if Path(content["run"]).is_dir():
+            try:
+                content = json.loads(root.read_text())
+            except ValueError:  # written when the disk ran full
+                content = {"run": "", "artifacts": []}
+            if content["run"] and Path(content["run"]).is_dir():
                 used |= {(kind, fp) for kind, fp in content["artifacts"]}
             else:
                 stale.append(root)
@@ -178,11 +189,18 @@ class Store:
         return [e for e in self.entries() if (e.kind, e.fingerprint) not in used], stale
 
     def remove(self, path: Path) -> None:
-        """Remove an artifact or a left-over."""
+        """Remove an artifact or a left-over; killed meanwhile, it leaves a left-over and no half an artifact."""
         try:
+            if path.parent.parent == self.root and path.is_dir() and path.parent.name not in INTERNAL:
+                path.chmod(0o755)
+                path = path.rename(self.root / "tmp" / f"{path.name}-removed-{os.getpid()}")
             _remove(path)
         except OSError as e:
             raise self._disk_trouble(e) or e from None
+
+    def _concerns(self, path: Path) -> bool:
+        """Whether a path that an error names is the store's, or one that it lies in."""
+        return path.is_relative_to(self.root) or self.root.is_relative_to(path)
 
     def _locked(self, fingerprint: str) -> bool:
         path = self.root / "tmp" / f"{fingerprint}.lock"
@@ -201,8 +219,13 @@ class Store:
 
     def _disk_trouble(self, error: BaseException) -> StoreError | None:
         """A line for the user when `error` comes from the disk. Libraries in C++ or Rust only pass on its text."""
+        if isinstance(error, DiffoptError):
+            return None
         text = str(error).lower()
         code = error.errno if isinstance(error, OSError) else None
+        named = getattr(error, "filename", None)
+        if isinstance(named, str | Path) and not self._concerns(Path(named).absolute()):
+            return None
         if code in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text or "os error 28" in text:
             return StoreError(
                 f"store: the disk ran full (got {str(self.root)!r}); free some with `diffopt store gc`, "

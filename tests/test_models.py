@@ -62,16 +62,16 @@ def test_latents_are_not_decoded(pipe: object) -> None:
 
 
 def test_every_step_is_told_of_when_it_ends(pipe: object) -> None:
-    ended: list[int] = []
-    drawn(pipe, ["a"], [1], on_step=ended.append)
-    assert ended == list(range(STEPS))
+    ended: list[None] = []
+    drawn(pipe, ["a"], [1], on_step=lambda: ended.append(None))
+    assert len(ended) == STEPS
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_pipeline_is_opened_in_its_pinned_precision(dtype: str) -> None:
     b = bench(dtype)
     pipe = open_pipeline(b.context(), b.pipeline())
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+    for part in (pipe.transformer, pipe.vae, pipe.text_encoder):  # T5 keeps a part of itself in FP32
         assert {p.dtype for p in part.parameters()} == {getattr(torch, dtype)}
     assert {p.dtype for p in b.backbone().parameters()} == {getattr(torch, dtype)}
 
@@ -117,7 +117,7 @@ def test_a_familys_classes_are_diffusers(name: str) -> None:
 
 
 def test_importing_the_families_imports_no_torch() -> None:
-    code = "import sys; from diffopt import models; [models.family(n) for n in models.names()]; sys.exit('torch' in sys.modules)"
+    code = "import sys; from diffopt.models import family, names; [family(n) for n in names()]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

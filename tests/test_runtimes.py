@@ -21,7 +21,7 @@ from diffopt.runtimes import RUNTIMES, Running
 from diffopt.runtimes.onnxruntime import GraphBackbone, _session
 from diffopt.stages.sample import sample
 
-NEAR = 8e-3
+NEAR = 5e-3
 """Relative difference of INT8 by onnxruntime and by fake quantization, which rounds near-ties otherwise; INT8 makes 2e-2."""
 
 
@@ -67,7 +67,7 @@ def test_one_broken_scale_would_show(which: str, simulated_int8: torch.Tensor) -
         layer = "single_transformer_blocks.1.proj_out" if which == "weight" else "single_transformer_blocks.1/proj_out"
         if node.op_type == "DequantizeLinear" and layer in node.input[0] and (node.input[0] in stored) == (which == "weight"):
             tensor = stored.get(node.input[1]) or constants[node.input[1]]
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.25), tensor.name))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
     session = onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"])
     (out,) = graph_backbone(b.graph("int8_sq"), session)(**b.inputs())
     assert apart(out, simulated_int8) > NEAR
@@ -152,16 +152,14 @@ def test_a_cache_computes_fewer_blocks() -> None:
 
 
 def test_the_share_of_computed_blocks_is_counted_in_the_blocks_themselves() -> None:
-    with running("torch", None, CacheView(method="first_block", threshold=0.05)) as run:
+    with running("torch", None, CacheView(method="first_block", threshold=0.3)) as run:
         seen = []
         backbone = run.pipe.transformer
         for block in [*backbone.transformer_blocks, *backbone.single_transformer_blocks]:
             block.attn.register_forward_hook(lambda *_: seen.append(1))
         pictures_of(run)
-        assert 4 + (STEPS - 1) <= len(seen) <= 4 * STEPS
+        assert 4 + (STEPS - 1) < len(seen) < 4 * STEPS
         assert run.computed() == len(seen) / (4 * STEPS)
-        if run.computed() == 1.0:
-            pictures_of(run)
 
 
 def test_a_cache_changes_the_pictures(high: Running) -> None:

@@ -192,7 +192,7 @@ class Bench:
         from diffopt.models.flux import FAMILY
 
         size = Size(batch, self.call.height, self.call.width, self.call.max_sequence_length)
-        return FAMILY.inputs(self.backbone(), self.vae_scale(), size)
+        return {n: x.to(self.device) for n, x in FAMILY.inputs(self.backbone(), self.vae_scale(), size).items()}
 
     def vae_scale(self) -> int:
         return 4 if self.source == EMOJI else 2

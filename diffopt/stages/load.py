@@ -4,6 +4,7 @@ import json
 
 from diffopt import models
 from diffopt.artifact import Pipeline
+from diffopt.errors import PlanError
 from diffopt.groups.model import Dtype, Model
 from diffopt.source import ModelSource
 from diffopt.stage import Context, stage
@@ -25,7 +26,10 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
     directory = ctx.locate(digest)
     index = json.loads((directory / "model_index.json").read_text())
     family = models.family(model.family)
-    config = json.loads((directory / family.backbone / "config.json").read_text())
+    path = directory / family.backbone / "config.json"
+    if not path.is_file():
+        raise PlanError(f"model.source: has no {family.backbone}/config.json (got {model.source.name!r}); download it again")
+    config = json.loads(path.read_text())
     with init_empty_weights():
         backbone = getattr(diffusers, family.backbone_class).from_config(config)
     pinned = {
