@@ -28,7 +28,8 @@ def line(error: Exception, arguments: list[str]) -> str:
     if re.search(
         r"LexerNoViableAltException|mismatched input|no viable alternative|token recognition error|extraneous input", text
     ):
-        bad = next((a for a in arguments if not a.startswith("-") and not _parses(a)), text.splitlines()[0])
+        asked = (a for a in arguments if not a.startswith("-") and a != "plan")
+        bad = next((a for a in asked if not _parses(a)), text.splitlines()[0])
         return f"override: cannot be read (got {bad}); write key=value, and quote odd characters: 'key=\"a, b\"'"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         return f"{found[1]}: reads as several values (got {found[2]}); quote one, list them as [a,b], or sweep with --multirun"
