@@ -79,9 +79,7 @@ def replay(extremes: Mapping[str, torch.Tensor]) -> Callable[[torch.nn.Module], 
                 continue
             peak = extremes[name]
             parent = parents[name.rpartition(".")[0]]
-            weight = getattr(parent, "weight", None)
-            if weight is not None:
-                peak = peak.to(weight.device)
+            peak = peak.to(next((p.device for p in parent.parameters()), peak.device))
             if _channel_axis(parent) == 1:
                 peak = peak.reshape(1, -1, *[1] * (parent.weight.dim() - 2))
             quantizer(peak.reshape(1, -1) if peak.dim() == 1 else peak)

@@ -52,6 +52,9 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool)
         plain: Any = OmegaConf.to_container(visible, resolve=True)
     except OmegaConfBaseException as e:
         raise ConfigError(f"config: {str(e).splitlines()[0]} (got an interpolation); mend the recipe") from None
+    for group in PICKS:
+        if f"~{group}" in overrides:  # a recipe's values for it may still be there; without the option they are nothing
+            plain[group] = None
     if all(plain.get(group) is None for group in PICKS):
         raise ConfigError("recipe: nothing is chosen (got no recipe); name one with +recipe=NAME, `diffopt --help` lists them")
     choices = choose(plain)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from test_calibrate_once import differing, formats, ordinary, replayed
 from tiny import bench, call
 
 from diffopt import checkpoint
 from diffopt.block_arithmetic import nvfp4, simulated
 from diffopt.models.open import draw, open_pipeline
 from diffopt.runtimes import RUNTIMES
-from test_calibrate_once import differing, formats, ordinary, replayed
 
 pytestmark = [
     pytest.mark.gpu,

@@ -172,6 +172,7 @@ class Bench:
 
     def graph(self, name: str | None, *, dtype: str | None = None, batch: int = 1, opset: int = 20, **kw: Any) -> OnnxGraph:
         """The ONNX graph of a format, or of the plain backbone for None."""
+        dtype = dtype or self.dtype
 
         def make(ctx: Context) -> OnnxGraph:
             self.write_graph(ctx, name, dtype=dtype, batch=batch, opset=opset, **kw)
