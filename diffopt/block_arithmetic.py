@@ -41,7 +41,7 @@ def nvfp4(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     if tensor_scale == 0:
         return torch.zeros_like(x)
     scale = e4m3(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX / tensor_scale) * tensor_scale
-    rounded = torch.where(scale > 0, e2m1(blocks / torch.where(scale > 0, scale, 1)) * scale, 0)
+    rounded = torch.where(scale == 0, 0, e2m1(blocks / torch.where(scale == 0, 1, scale)) * scale)  # NaN stays NaN
     return rounded.flatten(-2)[..., : x.shape[-1]].to(x.dtype)
 
 

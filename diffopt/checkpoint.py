@@ -23,16 +23,23 @@ HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.s
 
 
 def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
-    """Quantize `model` in place with modelopt, calibrated on recorded extremes."""
+    """Quantize `model` in place with modelopt, calibrated on recorded extremes.
+
+    Raises GateError for extremes that are not finite, as an overflow in a 16-bit model leaves.
+    """
+    if broken := [name for name, x in extremes.items() if not torch.isfinite(x).all()]:
+        raise GateError(
+            f"quantize: {broken[0]} saw inf or NaN in calibration (got {len(broken)} such); set another model.dtype"
+        )
     with torch.no_grad(), simulated():
         mtq.quantize(model, {"quant_cfg": copy.deepcopy(rules), "algorithm": algorithm}, replay(extremes))
 
 
 def quantized_layers(model: torch.nn.Module) -> list[str]:
-    """Names of the layers whose weights are quantized."""
-    return [
-        n.removesuffix(".weight_quantizer") for n, q in quantizers(model) if n.endswith(".weight_quantizer") and q.is_enabled
-    ]
+    """Names of the layers whose weights and inputs are quantized."""
+    on = {n for n, q in quantizers(model) if q.is_enabled}
+    layers = [n.removesuffix(".weight_quantizer") for n, _ in quantizers(model) if n.endswith(".weight_quantizer")]
+    return [n for n in layers if {f"{n}.weight_quantizer", f"{n}.input_quantizer"} <= on]
 
 
 def expected_layers(model: torch.nn.Module, excluded: list[str]) -> list[str]:
@@ -52,8 +59,6 @@ def state(model: torch.nn.Module) -> Extremes:
 
 def check(model: torch.nn.Module, expected: list[str]) -> None:
     """Raises GateError when a layer that should be quantized is not, or is with a scale that means nothing."""
-    if not expected:
-        raise GateError("quantize: the exclusions leave no layer to quantize (got 0); drop some of format.exclude")
     if lost := sorted(set(expected) - set(quantized_layers(model))):
         raise GateError(f"quantize: {len(lost)} of {len(expected)} layers were not quantized (got {lost[0]} ...); report it")
     for name, quantizer in quantizers(model):

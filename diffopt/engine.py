@@ -38,7 +38,7 @@ def build(graph: Path, level: int) -> Built:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger.sink)
     if not parser.parse_from_file(str(graph)):
-        reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+        reasons = "; ".join(" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors))
         raise GateError(f"build: {found['flavour']} does not parse the graph (got {reasons}); see the run's log")
     config = builder.create_builder_config()
     config.builder_optimization_level = level
@@ -96,7 +96,7 @@ class _Logger:
 
             def log(self, severity: Any, message: str) -> None:
                 if int(severity) <= int(trt.ILogger.Severity.ERROR):
-                    errors.append(message)
+                    errors.append(" ".join(message.split()))
                 log.debug("%s", message)
 
         self.errors = errors

@@ -19,7 +19,7 @@ def check(pictures: np.ndarray, prompts: Sequence[str]) -> None:
             raise GateError(
                 f"sample: the picture of {prompt!r} has NaN in it (got a broken model); exclude layers or raise dtype"
             )
-        if np.ptp(picture) < 1 / 255:
+        if np.ptp(picture.reshape(-1, picture.shape[-1]), axis=0).max() < 1 / 255:
             value = float(picture.mean())
             raise GateError(
                 f"sample: the picture of {prompt!r} has one colour (got {value:.2f} everywhere); exclude more layers"

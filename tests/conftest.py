@@ -3,6 +3,10 @@
 `--golden` writes tests/golden.json anew (tests/test_golden.py).
 """
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.py does, before anything loads torch
+
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator

@@ -238,7 +238,7 @@ def test_an_exclusion_takes_out_the_layers_it_names(excluded: str, count: int) -
 
 
 def test_excluding_every_layer_is_refused() -> None:
-    with pytest.raises(GateError, match="leave no layer"):
+    with pytest.raises(GateError, match="leaves no layer"):
         bench().checkpoint("fp8", exclude=("transformer_blocks.*", "single_transformer_blocks.*"))
 
 
@@ -269,7 +269,7 @@ def test_a_layer_that_was_never_observed_is_refused(name: str, tmp_path: Path) -
 def test_meaningless_extremes_are_refused(name: str, value: float, tmp_path: Path) -> None:
     extremes = load_file(bench().stats(4).path / "extremes.safetensors")
     extremes[f"{LAYER}.input_quantizer"].fill_(value)
-    with pytest.raises(GateError, match="no usable scale"):
+    with pytest.raises(GateError, match=rf"{LAYER}\.input_quantizer saw inf or NaN"):
         quantized_on(bench(), tmp_path, extremes, name)
 
 

@@ -227,8 +227,8 @@ def test_excluded_layers_are_not_counted() -> None:
     assert found["quantized_layers"] == found["quantized_products"] == LAYERS - 14
 
 
-def products(*chains: list[str]) -> onnx.ModelProto:
-    """One MatMul whose operands pass through the given operators."""
+def products(*chains: list[str], weighs: bool = True) -> onnx.ModelProto:
+    """One MatMul of an input a and a constant b, both of which pass through the given operators."""
     nodes, ends = [], []
     for side, chain in zip("ab", chains, strict=True):
         name = side
@@ -238,7 +238,8 @@ def products(*chains: list[str]) -> onnx.ModelProto:
             name = f"{side}{i}"
         ends.append(name)
     nodes.append(onnx.helper.make_node("MatMul", ends, ["out"]))
-    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], []))
+    weight = onnx.numpy_helper.from_array(np.zeros((2, 2), np.float32), "b" if weighs else "w")
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [weight]))
 
 
 PAIR = ["QuantizeLinear", "DequantizeLinear"]
@@ -258,6 +259,10 @@ PAIR = ["QuantizeLinear", "DequantizeLinear"]
 )
 def test_a_product_counts_when_both_operands_are_dequantized(left: list[str], right: list[str], counted: int) -> None:
     assert count.quantized_products(products(left, right)) == counted
+
+
+def test_a_product_of_two_activations_is_no_layer() -> None:
+    assert count.quantized_products(products(PAIR, PAIR, weighs=False)) == 0
 
 
 # The file.

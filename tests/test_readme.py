@@ -62,7 +62,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_every_diffopt_command_in_the_readme_is_one(command):
     words = shlex.split(command)[1:]
-    if words[0] in COMMANDS and words[0] != "plan" or words[0].startswith("-"):
+    if (words[0] in COMMANDS and words[0] != "plan") or words[0].startswith("-"):
         return
     overrides = [w for w in words if "=" in w and "," not in w.partition("=")[2] and not w.startswith("-")]
     if any("my_" in w or "PATH" in w for w in overrides):

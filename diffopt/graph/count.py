@@ -1,13 +1,13 @@
 """Counting the quantizers of a graph: an export that lost them looks like a success."""
 
 from collections import Counter
-from fnmatch import fnmatch
 
 import onnx
 
 QUANTIZE = ("QuantizeLinear", "TRT_FP8QuantizeLinear", "TRT_FP4DynamicQuantize")
 DEQUANTIZE = ("DequantizeLinear", "TRT_FP8DequantizeLinear")
 MATRIX = ("MatMul", "Gemm", "Conv")
+SHAPE = ("Transpose", "Reshape", "Cast")
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
@@ -17,19 +17,25 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def quantized_products(model: onnx.ModelProto) -> int:
-    """Matrix products both of whose operands come, through shape operators at most, from a dequantize node."""
+    """Matrix products of a quantized input with a quantized weight: both from a dequantize node, one of a constant.
+
+    Shape operators may stand between. Attention's products, of two activations, are not counted.
+    """
     made_by = {o: n for n in model.graph.node for o in n.output}
+    constants = {i.name for i in model.graph.initializer}
+    constants |= {o for n in model.graph.node if n.op_type == "Constant" for o in n.output}
 
     def dequantized(name: str) -> bool:
         node = made_by.get(name)
         if node is None:
             return False
-        if node.op_type in DEQUANTIZE:
-            return True
-        return node.op_type in ("Transpose", "Reshape", "Cast") and dequantized(node.input[0])
+        return node.op_type in DEQUANTIZE or (node.op_type in SHAPE and dequantized(node.input[0]))
 
-    return sum(all(dequantized(i) for i in n.input[:2]) for n in model.graph.node if n.op_type in MATRIX)
+    def constant(name: str) -> bool:
+        node = made_by.get(name)
+        if name in constants or node is None:
+            return name in constants
+        return node.op_type in (*SHAPE, *QUANTIZE, *DEQUANTIZE) and constant(node.input[0])
 
-
-def matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch(name, p) for p in patterns)
+    products = [n.input[:2] for n in model.graph.node if n.op_type in MATRIX]
+    return sum(all(map(dequantized, pair)) and any(map(constant, pair)) for pair in products)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from modelopt.onnx.export.fp8_exporter import FP8QuantExporter
 from modelopt.torch._deploy.utils import torch_onnx
 from modelopt.torch.quantization.export_onnx import configure_linear_module_onnx_quantizers
 
@@ -41,12 +42,39 @@ def write(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor], path: Path
     if name == "int8_sq":
         fold_int8(model)
     elif name is not None:
-        model = torch_onnx.quantize_weights(backbone, torch_onnx.optimize("backbone", torch_onnx.infer_shapes(model)))
+        with _softmax_as_simulated(backbone):
+            model = torch_onnx.quantize_weights(backbone, torch_onnx.optimize("backbone", torch_onnx.infer_shapes(model)))
+        _standard_domains(model)
     if model.ByteSize() < TWO_GIB:
         onnx.save(model, path)
     else:
         onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
     return Graph(operators(model), quantized_products(model))
+
+
+@contextlib.contextmanager
+def _softmax_as_simulated(backbone: torch.nn.Module) -> Iterator[None]:
+    """modelopt's exporter quantizes what every Softmax puts out, even where attention is not quantized at all.
+
+    The graph would then not compute what was scored. With quantized attention it stays: TensorRT's FP8 attention
+    kernels ask for it, and its scale, 1 / 448, covers the 0..1 that a softmax can be.
+    """
+    attention = any(q.is_enabled for n, q in quantizers(backbone) if n.endswith("_bmm_quantizer"))
+    insert = FP8QuantExporter._insert_qdq_after_softmax
+    if not attention:
+        FP8QuantExporter._insert_qdq_after_softmax = staticmethod(lambda *_, **__: 0)
+    try:
+        yield
+    finally:
+        FP8QuantExporter._insert_qdq_after_softmax = staticmethod(insert)
+
+
+def _standard_domains(model: onnx.ModelProto) -> None:
+    """modelopt leaves ONNX's own quantize operators in TensorRT's domain, and types that no longer hold."""
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = ""
+    del model.graph.value_info[:]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ class Calib(Group):
     n_steps: int = Field(ge=1)
     """Denoising steps per prompt."""
     alpha: float = Field(ge=0, le=1)
-    """SmoothQuant's migration strength: 0 leaves the weights as they are, 1 the activations."""
+    """SmoothQuant's migration strength: at 1 all of the inputs' unevenness between channels moves into the weights, at 0
+    all of the weights' into the inputs."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

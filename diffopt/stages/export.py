@@ -27,7 +27,7 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
     import diffusers
     import torch
 
-    from diffopt.checkpoint import HEAD, quantized_layers, restore
+    from diffopt.checkpoint import HEAD, restore
     from diffopt.graph import packing
     from diffopt.models.family import Size
     from diffopt.models.open import family_of
@@ -40,8 +40,8 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
     size = Size(export.batch_size, model.height, model.width, model.max_sequence_length)
     inputs = family.inputs(backbone, vae_scale, size)
     graph = packing.write(backbone, inputs, ctx.out / "model.onnx", export.opset, head["format"] if head else None)
-    expected = len(quantized_layers(backbone)) if head else 0
-    if graph.quantized_products < expected or (expected and not graph.operators):
+    expected = len(head["layers"]) if head else 0
+    if graph.quantized_products != expected:
         raise GateError(
             f"export: {graph.quantized_products} matrix products of the graph are quantized, but {expected} layers of the "
             f"checkpoint are (got {graph.operators}); nothing was kept"

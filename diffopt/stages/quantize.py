@@ -44,6 +44,8 @@ def quantize(ctx: Context, format: FormatView, calib: SmoothingView, pipeline: P
     for pattern in format.exclude:
         if checkpoint.expected_layers(backbone, [*family.keep, pattern]) == kept:
             raise GateError(f"format.exclude: matches no layer (got {pattern!r}); use a module's name, e.g. {kept[0]!r}")
+    if not expected:
+        raise GateError(f"format.exclude: leaves no layer to quantize (got {format.exclude}); drop some of it")
     rules = method.rules(list(family.keep), format.exclude, format.quantize_mha)
     algorithm = method.calibration(calib.alpha)
     extremes = load_file(stats.path / "extremes.safetensors")
