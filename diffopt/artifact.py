@@ -11,6 +11,8 @@ class Artifact:
     """A finished, read-only directory in the store."""
 
     kind: ClassVar[str]
+    passing: ClassVar[bool] = False
+    """Only a means: not made again for its own sake when it was dropped and what needs it is there."""
     path: Path
     fingerprint: str
 
@@ -29,12 +31,14 @@ class CalibChunk(Artifact):
     """`extremes.safetensors`: per-channel absolute maxima of every quantizer input over one chunk of prompts."""
 
     kind = "calib-chunk"
+    passing = True
 
 
 class CalibStats(Artifact):
     """`extremes.safetensors`: the chunks of one calibration set, merged."""
 
     kind = "calib-stats"
+    passing = True
 
 
 class Checkpoint(Artifact):

@@ -24,6 +24,8 @@ def package(name: str) -> str | None:
 @cache
 def gpus() -> tuple[dict[str, Any], ...]:
     """Name, compute capability and memory in bytes of each NVIDIA GPU, from the driver."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden from torch, so not there
+        return ()
     try:
         import pynvml
 

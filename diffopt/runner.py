@@ -34,7 +34,10 @@ class Done:
 
 
 def missing(plan: Plan, store: Store) -> set[Step]:
-    """The steps that must run: the wanted that are not in the store, and backwards what they lack."""
+    """The steps that must run: those that are not in the store, and backwards what they lack.
+
+    A dropped step whose artifact is only passing runs when something that must run needs it.
+    """
     found: set[Step] = set()
 
     def visit(step: Step) -> None:
@@ -44,8 +47,9 @@ def missing(plan: Plan, store: Store) -> set[Step]:
         for parent in step.parents():
             visit(parent)
 
-    for step in plan.wanted:
-        visit(step)
+    for step in plan.steps:
+        if step in plan.wanted or not step.stage.makes.passing:
+            visit(step)
     return found
 
 

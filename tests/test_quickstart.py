@@ -1,0 +1,182 @@
+"""The main job as a user runs it: whole processes, on the embedded model, in directories of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import screenshot
+
+from diffopt import environment
+
+SMALL = ("eval.size=4", "eval.steps=6", "eval.repeats=5", "calib.size=12")
+"""The quickstart with fewer pictures. Twelve prompts are a whole chunk and half a one."""
+
+
+def diffopt(where: Path, *arguments: str, code: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    where.mkdir(parents=True, exist_ok=True)
+    call = ["-c", code] if code else ["-m", "diffopt"]
+    env = {**os.environ, **variables}
+    done = subprocess.run([sys.executable, *call, *arguments], cwd=where, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def last_run(where: Path, name: str = "quickstart") -> Path:
+    return sorted((where / "outputs/runs" / name).iterdir())[-1]
+
+
+def steps(run: Path) -> dict[str, dict[str, Any]]:
+    return {s["name"]: s for s in json.loads((run / "run.json").read_text())["steps"]}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> tuple[str, ...]:
+    """Without an engine builder the plan is left out, as the refusal advises."""
+    return ("+recipe=quickstart", *SMALL, *(() if environment.tensorrt() else ("export=onnx",)))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, recipe: tuple[str, ...]) -> Path:
+    where = tmp_path_factory.mktemp("first")
+    diffopt(where, *recipe)
+    return where
+
+
+def test_a_run_has_its_files_where_its_user_looks(first: Path) -> None:
+    run = last_run(first)
+    wanted = ["export/model.onnx", "sample/000.png", "score/metrics.json", "time/latency.json", "report.html", "diffopt.log"]
+    assert [name for name in wanted if not (run / name).is_file()] == []
+    assert not environment.tensorrt() or (run / "build/model.plan").stat().st_size > 1_000_000
+
+
+def test_a_second_run_makes_nothing_and_imports_no_torch(first: Path, recipe: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from diffopt.cli import main; main(sys.argv[1:]);"
+        "sys.exit('torch was imported' if {'torch', 'diffusers', 'modelopt'} & set(sys.modules) else 0)"
+    )
+    before = time.monotonic()
+    diffopt(first, *recipe, code=code)
+    seconds = time.monotonic() - before
+    assert {s["state"] for s in steps(last_run(first)).values()} == {"cached"}
+    assert seconds < 3
+
+
+def test_another_store_gets_the_same_fingerprints_and_bytes(first: Path, recipe: tuple[str, ...], tmp_path: Path) -> None:
+    diffopt(tmp_path, *recipe)
+    ours, theirs = last_run(first), last_run(tmp_path)
+    assert {n: s["fingerprint"] for n, s in steps(ours).items()} == {n: s["fingerprint"] for n, s in steps(theirs).items()}
+    compared = 0
+    for step in ("observe.0", "observe.1", "merge", "quantize", "export", "export.baseline", "reference", "sample", "score"):
+        for file in (ours / step).rglob("*"):
+            if file.is_file() and file.name != "record.json":
+                assert file.read_bytes() == (theirs / step / file.relative_to(ours / step)).read_bytes(), f"{step}/{file.name}"
+                compared += 1
+    assert compared > 20
+
+
+def test_quality_and_size_are_what_int8_gives(first: Path) -> None:
+    run = last_run(first)
+    metrics = json.loads((run / "score/metrics.json").read_text())["metrics"]
+    assert metrics["psnr"]["candidate"]["mean"] > 35  # 44.9 over the 64 prompts of the recipe
+    assert abs(metrics["clip"]["difference"]["mean"]) < 1
+    graph, plain = (run / step / "model.onnx" for step in ("export", "export.baseline"))
+    assert graph.stat().st_size < plain.stat().st_size / 3
+
+
+@pytest.mark.skipif(
+    not {"avx512_vnni", "avx_vnni"} & set(environment.cpu()["flags"]), reason="this CPU has no integer dot product (VNNI)"
+)
+def test_int8_is_faster_than_full_precision_in_the_same_runtime(first: Path) -> None:
+    latency = json.loads((last_run(first) / "time/latency.json").read_text())
+    assert latency["machine"]["cpu"]
+    assert latency["speedup"]["per_step"]["mean"] > 1
+
+
+def test_a_larger_calibration_set_reuses_the_chunks_of_a_smaller_one(first: Path) -> None:
+    said = diffopt(first, "plan", "+recipe=quickstart", *SMALL, "calib.size=16", "export=onnx").stdout
+    states = {line.split()[0]: " ".join(line.split()[2:4]) for line in said.splitlines()[:-1]}
+    assert states["observe.0"] == "cached"
+    assert states["observe.1"] == "to run"  # it was made of four prompts, and is now of eight
+
+
+def test_a_plan_says_why_a_step_would_run_again(first: Path) -> None:
+    said = diffopt(first, "plan", "+recipe=quickstart", *SMALL, "calib.alpha=0.7", "export=onnx").stdout
+    rows = {line.split()[0]: line for line in said.splitlines()}
+    assert "calib.alpha 0.2 -> 0.7" in rows["quantize"]
+    assert "new quantize" in rows["export"]
+    assert "cached" in rows["merge"]
+
+
+def test_a_file_changed_by_hand_is_refused_and_can_be_made_again(first: Path, recipe: tuple[str, ...]) -> None:
+    graph = (last_run(first) / "export/model.onnx").resolve()
+    content = graph.read_bytes()
+    graph.chmod(0o644)
+    graph.write_bytes(content[:-1])
+    refused = subprocess.run([sys.executable, "-m", "diffopt", *recipe], cwd=first, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 1
+    assert "model.onnx" in refused.stderr
+    assert "store verify --drop" in refused.stderr
+    diffopt(first, "store", "verify", "--drop")
+    diffopt(first, *recipe)
+    assert steps(last_run(first))["export"]["state"] == "made"
+    assert (last_run(first) / "export/model.onnx").read_bytes() == content
+
+
+def test_dropped_chunks_are_not_made_again_for_their_own_sake(first: Path, recipe: tuple[str, ...]) -> None:
+    chunk = (last_run(first) / "observe.0").resolve()
+    kept = chunk.rename(first / "kept")
+    diffopt(first, *recipe)
+    kept.rename(chunk)
+    assert steps(last_run(first))["observe.0"]["state"] == "spare"
+
+
+def test_a_killed_run_loses_nothing_that_was_finished(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "diffopt", "+recipe=emoji_int8_sq", *SMALL[:2], "calib.size=8", "eval.metrics=[psnr]"]
+    run = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    for line in run.stdout:
+        if line.startswith("observe"):  # finished; the next step has begun
+            run.send_signal(signal.SIGKILL)
+            break
+    run.wait()
+    run.stdout.close()
+    diffopt(tmp_path, *call[3:])
+    states = {n: s["state"] for n, s in steps(last_run(tmp_path, "emoji_int8_sq")).items()}
+    assert states["load"] == states["observe"] == "cached"
+    assert states["score"] == "made"
+
+
+def test_a_grid_observes_each_chunk_once_and_its_page_has_every_job(tmp_path: Path) -> None:
+    said = diffopt(tmp_path, "+recipe=emoji_int8_grid", "eval.size=2", "eval.steps=2", "eval.metrics=[psnr]").stdout
+    (sweep,) = (tmp_path / "outputs/sweeps/emoji_int8_grid").iterdir()
+    jobs = sorted(p.parent for p in sweep.rglob("run.json"))
+    assert len(jobs) == 6
+    made = [
+        s["fingerprint"] for job in jobs for s in steps(job).values() if s["kind"] == "calib-chunk" and s["state"] == "made"
+    ]
+    assert len(made) == len(set(made)) == 2
+    assert (sweep / "report.html").is_file()
+    assert "6 jobs, 6 distinct" in said
+
+
+def test_the_report_shows_its_pictures_in_a_browser(first: Path, tmp_path: Path) -> None:
+    page = last_run(first) / "report.html"
+    seen = screenshot(page, tmp_path / "shot.png", tmp_path / "profile")
+    # The first prompt is a red apple, the second a banana; the page itself has no such colours.
+    red = (seen[..., 0] > 180) & (seen[..., 1] < 70) & (seen[..., 2] < 70)
+    yellow = (seen[..., 0] > 230) & (seen[..., 1] > 200) & (seen[..., 2] < 120)
+    assert red.sum() > 500
+    assert yellow.sum() > 500
+
+
+def test_a_page_without_its_pictures_would_be_noticed(first: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text((last_run(first) / "report.html").read_text().replace(";base64,", ";base64,AAAA"))
+    seen = screenshot(broken, tmp_path / "shot.png", tmp_path / "profile")
+    assert ((seen[..., 0] > 230) & (seen[..., 1] > 200) & (seen[..., 2] < 120)).sum() < 50
