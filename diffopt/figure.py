@@ -33,3 +33,12 @@ def machine(about: dict[str, Any]) -> str:
     gpus: Sequence[str] = about["gpus"]
     named = [f"{gpus.count(g)} x {g}" if gpus.count(g) > 1 else g for g in dict.fromkeys(gpus)]
     return " + ".join(named) or f"{about['cpu']}, {about['cores']} cores"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from diffopt import __version__
-from diffopt.figure import digits, figure, machine, number, pace
-from diffopt.shelf import size
+from diffopt.figure import digits, figure, machine, number, pace, size
 
+PAGE = "report.html"
 PREVIEW = 512
 """Pixels of the longer side. A larger picture is shown as a JPEG of this size: 64 of 1024 x 1024 would be 300 MB."""
 

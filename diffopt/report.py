@@ -4,12 +4,11 @@ from pathlib import Path
 
 from diffopt.arguments import Parser
 from diffopt.errors import ConfigError
-from diffopt.figure import figure, machine, pace
-from diffopt.page import publish, render
+from diffopt.figure import figure, machine, pace, size
+from diffopt.page import PAGE, publish, render
 from diffopt.run import RUN, Run
-from diffopt.shelf import size
 
-PAGE, SWEEP = "report.html", "multirun.yaml"
+SWEEP = "multirun.yaml"
 SHOWN = 200
 """Pairs of pictures on one page; beyond it only the worst, so that the page stays one that a browser opens."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffopt.arguments import Parser
 from diffopt.errors import StoreError
+from diffopt.figure import size
 from diffopt.store import RECORD, Entry, Store
 
 
@@ -35,15 +36,6 @@ def command(arguments: list[str]) -> None:
     if not store.root.is_dir():
         raise StoreError(f"store: there is none (got {str(store.root)!r}); run a recipe first, or set DIFFOPT_STORE")
     given.run(store, given)
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def _ls(store: Store, kind: str | None) -> None:

@@ -13,9 +13,8 @@ from omegaconf import DictConfig
 
 from diffopt.figure import digits, figure
 from diffopt.job_table import Row, swept, table
-from diffopt.page import publish, render
+from diffopt.page import PAGE, publish, render
 from diffopt.ranking import artifacts, best, first_metric, front, overlapping
-from diffopt.report import PAGE
 
 STRIP = 8
 """Prompts in the strip of small pictures."""
