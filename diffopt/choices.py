@@ -25,6 +25,7 @@ ADVICE = {
     "bool_type": "give true or false",
     "string_type": "give a text",
     "list_type": "give a list: [a,b]",
+    "too_short": "name one",
     "missing": "set it in the recipe",
 }
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def main(argv: list[str] | None = None) -> None:
             f"outputs: cannot be written ({(e.strerror or str(e)).lower()}) (got {where!r}); run where you may write",
             file=sys.stderr,
         )
+        sys.exit(1)
+    except RecursionError as e:
+        if "defaults_list" not in "".join(traceback.format_tb(e.__traceback__)):
+            raise
+        print("recipe: extends itself, perhaps through another (got endless defaults); mend its defaults", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
@@ -132,8 +138,11 @@ def _clear(directory: Path) -> None:
     """Take away what Hydra put into a run's directory, and the directory if that was all: it may be the user's own."""
     shutil.rmtree(directory / ".hydra", ignore_errors=True)
     (directory / "diffopt.log").unlink(missing_ok=True)
-    if not any(directory.iterdir()):
-        directory.rmdir()
+    ours = [directory.parent] if directory.parent.parent.name == "runs" else []
+    for folder in (directory, *ours):
+        if any(folder.iterdir()):
+            break
+        folder.rmdir()
 
 
 def _plan(arguments: list[str]) -> None:

@@ -9,6 +9,9 @@ from diffopt.choices import nearest
 from diffopt.groups import GROUPS, PICKS
 from diffopt.searchpath import recipe_dirs
 
+UNREADABLE = ("mismatched input", "no viable alternative", "token recognition error", "extraneous input", "missing EQUAL")
+"""How Hydra's grammar begins to say that it cannot read an override."""
+
 
 def line(error: Exception, arguments: list[str]) -> str:
     """The text for the user; an error of ours is already one."""
@@ -25,9 +28,7 @@ def line(error: Exception, arguments: list[str]) -> str:
         return _no_key(found[1], _given(found[1], arguments))
     if "Multiple values for" in text and (found := re.search(r"Multiple values for (\w+)", text)):
         return f"{found[1]}: is chosen twice (got it as an override); choose once"
-    if re.search(
-        r"LexerNoViableAltException|mismatched input|no viable alternative|token recognition error|extraneous input", text
-    ):
+    if re.search(rf"LexerNoViableAltException|{'|'.join(UNREADABLE)}", text):
         asked = (a for a in arguments if not a.startswith("-") and a != "plan")
         bad = next((a for a in asked if not _parses(a)), text.splitlines()[0])
         return f"override: cannot be read (got {bad}); write key=value, and quote odd characters: 'key=\"a, b\"'"
@@ -64,6 +65,8 @@ def _no_option(what: str, text: str) -> str:
 
 
 def _no_key(key: str, given: str) -> str:
+    if key == "recipe":
+        return f"recipe: is added to the config, so with a plus (got recipe={given}); +recipe={given}"
     group, _, name = key.partition(".")
     if group in GROUPS and name:
         return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].model_fields)}"

@@ -97,7 +97,8 @@ class _Logger:
             def log(self, severity: Any, message: str) -> None:
                 if int(severity) <= int(trt.ILogger.Severity.ERROR):
                     errors.append(" ".join(message.split()))
-                log.debug("%s", message)
+                if int(severity) <= int(trt.ILogger.Severity.INFO):
+                    log.debug("%s", message)
 
         self.errors = errors
         self.sink = Sink()

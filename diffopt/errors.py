@@ -18,6 +18,10 @@ class PlanError(DiffoptError):
     """The choices are valid one by one, but no chain of stages makes what they ask for on this machine."""
 
 
+class SourceError(DiffoptError):
+    """A model's files are there, but cannot be read."""
+
+
 class StoreError(DiffoptError):
     """The artifact store cannot be read or written."""
 

@@ -55,14 +55,20 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool)
     for group in PICKS:
         if f"~{group}" in overrides:  # a recipe's values for it may still be there; without the option they are nothing
             plain[group] = None
+    if isinstance(plain.get("recipe"), dict):
+        raise ConfigError("recipe: its first line is not `# @package _global_` (got it in a package of its own); add that line")
     if all(plain.get(group) is None for group in PICKS):
-        raise ConfigError("recipe: nothing is chosen (got no recipe); name one with +recipe=NAME, `diffopt --help` lists them")
+        raise ConfigError(
+            "recipe: picks nothing, or there is none (got no option of any group); name one with +recipe=NAME, "
+            "`diffopt --help` lists them; one of your own begins with `# @package _global_` and has picks"
+        )
     choices = choose(plain)
     if choices.model is None:
         raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt --help` lists them")
     environment = Environment()
     check(choices, environment)
     store = Store(Path(plain["store"]).expanduser())
+    store.check()
     if not dry:
         store.open()
     sources = Sources(store.root / "sources.json", dry=dry)
@@ -77,6 +83,8 @@ def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *,
     from diffopt import report
     from diffopt.runner import run_plan, write_run
 
+    if sweep:
+        log.info("job %s  %s", directory.name, " ".join(overrides))
     job = prepare(config, overrides, dry=False, sweep=sweep)
     job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
     for note in job.plan.notes:

@@ -63,5 +63,5 @@ def _from_json(text: str) -> list[str]:
     return [p.strip() for p in texts]
 
 
-Prompts = Annotated[PromptSet, BeforeValidator(read), PlainSerializer(lambda p: p.digest)]
+Prompts = Annotated[PromptSet, BeforeValidator(read), PlainSerializer(lambda p: f"{len(p)} prompts {p.digest}")]
 """A group's field: in YAML the path of a file, in code a PromptSet, in a fingerprint the prompts themselves."""

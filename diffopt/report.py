@@ -56,6 +56,11 @@ def command(arguments: list[str]) -> None:
     parser.add_argument("directory", type=Path, help="outputs/runs/NAME/DATE or outputs/sweeps/NAME/DATE")
     directory: Path = parser.parse_args(arguments).directory
     if (directory / RUN).is_file():
+        if lost := Run(directory).lost:
+            raise ConfigError(
+                f"report: the store has no {', '.join(lost)} of this run any more (got {str(directory)!r}); "
+                "its page is left as it is, the recipe makes a new one"
+            )
         page = write(directory)
         print("\n".join([*summary(directory), f"report  {page}"]))
     elif (directory / SWEEP).is_file() or any(directory.glob(f"*/{RUN}")):
@@ -63,7 +68,7 @@ def command(arguments: list[str]) -> None:
         from diffopt.job_table import table
 
         for row in table(directory):
-            if row.run:
+            if row.run and not row.run.lost:
                 write(row.run.directory)
         page = sweep.write(directory)
         print("\n".join([*sweep.summary(directory), f"report  {page}"]))

@@ -26,7 +26,15 @@ class Run:
             found: dict[str, Any] = json.loads((self.directory / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise ConfigError(f"report: {RUN} cannot be read (got {e}); run the recipe again") from None
+        if not isinstance(found, dict) or not {"steps", "config", "wanted", "notes"} <= set(found):
+            raise ConfigError(f"report: {RUN} is not one of ours (got {str(self.directory)!r}); name a run's directory")
         return found
+
+    @property
+    def lost(self) -> list[str]:
+        """Steps whose artifacts the store has no more."""
+        steps = [s["name"] for s in self.content["steps"] if s["state"] != "spare"]
+        return [name for name in steps if not (self.directory / name / "record.json").is_file()]
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -74,6 +74,9 @@ def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
 
 
 def _make(step: Step, store: Store, sources: Sources) -> None:
+    for parent in step.parents():  # what is cached was only checked by size; now something is made from it
+        if entry := store.entry(parent.kind, parent.fingerprint):
+            entry.check_content()
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
     started = time.monotonic()
     with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:

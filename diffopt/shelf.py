@@ -8,7 +8,7 @@ from pathlib import Path
 from diffopt.arguments import Parser
 from diffopt.errors import StoreError
 from diffopt.figure import size
-from diffopt.store import RECORD, Entry, Store
+from diffopt.store import RECORD, Store
 
 
 def command(arguments: list[str]) -> None:
@@ -34,6 +34,7 @@ def command(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     store = Store(Path(given.store).expanduser())
     if not store.root.is_dir():
+        store.check()
         raise StoreError(f"store: there is none (got {str(store.root)!r}); run a recipe first, or set DIFFOPT_STORE")
     given.run(store, given)
 
@@ -53,17 +54,24 @@ def _show(store: Store, name: str) -> None:
 
 
 def _verify(store: Store, drop: bool) -> None:
-    bad: list[Entry] = []
     entries = store.entries()
-    for entry in entries:
-        if problems := entry.problems():
+    found = {e.fingerprint: problems for e in entries if (problems := e.problems())}
+    bad = [e for e in entries if e.fingerprint in found]
+    for entry in bad:
+        print(f"{entry.kind}/{entry.fingerprint}: {'; '.join(found[entry.fingerprint])}")
+    sound = [e for e in entries if e.fingerprint not in found]
+    while made := [e for e in sound if e.inputs & set(found)]:  # before or after the change: no one can tell
+        for entry in made:
+            found[entry.fingerprint] = []
             bad.append(entry)
-            print(f"{entry.kind}/{entry.fingerprint}: {'; '.join(problems)}")
-            if drop:
-                store.remove(entry.path)
+            print(f"{entry.kind}/{entry.fingerprint}: is made from one that was changed")
+        sound = [e for e in sound if e.fingerprint not in found]
+    for entry in bad if drop else []:
+        store.remove(entry.path)
     if bad and not drop:
         raise StoreError(
-            f"store: {len(bad)} of {len(entries)} artifacts were changed (got {bad[0].kind}/{bad[0].fingerprint} ...); "
+            f"store: {len(bad)} of {len(entries)} artifacts were changed or are made from such "
+            f"(got {bad[0].kind}/{bad[0].fingerprint} ...); "
             "`diffopt store verify --drop` removes them, the next run makes them again"
         )
     print(f"{len(entries) - len(bad)} artifacts are as they were made" + (f"; {len(bad)} removed" if bad else ""))

@@ -54,6 +54,18 @@ class Entry:
             if path.stat().st_size != made["size"]:
                 raise self._changed(name, f"has {path.stat().st_size} bytes, but was made with {made['size']}")
 
+    def check_content(self) -> None:
+        """Raises StoreError where a file's bytes are not those that were made: before something is made from them."""
+        for name, made in self.record["files"].items():
+            if _sha256(self.path / name) != made["sha256"]:
+                raise self._changed(name, "has other bytes than when it was made")
+
+    @property
+    def inputs(self) -> set[str]:
+        """Fingerprints of the artifacts that it was made from."""
+        given = self.record["identity"].get("inputs", {}).values()
+        return {fp for value in given for fp in (value if isinstance(value, list) else [value]) if fp}
+
     def problems(self) -> list[str]:
         """What differs from when it was made, by sha256 of every file; empty when sound."""
         try:
@@ -89,6 +101,11 @@ class Store:
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise self._disk_trouble(e) or e from None
+
+    def check(self) -> None:
+        """Raises StoreError where something else is in its place."""
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"store: is not a directory (got {str(self.root)!r}); set DIFFOPT_STORE to a directory")
 
     def entry(self, kind: str, fingerprint: str) -> Entry | None:
         """The finished artifact, its files checked by size, or None. Raises StoreError when it was changed."""

@@ -246,7 +246,27 @@ def test_a_refused_run_says_all_that_is_wrong_and_leaves_no_run_behind(shell, tm
         shell("+recipe=quickstart", "calib.alpha=1.5", "calib.size=0"), "calib.alpha", "got 1.5", "calib.size", "got 0"
     )
     assert [p for p in tmp_path.rglob("*") if not p.is_dir()] == []
-    assert list((tmp_path / "outputs" / "runs" / "quickstart").iterdir()) == []
+    assert not (tmp_path / "outputs" / "runs" / "quickstart").exists()
+
+
+def test_a_recipe_asked_for_without_its_plus_is_told_of_it(diffopt):
+    assert refused(diffopt("plan", "recipe=quickstart"), "+recipe=quickstart")
+
+
+def test_a_recipe_that_extends_itself_is_refused(diffopt, recipe):
+    recipe("recipes/mine.yaml", "# @package _global_\ndefaults: [mine]\n")
+    assert refused(diffopt("plan", "+recipe=mine"), "extends itself")
+
+
+def test_a_recipe_without_its_first_line_is_told_of_it(diffopt, recipe):
+    recipe("recipes/mine.yaml", "defaults: [quickstart]\ncalib: {alpha: 0.5}\n")
+    assert refused(diffopt("plan", "+recipe=mine"), "@package _global_")
+
+
+def test_two_runs_of_one_second_have_directories_of_their_own(shell, tmp_path):
+    asked = ("+recipe=quickstart", "--cfg", "hydra", "--package", "hydra.run", "--resolve")
+    settings = {shell(*asked).out for _ in range(2)}
+    assert len(settings) == 2
 
 
 def test_a_refused_run_takes_away_nothing_that_it_did_not_make(shell, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 from test_report import screenshot
+from tiny import EMOJI
 
-from diffopt import environment
+from diffopt import asset, environment
 
 SMALL = ("eval.size=4", "eval.steps=6", "eval.repeats=5", "calib.size=12")
 """The quickstart with fewer pictures. Twelve prompts are a whole chunk and half a one."""
@@ -126,6 +128,44 @@ def test_a_file_changed_by_hand_is_refused_and_can_be_made_again(first: Path, re
     diffopt(first, *recipe)
     assert steps(last_run(first))["export"]["state"] == "made"
     assert (last_run(first) / "export/model.onnx").read_bytes() == content
+
+
+def test_nothing_is_made_from_an_input_whose_bytes_were_changed(first: Path) -> None:
+    stats = (last_run(first) / "merge/extremes.safetensors").resolve()
+    content = stats.read_bytes()
+    stats.chmod(0o644)
+    stats.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    call = [sys.executable, "-m", "diffopt", "model=emoji_flux", "format=int8_sq", "calib=emoji", SMALL[3], "calib.alpha=0.3"]
+    refused = subprocess.run(call, cwd=first, capture_output=True, text=True, timeout=100)
+    stats.write_bytes(content)
+    assert refused.returncode == 1
+    assert "calib-stats" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_report_of_a_run_whose_artifacts_are_gone_keeps_its_page(first: Path) -> None:
+    run = last_run(first)
+    page = (run / "report.html").read_bytes()
+    scores = (run / "score").resolve()
+    kept = scores.rename(first / "scores")
+    call = [sys.executable, "-m", "diffopt", "report", str(run)]
+    refused = subprocess.run(call, cwd=first, capture_output=True, text=True, timeout=100)
+    kept.rename(scores)
+    assert refused.returncode == 1
+    assert "score" in refused.stderr
+    assert (run / "report.html").read_bytes() == page
+
+
+def test_a_model_whose_weights_cannot_be_read_is_refused_in_a_line(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(asset.locate(EMOJI), model)
+    for weights in (model / "transformer").glob("*.safetensors"):
+        os.truncate(weights, 5000)
+    call = [sys.executable, "-m", "diffopt", f"model.source={model}", "+recipe=emoji_fp8", "eval.size=1", "export=null"]
+    refused = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 1
+    assert "model.source: cannot be read" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_dropped_chunks_are_not_made_again_for_their_own_sake(first: Path, recipe: tuple[str, ...]) -> None:

@@ -296,6 +296,17 @@ def test_verify_drop_removes_what_has_a_broken_record(store, content):
     assert store.entries() == []
 
 
+def test_verify_drop_removes_what_was_made_from_what_was_changed(store, capsys):
+    parent = publish(store, "a" * 16, kind="onnx")
+    with store.publish("engine", "b" * 16, {"stage": "build", "inputs": {"graph": "a" * 16}}, {"seconds": 1}) as out:
+        (out / "model.plan").write_text("plan")
+    with store.publish("engine", "c" * 16, {"stage": "build", "inputs": {"graph": "d" * 16}}, {"seconds": 1}) as out:
+        (out / "model.plan").write_text("plan")
+    change(next(p for p in parent.rglob("*") if p.name != RECORD and p.is_file()), b"other bytes")
+    run(store, "verify", "--drop")
+    assert [e.fingerprint for e in store.entries()] == ["c" * 16]
+
+
 def test_gc_keeps_what_an_existing_run_refers_to_and_removes_the_rest(store, tmp_path):
     (tmp_path / "run").mkdir()
     publish(store)

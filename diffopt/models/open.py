@@ -1,14 +1,17 @@
 """Opening a pinned pipeline, and drawing with it: one generator per prompt, so a picture depends on its seed alone."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from diffopt import quiet
 from diffopt.artifact import Pipeline
+from diffopt.errors import SourceError
 from diffopt.models import Family, family
 from diffopt.prompts import PromptSet
 from diffopt.stage import Context
@@ -20,7 +23,7 @@ def open_pipeline(ctx: Context, pipeline: Pipeline) -> Any:
     """The diffusers pipeline on the run's device, in the pinned dtype, silent."""
     pinned = pipeline.json("pipeline.json")
     cls = getattr(diffusers, family(pinned["family"]).pipeline)
-    pipe = cls.from_pretrained(ctx.locate(pinned["source"]), torch_dtype=getattr(torch, pinned["dtype"]))
+    pipe = _read(cls, ctx.locate(pinned["source"]), torch_dtype=getattr(torch, pinned["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(ctx.device)
 
@@ -31,9 +34,17 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     kind = family(pinned["family"])
     cls = getattr(diffusers, kind.backbone_class)
     dtype = getattr(torch, pinned["dtype"])
-    backbone = cls.from_pretrained(ctx.locate(pinned["source"]), subfolder=kind.backbone, torch_dtype=dtype)
+    backbone = _read(cls, ctx.locate(pinned["source"]), subfolder=kind.backbone, torch_dtype=dtype)
     found: torch.nn.Module = backbone.eval().to(ctx.device)
     return found
+
+
+def _read(cls: Any, directory: Path, **how: Any) -> Any:
+    try:
+        return cls.from_pretrained(directory, **how)
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
 
 
 def family_of(pipeline: Pipeline) -> Family:
