@@ -10,8 +10,3 @@ ROOT = Path(__file__).parent / "assets"
 def locate(name: str) -> Path:
     """The path that a recipe's value names: inside the package for `asset:...`, else as written (~ expanded)."""
     return ROOT / name.removeprefix(PREFIX) if name.startswith(PREFIX) else Path(os.path.expanduser(name))
-
-
-def names(pattern: str) -> list[str]:
-    """The assets that match a glob, for error texts."""
-    return sorted(PREFIX + str(p.relative_to(ROOT)) for p in ROOT.glob(pattern))

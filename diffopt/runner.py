@@ -57,6 +57,7 @@ def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
     """Make what is missing, in order. A killed or failed run keeps every step that was finished."""
     todo = missing(plan, store)
     done = []
+    checked: set[str] = set()
     width = max(len(s.name) for s in plan.steps)
     for step in plan.steps:
         started = time.monotonic()
@@ -66,17 +67,24 @@ def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
                 if store.entry(step.kind, step.fingerprint):  # another job made it while this one waited
                     state = "cached"
                 else:
+                    _check_inputs(step, store, checked)
                     _make(step, store, sources)
+                    checked.add(step.fingerprint)
         seconds = time.monotonic() - started
         log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
         done.append(Done(step, state, seconds))
     return done
 
 
-def _make(step: Step, store: Store, sources: Sources) -> None:
-    for parent in step.parents():  # what is cached was only checked by size; now something is made from it
-        if entry := store.entry(parent.kind, parent.fingerprint):
+def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
+    """Hash what is about to be read and was only checked by size: once a run, and not what the run itself has made."""
+    for parent in step.parents():
+        if parent.fingerprint not in checked and (entry := store.entry(parent.kind, parent.fingerprint)):
             entry.check_content()
+            checked.add(parent.fingerprint)
+
+
+def _make(step: Step, store: Store, sources: Sources) -> None:
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
     started = time.monotonic()
     with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:
