@@ -24,10 +24,8 @@ def observe(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline,
             tick()
 
         for first, prompts in todo:
-            if steps:
-                steps.begin()
             seeds = [seed + calib.start + first + i for i in range(len(prompts))]
             draw(pipe, prompts, seeds, calib.n_steps, family.arguments(model), decode=False, on_step=stepped)
     save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items())}, ctx.out / "extremes.safetensors")
     if steps:
-        save_file(steps.table(), ctx.out / "steps.safetensors")
+        save_file(steps.table(len(todo)), ctx.out / "steps.safetensors")

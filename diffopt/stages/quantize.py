@@ -28,10 +28,10 @@ def quantize(
     recordings: Annotated[tuple[Recording, ...], Under(searches)],
 ) -> Checkpoint:
     from diffopt import checkpoint
-    from diffopt.layers import check_blocks, expected_layers
     from diffopt.models.open import family_of, open_backbone
     from diffopt.recording import count, replay
     from diffopt.search import search
+    from diffopt.targets import check_blocks, expected_layers, features
 
     backbone, family = open_backbone(ctx, pipeline), family_of(pipeline)
     method = formats.method(format.name)
@@ -44,7 +44,7 @@ def quantize(
     if not expected:
         raise GateError(f"format.exclude: leaves no layer to quantize (got {format.exclude}); drop some of it")
     if format.block_size:
-        check_blocks(backbone, expected, format.block_size)
+        check_blocks(features(backbone, expected), format.block_size)
     rules = method.rules(list(family.keep), format.exclude, format.quantize_mha, format.block_size, convolutions)
     algorithm = method.calibration(calib.alpha if calib else None, format.rank)
     head: dict[str, Any] = {
