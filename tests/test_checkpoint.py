@@ -117,10 +117,15 @@ def test_a_search_in_16_bit_is_restored_to_the_bit() -> None:
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
 
-def test_a_searched_checkpoint_of_another_source_is_detected(tmp_path: Path) -> None:
+def test_a_search_whose_scales_do_not_fit_its_weights_is_detected(tmp_path: Path) -> None:
+    def halved(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(n for n in sorted(tensors) if n.endswith("_pre_quant_scale"))
+        tensors[name] = tensors[name] / 2
+
     b = bench()
+    broken = tampered(b.checkpoint("int4_awq"), tmp_path, checkpoint.STATE, halved)
     with pytest.raises(StoreError, match="come out otherwise"):
-        checkpoint.restore(b.context(), bench(guidance=True).pipeline(), b.checkpoint("int4_awq"))
+        checkpoint.restore(b.context(), b.pipeline(), broken)
 
 
 def test_without_a_checkpoint_the_plain_backbone_is_restored() -> None:
@@ -130,9 +135,10 @@ def test_without_a_checkpoint_the_plain_backbone_is_restored() -> None:
     assert not list(quantizers(restored))
 
 
-@pytest.mark.parametrize(
-    ("name", "share"), [("int8_sq", 0.1), ("fp8", 0.1), ("nvfp4", 0.1), ("int4_awq", 0.15), ("mxfp8", 0.05)]
-)
+SHARES = [("int8_sq", 0.1), ("fp8", 0.1), ("nvfp4", 0.1), ("int4_awq", 0.15), ("mxfp8", 0.05)]
+
+
+@pytest.mark.parametrize(("name", "share"), SHARES)
 def test_a_checkpoint_holds_no_weights(name: str, share: float) -> None:
     path = bench().checkpoint(name).path
     weights = sum(p.numel() * p.element_size() for p in bench().backbone().parameters())
