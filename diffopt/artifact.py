@@ -22,9 +22,16 @@ class Artifact:
 
 
 class Pipeline(Artifact):
-    """`pipeline.json`: a pinned source, its family, classes and sizes. The weights stay where they are."""
+    """`pipeline.json` and `layers.json`: a pinned source, its family, classes and layers. Weights stay where they are."""
 
     kind = "pipeline"
+
+
+class Embeddings(Artifact):
+    """`embeddings.safetensors`: what the text encoders make of one chunk of prompts, `BATCH.ARGUMENT` by name."""
+
+    kind = "embeddings"
+    passing = True
 
 
 class CalibChunk(Artifact):

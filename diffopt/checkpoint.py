@@ -16,7 +16,7 @@ from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError, StoreError
 from diffopt.extremes import Extremes, quantizers, replay
 from diffopt.formats.method import Rule
-from diffopt.models.open import open_backbone
+from diffopt.pipeline.open import open_backbone
 from diffopt.stage import Context
 
 HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.safetensors"

@@ -124,6 +124,20 @@ def _idle_groups(choices: Choices, plan: Plan) -> list[str]:
     ]
 
 
+def _aligned(inputs: dict[str, Any], stage: Stage, i: int, many: int) -> dict[str, Any]:
+    """The inputs of the i-th of `many` steps of a stage: of what was split in the same way, the i-th part."""
+    whole = {p.name for p in stage.params if p.many}
+    found = {}
+    for name, value in inputs.items():
+        split = isinstance(value, list) and name not in whole
+        if split and len(value) != many:
+            raise PlanError(
+                f"{stage.name}: takes one {value[0].kind} at a time (got {len(value)} for {many} steps); mend the stage"
+            )
+        found[name] = value[i] if split else value
+    return found
+
+
 class _Planner:
     def __init__(self, stages: list[Stage], environment: Environment, digest: Callable[[Source], str | None]):
         self.stages = stages
@@ -170,7 +184,9 @@ class _Planner:
         found = []
         for i, views in enumerate(alternatives):
             name = stage.name + (f".{i}" if len(alternatives) > 1 else "") + (".baseline" if baseline else "")
-            found.append(self._step(name, stage, choices, views, frozenset(used), inputs))
+            found.append(
+                self._step(name, stage, choices, views, frozenset(used), _aligned(inputs, stage, i, len(alternatives)))
+            )
         return found
 
     def _input(self, param: Param, stage: Stage, choices: Choices, path: list[str]) -> Any:
@@ -189,7 +205,7 @@ class _Planner:
         if param.optional and spare and not called:
             return None
         found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline, before=before)
-        return found if param.many else found[0]
+        return found if param.many or len(found) > 1 else found[0]
 
     def _makers(self, kind: type[Artifact], before: Stage | None) -> list[Stage]:
         stages = self.stages[: self.stages.index(before)] if before else self.stages

@@ -16,7 +16,7 @@ from diffopt.plan import Plan, Step
 from diffopt.quiet import hushed
 from diffopt.run import RUN
 from diffopt.source import Sources
-from diffopt.stage import Context
+from diffopt.stage import Context, Held
 from diffopt.store import Store
 
 log = logging.getLogger("diffopt")
@@ -58,6 +58,7 @@ def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
     todo = missing(plan, store)
     done = []
     checked: set[str] = set()
+    held, holder = Held(), ""
     width = max(len(s.name) for s in plan.steps)
     for step in plan.steps:
         started = time.monotonic()
@@ -68,7 +69,10 @@ def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
                     state = "cached"
                 else:
                     _check_inputs(step, store, checked)
-                    _make(step, store, sources)
+                    if step.stage.name != holder:
+                        held.drop()
+                        holder = step.stage.name
+                    _make(step, store, sources, held)
                     checked.add(step.fingerprint)
         seconds = time.monotonic() - started
         log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
@@ -84,7 +88,7 @@ def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
             checked.add(parent.fingerprint)
 
 
-def _make(step: Step, store: Store, sources: Sources) -> None:
+def _make(step: Step, store: Store, sources: Sources, held: Held) -> None:
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
     started = time.monotonic()
     with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:
@@ -101,7 +105,7 @@ def _make(step: Step, store: Store, sources: Sources) -> None:
                 else None
             )
         device = "cuda" if gpus() else "cpu"
-        context = Context(out, sources.pinned, sources.locate, device, step.name)
+        context = Context(out, sources.pinned, sources.locate, device, step.name, held)
         with hushed():
             step.stage.run(context, **arguments)
         provenance["seconds"] = round(time.monotonic() - started, 3)

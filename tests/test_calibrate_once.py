@@ -11,7 +11,8 @@ from tiny import BATCH, SEED, STEPS, Bench, bench, call, emoji, recipe
 from diffopt import checkpoint
 from diffopt.block_arithmetic import simulated
 from diffopt.extremes import merge, observed, quantizers
-from diffopt.models.open import open_pipeline
+from diffopt.models.flux import FAMILY
+from diffopt.pipeline.open import open_pipeline
 
 FORMATS = {
     "int8_sq-0.2": ("int8_sq", 0.2, False),
@@ -40,7 +41,8 @@ def _ordinary(b: Bench, size: int, name: str, alpha: float, mha: bool) -> torch.
         for first in range(0, size, BATCH):
             prompts = list(b.prompts[first : min(first + BATCH, size)])
             seeds = [torch.Generator("cpu").manual_seed(SEED + first + i) for i in range(len(prompts))]
-            pipe(prompts, num_inference_steps=STEPS, generator=seeds, output_type="latent", **b.call.model_dump())
+            arguments = FAMILY.arguments(b.call) | {"max_sequence_length": b.call.max_sequence_length}
+            pipe(prompts, num_inference_steps=STEPS, generator=seeds, output_type="latent", **arguments)
 
     rules, algorithm = recipe(name, alpha, mha)
     with torch.no_grad(), simulated():

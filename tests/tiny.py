@@ -4,6 +4,7 @@
 """
 
 import atexit
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -11,14 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffopt import asset, formats
-from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, OnnxGraph, Pipeline
+from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline
 from diffopt.groups import CallView
+from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
 from diffopt.stage import Context
+from diffopt.stages.embed import PromptsView, embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
 from diffopt.stages.merge import merge
@@ -109,6 +113,12 @@ def save(directory: Path, **changes: Any) -> None:
     ).save_pretrained(directory)
 
 
+def called(side: int, tokens: int | None, **kw: Any) -> CallView:
+    """What a pipeline is called with, for square pictures."""
+    defaults = {"frames": None, "guidance_scale": 0.0, "negative_prompt": "", "long_prompts": "refuse"}
+    return CallView(**{"height": side, "width": side, "max_sequence_length": tokens} | defaults | kw)
+
+
 @dataclass
 class Bench:
     """A source, and its artifacts made by the stages themselves."""
@@ -116,7 +126,7 @@ class Bench:
     root: Path
     source: str
     dtype: str = "float32"
-    call: CallView = field(default_factory=lambda: CallView(height=32, width=32, guidance_scale=0.0, max_sequence_length=16))
+    call: CallView = field(default_factory=lambda: called(32, 16))
     prompts: tuple[str, ...] = PROMPTS
     device: str = "cpu"
     made: dict[Any, Any] = field(default_factory=dict)
@@ -131,22 +141,32 @@ class Bench:
 
     def pipeline(self) -> Pipeline:
         def make(ctx: Context) -> Pipeline:
-            load.run(ctx, LoadView(family="flux", source=Source(self.source), dtype=self.dtype))
+            view = LoadView(family="flux", source=Source(self.source), weights="pretrained", dtype=self.dtype, scheduler=None)
+            load.run(ctx, view)
             return Pipeline(ctx.out, "pipeline")
 
         return self._once("pipeline", make)
 
     def backbone(self) -> Any:
         """A new copy of the plain backbone."""
-        from diffopt.models.open import open_backbone
+        from diffopt.pipeline.open import open_backbone
 
         return open_backbone(self.context(), self.pipeline())
+
+    def texts(self, start: int, stop: int) -> Embeddings:
+        def make(ctx: Context) -> Embeddings:
+            given = {n: getattr(self.call, n) for n in TextView.model_fields}
+            view = PromptsView(prompts=PromptSet("tests", self.prompts[start:stop]), batch_size=BATCH)
+            embed.run(ctx, TextView(**given), view, self.pipeline())
+            return Embeddings(ctx.out, "embeddings")
+
+        return self._once(("texts", start, stop), make)
 
     def chunk(self, start: int, stop: int) -> CalibChunk:
         def make(ctx: Context) -> CalibChunk:
             part = PromptSet("tests", self.prompts[start:stop])
             view = ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=STEPS)
-            observe.run(ctx, self.call, view, self.pipeline(), SEED)
+            observe.run(ctx, self.call, view, self.pipeline(), self.texts(start, stop), SEED)
             return CalibChunk(ctx.out, "chunk")
 
         return self._once(("chunk", start, stop), make)
@@ -193,10 +213,19 @@ class Bench:
         from diffopt.models.flux import FAMILY
 
         size = Size(batch, self.call.height, self.call.width, self.call.max_sequence_length)
-        return {n: x.to(self.device) for n, x in FAMILY.inputs(self.backbone(), self.vae_scale(), size).items()}
+        return {n: x.to(self.device) for n, x in FAMILY.inputs(self.backbone(), self.vae(), size).items()}
 
-    def vae_scale(self) -> int:
-        return 4 if self.source == EMOJI else 2
+    def draw(self, pipe: Any, prompts: list[str], seeds: list[int], steps: int, **kw: Any) -> np.ndarray:
+        """One batch by `pipe`, which encodes the prompts itself."""
+        from diffopt.pipeline.draw import draw
+        from diffopt.pipeline.open import family_of
+        from diffopt.pipeline.texts import encode
+
+        texts = encode(self.context(), pipe, self.pipeline(), prompts, self.call)
+        return draw(pipe, texts, seeds, steps, family_of(self.pipeline()).arguments(self.call), **kw)
+
+    def vae(self) -> dict[str, Any]:
+        return json.loads((asset.locate(self.source) / "vae" / "config.json").read_text())
 
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self.made:
@@ -224,7 +253,7 @@ def emoji() -> Bench:
     """The embedded, trained pipeline."""
     root = _root() / "emoji"
     root.mkdir()
-    call = CallView(height=64, width=64, guidance_scale=0.0, max_sequence_length=32)
+    call = called(64, 32)
     prompts = asset.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()
     return Bench(root, EMOJI, call=call, prompts=tuple(prompts[: len(PROMPTS)]))
 

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from diffopt.prompts import Prompts
+from diffopt.prompts import Prompts, PromptSet
 from diffopt.view import Group
 
 
@@ -22,6 +22,12 @@ class Calib(Group):
     alpha: float = Field(ge=0, le=1)
     """SmoothQuant's migration strength: at 1 all of the inputs' unevenness between channels moves into the weights, at 0
     all of the weights' into the inputs."""
+
+    def chunks(self) -> list[tuple[int, PromptSet]]:
+        """Index of the first prompt, and the prompts, of each chunk."""
+        return [
+            (start, self.prompts.part(start, min(start + self.chunk, self.size))) for start in range(0, self.size, self.chunk)
+        ]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -13,7 +13,7 @@ from diffopt.view import View
 class SizeView(View, of=Model):
     height: int
     width: int
-    max_sequence_length: int
+    max_sequence_length: int | None
 
 
 class GraphView(View, of=Export):
@@ -30,15 +30,13 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
     from diffopt.checkpoint import HEAD, restore
     from diffopt.graph import packing
     from diffopt.models.family import Size
-    from diffopt.models.open import family_of
+    from diffopt.pipeline.open import config, family_of
 
     family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
     pinned = pipeline.json("pipeline.json")
     backbone = restore(ctx, pipeline, checkpoint).to("cpu", getattr(torch, export.dtype or pinned["dtype"]))
-    vae = json.loads((ctx.locate(pinned["source"]) / "vae" / "config.json").read_text())
-    vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    size = Size(export.batch_size, model.height, model.width, model.max_sequence_length)
-    inputs = family.inputs(backbone, vae_scale, size)
+    size = Size(export.batch_size, model.height, model.width, model.max_sequence_length or 0)
+    inputs = family.inputs(backbone, config(ctx, pinned, "vae"), size)
     graph = packing.write(backbone, inputs, ctx.out / "model.onnx", export.opset, head["format"] if head else None)
     expected = len(head["layers"]) if head else 0
     if graph.quantized_products != expected:

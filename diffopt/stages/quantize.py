@@ -35,7 +35,7 @@ def quantize(ctx: Context, format: FormatView, calib: SmoothingView, pipeline: P
     from safetensors.torch import load_file
 
     from diffopt import checkpoint
-    from diffopt.models.open import family_of, open_backbone
+    from diffopt.pipeline.open import family_of, open_backbone
 
     backbone, family = open_backbone(ctx, pipeline), family_of(pipeline)
     method = formats.method(format.name)
