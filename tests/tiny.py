@@ -126,7 +126,7 @@ class Bench:
     root: Path
     source: str
     dtype: str = "float32"
-    call: CallView = field(default_factory=lambda: called(32, 16))
+    call: CallView = field(default_factory=lambda: called(32, 16, long_prompts="cut"))
     prompts: tuple[str, ...] = PROMPTS
     device: str = "cpu"
     made: dict[Any, Any] = field(default_factory=dict)

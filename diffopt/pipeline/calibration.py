@@ -31,7 +31,8 @@ class Calibration:
         stored = load_file(texts.path / "embeddings.safetensors", self.device)
         for number, (first, prompts) in enumerate(batches(chunk.prompts, chunk.batch_size)):
             mark = f"{number:04}."
-            batch = {n.removeprefix(mark): x for n, x in stored.items() if n.startswith(mark)}
+            # Cloned, because tensors of a mapped file lie where they lie, and some CPU kernels sum otherwise there.
+            batch = {n.removeprefix(mark): x.clone() for n, x in stored.items() if n.startswith(mark)}
             seeds = [seed + chunk.start + first + i for i in range(len(prompts))]
             arguments = self.family.arguments(model)
             draw(self.pipe, batch, seeds, chunk.n_steps, arguments, decode=False, on_step=on_step)
