@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Latency, Metrics, OnnxGraph
+from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
@@ -85,17 +85,25 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
     if choices.export:
         found.append(EnginePlan if choices.export.engine else OnnxGraph)
     if choices.eval:
-        found.append(Metrics)
+        found += [Metrics] if choices.eval.metrics else []
         runtime, name = RUNTIMES[choices.eval.runtime], choices.format.name if choices.format else None
         if choices.eval.latency and name in runtime.kernels:
             found.append(Latency)
         elif choices.eval.latency:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
+        if not {Metrics, Latency} & {*found} and not _random(choices):
+            found.append(Images)
+    if _random(choices):
+        notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not found and choices.format:
         found.append(Checkpoint)
     if not found:
         raise PlanError("recipe: nothing to make (no format, export or eval chosen); `diffopt --help` lists the recipes")
     return found, notes
+
+
+def _random(choices: Choices) -> bool:
+    return choices.model is not None and choices.model.weights == "random"
 
 
 def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from diffopt.view import Group
 
 class Calib(Group):
     prompts: Prompts
-    """File of prompts; `asset:FILE` for one in the package."""
+    """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub."""
     size: int = Field(ge=1)
     """Prompts to use, from the first."""
     batch_size: int = Field(ge=1)
