@@ -35,5 +35,3 @@ def finish(graph: onnx.GraphProto, kind: int) -> None:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-
-

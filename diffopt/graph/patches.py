@@ -15,7 +15,7 @@ ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
 @contextlib.contextmanager
 def traceable(opset: int) -> Iterator[None]:
     """All of them."""
-    with rms_norm(opset), idle_block_kernels():
+    with rms_norm(opset), unflatten(opset), idle_block_kernels():
         yield
 
 
@@ -58,4 +58,24 @@ def _rms_norm_symbolic(g: Any, x: Any, shape: Any, weight: Any = None, eps: Any 
         out = g.op("Cast", out, to_i=ONNX_TYPES[dtype])
     if not absent(weight):
         out = g.op("Mul", out, weight)
-    return out.setType(x.type())
+    return out
+
+
+@contextlib.contextmanager
+def unflatten(opset: int) -> Iterator[None]:
+    """The exporter's own symbolic computes the new shape in the graph, so that its shape inference loses a dynamic axis
+    and writes down the one that was traced; attention would then only run with the traced batch."""
+    register_custom_op_symbolic("aten::unflatten", _unflatten_symbolic, opset)
+    try:
+        yield
+    finally:
+        unregister_custom_op_symbolic("aten::unflatten", opset)
+
+
+def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
+    """A Reshape that copies the axes before `dim` (0 in its shape); those after it must be static."""
+    axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._get_const(sizes, "is", "unflattened_size")
+    old = x.type().varyingSizes()
+    axis %= len(old)
+    shape = [*[0] * axis, *new, *old[axis + 1 :]]
+    return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))

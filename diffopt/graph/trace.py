@@ -5,8 +5,9 @@ weights is in what is traced: they are inputs of the graph, by name, and their q
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,41 +21,50 @@ BATCH = "batch"
 """The name of a dynamic batch axis."""
 
 
-class FlatInputs(torch.nn.Module):
-    """A backbone that takes its keyword arguments as positional tensors, in the order of `names`."""
+Arguments = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""The backbone's keyword arguments of flat inputs: some families nest them."""
 
-    def __init__(self, backbone: torch.nn.Module, names: list[str]):
+
+class FlatInputs(torch.nn.Module):
+    """A backbone that takes the tensors among its inputs by position; what is no tensor is a constant."""
+
+    def __init__(self, backbone: torch.nn.Module, inputs: Mapping[str, Any], arguments: Arguments = dict):
         super().__init__()
         self.backbone = backbone
-        self.names = names
+        self.names = [n for n, x in inputs.items() if isinstance(x, torch.Tensor)]
+        self.constants = {n: x for n, x in inputs.items() if not isinstance(x, torch.Tensor)}
+        self.arguments = arguments
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.backbone(**dict(zip(self.names, tensors, strict=True)), return_dict=False)[0]
+        flat = self.constants | dict(zip(self.names, tensors, strict=True))
+        out: torch.Tensor = self.backbone(**self.arguments(flat), return_dict=False)[0]
         return out
 
 
 def trace(
     backbone: torch.nn.Module,
-    inputs: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Any],
     path: Path,
     opset: int,
     batch_axes: Mapping[str, int] | None = None,
+    arguments: Arguments = dict,
 ) -> None:
     """Write the graph of one backbone call to `path`, run on the device where backbone and inputs are.
 
     Parameters and buffers are inputs of the graph, called `backbone.` and their name in the state dict. Every axis is
     static, but for those that `batch_axes` names (input -> axis), and the output's first one with them.
     """
+    flat = FlatInputs(backbone, inputs, arguments)
     dynamic = {name: {axis: BATCH} for name, axis in (batch_axes or {}).items()}
     if dynamic:
         dynamic[OUTPUT] = {0: BATCH}
     training = backbone.training
     with torch.inference_mode(), traceable(opset), _weights_as_they_are(backbone):
         torch.onnx.export(
-            FlatInputs(backbone, list(inputs)).eval(),
-            tuple(inputs.values()),
+            flat.eval(),
+            tuple(inputs[n] for n in flat.names),
             str(path),
-            input_names=list(inputs),
+            input_names=flat.names,
             output_names=[OUTPUT],
             opset_version=opset,
             dynamic_axes=dynamic,

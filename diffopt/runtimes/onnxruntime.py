@@ -41,6 +41,7 @@ class GraphBackbone(torch.nn.Module):
         super().__init__()
         self.session = session
         self.inputs = head["inputs"]
+        self.profile = head["profile"] or {}
         self.config = backbone.config
         self.dtype = backbone.dtype
         self.device = torch.device("cpu")
@@ -50,8 +51,14 @@ class GraphBackbone(torch.nn.Module):
         feeds = {}
         for name, about in self.inputs.items():
             value = arguments[name].to(getattr(torch, about["dtype"]))
-            if list(value.shape) != about["shape"]:
+            if not self._takes(name, list(value.shape)):
                 raise ValueError(f"{name}: the graph takes {about['shape']}, but the pipeline gives {list(value.shape)}")
             feeds[name] = value.cpu().numpy()
         (out,) = self.session.run(None, feeds)
         return (torch.from_numpy(out).to(self.dtype),)
+
+    def _takes(self, name: str, shape: list[int]) -> bool:
+        if name not in self.profile:
+            return bool(shape == self.inputs[name]["shape"])
+        low, high = self.profile[name]["min"], self.profile[name]["max"]
+        return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))

@@ -16,15 +16,16 @@ class BuilderView(View, of=Export):
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt import engine
 
-    made = engine.build(graph.path / "model.onnx", export.builder_optimization_level)
+    head = graph.json("graph.json")
+    made = engine.build(graph.path / "model.onnx", export.builder_optimization_level, head["profile"])
     (ctx.out / "model.plan").write_bytes(made.plan)
-    head = {
+    about = {
         "builder": made.flavour,
         "version": made.version,
         "target": made.target,
         "profiles": made.profiles,
         "builder_optimization_level": export.builder_optimization_level,
         "bytes": len(made.plan),
-        "format": graph.json("graph.json")["format"],
+        "format": head["format"],
     }
-    (ctx.out / "plan.json").write_text(json.dumps(head, indent=1))
+    (ctx.out / "plan.json").write_text(json.dumps(about, indent=1))

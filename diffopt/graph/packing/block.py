@@ -7,7 +7,7 @@ import torch
 
 from diffopt.block_arithmetic import E2M1_MAX, E4M3_MAX, VALUES, e2m1, e4m3
 from diffopt.graph.packing.packed import DOMAIN, Packed
-from diffopt.graph.tensor import KINDS, Tensor, nibbles, tensor
+from diffopt.graph.tensor import KINDS, nibbles, tensor
 
 BIAS = 127
 """Of E8M0 exponents."""

@@ -37,7 +37,7 @@ def int8(packed: Packed, weight: torch.Tensor, quantizer: Any, transpose: bool) 
         packed.add(tensor(packed.called("scale"), scale)),
         packed.add(tensor(packed.called("zero"), torch.zeros_like(scale, dtype=torch.int8))),
     ]
-    packed.node("DequantizeLinear", inputs, **({} if axis is None else {"axis": axis}))
+    packed.node("DequantizeLinear", inputs, axis=axis)
 
 
 def int4(packed: Packed, weight: torch.Tensor, quantizer: Any, transpose: bool) -> None:

@@ -1,6 +1,7 @@
 """A weight in few bits: the tensors that hold it and the nodes that give it back."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 
@@ -27,7 +28,7 @@ class Packed:
     def called(self, suffix: str) -> str:
         return f"{self.name}.{suffix}"
 
-    def node(self, operator: str, inputs: list[str], *, domain: str = "", **attributes: object) -> str:
+    def node(self, operator: str, inputs: list[str], *, domain: str = "", **attributes: Any) -> str:
         """Append a node with one output, which becomes `out`; numbered where an operator stands twice."""
         before = sum(n.op_type == operator for n in self.nodes)
         name = self.called(f"{operator}{f'_{before}' if before else ''}")
