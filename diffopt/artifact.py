@@ -55,9 +55,14 @@ class Checkpoint(Artifact):
 
 
 class OnnxGraph(Artifact):
-    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers."""
+    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers; several in a folder each."""
 
     kind = "onnx"
+
+    def parts(self) -> dict[str, "OnnxGraph"]:
+        """By the backbone's name its graph."""
+        names: list[str] = self.json("graph.json")["backbones"]
+        return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}
 
 
 class EnginePlan(Artifact):

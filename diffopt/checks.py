@@ -45,20 +45,19 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
             "export: no engine builder is installed (got export.engine=true); install one with "
             "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
         )
-    dtype = export.dtype or choices.model.dtype
-    if dtype == "bfloat16":
-        yield (
-            "export.dtype: a graph is exported in float32 or float16 (got bfloat16, the model's own); set export.dtype=float16"
-        )
+    dtype = export.high_precision_dtype or choices.model.dtype
     if picked:
         method = formats.method(picked.name)
-        if method.export_dtype and dtype != method.export_dtype:
+        if method.export_dtype and dtype == "float32":
             yield (
-                f"export.dtype: {picked.name} exports from {method.export_dtype} only: {method.export_reason} (got {dtype}); "
-                f"set export.dtype={method.export_dtype}"
+                f"export.high_precision_dtype: {picked.name} does not export from float32: {method.export_reason} "
+                f"(got {dtype}); set export.high_precision_dtype={method.export_dtype}"
             )
         if picked.quantize_mha and dtype == "float32":
-            yield "export.dtype: FP8 attention needs 16-bit tensors (got float32); set export.dtype=float16"
+            yield (
+                "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
+                "set export.high_precision_dtype=float16"
+            )
 
 
 def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
@@ -83,5 +82,8 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
             )
         if choices.export is None:
             yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"
-        elif (choices.export.dtype or (choices.model and choices.model.dtype)) != "float32":
-            yield "export.dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); set export.dtype=float32"
+        elif (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":
+            yield (
+                "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "
+                "set export.high_precision_dtype=float32"
+            )

@@ -221,7 +221,8 @@ def test_guidance_is_in_for_every_call_and_not_for_the_graph(int8):
 
 
 def test_the_models_precision_changes_everything(fp8):
-    before, after = fp8("export.dtype=float32"), fp8("export.dtype=float32", "model.dtype=float16")
+    graph = "export.high_precision_dtype=float32"
+    before, after = fp8(graph), fp8(graph, "model.dtype=float16")
     assert rekeyed(before, after) == {"load"}
     assert changed(before, after) == set(keys(before))
 

@@ -149,15 +149,14 @@ def test_a_runtime_without_kernels_for_the_format_is_refused(plan, recipe, name)
 
 
 def test_nvfp4_is_not_exported_from_float32(plan):
-    (line,) = refused(plan, "+recipe=emoji_fp4", "export.dtype=null")
-    assert line.startswith("export.dtype: ")
+    (line,) = refused(plan, "+recipe=emoji_fp4", "export.high_precision_dtype=null")
+    assert line.startswith("export.high_precision_dtype: ")
     assert "nvfp4" in line
     assert "got float32" in line
 
 
-def test_a_bfloat16_graph_is_refused(plan):
-    (line,) = refused(plan, "+recipe=emoji_fp8", "model.dtype=bfloat16")
-    assert line.startswith("export.dtype: ")
+def test_a_bfloat16_model_is_exported_as_it_is(plan):
+    assert plan("+recipe=emoji_fp8", "model.dtype=bfloat16")
 
 
 def test_an_engine_plan_without_a_builder_is_refused(plan):
@@ -186,8 +185,9 @@ def test_quantized_attention_of_a_format_that_has_none_is_refused(plan):
 
 
 def test_all_that_this_machine_cannot_do_is_said_at_once(plan):
-    lines = refused(plan, "+recipe=emoji_fp4", "export.dtype=null", "eval.runtime=onnxruntime", probes={"tensorrt": None})
-    assert {line.split(":")[0] for line in lines} == {"export", "export.dtype", "eval.runtime"}
+    wrong = ("export.high_precision_dtype=null", "eval.runtime=onnxruntime")
+    lines = refused(plan, "+recipe=emoji_fp4", *wrong, probes={"tensorrt": None})
+    assert {line.split(":")[0] for line in lines} == {"export", "export.high_precision_dtype", "eval.runtime"}
 
 
 # nothing chosen is ignored

@@ -190,21 +190,38 @@ class Bench:
 
         return self._once((name, alpha, exclude, mha, size), make)
 
-    def graph(self, name: str | None, *, dtype: str | None = None, batch: int = 1, opset: int = 20, **kw: Any) -> OnnxGraph:
+    def graph(
+        self,
+        name: str | None,
+        *,
+        dtype: str | None = None,
+        batch: int = 1,
+        most: int | None = None,
+        opset: int = 20,
+        **kw: Any,
+    ) -> OnnxGraph:
         """The ONNX graph of a format, or of the plain backbone for None."""
         dtype = dtype or self.dtype
 
         def make(ctx: Context) -> OnnxGraph:
-            self.write_graph(ctx, name, dtype=dtype, batch=batch, opset=opset, **kw)
+            self.write_graph(ctx, name, dtype=dtype, batch=batch, most=most, opset=opset, **kw)
             return OnnxGraph(ctx.out, "graph")
 
-        return self._once(("graph", name, dtype, batch, opset, *kw.items()), make)
+        return self._once(("graph", name, dtype, batch, most, opset, *kw.items()), make)
 
     def write_graph(
-        self, ctx: Context, name: str | None, *, dtype: str | None = None, batch: int = 1, opset: int = 20, **kw: Any
+        self,
+        ctx: Context,
+        name: str | None,
+        *,
+        dtype: str | None = None,
+        batch: int = 1,
+        most: int | None = None,
+        opset: int = 20,
+        **kw: Any,
     ) -> None:
-        size = SizeView(height=self.call.height, width=self.call.width, max_sequence_length=self.call.max_sequence_length)
-        view = GraphView(opset=opset, batch_size=batch, dtype=dtype)
+        size = SizeView(**{n: getattr(self.call, n) for n in SizeView.model_fields})
+        view = GraphView(opset=opset, batch_size=batch, max_batch_size=most, high_precision_dtype=dtype)
         export.run(ctx, size, view, self.pipeline(), self.checkpoint(name, **kw) if name else None)
 
     def inputs(self, batch: int = 1) -> dict[str, torch.Tensor]:
