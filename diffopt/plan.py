@@ -198,6 +198,8 @@ class _Planner:
         return found
 
     def _input(self, param: Param, stage: Stage, choices: Choices, path: list[str]) -> Any:
+        if param.under and not param.under.test(choices):
+            return [] if param.many else None
         kinds = [t for t in param.types if issubclass(t, Artifact)]
         if len(kinds) > 1:
             assert choices.eval is not None
@@ -210,7 +212,7 @@ class _Planner:
         spare = len(param.types) == 1 or kinds[0] is Checkpoint
         before = stage if issubclass(stage.makes, kinds[0]) else None
         called = [s for s in self._makers(kinds[0], before) if s.when is None or getattr(choices, s.when) is not None]
-        if param.optional and spare and not called:
+        if param.optional and spare and not called and not param.under:
             return None
         found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline, before=before)
         return found if param.many or len(found) > 1 else found[0]

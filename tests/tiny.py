@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from diffopt import asset, formats
-from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline
-from diffopt.groups import CallView
+from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline, Recording
+from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
@@ -26,8 +26,9 @@ from diffopt.stages.embed import PromptsView, embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
 from diffopt.stages.merge import merge
-from diffopt.stages.observe import ChunkView, observe
-from diffopt.stages.quantize import FormatView, SmoothingView, quantize
+from diffopt.stages.observe import observe
+from diffopt.stages.quantize import quantize
+from diffopt.stages.record import record
 
 EMOJI = "asset:emoji/emoji-flux"
 PROMPTS = (
@@ -40,6 +41,8 @@ PROMPTS = (
     "call me hand, noto style",
 )
 SEED, STEPS, BATCH, CHUNK = 11, 2, 2, 4
+BLOCK, RANK = 32, 8
+"""INT4's block size and SVDQuant's rank: layers here have 64 to 320 inputs."""
 DOUBLE, SINGLE, HEADS, HEAD = 2, 2, 2, 32
 LAYERS = 14 * DOUBLE + 6 * SINGLE
 """Linear layers in blocks: 2 x (AdaLN, q k v, out, 2 feed forward) in a double one; AdaLN, q k v, mlp, out in a single one."""
@@ -162,14 +165,27 @@ class Bench:
 
         return self._once(("texts", start, stop), make)
 
+    def view(self, start: int, stop: int, steps: int = STEPS) -> ChunkView:
+        part = PromptSet("tests", self.prompts[start:stop])
+        return ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=steps)
+
     def chunk(self, start: int, stop: int) -> CalibChunk:
         def make(ctx: Context) -> CalibChunk:
-            part = PromptSet("tests", self.prompts[start:stop])
-            view = ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=STEPS)
-            observe.run(ctx, self.call, view, self.pipeline(), self.texts(start, stop), SEED)
+            observe.run(ctx, self.call, self.view(start, stop), self.pipeline(), self.texts(start, stop), SEED)
             return CalibChunk(ctx.out, "chunk")
 
         return self._once(("chunk", start, stop), make)
+
+    def recordings(self, size: int, steps: int = STEPS) -> tuple[Recording, ...]:
+        """Of the first `size` prompts, in chunks of CHUNK."""
+        return tuple(self.recording(i, min(i + CHUNK, size), steps) for i in range(0, size, CHUNK))
+
+    def recording(self, start: int, stop: int, steps: int = STEPS) -> Recording:
+        def make(ctx: Context) -> Recording:
+            record.run(ctx, self.call, self.view(start, stop, steps), self.pipeline(), self.texts(start, stop), SEED)
+            return Recording(ctx.out, "recording")
+
+        return self._once(("recording", start, stop, steps), make)
 
     def stats(self, size: int) -> CalibStats:
         """Of the first `size` prompts, in chunks of CHUNK."""
@@ -184,8 +200,18 @@ class Bench:
         self, name: str, *, alpha: float = 0.5, exclude: tuple[str, ...] = (), mha: bool = False, size: int = CHUNK
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
-            chosen = FormatView(name=name, exclude=list(exclude), quantize_mha=mha)
-            quantize.run(ctx, chosen, SmoothingView(alpha=alpha), self.pipeline(), self.stats(size))
+            method = formats.method(name)
+            chosen = FormatView(
+                name=name,
+                exclude=list(exclude),
+                quantize_mha=mha,
+                block_size=method.block_size and BLOCK,
+                rank=method.rank and RANK,
+            )
+            stats = self.stats(size) if method.observes else None
+            recordings = self.recordings(size) if method.search else ()
+            scale = None if method.algorithm is None else ScaleView(alpha=alpha)
+            quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
             return Checkpoint(ctx.out, "checkpoint")
 
         return self._once((name, alpha, exclude, mha, size), make)
@@ -280,7 +306,7 @@ def recipe(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[str,
     from diffopt.models.flux import FAMILY
 
     method = formats.method(name)
-    return method.rules(list(FAMILY.keep), list(exclude), mha), method.calibration(alpha)
+    return method.rules(list(FAMILY.keep), list(exclude), mha, BLOCK), method.calibration(alpha, RANK)
 
 
 def call(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
