@@ -6,7 +6,7 @@ from typing import Any
 
 import modelopt.torch.quantization.tensor_quant as tensor_quant
 import torch
-from torch.onnx import symbolic_helper
+from torch.onnx import symbolic_helper, symbolic_opset13
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
 ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
@@ -15,7 +15,7 @@ ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
 @contextlib.contextmanager
 def traceable(opset: int) -> Iterator[None]:
     """All of them."""
-    with rms_norm(opset), unflatten(opset), idle_block_kernels():
+    with rms_norm(opset), unflatten(opset), repeat_interleave(opset), idle_block_kernels():
         yield
 
 
@@ -79,3 +79,21 @@ def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
     axis %= len(old)
     shape = [*[0] * axis, *new, *old[axis + 1 :]]
     return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
+
+
+@contextlib.contextmanager
+def repeat_interleave(opset: int) -> Iterator[None]:
+    """The exporter's own symbolic adds the rank to a negative axis in place, and the tensor that holds the -1 is shared by
+    all of the graph: in LTX-Video every other -1 became a 2."""
+    register_custom_op_symbolic("aten::repeat_interleave", _repeat_interleave_symbolic, opset)
+    try:
+        yield
+    finally:
+        unregister_custom_op_symbolic("aten::repeat_interleave", opset)
+
+
+def _repeat_interleave_symbolic(g: Any, x: Any, repeats: Any, dim: Any = None, output_size: Any = None) -> Any:
+    if dim is not None and not symbolic_helper._is_none(dim):
+        axis = symbolic_helper._get_const(dim, "i", "dim") % symbolic_helper._get_tensor_rank(x)
+        dim = g.op("Constant", value_t=torch.tensor(axis))
+    return symbolic_opset13.repeat_interleave(g, x, repeats, dim, output_size)
