@@ -5,8 +5,6 @@ The cells of `make test` are those of two formats and of one family; `make matri
 and the README's table of it.
 """
 
-import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from tiny_pipelines import TINY
 from diffopt import environment, job
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.checkpoint import restore
-from diffopt.errors import DiffoptError, PlanError
+from diffopt.errors import DiffoptError
 from diffopt.job import Job
 from diffopt.runner import run_plan
 from diffopt.stage import Context
@@ -171,5 +169,3 @@ def _output(ctx: Context, pipeline: Pipeline, made: Job, checkpoint: Checkpoint 
     vae = config(ctx, pipeline.json("pipeline.json"), "vae")
     size = Size(2, model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
     return call(backbone, family.call(family.inputs(backbone, vae, size)))
-
-

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import DOUBLE, SINGLE, bench, emoji
+from tiny import bench, emoji
+from tiny_pipelines import DOUBLE, SINGLE
 
 from diffopt import models
 from diffopt.models.flux import FAMILY

@@ -14,7 +14,7 @@ from diffopt.view import Choices, Group, View
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = Literal["pretrained", "random"]
 
-OPTIONAL = ("guidance_scale", "negative_prompt", "max_sequence_length", "frames")
+OPTIONAL = ("guidance_scale", "guidance_scale_2", "negative_prompt", "max_sequence_length", "frames")
 """Fields that only some families read."""
 
 
@@ -44,6 +44,8 @@ class Model(Group):
     frames: int | None = Field(default=None, ge=1)
     """Frames of a video."""
     guidance_scale: float = Field(default=0.0, ge=0)
+    guidance_scale_2: float | None = Field(default=None, ge=0)
+    """Guidance of a second backbone, for low noise; null takes `guidance_scale`."""
     negative_prompt: str = ""
     """What guidance steers away from."""
     max_sequence_length: int | None = Field(default=None, ge=1)
@@ -95,10 +97,10 @@ def _check_index(directory: Path, source: Source, family: str) -> None:
         found = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"source: model_index.json names no pipeline class (got {source.name!r}); download it again") from None
-    wanted = models.family(family).pipeline
-    if found != wanted:
+    kind = models.family(family)
+    if found not in (kind.pipeline, *kind.aliases):
         raise ValueError(
-            f"source: holds a {found}, but family {family} loads a {wanted} (got {source.name!r}); "
+            f"source: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
             "choose another model= or model.family="
         )
 
@@ -134,6 +136,7 @@ class CallView(View, of=Model):
     width: int
     frames: int | None
     guidance_scale: float
+    guidance_scale_2: float | None = None
     negative_prompt: str
     max_sequence_length: int | None
     long_prompts: Literal["refuse", "cut"]

@@ -22,6 +22,16 @@ class Size:
     frames: int = 1
 
 
+def present(**named: Any) -> dict[str, Any]:
+    """Those that are not None: pipelines give None for what they did not compute."""
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def paired(shapes: Mapping[str, tuple[int, ...]], guided: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes, and with guidance those of the negative prompt, which have the same."""
+    return {**shapes, **({f"negative_{name}": shape for name, shape in shapes.items()} if guided else {})}
+
+
 @dataclass(frozen=True)
 class Family:
     """One family. `model` in the functions below is an object with the fields of the group `model`."""
@@ -29,6 +39,8 @@ class Family:
     name: str
     pipeline: str
     """diffusers' pipeline class."""
+    aliases: tuple[str, ...] = field(default=(), kw_only=True)
+    """Other pipeline classes whose directories hold the same components."""
     backbone_class: str
     blocks: tuple[str, ...]
     """The backbone's attributes that hold its repeated blocks."""
@@ -42,9 +54,9 @@ class Family:
     """Pipeline arguments that stand for a batch of prompts, from a pipeline with its text encoders, prompts, model."""
     embeddings: Callable[[Json, int, Any], dict[str, tuple[int, ...]]]
     """Their shapes, from the backbone's config, the number of prompts and model: for random weights."""
-    inputs: Callable[[Any, Json, Size], "dict[str, torch.Tensor]"]
+    inputs: Callable[[Any, Json, Size], dict[str, Any]]
     """Example backbone inputs by name, for a backbone, its VAE's config and a size; what is no tensor is a constant of
-    the graph."""
+    the graph. `nested` ones stand beside the others: see `call`."""
     backbones: tuple[str, ...] = ("transformer",)
     """The pipeline's attributes that denoise, and the sub-folders they are stored in; a source may lack the later ones."""
     ends: int = 0

@@ -25,12 +25,16 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
     }
 
 
-def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
-    """Latents are packed 2x2, so a picture of h x w pixels has (h / 2s) * (w / 2s) tokens, s being the VAE's scale.
+def picture_tokens(vae: Json, size: Size) -> int:
+    """Latents are packed 2x2, so a picture of h x w pixels has (h / 2s) * (w / 2s) tokens, s being the VAE's scale."""
+    from diffopt.models.example import vae_scale
 
-    Shapes for 1024x1024: hidden_states [b,4096,64], encoder_hidden_states [b,512,4096], pooled_projections [b,768],
-    timestep [b], img_ids [4096,3], txt_ids [512,3], and guidance [b] where the model was distilled with it.
-    """
+    scale = 2 * vae_scale(vae)
+    return (size.height // scale) * (size.width // scale)
+
+
+def tokens(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
+    """hidden_states, encoder_hidden_states, timestep, img_ids and txt_ids: see `inputs`."""
     import torch
 
     from diffopt.models.example import noise, vae_scale
@@ -42,17 +46,27 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     grid = torch.zeros(rows, columns, 3)
     grid[..., 1] += torch.arange(rows)[:, None]
     grid[..., 2] += torch.arange(columns)[None, :]
-    found = {
+    return {
         "hidden_states": draw(size.batch, rows * columns, config.in_channels),
         "encoder_hidden_states": draw(size.batch, size.text, config.joint_attention_dim),
-        "pooled_projections": draw(size.batch, config.pooled_projection_dim),
         "timestep": torch.full((size.batch,), 0.5, dtype=dtype),
         "img_ids": grid.reshape(rows * columns, 3).to(dtype),
         "txt_ids": torch.zeros(size.text, 3, dtype=dtype),
     }
-    if config.guidance_embeds:
-        found["guidance"] = torch.full((size.batch,), 3.5)
-    return found
+
+
+def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
+    """Shapes for 1024x1024: hidden_states [b,4096,64], encoder_hidden_states [b,512,4096], pooled_projections [b,768],
+    timestep [b], img_ids [4096,3], txt_ids [512,3], and guidance [b] where the model was distilled with it.
+    """
+    import torch
+
+    from diffopt.models.example import noise
+
+    config = backbone.config
+    pooled = {"pooled_projections": noise(backbone.dtype)(size.batch, config.pooled_projection_dim)}
+    guidance = {"guidance": torch.full((size.batch,), 3.5)} if config.guidance_embeds else {}
+    return tokens(backbone, vae, size) | pooled | guidance
 
 
 FAMILY = Family(
