@@ -22,9 +22,16 @@ class Artifact:
 
 
 class Pipeline(Artifact):
-    """`pipeline.json`: a pinned source, its family, classes and sizes. The weights stay where they are."""
+    """`pipeline.json` and `layers.json`: a pinned source, its family, classes and layers. Weights stay where they are."""
 
     kind = "pipeline"
+
+
+class Embeddings(Artifact):
+    """`embeddings.safetensors`: what the text encoders make of one chunk of prompts, `BATCH.ARGUMENT` by name."""
+
+    kind = "embeddings"
+    passing = True
 
 
 class CalibChunk(Artifact):
@@ -61,9 +68,14 @@ class Checkpoint(Artifact):
 
 
 class OnnxGraph(Artifact):
-    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers."""
+    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers; several in a folder each."""
 
     kind = "onnx"
+
+    def parts(self) -> dict[str, "OnnxGraph"]:
+        """By the backbone's name its graph."""
+        names: list[str] = self.json("graph.json")["backbones"]
+        return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}
 
 
 class EnginePlan(Artifact):

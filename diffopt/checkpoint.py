@@ -18,10 +18,10 @@ from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError, StoreError
 from diffopt.extremes import Extremes, quantizers, replay
 from diffopt.formats.method import Rule
-from diffopt.models.open import open_backbone
+from diffopt.layers import expected_layers
+from diffopt.pipeline.open import open_backbone
 from diffopt.search import DerivedError, Found, rebuild
 from diffopt.stage import Context
-from diffopt.targets import expected_layers
 
 HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.safetensors"
 

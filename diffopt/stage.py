@@ -38,10 +38,29 @@ class Context:
     """The directory of a source, by its digest."""
     device: str = "cpu"
     title: str = ""
+    held: "Held" = field(default_factory=lambda: Held())
 
     def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `total` ticks on a terminal; yields the function that ticks."""
         return bar(self.title, total)
+
+
+class Held:
+    """What a stage has opened and its next step needs again: a model, for the next chunk of prompts."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._value: Any = None
+
+    def get(self, key: Any, open: Callable[[], Any]) -> Any:
+        """What was opened under `key`, or opened now; whatever is held under another key is let go before."""
+        if self._key != key or self._value is None:
+            self.drop()
+            self._key, self._value = key, open()
+        return self._value
+
+    def drop(self) -> None:
+        self._key = self._value = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from tiny import BATCH, SEED, STEPS, Bench, bench, call, emoji, recipe
 from diffopt import checkpoint
 from diffopt.block_arithmetic import simulated
 from diffopt.extremes import merge, observed, quantizers
-from diffopt.models.open import open_pipeline
+from diffopt.models.flux import FAMILY
+from diffopt.pipeline.open import open_pipeline
 
 FORMATS = {
     "int8": ("int8", 0.5, False),
@@ -50,7 +51,8 @@ def pipeline_loop(b: Bench, pipe: Any, size: int, steps: int = STEPS) -> Callabl
         for first in range(0, size, BATCH):
             prompts = list(b.prompts[first : min(first + BATCH, size)])
             seeds = [torch.Generator("cpu").manual_seed(SEED + first + i) for i in range(len(prompts))]
-            pipe(prompts, num_inference_steps=steps, generator=seeds, output_type="latent", **b.call.model_dump())
+            arguments = FAMILY.arguments(b.call) | {"max_sequence_length": b.call.max_sequence_length}
+            pipe(prompts, num_inference_steps=steps, generator=seeds, output_type="latent", **arguments)
 
     return loop
 

@@ -14,7 +14,7 @@ from tiny import STEPS, Bench, bench, call, recipe
 from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError
 from diffopt.extremes import quantizers
-from diffopt.models.open import open_pipeline
+from diffopt.pipeline.open import open_pipeline
 from diffopt.recording import CALLS, TENSORS, Calls, count, recorded, replay
 from diffopt.search import search
 

@@ -17,9 +17,9 @@ from diffopt import checkpoint, extremes, formats, models, step_extremes
 from diffopt.extremes import observed, quantizers
 from diffopt.groups import Calib, ChunkView, ScaleView
 from diffopt.groups.calib import counted
+from diffopt.layers import expected_layers
 from diffopt.prompts import PromptSet
 from diffopt.step_extremes import StepExtremes, reduce
-from diffopt.targets import expected_layers
 
 METHODS = ["default", "global_min", "min-max", "min-mean", "mean-max"]
 STEPS, BATCHES = 5, 3

@@ -1,19 +1,25 @@
 """`calib=`: what the quantizers are calibrated on."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from diffopt import formats, models
-from diffopt.prompts import Prompts
+from diffopt.prompts import Prompts, PromptSet
 from diffopt.view import Choices, Group, View
 
 Collect = Literal["default", "global_min", "min-max", "min-mean", "mean-max"]
 
 
 class Calib(Group):
+    readers: ClassVar[dict[str, str]] = {
+        "alpha": "SmoothQuant",
+        "percentile": "the INT8 convolution of a UNet",
+        "collect_method": "the INT8 convolution of a UNet",
+    }
+
     prompts: Prompts
-    """File of prompts; `asset:FILE` for one in the package."""
+    """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub."""
     size: int = Field(ge=1)
     """Prompts to use, from the first."""
     batch_size: int = Field(ge=1)
@@ -30,6 +36,12 @@ class Calib(Group):
     collect_method: Collect = "default"
     """How that scale is drawn from the batches and steps: X-Y is X over steps of Y over batches of the batch's maximum;
     `global_min` is the minimum over both, `default` the maximum over both."""
+
+    def chunks(self) -> list[tuple[int, PromptSet]]:
+        """Index of the first prompt, and the prompts, of each chunk."""
+        return [
+            (start, self.prompts.part(start, min(start + self.chunk, self.size))) for start in range(0, self.size, self.chunk)
+        ]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -60,8 +72,7 @@ def reads_steps(choices: Choices) -> bool:
     """Whether `percentile` and `collect_method` have an effect: the family has convolutions and the format INT8 for them."""
     if choices.format is None or choices.model is None:
         return False
-    convolutions: bool = getattr(models.family(choices.model.family), "convolutions", False)
-    return convolutions and formats.method(choices.format.name).steps
+    return models.family(choices.model.family).convolutions and formats.method(choices.format.name).steps
 
 
 class ChunkView(View, of=Calib):
@@ -75,6 +86,15 @@ class ChunkView(View, of=Calib):
     per_step: bool = False
     """Whether the extremes of convolution inputs are kept step by step too."""
 
+    @property
+    def batches(self) -> int:
+        return -(-len(self.prompts) // self.batch_size)
+
+    @property
+    def calls(self) -> int:
+        """Denoising steps of all batches together."""
+        return self.batches * self.n_steps
+
     @classmethod
     def drawn_from(cls) -> frozenset[str]:
         return frozenset({"prompts", "size", "batch_size", "chunk", "n_steps"})
@@ -85,13 +105,13 @@ class ChunkView(View, of=Calib):
         plain = group.percentile == 1 and group.collect_method == "default"
         return [
             cls(
-                prompts=group.prompts.part(start, min(start + group.chunk, group.size)),
+                prompts=part,
                 start=start,
                 batch_size=group.batch_size,
                 n_steps=group.n_steps,
                 per_step=not plain and reads_steps(choices),
             )
-            for start in range(0, group.size, group.chunk)
+            for start, part in group.chunks()
         ]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:

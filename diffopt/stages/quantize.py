@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 from diffopt import formats
 from diffopt.artifact import CalibStats, Checkpoint, Pipeline, Recording
-from diffopt.errors import GateError
 from diffopt.groups import FormatView, ScaleView
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
@@ -28,24 +27,18 @@ def quantize(
     recordings: Annotated[tuple[Recording, ...], Under(searches)],
 ) -> Checkpoint:
     from diffopt import checkpoint
-    from diffopt.models.open import family_of, open_backbone
+    from diffopt.layers import expected_layers
+    from diffopt.pipeline.open import family_of, open_backbone
     from diffopt.recording import count, replay
     from diffopt.search import search
-    from diffopt.targets import check_blocks, expected_layers, features
 
     backbone, family = open_backbone(ctx, pipeline), family_of(pipeline)
     method = formats.method(format.name)
-    convolutions = bool(method.convolution) and getattr(family, "convolutions", False)
-    kept = expected_layers(backbone, list(family.keep), convolutions)
-    expected = expected_layers(backbone, [*family.keep, *format.exclude], convolutions)
-    for pattern in format.exclude:
-        if expected_layers(backbone, [*family.keep, pattern], convolutions) == kept:
-            raise GateError(f"format.exclude: matches no layer (got {pattern!r}); use a module's name, e.g. {kept[0]!r}")
-    if not expected:
-        raise GateError(f"format.exclude: leaves no layer to quantize (got {format.exclude}); drop some of it")
-    if format.block_size:
-        check_blocks(features(backbone, expected), format.block_size)
-    rules = method.rules(list(family.keep), format.exclude, format.quantize_mha, format.block_size, convolutions)
+    pinned = pipeline.json("pipeline.json")
+    kept = family.kept(pinned["blocks"], pinned["backbones"])
+    convolutions = bool(method.convolution) and family.convolutions
+    expected = expected_layers(backbone, [*kept, *format.exclude], convolutions)
+    rules = method.rules(kept, format.exclude, format.quantize_mha, format.block_size, convolutions)
     algorithm = method.calibration(calib.alpha if calib else None, format.rank)
     head: dict[str, Any] = {
         "family": family.name,

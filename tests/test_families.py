@@ -1,0 +1,304 @@
+"""Every family on its tiny pipeline: what diffopt says of a pipeline is what the pipeline does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import STEPS, TINY, Bench, bench, random_bench
+
+from diffopt import models
+from diffopt.layers import layers_of, without
+from diffopt.models.family import Size
+from diffopt.pipeline.draw import draw
+from diffopt.pipeline.open import open_pipeline
+from diffopt.pipeline.texts import encode
+
+PROMPTS = ["a red apple on a table", "banana"]
+NAMES = list(TINY)
+every_family = pytest.mark.parametrize("name", NAMES)
+
+
+@cache
+def pipe(name: str) -> Any:
+    return open_pipeline(bench(family=name).context(), bench(family=name).pipeline())
+
+
+def family_of(name: str) -> models.Family:
+    return models.family(TINY[name].family)
+
+
+def called(name: str, **changes: Any) -> Any:
+    return bench(family=name).call.model_copy(update=changes)
+
+
+def with_guidance(name: str, scale: float) -> Any:
+    return called(name, guidance_scale=scale)
+
+
+@contextmanager
+def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The backbone calls: which backbone, and what it was given, flat and without what is None, empty or a switch."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def hook(which: str) -> Any:
+        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            names = list(signature(module.forward).parameters)
+            given = dict(zip(names, args, strict=False)) | kwargs
+            given = {n: v for n, v in family_of(name).flat(given).items() if n != "return_dict"}
+            calls.append((which, {n: v for n, v in given.items() if v is not None and not (isinstance(v, dict) and not v)}))
+
+        return record
+
+    parts = {n: m for n in family_of(name).backbones if (m := getattr(pipe(name), n)) is not None}
+    handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in parts.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def drawn(name: str, model: Any, prompts: list[str] = PROMPTS, steps: int = STEPS, **kw: Any) -> np.ndarray:
+    b = bench(family=name)
+    texts = encode(b.context(), pipe(name), b.pipeline(), prompts, model)
+    return draw(pipe(name), texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
+
+
+def plainly(name: str, model: Any) -> np.ndarray:
+    """The latents of the pipeline called with the prompts themselves, as its users call it."""
+    family = family_of(name)
+    texts: dict[str, Any] = {"prompt": PROMPTS}
+    if "max_sequence_length" in family.reads:
+        texts["max_sequence_length"] = model.max_sequence_length
+    if family.guided(model) and (model.negative_prompt or name == "qwen_image"):
+        texts["negative_prompt"] = [model.negative_prompt] * len(PROMPTS)
+    return draw(pipe(name), texts, [0, 1], STEPS, family.arguments(model), decode=False)
+
+
+# What the pipeline is given.
+
+
+@every_family
+@pytest.mark.parametrize("negative_prompt", ["", "blurry picture"])
+def test_embeddings_give_the_latents_that_the_prompts_give(name: str, negative_prompt: str) -> None:
+    model = called(name, negative_prompt=negative_prompt)
+    assert np.array_equal(drawn(name, model, decode=False), plainly(name, model))
+
+
+@every_family
+def test_embeddings_without_guidance_give_the_latents_that_the_prompts_give(name: str) -> None:
+    model = with_guidance(name, 0.0)
+    assert np.array_equal(drawn(name, model, decode=False), plainly(name, model))
+
+
+@every_family
+def test_a_negative_prompt_changes_the_picture_where_the_family_reads_it(name: str) -> None:
+    plain, steered = drawn(name, called(name)), drawn(name, called(name, negative_prompt="banana"))
+    assert np.array_equal(plain, steered) != ("negative_prompt" in family_of(name).reads)
+
+
+@every_family
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_the_shapes_of_embeddings_are_known_beforehand(name: str, scale: float) -> None:
+    family, model = family_of(name), with_guidance(name, scale)
+    backbone = getattr(pipe(name), family.backbones[0])
+    found = encode(bench(family=name).context(), pipe(name), bench(family=name).pipeline(), PROMPTS, model)
+    shapes = {n: tuple(x.shape) for n, x in found.items()}
+    told = family.embeddings(backbone.config, len(PROMPTS), model)
+    if name == "qwen_image":  # it pads to the longest prompt
+        told = {n: (s[0], shapes[n][1], *s[2:]) for n, s in told.items()}
+        assert all(s[1] <= model.max_sequence_length for s in shapes.values())
+    assert shapes == told
+
+
+# What the backbone is given.
+
+
+@every_family
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_example_inputs_are_what_the_pipeline_passes(name: str, scale: float) -> None:
+    family, model = family_of(name), with_guidance(name, scale)
+    with recorded(name) as calls:
+        drawn(name, model, decode=False)
+    which, theirs = calls[0]
+    text = theirs["encoder_hidden_states"].shape[1] if name == "qwen_image" else model.max_sequence_length or 0
+    size = Size(family.rows(model) * len(PROMPTS), model.height, model.width, text, model.frames or 1)
+    ours = family.inputs(getattr(pipe(name), which), dict(pipe(name).vae.config), size)
+
+    def about(given: dict[str, Any]) -> dict[str, Any]:
+        return {n: (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+
+    found, told = about(theirs), about(ours)
+    if found["timestep"][1] == torch.int64:  # this scheduler counts in integers
+        found["timestep"] = (found["timestep"][0], torch.float32)
+    assert told == found
+
+
+@every_family
+def test_a_single_prompt_is_passed_as_the_example_inputs_of_one(name: str) -> None:
+    family, model = family_of(name), with_guidance(name, 0.0)
+    with recorded(name) as calls:
+        drawn(name, model, ["banana"], decode=False)
+    text = calls[0][1]["encoder_hidden_states"].shape[1] if name == "qwen_image" else model.max_sequence_length or 0
+    size = Size(1, model.height, model.width, text, model.frames or 1)
+    ours = family.inputs(getattr(pipe(name), calls[0][0]), dict(pipe(name).vae.config), size)
+    assert {n: getattr(v, "shape", v) for n, v in ours.items()} == {n: getattr(v, "shape", v) for n, v in calls[0][1].items()}
+
+
+@every_family
+def test_an_integer_timestep_predicts_the_same_as_the_examples_fp32(name: str) -> None:
+    family, model = family_of(name), with_guidance(name, 0.0)
+    with recorded(name) as calls:
+        drawn(name, model, decode=False)
+    which, given = calls[0]
+    backbone = getattr(pipe(name), which)
+    with torch.no_grad():
+        theirs, ours = (
+            backbone(**family.call(given | {"timestep": t}), return_dict=False)[0]
+            for t in (given["timestep"], given["timestep"].float())
+        )
+    assert torch.equal(theirs, ours)
+
+
+@every_family
+def test_example_inputs_run_the_backbone_and_it_answers_in_latents(name: str) -> None:
+    family, b = family_of(name), bench(family=name)
+    backbone = getattr(pipe(name), family.backbones[0])
+    with torch.no_grad():
+        out = backbone(**family.call(b.inputs(2)), return_dict=False)[0]
+    assert out.shape == b.inputs(2)["sample" if "sample" in b.inputs(2) else "hidden_states"].shape
+    assert torch.isfinite(out).all()
+
+
+@every_family
+def test_inputs_within_dicts_come_back_flat(name: str) -> None:
+    flat = bench(family=name).inputs()
+    found = family_of(name).flat(family_of(name).call(flat))
+    assert found.keys() == flat.keys()
+    assert all(found[n] is flat[n] for n in flat)
+
+
+@every_family
+def test_inputs_without_a_batch_axis_are_named(name: str) -> None:
+    family = family_of(name)
+    one, two = bench(family=name).inputs(1), bench(family=name).inputs(2)
+    grown = {n for n, x in one.items() if isinstance(x, torch.Tensor) and x.shape != two[n].shape}
+    assert {n for n, x in one.items() if isinstance(x, torch.Tensor)} - grown == set(family.unbatched)
+
+
+@every_family
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_rows_and_calls_are_counted(name: str, scale: float) -> None:
+    family, model = family_of(name), with_guidance(name, scale)
+    with recorded(name) as calls:
+        drawn(name, model, decode=False)
+    rows = {len(given["encoder_hidden_states"]) for _, given in calls}
+    assert rows == {family.rows(model) * len(PROMPTS)}
+    assert len(calls) == family.calls(model) * STEPS
+
+
+def test_both_of_wans_backbones_are_called_and_the_second_has_its_own_guidance() -> None:
+    with recorded("wan") as calls:
+        plain = drawn("wan", called("wan"), steps=4, decode=False)
+    assert [which for which, _ in calls] == ["transformer"] * 4 + ["transformer_2"] * 4
+    assert not np.array_equal(drawn("wan", called("wan", guidance_scale_2=1.5), steps=4, decode=False), plain)
+
+
+# What is quantized.
+
+
+@every_family
+def test_what_is_kept_in_full_precision_is_all_outside_the_blocks(name: str) -> None:
+    family, backbone = family_of(name), getattr(pipe(name), family_of(name).backbones[0])
+    inside = (*family.blocks, "mid_block")
+    outside = {n for n, m in backbone.named_children() if n not in inside and any(True for _ in m.parameters())}
+    outside -= {"txt_norm", "conv_norm_out"}  # no formats take norms
+    assert {g for g in family.keep if "*" not in g} <= outside | {"add_embedding"}
+    left = without(layers_of(backbone), family.keep)
+    assert left
+    assert {layer.name.partition(".")[0] for layer in left} <= set(inside)
+
+
+@every_family
+def test_every_glob_of_what_is_kept_names_a_layer(name: str) -> None:
+    layers = layers_of(getattr(pipe(name), family_of(name).backbones[0]))
+    layers += [replace(layers[0], name="patch_embedding")] if family_of(name).name == "wan" else []  # a 3-d convolution
+    idle = [g for g in family_of(name).keep if len(without(layers, [g])) == len(layers)]
+    assert idle == (["add_embedding"] if name == "sd21" else [])
+
+
+@every_family
+def test_blocks_at_the_ends_are_kept_and_some_are_left(name: str) -> None:
+    family, pinned = family_of(name), bench(family=name).pipeline().json("pipeline.json")
+    layers = layers_of(bench(family=name).backbone())
+    left = without(layers, family.kept(pinned["blocks"], pinned["backbones"]))
+    count = pinned["blocks"][family.blocks[0]]
+    depth = 2 if len(pinned["backbones"]) > 1 else 1
+    numbers = {int(layer.name.split(".")[depth]) for layer in left if family.blocks[0] in layer.name.split(".")}
+    assert numbers == set(range(family.ends, count - family.ends))
+
+
+@every_family
+def test_convolutions_are_told(name: str) -> None:
+    left = without(layers_of(getattr(pipe(name), family_of(name).backbones[0])), family_of(name).keep)
+    assert any(layer.kind == "convolution" for layer in left) == family_of(name).convolutions
+
+
+@every_family
+def test_attention_that_can_be_quantized_is_seen_by_modelopt(name: str) -> None:
+    from modelopt.torch.quantization.conversion import replace_quant_module
+
+    family, b = family_of(name), bench(family=name)
+    backbone = b.backbone()
+    first = next(iter(backbone.values())) if isinstance(backbone, torch.nn.ModuleDict) else backbone
+    attentions = {layer.name for layer in layers_of(first) if layer.kind == "attention"}
+    replace_quant_module(first)
+    seen = set()
+    for module_name, module in first.named_modules():
+        if module_name.endswith(("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")):
+            module.register_forward_pre_hook(lambda _m, _a, n=module_name: seen.add(n))
+    with torch.no_grad():
+        first(**family.call(b.inputs()))
+    assert attentions
+    assert seen == ({f"{a}.{x}_bmm_quantizer" for a in attentions for x in "qkv"} if family.attention else set())
+
+
+@every_family
+def test_every_layer_that_formats_take_is_observed(name: str) -> None:
+    b, family = bench(family=name), family_of(name)
+    pinned = b.pipeline().json("pipeline.json")
+    found = load_file(b.chunk(0, 2).path / "extremes.safetensors")
+    left = without(layers_of(b.backbone()), family.kept(pinned["blocks"], pinned["backbones"]))
+    wanted = {f"{layer.name}.input_quantizer" for layer in left if layer.kind != "attention"}
+    idle = {n for n in wanted if n.startswith("transformer_2.")}  # two steps do not reach the low noise
+    assert wanted - idle <= found.keys()
+    assert all(torch.isfinite(x).all() for x in found.values())
+
+
+# Random weights.
+
+
+@every_family
+def test_a_model_of_random_weights_goes_through_load_embed_and_observe(name: str) -> None:
+    b: Bench = random_bench(name)
+    found = load_file(b.chunk(0, 2).path / "extremes.safetensors")
+    trained = load_file(bench(family=name).chunk(0, 2).path / "extremes.safetensors")
+    assert {n: x.shape for n, x in found.items()} == {n: x.shape for n, x in trained.items()}
+    assert all(torch.isfinite(x).all() and (x > 0).any() for x in found.values())
+
+
+@every_family
+def test_a_pipeline_of_random_weights_draws(name: str) -> None:
+    b: Bench = random_bench(name)
+    whole = open_pipeline(b.context(), b.pipeline())
+    picture = b.draw(whole, PROMPTS, [1, 2], STEPS)
+    frames = (b.call.frames,) if b.call.frames else ()
+    assert picture.shape == (2, *frames, b.call.height, b.call.width, 3)
+    assert np.isfinite(picture).all()
