@@ -11,8 +11,9 @@ from tiny import BATCH, SEED, STEPS, Bench, bench, call, emoji, recipe
 
 from diffopt import checkpoint
 from diffopt.block_arithmetic import simulated
-from diffopt.extremes import merge, observed, quantizers
+from diffopt.extremes import merge, quantizers
 from diffopt.models.flux import FAMILY
+from diffopt.observation import observed
 from diffopt.pipeline.open import open_pipeline
 
 FORMATS = {
@@ -206,3 +207,53 @@ def test_observing_stops_with_its_block() -> None:
 def test_chunks_of_different_models_do_not_merge() -> None:
     with pytest.raises(ValueError, match="different quantizers"):
         merge([{"a.input_quantizer": torch.ones(2)}, {"b.input_quantizer": torch.ones(2)}])
+
+
+def test_a_model_can_be_observed_again_and_is_left_as_it_was() -> None:
+    b = bench()
+    model = b.backbone()
+    before = {n: (type(m), m.__dict__.get("forward"), len(m._forward_hooks)) for n, m in model.named_modules()}
+    product = torch.nn.functional.scaled_dot_product_attention
+    found = []
+    for _ in range(2):
+        with observed(model) as extremes, torch.no_grad():
+            model(**b.inputs())
+        found.append(extremes)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    assert {n: (type(m), m.__dict__.get("forward"), len(m._forward_hooks)) for n, m in model.named_modules()} == before
+    assert torch.nn.functional.scaled_dot_product_attention is product
+
+
+def test_siblings_that_read_different_tensors_have_extremes_of_their_own() -> None:
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (torch.nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.q(x) + self.k(y) + self.v(y)
+
+    model, (x, y) = Attention(), torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    with observed(model) as extremes, torch.no_grad():
+        model(x, y)
+        model(y, 2 * x)
+    both = torch.cat([x, y]).abs().amax(0)
+    assert torch.equal(extremes["q.input_quantizer"], both)
+    other = torch.cat([y, 2 * x]).abs().amax(0)
+    assert torch.equal(extremes["k.input_quantizer"], other)
+    assert torch.equal(extremes["v.input_quantizer"], other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_extreme_is_exact_and_nan_where_there_is_one(dtype: torch.dtype) -> None:
+    model = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(3, 3, 1), "linear": torch.nn.Linear(5, 5)}).to(dtype)
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 1, 2, 3] = torch.nan
+    with observed(model) as extremes, torch.no_grad():
+        model["conv"](x)
+        model["linear"](x)
+    wanted = {"conv.input_quantizer": x.abs().amax((0, 2, 3)), "linear.input_quantizer": x.abs().amax((0, 1, 2))}
+    assert extremes.keys() == wanted.keys()
+    assert all(torch.equal(extremes[n].nan_to_num(-1), wanted[n].nan_to_num(-1)) for n in wanted)
+    assert [int(extremes[n].isnan().sum()) for n in wanted] == [1, 1]

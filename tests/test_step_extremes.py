@@ -14,10 +14,11 @@ from test_calibrate_once import differing
 from tiny import bench
 
 from diffopt import checkpoint, extremes, formats, models, step_extremes
-from diffopt.extremes import observed, quantizers
+from diffopt.extremes import quantizers
 from diffopt.groups import Calib, ChunkView, ScaleView
 from diffopt.groups.calib import counted
 from diffopt.layers import expected_layers
+from diffopt.observation import observed
 from diffopt.prompts import PromptSet
 from diffopt.step_extremes import StepExtremes, reduce
 

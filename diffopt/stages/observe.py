@@ -9,7 +9,7 @@ from diffopt.stage import Context, stage
 def observe(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline, texts: Embeddings, seed: int) -> CalibChunk:
     from safetensors.torch import save_file
 
-    from diffopt.extremes import observed
+    from diffopt.observation import observed
     from diffopt.pipeline.calibration import Calibration
     from diffopt.step_extremes import StepExtremes
 
