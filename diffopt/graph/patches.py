@@ -103,17 +103,17 @@ def _repeat_interleave_symbolic(g: Any, x: Any, repeats: Any, dim: Any = None, o
 @contextlib.contextmanager
 def real_rotations() -> Iterator[None]:
     """Qwen-Image rotates queries and keys as complex numbers, which ONNX has not."""
-    own = transformer_qwenimage.apply_rotary_emb_qwen
+    own: Any = transformer_qwenimage.apply_rotary_emb_qwen
 
-    def rotate(x: torch.Tensor, freqs_cis: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> torch.Tensor:
-        found: torch.Tensor = own(x, freqs_cis, use_real, use_real_unbind_dim) if use_real else rotated(x, freqs_cis)
-        return found
+    def rotate(x: torch.Tensor, freqs_cis: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
+        return own(x, freqs_cis, use_real, use_real_unbind_dim) if use_real else rotated(x, freqs_cis)
 
-    transformer_qwenimage.apply_rotary_emb_qwen = rotate
+    module: Any = transformer_qwenimage
+    module.apply_rotary_emb_qwen = rotate
     try:
         yield
     finally:
-        transformer_qwenimage.apply_rotary_emb_qwen = own
+        module.apply_rotary_emb_qwen = own
 
 
 def rotated(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
