@@ -57,7 +57,8 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
     # Traced with one row a broadcast along the batch axis would not be told from a fixed axis.
     example = inputs(max(2, export.batch_size) if dynamic else export.batch_size)
     graph = write(backbone, example, ctx.out / "model.onnx", export.opset, batched if dynamic else None)
-    layers = head["layers"] if head else []
+    # A checkpoint counts layers that a model has without reading what they make.
+    layers = [n for n in (head["layers"] if head else []) if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
     quantizers: list[Any] = [backbone.get_submodule(n).input_quantizer for n in layers]
     both = sum(q.is_enabled for q in quantizers)
@@ -74,6 +75,7 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
                 if dynamic
                 else None,
                 "quantized_layers": len(layers),
+                "unused_layers": graph.unused,
                 "quantized_products": graph.quantized_products,
                 "operators": graph.operators,
                 "bytes": graph.bytes,
