@@ -74,10 +74,15 @@ def unflatten(opset: int) -> Iterator[None]:
 
 
 def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
-    """A Reshape that copies the axes before `dim` (0 in its shape); those after it must be static."""
+    """A Reshape that copies the axes before `dim` (0 in its shape); those after it must be static.
+
+    One of the new sizes is always left to be found (-1): the exporter's shape inference fails on a 0 without a -1.
+    """
     axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._get_const(sizes, "is", "unflattened_size")
     old = x.type().varyingSizes()
     axis %= len(old)
+    if -1 not in new:
+        new = [-1, *new[1:]]
     shape = [*[0] * axis, *new, *old[axis + 1 :]]
     return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
 
