@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from diffopt import formats
+from diffopt import formats, models
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.runtimes import RUNTIMES
@@ -11,7 +11,8 @@ from diffopt.view import Choices
 
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
-    if reasons := [*_format(choices), *_export(choices, environment), *_runtime(choices, environment)]:
+    reasons = [*_format(choices), *_cache(choices), *_export(choices, environment), *_runtime(choices, environment)]
+    if reasons:
         raise PlanError("\n".join(reasons))
 
 
@@ -20,6 +21,18 @@ def _format(choices: Choices) -> Iterator[str]:
         yield (
             f"format.quantize_mha: {choices.format.name} has no quantized attention (got true); "
             "drop it, or choose format=fp8 or format=nvfp4"
+        )
+    if choices.format and choices.format.quantize_mha and choices.model and not models.family(choices.model.family).attention:
+        yield (
+            f"format.quantize_mha: Model-Optimizer cannot quantize the attention of {choices.model.family} (got true); drop it"
+        )
+
+
+def _cache(choices: Choices) -> Iterator[str]:
+    if choices.cache and choices.model and not models.family(choices.model.family).block_cache:
+        yield (
+            f"cache: diffusers' FirstBlockCache does not know the blocks of {choices.model.family} "
+            f"(got cache={choices.cache.model_dump().get('method')}); drop the cache"
         )
 
 
@@ -50,6 +63,11 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
 def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     if choices.eval is None:
         return
+    if choices.model and choices.model.weights == "random" and choices.eval.metrics:
+        yield (
+            f"eval.metrics: random weights draw noise, which has no quality (got {', '.join(choices.eval.metrics)}); "
+            "set eval.metrics=[] for times alone, or model.weights=pretrained"
+        )
     runtime = RUNTIMES[choices.eval.runtime]
     name = choices.format.name if choices.format else None
     if name not in runtime.kernels and not runtime.simulates:

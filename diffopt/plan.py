@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Latency, Metrics, OnnxGraph
+from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
@@ -85,17 +85,25 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
     if choices.export:
         found.append(EnginePlan if choices.export.engine else OnnxGraph)
     if choices.eval:
-        found.append(Metrics)
+        found += [Metrics] if choices.eval.metrics else []
         runtime, name = RUNTIMES[choices.eval.runtime], choices.format.name if choices.format else None
         if choices.eval.latency and name in runtime.kernels:
             found.append(Latency)
         elif choices.eval.latency:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
+        if not {Metrics, Latency} & {*found} and not _random(choices):
+            found.append(Images)
+    if _random(choices):
+        notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not found and choices.format:
         found.append(Checkpoint)
     if not found:
         raise PlanError("recipe: nothing to make (no format, export or eval chosen); `diffopt --help` lists the recipes")
     return found, notes
+
+
+def _random(choices: Choices) -> bool:
+    return choices.model is not None and choices.model.weights == "random"
 
 
 def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[str]:
@@ -109,7 +117,9 @@ def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[s
                 found.append(f"{key}: the group is not chosen (got {value}); choose {group}=OPTION, or drop it")
             else:
                 picked = f"format={choices.format.name}" if choices.format else "these choices"
-                found.append(f"{key}: has no effect under {picked} (got {value}); drop it")
+                reader = GROUPS[group].readers.get(name)
+                reason = f", since {reader} alone reads it" if reader else ""
+                found.append(f"{key}: has no effect under {picked}{reason} (got {value}); drop it")
         if key == "seed" and not any(p.role == "seed" for s in plan.steps for p in s.stage.params):
             found.append(f"seed: has no effect on these steps (got {value}); drop it")
     return found
@@ -122,6 +132,20 @@ def _idle_groups(choices: Choices, plan: Plan) -> list[str]:
         for name in GROUPS
         if getattr(choices, name) is not None and name not in read
     ]
+
+
+def _aligned(inputs: dict[str, Any], stage: Stage, i: int, many: int) -> dict[str, Any]:
+    """The inputs of the i-th of `many` steps of a stage: of what was split in the same way, the i-th part."""
+    whole = {p.name for p in stage.params if p.many}
+    found = {}
+    for name, value in inputs.items():
+        split = isinstance(value, list) and name not in whole
+        if split and len(value) != many:
+            raise PlanError(
+                f"{stage.name}: takes one {value[0].kind} at a time (got {len(value)} for {many} steps); mend the stage"
+            )
+        found[name] = value[i] if split else value
+    return found
 
 
 class _Planner:
@@ -170,10 +194,14 @@ class _Planner:
         found = []
         for i, views in enumerate(alternatives):
             name = stage.name + (f".{i}" if len(alternatives) > 1 else "") + (".baseline" if baseline else "")
-            found.append(self._step(name, stage, choices, views, frozenset(used), inputs))
+            found.append(
+                self._step(name, stage, choices, views, frozenset(used), _aligned(inputs, stage, i, len(alternatives)))
+            )
         return found
 
     def _input(self, param: Param, stage: Stage, choices: Choices, path: list[str]) -> Any:
+        if param.under and not param.under.test(choices):
+            return [] if param.many else None
         kinds = [t for t in param.types if issubclass(t, Artifact)]
         if len(kinds) > 1:
             assert choices.eval is not None
@@ -186,10 +214,10 @@ class _Planner:
         spare = len(param.types) == 1 or kinds[0] is Checkpoint
         before = stage if issubclass(stage.makes, kinds[0]) else None
         called = [s for s in self._makers(kinds[0], before) if s.when is None or getattr(choices, s.when) is not None]
-        if param.optional and spare and not called:
+        if param.optional and spare and not called and not param.under:
             return None
         found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline, before=before)
-        return found if param.many else found[0]
+        return found if param.many or len(found) > 1 else found[0]
 
     def _makers(self, kind: type[Artifact], before: Stage | None) -> list[Stage]:
         stages = self.stages[: self.stages.index(before)] if before else self.stages

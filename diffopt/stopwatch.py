@@ -1,13 +1,14 @@
 """Timing a pipeline: seconds per picture and milliseconds per denoising step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffopt.models.open import draw
+from diffopt.pipeline.draw import draw
+from diffopt.pipeline.texts import Texts
 from diffopt.runtimes import Running
 from diffopt.statistics import interval
 
@@ -15,8 +16,17 @@ from diffopt.statistics import interval
 class Stopwatch:
     """Times calls of one running pipeline at its own batch size, or 1. A GPU is waited for before the clock is read."""
 
-    def __init__(self, run: Running, prompts: Sequence[str], steps: int, arguments: dict[str, Any], seed: int):
+    def __init__(
+        self,
+        run: Running,
+        encode: Callable[[Sequence[str]], Texts],
+        prompts: Sequence[str],
+        steps: int,
+        arguments: dict[str, Any],
+        seed: int,
+    ):
         self.run = run
+        self.encode = encode
         self.batch = run.batch or 1
         self.prompts = [prompts[i % len(prompts)] for i in range(self.batch)]
         self.seeds = [seed + i for i in range(self.batch)]
@@ -38,7 +48,8 @@ class Stopwatch:
     def _call(self) -> tuple[float, list[float]]:
         ends: list[float] = []
         started = _now()
-        draw(self.run.pipe, self.prompts, self.seeds, self.steps, self.arguments, on_step=lambda: ends.append(_now()))
+        texts = self.encode(self.prompts)
+        draw(self.run.pipe, texts, self.seeds, self.steps, self.arguments, on_step=lambda: ends.append(_now()))
         return _now() - started, ends
 
 

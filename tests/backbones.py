@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from tiny import transformer
+from tiny_pipelines import transformer
 
 Inputs = dict[str, Any]
 

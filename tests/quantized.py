@@ -1,15 +1,12 @@
-"""modelopt's quantizer attributes of the formats, and their arithmetic on a CPU."""
+"""modelopt's quantizer attributes of the formats, put on any model."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import modelopt.torch.quantization as mtq
-import modelopt.torch.quantization.tensor_quant as tensor_quant
 import torch
 
-from diffopt import block_arithmetic
+from diffopt.block_arithmetic import simulated
 
 E4M3: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
 INT4: dict[str, Any] = {"num_bits": 4, "block_sizes": {-1: 32, "type": "static"}}
@@ -28,27 +25,6 @@ FORMATS: dict[str, tuple[Any, Any, Any]] = {
     "mxfp8": (MX, MX, None),
 }
 """Weight quantizer, input quantizer (None: off) and algorithm."""
-
-
-@contextmanager
-def simulated() -> Iterator[None]:
-    """`block_arithmetic.simulated`, and MXFP8 by its definition."""
-    with block_arithmetic.simulated():
-        inner = tensor_quant.dynamic_block_quantize_op
-
-        def dispatch(x: torch.Tensor, block: int, amax: Any, *bits: int) -> torch.Tensor:
-            if (block, *bits) != (32, 8, 4, 9, 8):
-                return inner(x, block, amax, *bits)  # type: ignore[no-any-return]
-            blocks = x.float().unflatten(-1, (-1, block))
-            peak = blocks.abs().amax(-1, keepdim=True)
-            scale = torch.exp2(torch.ceil(torch.log2((peak / 448).clamp_min(2.0**-126))))
-            return ((blocks / scale).to(torch.float8_e4m3fn).float() * scale).flatten(-2).to(x.dtype)
-
-        tensor_quant.dynamic_block_quantize_op = dispatch
-        try:
-            yield
-        finally:
-            tensor_quant.dynamic_block_quantize_op = inner
 
 
 def quantize(model: torch.nn.Module, name: str, kinds: tuple[str, ...], keep: tuple[str, ...], loop: Any) -> int:

@@ -82,7 +82,6 @@ BAD = [
     ("eval.batch_size", -1),
     ("eval.steps", 0),
     ("eval.runtime", "cuda"),
-    ("eval.metrics", []),
     ("eval.metrics", "psnr"),
     ("eval.metrics", ["psnr", "psnr"]),
     ("eval.clip", "/no/such/clip"),

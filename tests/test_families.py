@@ -1,187 +1,304 @@
-"""Graphs and engine plans of several families' backbones in several formats, with a static and a dynamic batch axis."""
+"""Every family on its tiny pipeline: what diffopt says of a pipeline is what the pipeline does."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
+from inspect import signature
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from backbones import BACKBONES, made
-from quantized import FORMATS, quantize
+from safetensors.torch import load_file
+from tiny import STEPS, TINY, Bench, bench, random_bench
 
-from diffopt import engine, environment
-from diffopt.graph import write
+from diffopt import models
+from diffopt.layers import layers_of, without
+from diffopt.models.family import Size
+from diffopt.pipeline.draw import draw
+from diffopt.pipeline.open import open_pipeline
+from diffopt.pipeline.texts import encode
 
-families = pytest.mark.parametrize("family", BACKBONES)
-needs_builder = pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")
-ROWS = (1, 2, 5)
-
-
-@cache
-def root() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="diffopt-tests-"))
+PROMPTS = ["a red apple on a table", "banana"]
+NAMES = list(TINY)
+every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
-def graph(family: str, name: str | None, dtype: torch.dtype, dynamic: bool) -> tuple[Path, write.Graph, torch.nn.Module, int]:
-    """The file, what was counted, the backbone, and how many of its weights are quantized."""
-    backbone, model = BACKBONES[family], made(family)
-    inputs = backbone.inputs(2)
-    layers = quantize(model, name, backbone.kinds, backbone.keep, lambda m: backbone.call(m, inputs)) if name else 0
-    torch.nn.Module.to(model, dtype)
-    inputs = {n: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in inputs.items()}
-    path = root() / f"{family}-{name}-{str(dtype)[6:]}-{dynamic}" / "model.onnx"
-    path.parent.mkdir()
-    axes = backbone.batch_axes() if dynamic else None
-    return path, write.write(model, inputs, path, 20, axes, backbone.arguments), model, layers
+def pipe(name: str) -> Any:
+    return open_pipeline(bench(family=name).context(), bench(family=name).pipeline())
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def family_of(name: str) -> models.Family:
+    return models.family(TINY[name].family)
 
 
-def computed(path: Path, inputs: dict[str, Any]) -> np.ndarray:
-    run = session(path)
-    found: np.ndarray = run.run(None, {i.name: inputs[i.name].numpy() for i in run.get_inputs()})[0]
-    return found
+def called(name: str, **changes: Any) -> Any:
+    return bench(family=name).call.model_copy(update=changes)
 
 
-def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+def with_guidance(name: str, scale: float) -> Any:
+    return called(name, guidance_scale=scale)
 
 
-def profile(family: str, low: int, best: int, high: int) -> dict[str, dict[str, list[int]]]:
-    backbone = BACKBONES[family]
-    extents = {"min": backbone.inputs(low), "opt": backbone.inputs(best), "max": backbone.inputs(high)}
-    return {n: {k: list(x[n].shape) for k, x in extents.items()} for n in backbone.batch_axes()}
+@contextmanager
+def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The backbone calls: which backbone, and what it was given, flat and without what is None, empty or a switch."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def hook(which: str) -> Any:
+        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            names = list(signature(module.forward).parameters)
+            given = dict(zip(names, args, strict=False)) | kwargs
+            given = {n: v for n, v in family_of(name).flat(given).items() if n != "return_dict"}
+            calls.append((which, {n: v for n, v in given.items() if v is not None and not (isinstance(v, dict) and not v)}))
+
+        return record
+
+    parts = {n: m for n in family_of(name).backbones if (m := getattr(pipe(name), n)) is not None}
+    handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in parts.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-@families
-def test_a_graph_with_a_dynamic_batch_axis_computes_what_the_backbone_does(family: str) -> None:
-    path, _, model, _ = graph(family, None, torch.float32, True)
-    for rows in ROWS:
-        inputs = BACKBONES[family].inputs(rows)
-        assert apart(computed(path, inputs), BACKBONES[family].call(model, inputs).numpy()) < 1e-5, rows
+def drawn(name: str, model: Any, prompts: list[str] = PROMPTS, steps: int = STEPS, **kw: Any) -> np.ndarray:
+    b = bench(family=name)
+    texts = encode(b.context(), pipe(name), b.pipeline(), prompts, model)
+    return draw(pipe(name), texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
 
 
-@families
-def test_every_batch_axis_is_dynamic_and_nothing_else(family: str) -> None:
-    path, *_ = graph(family, None, torch.float32, True)
-    dynamic = {}
-    for value in onnx.load(path, load_external_data=False).graph.input:
-        axes = [i for i, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_param]
-        if axes:
-            dynamic[value.name] = axes
-    assert dynamic == {n: [a] for n, a in BACKBONES[family].batch_axes().items()}
+def plainly(name: str, model: Any) -> np.ndarray:
+    """The latents of the pipeline called with the prompts themselves, as its users call it."""
+    family = family_of(name)
+    texts: dict[str, Any] = {"prompt": PROMPTS}
+    if "max_sequence_length" in family.reads:
+        texts["max_sequence_length"] = model.max_sequence_length
+    if family.guided(model) and (model.negative_prompt or name == "qwen_image"):
+        texts["negative_prompt"] = [model.negative_prompt] * len(PROMPTS)
+    return draw(pipe(name), texts, [0, 1], STEPS, family.arguments(model), decode=False)
 
 
-@families
-def test_every_quantized_layer_is_found_in_the_graph(family: str) -> None:
-    _, found, _, layers = graph(family, "fp8", torch.float16, True)
-    assert found.quantized_products == found.quantized_inputs == layers - len(found.unused) > 0
+# What the pipeline is given.
 
 
-def test_layers_that_nothing_reads_are_named() -> None:
-    # The last block's text is dropped: of all families' layers, only those that make it are not in the graph.
-    unused = {family: graph(family, "fp8", torch.float16, True)[1].unused for family in BACKBONES}
-    block = "transformer_blocks.1"
-    dropped = [f"{block}.attn.to_add_out", f"{block}.txt_mlp.net.0.proj", f"{block}.txt_mlp.net.2"]
-    assert {f: sorted(names) for f, names in unused.items() if names} == {"qwen": dropped}
+@every_family
+@pytest.mark.parametrize("negative_prompt", ["", "blurry picture"])
+def test_embeddings_give_the_latents_that_the_prompts_give(name: str, negative_prompt: str) -> None:
+    model = called(name, negative_prompt=negative_prompt)
+    assert np.array_equal(drawn(name, model, decode=False), plainly(name, model))
 
 
-@pytest.mark.parametrize("family", [f for f in BACKBONES if f != "sdxl"])  # in a UNet single roundings cascade
-def test_an_int8_graph_computes_what_the_quantized_backbone_does(family: str) -> None:
-    path, _, model, layers = graph(family, "int8", torch.float32, False)
-    inputs = BACKBONES[family].inputs(2)
-    plain, theirs = BACKBONES[family].call(made(family), inputs).numpy(), BACKBONES[family].call(model, inputs).numpy()
-    ours = computed(path, inputs)
-    assert layers > 0
-    assert apart(ours, theirs) < 0.1 * apart(theirs, plain)
+@every_family
+def test_embeddings_without_guidance_give_the_latents_that_the_prompts_give(name: str) -> None:
+    model = with_guidance(name, 0.0)
+    assert np.array_equal(drawn(name, model, decode=False), plainly(name, model))
 
 
-class Convolution(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Conv2d(16, 24, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
-        return (self.layer(x),)
+@every_family
+def test_a_negative_prompt_changes_the_picture_where_the_family_reads_it(name: str) -> None:
+    plain, steered = drawn(name, called(name)), drawn(name, called(name, negative_prompt="banana"))
+    assert np.array_equal(plain, steered) != ("negative_prompt" in family_of(name).reads)
 
 
-@pytest.mark.parametrize("name", ["int8", "fp8"])
-def test_a_quantized_convolution_in_a_graph_is_torchs(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, x = Convolution(), torch.randn(2, 16, 8, 8)
-    assert quantize(model, name, ("nn.Conv2d",), (), lambda m: m(x, False)) == 1
-    found = write.write(model, {"x": x}, tmp_path / "model.onnx", 20)
-    assert found.quantized_products == found.quantized_inputs == 1
+@every_family
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_the_shapes_of_embeddings_are_known_beforehand(name: str, scale: float) -> None:
+    family, model = family_of(name), with_guidance(name, scale)
+    backbone = getattr(pipe(name), family.backbones[0])
+    found = encode(bench(family=name).context(), pipe(name), bench(family=name).pipeline(), PROMPTS, model)
+    shapes = {n: tuple(x.shape) for n, x in found.items()}
+    told = family.embeddings(backbone.config, len(PROMPTS), model)
+    if name == "qwen_image":  # it pads to the longest prompt
+        told = {n: (s[0], shapes[n][1], *s[2:]) for n, s in told.items()}
+        assert all(s[1] <= model.max_sequence_length for s in shapes.values())
+    assert shapes == told
+
+
+# What the backbone is given.
+
+
+@every_family
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_example_inputs_are_what_the_pipeline_passes(name: str, scale: float) -> None:
+    family, model = family_of(name), with_guidance(name, scale)
+    with recorded(name) as calls:
+        drawn(name, model, decode=False)
+    which, theirs = calls[0]
+    text = theirs["encoder_hidden_states"].shape[1] if name == "qwen_image" else model.max_sequence_length or 0
+    size = Size(family.rows(model) * len(PROMPTS), model.height, model.width, text, model.frames or 1)
+    ours = family.inputs(getattr(pipe(name), which), dict(pipe(name).vae.config), size)
+
+    def about(given: dict[str, Any]) -> dict[str, Any]:
+        return {n: (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+
+    found, told = about(theirs), about(ours)
+    if found["timestep"][1] == torch.int64:  # this scheduler counts in integers
+        found["timestep"] = (found["timestep"][0], torch.float32)
+    assert told == found
+
+
+@every_family
+def test_a_single_prompt_is_passed_as_the_example_inputs_of_one(name: str) -> None:
+    family, model = family_of(name), with_guidance(name, 0.0)
+    with recorded(name) as calls:
+        drawn(name, model, ["banana"], decode=False)
+    text = calls[0][1]["encoder_hidden_states"].shape[1] if name == "qwen_image" else model.max_sequence_length or 0
+    size = Size(1, model.height, model.width, text, model.frames or 1)
+    ours = family.inputs(getattr(pipe(name), calls[0][0]), dict(pipe(name).vae.config), size)
+    assert {n: getattr(v, "shape", v) for n, v in ours.items()} == {n: getattr(v, "shape", v) for n, v in calls[0][1].items()}
+
+
+@every_family
+def test_an_integer_timestep_predicts_the_same_as_the_examples_fp32(name: str) -> None:
+    family, model = family_of(name), with_guidance(name, 0.0)
+    with recorded(name) as calls:
+        drawn(name, model, decode=False)
+    which, given = calls[0]
+    backbone = getattr(pipe(name), which)
     with torch.no_grad():
-        assert apart(computed(tmp_path / "model.onnx", {"x": x}), model(x, False)[0].numpy()) < 1e-3
+        theirs, ours = (
+            backbone(**family.call(given | {"timestep": t}), return_dict=False)[0]
+            for t in (given["timestep"], given["timestep"].float())
+        )
+    assert torch.equal(theirs, ours)
 
 
-@needs_builder
-@pytest.mark.parametrize(("name", "dynamic"), [("int8_sq", False), ("fp8", True)])
-@families
-def test_a_plan_is_built_of_every_family(family: str, name: str, dynamic: bool) -> None:
-    path, *_ = graph(family, name, torch.float16, dynamic)
-    asked = profile(family, 1, 2, 4) if dynamic else None
-    built = engine.build(path, 0, asked)
-    assert len(built.plan) > 100_000
-    assert built.profiles == ([asked] if dynamic else [])
+@every_family
+def test_example_inputs_run_the_backbone_and_it_answers_in_latents(name: str) -> None:
+    family, b = family_of(name), bench(family=name)
+    backbone = getattr(pipe(name), family.backbones[0])
+    with torch.no_grad():
+        out = backbone(**family.call(b.inputs(2)), return_dict=False)[0]
+    assert out.shape == b.inputs(2)["sample" if "sample" in b.inputs(2) else "hidden_states"].shape
+    assert torch.isfinite(out).all()
 
 
-INPUTS = {"int4_awq": 0}
-"""Formats that quantize weights alone."""
+@every_family
+def test_inputs_within_dicts_come_back_flat(name: str) -> None:
+    flat = bench(family=name).inputs()
+    found = family_of(name).flat(family_of(name).call(flat))
+    assert found.keys() == flat.keys()
+    assert all(found[n] is flat[n] for n in flat)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_format_is_found_in_the_graph(name: str) -> None:
-    _, found, _, layers = graph("flux", name, torch.float16, False)
-    assert found.quantized_products == layers > 0
-    assert found.quantized_inputs == INPUTS.get(name, layers)
+@every_family
+def test_inputs_without_a_batch_axis_are_named(name: str) -> None:
+    family = family_of(name)
+    one, two = bench(family=name).inputs(1), bench(family=name).inputs(2)
+    grown = {n for n, x in one.items() if isinstance(x, torch.Tensor) and x.shape != two[n].shape}
+    assert {n for n, x in one.items() if isinstance(x, torch.Tensor)} - grown == set(family.unbatched)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_formats_graph_passes_onnxs_checker(name: str) -> None:
-    path, found, *_ = graph("flux", name, torch.float16, False)
-    model = onnx.load(path)
-    onnx.checker.check_model(model)
-    assert [o.version for o in model.opset_import if not o.domain] == [found.opset]
+@every_family
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_rows_and_calls_are_counted(name: str, scale: float) -> None:
+    family, model = family_of(name), with_guidance(name, scale)
+    with recorded(name) as calls:
+        drawn(name, model, decode=False)
+    rows = {len(given["encoder_hidden_states"]) for _, given in calls}
+    assert rows == {family.rows(model) * len(PROMPTS)}
+    assert len(calls) == family.calls(model) * STEPS
 
 
-@needs_builder
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_plan_is_built_of_every_format(name: str) -> None:
-    path, *_ = graph("flux", name, torch.float16, False)
-    assert len(engine.build(path, 0).plan) > 100_000
+def test_both_of_wans_backbones_are_called_and_the_second_has_its_own_guidance() -> None:
+    with recorded("wan") as calls:
+        plain = drawn("wan", called("wan"), steps=4, decode=False)
+    assert [which for which, _ in calls] == ["transformer"] * 4 + ["transformer_2"] * 4
+    assert not np.array_equal(drawn("wan", called("wan", guidance_scale_2=1.5), steps=4, decode=False), plain)
 
 
-@needs_builder
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("int8", torch.float32),
-        ("fp8", torch.float32),
-        ("nvfp4", torch.float32),
-        ("fp8", torch.bfloat16),
-        ("mxfp8", torch.bfloat16),
-    ],
-    ids=str,
-)
-def test_a_plan_is_built_in_other_precisions(name: str, dtype: torch.dtype) -> None:
-    path, *_ = graph("flux", name, dtype, False)
-    assert len(engine.build(path, 0).plan) > 100_000
+# What is quantized.
 
 
-@needs_builder
-@pytest.mark.parametrize("name", ["w4a8_awq", "nvfp4", "mxfp8"])
-def test_a_plan_of_a_block_format_takes_a_dynamic_batch(name: str) -> None:
-    path, *_ = graph("flux", name, torch.float16, True)
-    assert engine.build(path, 0, profile("flux", 1, 2, 4)).profiles == [profile("flux", 1, 2, 4)]
+@every_family
+def test_what_is_kept_in_full_precision_is_all_outside_the_blocks(name: str) -> None:
+    family, backbone = family_of(name), getattr(pipe(name), family_of(name).backbones[0])
+    inside = (*family.blocks, "mid_block")
+    outside = {n for n, m in backbone.named_children() if n not in inside and any(True for _ in m.parameters())}
+    outside -= {"txt_norm", "conv_norm_out"}  # no formats take norms
+    assert {g for g in family.keep if "*" not in g} <= outside | {"add_embedding"}
+    left = without(layers_of(backbone), family.keep)
+    assert left
+    assert {layer.name.partition(".")[0] for layer in left} <= set(inside)
+
+
+@every_family
+def test_every_glob_of_what_is_kept_names_a_layer(name: str) -> None:
+    layers = layers_of(getattr(pipe(name), family_of(name).backbones[0]))
+    layers += [replace(layers[0], name="patch_embedding")] if family_of(name).name == "wan" else []  # a 3-d convolution
+    idle = [g for g in family_of(name).keep if len(without(layers, [g])) == len(layers)]
+    assert idle == (["add_embedding"] if name == "sd21" else [])
+
+
+@every_family
+def test_blocks_at_the_ends_are_kept_and_some_are_left(name: str) -> None:
+    family, pinned = family_of(name), bench(family=name).pipeline().json("pipeline.json")
+    layers = layers_of(bench(family=name).backbone())
+    left = without(layers, family.kept(pinned["blocks"], pinned["backbones"]))
+    count = pinned["blocks"][family.blocks[0]]
+    depth = 2 if len(pinned["backbones"]) > 1 else 1
+    numbers = {int(layer.name.split(".")[depth]) for layer in left if family.blocks[0] in layer.name.split(".")}
+    assert numbers == set(range(family.ends, count - family.ends))
+
+
+@every_family
+def test_convolutions_are_told(name: str) -> None:
+    left = without(layers_of(getattr(pipe(name), family_of(name).backbones[0])), family_of(name).keep)
+    assert any(layer.kind == "convolution" for layer in left) == family_of(name).convolutions
+
+
+@every_family
+def test_attention_that_can_be_quantized_is_seen_by_modelopt(name: str) -> None:
+    from modelopt.torch.quantization.conversion import replace_quant_module
+
+    family, b = family_of(name), bench(family=name)
+    backbone = b.backbone()
+    first = next(iter(backbone.values())) if isinstance(backbone, torch.nn.ModuleDict) else backbone
+    attentions = {layer.name for layer in layers_of(first) if layer.kind == "attention"}
+    replace_quant_module(first)
+    seen = set()
+    for module_name, module in first.named_modules():
+        if module_name.endswith(("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")):
+            module.register_forward_pre_hook(lambda _m, _a, n=module_name: seen.add(n))
+    with torch.no_grad():
+        first(**family.call(b.inputs()))
+    assert attentions
+    assert seen == ({f"{a}.{x}_bmm_quantizer" for a in attentions for x in "qkv"} if family.attention else set())
+
+
+@every_family
+def test_every_layer_that_formats_take_is_observed(name: str) -> None:
+    b, family = bench(family=name), family_of(name)
+    pinned = b.pipeline().json("pipeline.json")
+    found = load_file(b.chunk(0, 2).path / "extremes.safetensors")
+    left = without(layers_of(b.backbone()), family.kept(pinned["blocks"], pinned["backbones"]))
+    wanted = {f"{layer.name}.input_quantizer" for layer in left if layer.kind != "attention"}
+    idle = {n for n in wanted if n.startswith("transformer_2.")}  # two steps do not reach the low noise
+    assert wanted - idle <= found.keys()
+    assert all(torch.isfinite(x).all() for x in found.values())
+
+
+# Random weights.
+
+
+@every_family
+def test_a_model_of_random_weights_goes_through_load_embed_and_observe(name: str) -> None:
+    b: Bench = random_bench(name)
+    found = load_file(b.chunk(0, 2).path / "extremes.safetensors")
+    trained = load_file(bench(family=name).chunk(0, 2).path / "extremes.safetensors")
+    assert {n: x.shape for n, x in found.items()} == {n: x.shape for n, x in trained.items()}
+    assert all(torch.isfinite(x).all() and (x > 0).any() for x in found.values())
+
+
+@every_family
+def test_a_pipeline_of_random_weights_draws(name: str) -> None:
+    b: Bench = random_bench(name)
+    whole = open_pipeline(b.context(), b.pipeline())
+    picture = b.draw(whole, PROMPTS, [1, 2], STEPS)
+    frames = (b.call.frames,) if b.call.frames else ()
+    assert picture.shape == (2, *frames, b.call.height, b.call.width, 3)
+    assert np.isfinite(picture).all()

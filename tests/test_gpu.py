@@ -8,7 +8,7 @@ from tiny import bench, call
 
 from diffopt import checkpoint
 from diffopt.block_arithmetic import nvfp4, simulated
-from diffopt.models.open import draw, open_pipeline
+from diffopt.pipeline.open import open_pipeline
 from diffopt.runtimes import RUNTIMES
 
 pytestmark = [
@@ -82,7 +82,7 @@ def test_a_pipeline_on_cuda_draws_what_a_cpu_draws() -> None:
         b = bench(device=device)
         pipe = open_pipeline(b.context(), b.pipeline())
         assert pipe.transformer.device.type == device
-        drawn.append(draw(pipe, ["red apple", "banana"], [1, 2], 2, b.call.model_dump()))
+        drawn.append(b.draw(pipe, ["red apple", "banana"], [1, 2], 2))
     assert np.isfinite(drawn[1]).all()
     assert np.abs(drawn[0] - drawn[1]).max() < 0.02  # FP32 both, but sums are in another order
 
@@ -91,6 +91,6 @@ def test_a_pipeline_on_cuda_draws_what_a_cpu_draws() -> None:
 def test_the_torch_runtime_draws_on_cuda(name: str, mha: bool) -> None:
     b = bench("bfloat16", device="cuda")
     with RUNTIMES["torch"].running(b.context(), b.pipeline(), b.checkpoint(name, mha=mha), None) as run:
-        drawn = draw(run.pipe, ["red apple"], [1], 2, b.call.model_dump())
+        drawn = b.draw(run.pipe, ["red apple"], [1], 2)
     assert np.isfinite(drawn).all()
     assert np.ptp(drawn) > 0.01

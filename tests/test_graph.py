@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from tiny import EMOJI, LAYERS, Bench, bench, call, emoji
+from tiny import EMOJI, LAYERS, Bench, bench, call, called, emoji
 
 from diffopt import checkpoint
 from diffopt.artifact import OnnxGraph
@@ -22,7 +22,7 @@ from diffopt.graph.trace import trace
 from diffopt.groups import CallView
 from diffopt.models.family import Size
 from diffopt.models.flux import FAMILY
-from diffopt.models.open import open_pipeline
+from diffopt.pipeline.open import open_pipeline
 
 EVERY = {
     "plain": (None, "float32", False),
@@ -378,7 +378,13 @@ def recorded(b: Bench, view: CallView, batch: int) -> dict[str, torch.Tensor]:
     """What the pipeline gives its backbone, in the first denoising step."""
     pipe, calls = open_pipeline(b.context(), b.pipeline()), []
     pipe.transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    pipe(["a cat"] * batch, num_inference_steps=1, output_type="latent", **FAMILY.arguments(view))
+    pipe(
+        ["a cat"] * batch,
+        num_inference_steps=1,
+        output_type="latent",
+        max_sequence_length=view.max_sequence_length,
+        **FAMILY.arguments(view),
+    )
     ((args, kwargs),) = calls
     assert args == ()
     return {n: x for n, x in kwargs.items() if isinstance(x, torch.Tensor)}
@@ -390,9 +396,9 @@ def test_example_inputs_are_like_the_pipelines(
     dtype: str, guidance: bool, height: int, width: int, tokens: int, batch: int
 ) -> None:
     b = bench(dtype, guidance)
-    view = CallView(height=height, width=width, guidance_scale=3.5, max_sequence_length=tokens)
+    view = called(height, tokens, width=width, guidance_scale=3.5)
     theirs = recorded(b, view, batch)
-    ours = FAMILY.inputs(b.backbone(), b.vae_scale(), Size(batch, height, width, tokens))
+    ours = FAMILY.inputs(b.backbone(), b.vae(), Size(batch, height, width, tokens))
     assert ("guidance" in ours) == guidance
     assert {n: (x.shape, x.dtype) for n, x in ours.items()} == {n: (x.shape, x.dtype) for n, x in theirs.items()}
     for name in ("img_ids", "txt_ids"):

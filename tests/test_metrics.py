@@ -12,7 +12,7 @@ from transformers import CLIPModel, CLIPProcessor
 from diffopt import asset
 from diffopt.metrics import METRICS
 from diffopt.metrics.psnr import IDENTICAL
-from diffopt.models.open import draw, open_pipeline
+from diffopt.pipeline.open import open_pipeline
 
 CLIP = asset.locate("asset:emoji/emoji-clip")
 
@@ -130,7 +130,7 @@ def drawn() -> tuple[list[str], list[np.ndarray]]:
     prompts = sorted((r["prompt"] for r in rows), key=len)[::10]
     b = emoji()
     pipe = open_pipeline(b.context(), b.pipeline())
-    found = draw(pipe, prompts, range(len(prompts)), 2, b.call.model_dump())
+    found = b.draw(pipe, prompts, range(len(prompts)), 2)
     return prompts, list((found * 255).round().astype(np.uint8))
 
 

@@ -6,11 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import DOUBLE, SINGLE, bench, emoji
+from tiny import bench, emoji
+from tiny_pipelines import DOUBLE, SINGLE
 
 from diffopt import models
 from diffopt.models.flux import FAMILY
-from diffopt.models.open import batches, draw, open_pipeline
+from diffopt.pipeline.draw import batches
+from diffopt.pipeline.open import open_pipeline
 from diffopt.prompts import PromptSet
 
 STEPS = 2
@@ -22,7 +24,7 @@ def pipe() -> object:
 
 
 def drawn(pipe: object, prompts: list[str], seeds: list[int], **kw: object) -> np.ndarray:
-    return draw(pipe, prompts, seeds, STEPS, bench().call.model_dump(), **kw)
+    return bench().draw(pipe, prompts, seeds, STEPS, **kw)
 
 
 def test_a_picture_does_not_depend_on_the_others_seeds(pipe: object) -> None:
@@ -138,5 +140,5 @@ def test_what_flux_keeps_in_full_precision_is_all_that_is_outside_its_blocks() -
     assert set(FAMILY.keep) | {"pos_embed"} == outside
 
 
-def test_every_field_of_a_pipeline_call_is_passed_on() -> None:
-    assert FAMILY.arguments(bench().call) == bench().call.model_dump()
+def test_every_field_of_a_pipeline_call_that_is_no_text_is_passed_on() -> None:
+    assert FAMILY.arguments(bench().call) == {"height": 32, "width": 32, "guidance_scale": 0.0}

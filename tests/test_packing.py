@@ -10,9 +10,10 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from quantized import FORMATS, simulated
+from quantized import FORMATS
 from torch import nn
 
+from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError
 from diffopt.graph.packing import pack
 from diffopt.graph.packing.block import e2m1_codes, exponents

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from diffusers.models.transformers import transformer_qwenimage
-from test_families import apart, computed
+from test_backbone_graphs import apart, computed
 
 from diffopt.graph import patches
 from diffopt.graph.trace import trace

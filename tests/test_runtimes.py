@@ -17,7 +17,8 @@ from diffopt.artifact import OnnxGraph
 from diffopt.errors import GateError
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
-from diffopt.models.open import draw, open_pipeline
+from diffopt.models.flux import FAMILY
+from diffopt.pipeline.open import open_pipeline
 from diffopt.prompts import PromptSet
 from diffopt.runtimes import RUNTIMES, Running
 from diffopt.runtimes.onnxruntime import GraphBackbone, _session
@@ -33,7 +34,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def graph_backbone(graph: OnnxGraph, session: onnxruntime.InferenceSession | None = None) -> GraphBackbone:
     head = graph.json("graph.json")
-    return GraphBackbone(session or _session(graph, head), head, bench().backbone())
+    return GraphBackbone(session or _session(graph, head), head, FAMILY, bench().backbone())
 
 
 # onnxruntime.
@@ -112,11 +113,11 @@ def running(runtime: str, subject: Any, cache: CacheView | None = None, b: Bench
 
 def test_a_pipeline_on_onnxruntime_draws_what_torch_draws() -> None:
     b = bench()
-    arguments = (["a red apple"], [5], 2, b.call.model_dump())
-    plain = draw(open_pipeline(b.context(), b.pipeline()), *arguments)
+    arguments = (["a red apple"], [5], 2)
+    plain = b.draw(open_pipeline(b.context(), b.pipeline()), *arguments)
     with running("onnxruntime", b.graph(None)) as run:
         assert run.batch == 1
-        assert np.abs(draw(run.pipe, *arguments) - plain).max() < 1e-4
+        assert np.abs(b.draw(run.pipe, *arguments) - plain).max() < 1e-4
 
 
 def sampled(runtime: str, subject: Any, size: int) -> list[np.ndarray]:
@@ -139,7 +140,7 @@ def test_the_last_batch_of_a_graph_is_filled_up() -> None:
 def test_pictures_of_the_torch_runtime_are_the_plain_pipelines() -> None:
     b = bench()
     prompts, seeds = list(b.prompts[:2]), [5, 6]
-    drawn = draw(open_pipeline(b.context(), b.pipeline()), prompts, seeds, 2, b.call.model_dump())
+    drawn = b.draw(open_pipeline(b.context(), b.pipeline()), prompts, seeds, 2)
     assert np.array_equal(np.stack(sampled("torch", None, 2)), (drawn * 255).round().astype(np.uint8))
 
 
@@ -154,7 +155,7 @@ STEPS = 6
 
 
 def pictures_of(run: Running, prompts: tuple[str, ...] = ("a red apple",), seed: int = 5) -> np.ndarray:
-    return draw(run.pipe, list(prompts), [seed + i for i in range(len(prompts))], STEPS, bench().call.model_dump())
+    return bench().draw(run.pipe, list(prompts), [seed + i for i in range(len(prompts))], STEPS)
 
 
 @pytest.fixture(scope="module")

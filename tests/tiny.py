@@ -1,9 +1,11 @@
-"""A tiny random FLUX pipeline on disk, and the stages run on it by hand: no Hydra, no plan, no store.
+"""A tiny random pipeline on disk, and the stages run on it by hand: no Hydra, no plan, no store.
 
-`bench()` is made once per process and shared: what its methods make is remembered, and never changed by a test.
+`bench()` is FLUX's, `bench(family="sdxl")` SDXL's, and so for every entry of tiny_pipelines.TINY. Each is made once per
+process and shared: what its methods make is remembered, and never changed by a test.
 """
 
 import atexit
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -11,21 +13,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tiny_pipelines import DOUBLE, EMOJI, SINGLE, TINY
 
-from diffopt import asset, formats
-from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, OnnxGraph, Pipeline
-from diffopt.groups import CallView
+from diffopt import asset, formats, models
+from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline, Recording
+from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
+from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
 from diffopt.stage import Context
+from diffopt.stages.embed import PromptsView, embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
 from diffopt.stages.merge import merge
-from diffopt.stages.observe import ChunkView, observe
-from diffopt.stages.quantize import FormatView, SmoothingView, quantize
+from diffopt.stages.observe import observe
+from diffopt.stages.quantize import quantize
+from diffopt.stages.record import record
 
-EMOJI = "asset:emoji/emoji-flux"
 PROMPTS = (
     "a noto style emoji of armenia flag",
     "delivery truck, twemoji style",
@@ -36,7 +42,8 @@ PROMPTS = (
     "call me hand, noto style",
 )
 SEED, STEPS, BATCH, CHUNK = 11, 2, 2, 4
-DOUBLE, SINGLE, HEADS, HEAD = 2, 2, 2, 32
+BLOCK, RANK = 32, 8
+"""INT4's block size and SVDQuant's rank: layers here have 64 to 320 inputs."""
 LAYERS = 14 * DOUBLE + 6 * SINGLE
 """Linear layers in blocks: 2 x (AdaLN, q k v, out, 2 feed forward) in a double one; AdaLN, q k v, mlp, out in a single one."""
 
@@ -48,65 +55,16 @@ def _root() -> Path:
     return root
 
 
-def transformer(**changes: Any) -> torch.nn.Module:
-    """Random, with some loud channels as trained models have them, so that what is quantized how makes a difference."""
-    from diffusers import FluxTransformer2DModel
-
+def save(directory: Path, tiny: str = "flux", **changes: Any) -> None:
+    """Write the pipeline as save_pretrained does; `changes` are the backbone's."""
     torch.manual_seed(0)
-    sizes = {
-        "patch_size": 1,
-        "in_channels": 16,
-        "num_layers": DOUBLE,
-        "num_single_layers": SINGLE,
-        "attention_head_dim": HEAD,
-        "num_attention_heads": HEADS,
-        "joint_attention_dim": 32,
-        "pooled_projection_dim": 32,
-        "axes_dims_rope": (8, 12, 12),
-        "guidance_embeds": False,
-    }
-    model = FluxTransformer2DModel(**sizes | changes).eval()
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, layer in model.named_modules():
-            if isinstance(layer, torch.nn.Linear) and "blocks" in name:
-                layer.weight *= torch.exp(torch.randn(layer.out_features, 1, generator=draw))
-    return model
+    TINY[tiny].make(**changes).save_pretrained(directory)
 
 
-def save(directory: Path, **changes: Any) -> None:
-    """Write the pipeline as save_pretrained does; `changes` are the transformer's."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    emoji = asset.locate(EMOJI)
-    torch.manual_seed(0)
-    ends = {"bos_token_id": 1534, "eos_token_id": 1535, "pad_token_id": 1535}
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    clip = CLIPTextModel(CLIPTextConfig(vocab_size=1536, max_position_embeddings=32, **text, **ends)).eval()
-    t5 = T5EncoderModel(T5Config(vocab_size=1024, d_model=32, d_ff=64, d_kv=16, num_layers=1, num_heads=2)).eval()
-    # 16 latent channels packed 2x2 would be 64; 4 make the transformer's 16. Two levels halve the picture once.
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
-    ).eval()
-    FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae,
-        text_encoder=clip,
-        tokenizer=AutoTokenizer.from_pretrained(emoji / "tokenizer"),
-        text_encoder_2=t5,
-        tokenizer_2=AutoTokenizer.from_pretrained(emoji / "tokenizer_2"),
-        transformer=transformer(**changes),
-    ).save_pretrained(directory)
+def called(side: int, tokens: int | None, **kw: Any) -> CallView:
+    """What a pipeline is called with, for square pictures."""
+    defaults = {"frames": None, "guidance_scale": 0.0, "negative_prompt": "", "long_prompts": "refuse"}
+    return CallView(**{"height": side, "width": side, "max_sequence_length": tokens} | defaults | kw)
 
 
 @dataclass
@@ -116,9 +74,11 @@ class Bench:
     root: Path
     source: str
     dtype: str = "float32"
-    call: CallView = field(default_factory=lambda: CallView(height=32, width=32, guidance_scale=0.0, max_sequence_length=16))
+    call: CallView = field(default_factory=lambda: called(32, 16, long_prompts="cut"))
     prompts: tuple[str, ...] = PROMPTS
     device: str = "cpu"
+    family: str = "flux"
+    weights: str = "pretrained"
     made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,25 +91,50 @@ class Bench:
 
     def pipeline(self) -> Pipeline:
         def make(ctx: Context) -> Pipeline:
-            load.run(ctx, LoadView(family="flux", source=Source(self.source), dtype=self.dtype))
+            view = LoadView(
+                family=self.family, source=Source(self.source), weights=self.weights, dtype=self.dtype, scheduler=None
+            )
+            load.run(ctx, view)
             return Pipeline(ctx.out, "pipeline")
 
         return self._once("pipeline", make)
 
     def backbone(self) -> Any:
         """A new copy of the plain backbone."""
-        from diffopt.models.open import open_backbone
+        from diffopt.pipeline.open import open_backbone
 
         return open_backbone(self.context(), self.pipeline())
 
+    def texts(self, start: int, stop: int) -> Embeddings:
+        def make(ctx: Context) -> Embeddings:
+            given = {n: getattr(self.call, n) for n in TextView.model_fields}
+            view = PromptsView(prompts=PromptSet("tests", self.prompts[start:stop]), batch_size=BATCH)
+            embed.run(ctx, TextView(**given), view, self.pipeline())
+            return Embeddings(ctx.out, "embeddings")
+
+        return self._once(("texts", start, stop), make)
+
+    def view(self, start: int, stop: int, steps: int = STEPS) -> ChunkView:
+        part = PromptSet("tests", self.prompts[start:stop])
+        return ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=steps)
+
     def chunk(self, start: int, stop: int) -> CalibChunk:
         def make(ctx: Context) -> CalibChunk:
-            part = PromptSet("tests", self.prompts[start:stop])
-            view = ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=STEPS)
-            observe.run(ctx, self.call, view, self.pipeline(), SEED)
+            observe.run(ctx, self.call, self.view(start, stop), self.pipeline(), self.texts(start, stop), SEED)
             return CalibChunk(ctx.out, "chunk")
 
         return self._once(("chunk", start, stop), make)
+
+    def recordings(self, size: int, steps: int = STEPS) -> tuple[Recording, ...]:
+        """Of the first `size` prompts, in chunks of CHUNK."""
+        return tuple(self.recording(i, min(i + CHUNK, size), steps) for i in range(0, size, CHUNK))
+
+    def recording(self, start: int, stop: int, steps: int = STEPS) -> Recording:
+        def make(ctx: Context) -> Recording:
+            record.run(ctx, self.call, self.view(start, stop, steps), self.pipeline(), self.texts(start, stop), SEED)
+            return Recording(ctx.out, "recording")
+
+        return self._once(("recording", start, stop, steps), make)
 
     def stats(self, size: int) -> CalibStats:
         """Of the first `size` prompts, in chunks of CHUNK."""
@@ -164,8 +149,18 @@ class Bench:
         self, name: str, *, alpha: float = 0.5, exclude: tuple[str, ...] = (), mha: bool = False, size: int = CHUNK
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
-            chosen = FormatView(name=name, exclude=list(exclude), quantize_mha=mha)
-            quantize.run(ctx, chosen, SmoothingView(alpha=alpha), self.pipeline(), self.stats(size))
+            method = formats.method(name)
+            chosen = FormatView(
+                name=name,
+                exclude=list(exclude),
+                quantize_mha=mha,
+                block_size=method.block_size and BLOCK,
+                rank=method.rank and RANK,
+            )
+            stats = self.stats(size) if method.observes else None
+            recordings = self.recordings(size) if method.search else ()
+            scale = None if method.algorithm is None else ScaleView(alpha=alpha)
+            quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
             return Checkpoint(ctx.out, "checkpoint")
 
         return self._once((name, alpha, exclude, mha, size), make)
@@ -200,20 +195,31 @@ class Bench:
         opset: int = 20,
         **kw: Any,
     ) -> None:
-        size = SizeView(height=self.call.height, width=self.call.width, max_sequence_length=self.call.max_sequence_length)
+        size = SizeView(**{n: getattr(self.call, n) for n in SizeView.model_fields})
         view = GraphView(opset=opset, batch_size=batch, max_batch_size=most, high_precision_dtype=dtype)
         export.run(ctx, size, view, self.pipeline(), self.checkpoint(name, **kw) if name else None)
 
     def inputs(self, batch: int = 1) -> dict[str, torch.Tensor]:
-        """Backbone inputs of this bench's size."""
+        """Backbone inputs of this bench's size, of the first backbone."""
         from diffopt.models.family import Size
-        from diffopt.models.flux import FAMILY
 
-        size = Size(batch, self.call.height, self.call.width, self.call.max_sequence_length)
-        return {n: x.to(self.device) for n, x in FAMILY.inputs(self.backbone(), self.vae_scale(), size).items()}
+        size = Size(batch, self.call.height, self.call.width, self.call.max_sequence_length or 0, self.call.frames or 1)
+        backbone = self.backbone()
+        first = next(iter(backbone.values())) if isinstance(backbone, torch.nn.ModuleDict) else backbone
+        found = models.family(self.family).inputs(first, self.vae(), size)
+        return {n: x.to(self.device) if isinstance(x, torch.Tensor) else x for n, x in found.items()}
 
-    def vae_scale(self) -> int:
-        return 4 if self.source == EMOJI else 2
+    def draw(self, pipe: Any, prompts: list[str], seeds: list[int], steps: int, **kw: Any) -> np.ndarray:
+        """One batch by `pipe`, which encodes the prompts itself."""
+        from diffopt.pipeline.draw import draw
+        from diffopt.pipeline.open import family_of
+        from diffopt.pipeline.texts import encode
+
+        texts = encode(self.context(), pipe, self.pipeline(), prompts, self.call)
+        return draw(pipe, texts, seeds, steps, family_of(self.pipeline()).arguments(self.call), **kw)
+
+    def vae(self) -> dict[str, Any]:
+        return json.loads((asset.locate(self.source) / "vae" / "config.json").read_text())
 
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self.made:
@@ -221,19 +227,50 @@ class Bench:
         return self.made[key]
 
 
-def bench(dtype: str = "float32", guidance: bool = False, device: str = "cpu") -> Bench:
-    """The tiny pipeline in a precision, and with or without a guidance embedding."""
-    return _bench(dtype, guidance, device)
+def bench(dtype: str = "float32", guidance: bool = False, device: str = "cpu", family: str = "flux") -> Bench:
+    """The tiny pipeline `family` of TINY in a precision; FLUX with or without a guidance embedding."""
+    return _bench(dtype, guidance, device, family)
 
 
 @cache
-def _bench(dtype: str, guidance: bool, device: str) -> Bench:
-    root = _root() / f"{dtype}-{guidance}-{device}"
+def _bench(dtype: str, guidance: bool, device: str, tiny: str) -> Bench:
+    root = _root() / f"{tiny}-{dtype}-{guidance}-{device}"
     root.mkdir()
-    directory = _root() / ("guided" if guidance else "plain")
+    about = TINY[tiny]
+    call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
+    return Bench(root, str(saved(tiny, guidance)), dtype, call, device=device, family=about.family)
+
+
+@cache
+def saved(tiny: str, guidance: bool = False) -> Path:
+    """The directory of a tiny pipeline."""
+    directory = _root() / (f"{tiny}-guided" if guidance else tiny)
+    save(directory, tiny, **({"guidance_embeds": True} if guidance else {}))
+    return directory
+
+
+def architecture(tiny: str) -> Path:
+    """The configs alone of a tiny pipeline, laid out as the package's architectures."""
+    directory = _root() / f"{tiny}-architecture"
     if not directory.exists():
-        save(directory, guidance_embeds=guidance)
-    return Bench(root, str(directory), dtype, device=device)
+        kept = [
+            p
+            for p in saved(tiny).rglob("*.json")
+            if p.parent.name in ("", "vae", "unet", "scheduler") or "transformer" in p.parent.name
+        ]
+        for path in [saved(tiny) / "model_index.json", *kept]:
+            target = directory / path.relative_to(saved(tiny))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return directory
+
+
+def random_bench(tiny: str) -> Bench:
+    """A tiny pipeline that draws its weights, and has neither text encoders nor tokenizers."""
+    about = TINY[tiny]
+    root = Path(tempfile.mkdtemp(dir=_root()))
+    call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
+    return Bench(root, str(architecture(tiny)), call=call, family=about.family, weights="random")
 
 
 @cache
@@ -241,7 +278,7 @@ def emoji() -> Bench:
     """The embedded, trained pipeline."""
     root = _root() / "emoji"
     root.mkdir()
-    call = CallView(height=64, width=64, guidance_scale=0.0, max_sequence_length=32)
+    call = called(64, 32)
     prompts = asset.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()
     return Bench(root, EMOJI, call=call, prompts=tuple(prompts[: len(PROMPTS)]))
 
@@ -251,7 +288,7 @@ def recipe(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[str,
     from diffopt.models.flux import FAMILY
 
     method = formats.method(name)
-    return method.rules(list(FAMILY.keep), list(exclude), mha), method.calibration(alpha)
+    return method.rules(list(FAMILY.keep), list(exclude), mha, BLOCK), method.calibration(alpha, RANK)
 
 
 def call(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

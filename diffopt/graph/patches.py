@@ -78,7 +78,9 @@ def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
 
     One of the new sizes is always left to be found (-1): the exporter's shape inference fails on a 0 without a -1.
     """
-    axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._get_const(sizes, "is", "unflattened_size")
+    axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._maybe_get_const(sizes, "is")
+    if not isinstance(new, list):  # sizes that are computed of other shapes, as Wan's timesteps of patches
+        return symbolic_opset13.unflatten(g, x, dim, sizes)
     old = x.type().varyingSizes()
     axis %= len(old)
     if -1 not in new:

@@ -1,66 +1,165 @@
 """`model=`: which pipeline, at which size."""
 
 import json
-from typing import Literal, Self
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from diffopt import models
-from diffopt.source import ModelSource
-from diffopt.view import Group, View
+from diffopt.source import ModelSource, Source
+from diffopt.view import Choices, Group, View
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Weights = Literal["pretrained", "random"]
+
+OPTIONAL = ("guidance_scale", "guidance_scale_2", "negative_prompt", "max_sequence_length", "frames")
+"""Fields that only some families read."""
 
 
 class Model(Group):
+    readers: ClassVar[dict[str, str]] = {
+        "source": "a model with pretrained weights",
+        "architecture": "a model with random weights",
+        "negative_prompt": "a model that is guided (model.guidance_scale above 1)",
+    }
+
     family: str
     """Name of a file in diffopt/models."""
     source: ModelSource
     """A diffusers pipeline: a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the hub."""
+    architecture: ModelSource | None = None
+    """Its configs alone, for random weights: a directory laid out as the source, without weights."""
+    weights: Weights = "pretrained"
+    """`random` draws weights of the architecture's size: for planning, timing and testing, never for quality."""
     dtype: Dtype
     """What the weights are cast to when loaded."""
+    scheduler: str | None = None
+    """A diffusers scheduler class instead of the source's own; it takes over the source's settings."""
     height: int = Field(ge=8)
     """Pixels."""
     width: int = Field(ge=8)
     """Pixels."""
-    guidance_scale: float = Field(ge=0)
-    max_sequence_length: int = Field(ge=1)
+    frames: int | None = Field(default=None, ge=1)
+    """Frames of a video."""
+    guidance_scale: float = Field(default=0.0, ge=0)
+    guidance_scale_2: float | None = Field(default=None, ge=0)
+    """Guidance of a second backbone, for low noise; null takes `guidance_scale`."""
+    negative_prompt: str = ""
+    """What guidance steers away from."""
+    max_sequence_length: int | None = Field(default=None, ge=1)
     """Tokens that the long text encoder is padded to."""
+    long_prompts: Literal["refuse", "cut"] = "refuse"
+    """What becomes of a prompt with more tokens than the text encoder takes."""
+
+    @property
+    def origin(self) -> Source:
+        """Where the pipeline's files come from: the source, or the architecture for random weights."""
+        return self.architecture if self.weights == "random" and self.architecture else self.source
 
     @model_validator(mode="after")
     def _holds_the_family(self) -> Self:
         if self.family not in models.names():
             raise ValueError(f"family: no such family (got {self.family!r}); there are {', '.join(models.names())}")
-        if directory := self.source.directory:
-            index = directory / "model_index.json"
-            if not index.is_file():
-                raise ValueError(
-                    f"source: holds no model_index.json, so it is no diffusers pipeline (got {self.source.name!r}); "
-                    "give the directory that save_pretrained wrote"
-                )
-            try:
-                found = json.loads(index.read_text())["_class_name"]
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(
-                    f"source: model_index.json names no pipeline class (got {self.source.name!r}); download it again"
-                ) from None
-            wanted = models.family(self.family).pipeline
-            if found != wanted:
-                raise ValueError(
-                    f"source: holds a {found}, but family {self.family} loads a {wanted} (got {self.source.name!r}); "
-                    "choose another model= or model.family="
-                )
-        step = models.family(self.family).size_step
+        family = models.family(self.family)
+        if self.weights == "random" and self.architecture is None:
+            raise ValueError(
+                f"weights: this model has no architecture to draw them for (got {self.weights}); set model.architecture"
+            )
+        if directory := self.origin.directory:
+            _check_index(directory, self.origin, self.family)
+        step = family.size_step
         for name, value in {"height": self.height, "width": self.width}.items():
             if value % step:
                 raise ValueError(f"{name}: is not a multiple of {step} pixels (got {value}); round it")
+        if family.frame_step and (self.frames is None or (self.frames - 1) % family.frame_step):
+            raise ValueError(f"frames: is not a multiple of {family.frame_step} plus one (got {self.frames}); round it")
+        takes = family.reads | ({"frames"} if family.frame_step else set())
+        for name in OPTIONAL:
+            if name not in takes and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: {self.family} does not read it (got {getattr(self, name)!r}); drop it")
+        if "max_sequence_length" in takes and self.max_sequence_length is None:
+            raise ValueError("max_sequence_length: is not set (got None); give the tokens that the text encoder is padded to")
+        if self.scheduler is not None and self.scheduler not in (there := _schedulers()):
+            raise ValueError(f"scheduler: diffusers has no such class (got {self.scheduler!r}); one of {', '.join(there)}")
         return self
 
 
+def _check_index(directory: Path, source: Source, family: str) -> None:
+    index = directory / "model_index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"source: holds no model_index.json, so it is no diffusers pipeline (got {source.name!r}); "
+            "give the directory that save_pretrained wrote"
+        )
+    try:
+        found = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"source: model_index.json names no pipeline class (got {source.name!r}); download it again") from None
+    kind = models.family(family)
+    if found not in (kind.pipeline, *kind.aliases):
+        raise ValueError(
+            f"source: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
+            "choose another model= or model.family="
+        )
+
+
+def _schedulers() -> list[str]:
+    """Names of diffusers' PyTorch schedulers, without importing it, which takes seconds."""
+    spec = find_spec("diffusers")
+    assert spec is not None
+    assert spec.origin is not None
+    text = (Path(spec.origin).parent / "schedulers" / "__init__.py").read_text()
+    return sorted({w for w in text.split('"') if w.isidentifier() and w.endswith("Scheduler")})
+
+
+def read_by(choices: Choices, names: frozenset[str]) -> frozenset[str]:
+    """Those of the fields `names` that the chosen family reads."""
+    assert choices.model is not None
+    family = models.family(choices.model.family)
+    idle = set(OPTIONAL) - family.reads - ({"frames"} if family.frame_step else set())
+    if "negative_prompt" in names and not family.guided(choices.model):
+        idle |= {"negative_prompt"}
+    return names - idle
+
+
+def steering(group: Model) -> float:
+    """A guidance scale that stands for all that steer, or 0 for none: where only whether there is guidance matters."""
+    return 2.0 if models.family(group.family).guided(group) else 0.0
+
+
 class CallView(View, of=Model):
-    """What a pipeline is called with."""
+    """What a pipeline is called with, texts included."""
 
     height: int
     width: int
+    frames: int | None
     guidance_scale: float
-    max_sequence_length: int
+    guidance_scale_2: float | None = None
+    negative_prompt: str
+    max_sequence_length: int | None
+    long_prompts: Literal["refuse", "cut"]
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        return read_by(choices, cls.drawn_from())
+
+
+class TextView(View, of=Model):
+    """What the embeddings of a prompt depend on."""
+
+    guidance_scale: float
+    negative_prompt: str
+    max_sequence_length: int | None
+    long_prompts: Literal["refuse", "cut"]
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        return read_by(choices, cls.drawn_from())
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        """Of the guidance only whether there is any: its strength changes no embedding."""
+        assert isinstance(group, Model)
+        return [cls(**{name: getattr(group, name) for name in cls.model_fields} | {"guidance_scale": steering(group)})]

@@ -6,11 +6,13 @@ from pkgutil import iter_modules
 
 from diffopt.models.family import Family
 
+HELPERS = ("example", "family", "unet")
+
 
 @cache
 def names() -> list[str]:
     """The families there are."""
-    return sorted(m.name for m in iter_modules(__path__) if m.name not in ("family", "open"))
+    return sorted(m.name for m in iter_modules(__path__) if m.name not in HELPERS)
 
 
 def family(name: str) -> Family:

@@ -1,38 +1,118 @@
 """What diffopt must know about a family of models; all else is read from the model itself."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
 
+Json = Mapping[str, Any]
+"""A component's config.json."""
+
 
 @dataclass(frozen=True)
 class Size:
-    """The extent of one backbone call: batch in images, height and width in pixels, text in tokens."""
+    """The extent of one backbone call: batch in rows, height and width in pixels, frames, text in tokens."""
 
     batch: int
     height: int
     width: int
     text: int
+    frames: int = 1
+
+
+def present(**named: Any) -> dict[str, Any]:
+    """Those that are not None: pipelines give None for what they did not compute."""
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def paired(shapes: Mapping[str, tuple[int, ...]], guided: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes, and with guidance those of the negative prompt, which have the same."""
+    return {**shapes, **({f"negative_{name}": shape for name, shape in shapes.items()} if guided else {})}
 
 
 @dataclass(frozen=True)
 class Family:
+    """One family. `model` in the functions below is an object with the fields of the group `model`."""
+
     name: str
     pipeline: str
     """diffusers' pipeline class."""
-    backbone: str
-    """The pipeline's attribute that denoises, and the sub-folder it is stored in."""
+    aliases: tuple[str, ...] = field(default=(), kw_only=True)
+    """Other pipeline classes whose directories hold the same components."""
     backbone_class: str
     blocks: tuple[str, ...]
     """The backbone's attributes that hold its repeated blocks."""
     keep: tuple[str, ...]
-    """Modules, by name from the backbone's top, that stay in full precision in every format."""
+    """Globs over module names, from the backbone's top, that stay in full precision in every format."""
     size_step: int
     """Height and width are multiples of this many pixels."""
     arguments: Callable[[Any], dict[str, Any]]
-    """Pipeline arguments of one call, from an object with the fields of the group `model`."""
-    inputs: Callable[[Any, int, Size], "dict[str, torch.Tensor]"]
-    """Example backbone inputs by name, for a backbone, the pixels per latent of its VAE, and a size."""
+    """Pipeline arguments of one call, besides the texts."""
+    embed: Callable[[Any, list[str], Any], "dict[str, torch.Tensor]"]
+    """Pipeline arguments that stand for a batch of prompts, from a pipeline with its text encoders, prompts, model."""
+    embeddings: Callable[[Json, int, Any], dict[str, tuple[int, ...]]]
+    """Their shapes, from the backbone's config, the number of prompts and model: for random weights."""
+    inputs: Callable[[Any, Json, Size], dict[str, Any]]
+    """Example backbone inputs by name, for a backbone, its VAE's config and a size; what is no tensor is a constant of
+    the graph. `nested` ones stand beside the others: see `call`."""
+    backbones: tuple[str, ...] = ("transformer",)
+    """The pipeline's attributes that denoise, and the sub-folders they are stored in; a source may lack the later ones."""
+    ends: int = 0
+    """So many blocks at either end of the first of `blocks` stay in full precision too."""
+    frame_step: int | None = None
+    """Videos have a multiple of this many frames, plus one; None for pictures."""
+    reads: frozenset[str] = frozenset({"guidance_scale", "negative_prompt", "max_sequence_length"})
+    """Those fields of the group `model` beside the size that its pipeline takes; the others must not be set."""
+    guidance: Literal["none", "batched", "separate"] = "batched"
+    """Classifier-free guidance: within the model or absent, as rows of one backbone call, or as a call of its own."""
+    convolutions: bool = False
+    """Whether its backbone has convolutions that INT8 and FP8 quantize."""
+    attention: bool = True
+    """Whether modelopt can quantize its attention."""
+    block_cache: bool = True
+    """Whether diffusers' block caches know its blocks."""
+    unbatched: tuple[str, ...] = ()
+    """Backbone inputs without a batch axis."""
+    nested: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that the backbone takes within a dict, by the name of that argument."""
+    largest: Callable[[Json], int | None] = lambda _: None
+    """Most pixels of a side, from the backbone's config, where positions are limited."""
+
+    def guided(self, model: Any) -> bool:
+        """Whether a call of the pipeline computes an unconditional prediction too."""
+        return self.guidance != "none" and model.guidance_scale > 1
+
+    def rows(self, model: Any) -> int:
+        """Rows of a backbone call per picture."""
+        return 2 if self.guidance == "batched" and self.guided(model) else 1
+
+    def calls(self, model: Any) -> int:
+        """Backbone calls per prediction: schedulers of higher order ask for several predictions a step."""
+        return 2 if self.guidance == "separate" and self.guided(model) else 1
+
+    def call(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        """The backbone's keyword arguments of flat inputs."""
+        found: dict[str, Any] = {}
+        for name, value in flat.items():
+            if name in self.nested:
+                found.setdefault(self.nested[name], {})[name] = value
+            else:
+                found[name] = value
+        return found
+
+    def flat(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The inverse: the backbone's keyword arguments, those within dicts beside the others."""
+        inner = {n: arguments[outer][n] for n, outer in self.nested.items() if arguments.get(outer)}
+        return {n: v for n, v in arguments.items() if n not in self.nested.values()} | inner
+
+    def kept(self, blocks: Mapping[str, int], backbones: list[str]) -> list[str]:
+        """Globs over the module names of what `open_backbone` gives that stay in full precision, the end blocks included.
+
+        `blocks` counts the blocks of the backbone. With several backbones a module's name begins with its backbone's.
+        """
+        first = self.blocks[0]
+        ends = sorted({*range(self.ends), *range(max(0, blocks[first] - self.ends), blocks[first])}) if self.ends else []
+        globs = [*self.keep, *(f"{first}.{i}" for i in ends)]
+        return [f"{b}.{g}" for b in backbones for g in globs] if len(backbones) > 1 else globs

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import onnxruntime
@@ -9,7 +10,8 @@ import torch
 
 from diffopt.artifact import OnnxGraph, Pipeline
 from diffopt.groups.cache import CacheView
-from diffopt.models.open import family_of, open_pipeline
+from diffopt.models import Family
+from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running
 from diffopt.stage import Context
 
@@ -19,9 +21,10 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
     """A pipeline whose backbone is the graph, for the graph's own batch size. The other parts stay with torch."""
     family = family_of(pipeline)
     pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline)
-    head = subject.json("graph.json")
-    setattr(pipe, family.backbone, GraphBackbone(_session(subject, head), head, getattr(pipe, family.backbone)))
-    yield Running(pipe, head["batch_size"], lambda: 1.0)
+    for name, part in subject.parts().items():
+        head = part.json("graph.json")
+        setattr(pipe, name, GraphBackbone(_session(part, head), head, family, getattr(pipe, name)))
+    yield Running(pipe, subject.json("graph.json")["batch_size"], lambda: 1.0)
 
 
 def _session(graph: OnnxGraph, head: dict[str, Any]) -> onnxruntime.InferenceSession:
@@ -37,7 +40,7 @@ def _session(graph: OnnxGraph, head: dict[str, Any]) -> onnxruntime.InferenceSes
 class GraphBackbone(torch.nn.Module):
     """Stands where the backbone stood: same configuration and call, computed by the graph."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, head: dict[str, Any], backbone: Any):
+    def __init__(self, session: onnxruntime.InferenceSession, head: dict[str, Any], family: Family, backbone: Any):
         super().__init__()
         self.session = session
         self.inputs = head["inputs"]
@@ -45,9 +48,13 @@ class GraphBackbone(torch.nn.Module):
         self.config = backbone.config
         self.dtype = backbone.dtype
         self.device = torch.device("cpu")
-        self.cache_context = backbone.cache_context
+        self.add_embedding = getattr(backbone, "add_embedding", None)  # SDXL's pipeline asks it for its size
+        self.cache_context = getattr(backbone, "cache_context", None)  # a UNet has none
+        self.family = family
+        self.names = list(signature(backbone.forward).parameters)
 
-    def forward(self, return_dict: bool = False, **arguments: Any) -> tuple[torch.Tensor]:
+    def forward(self, *positional: Any, return_dict: bool = False, **arguments: Any) -> tuple[torch.Tensor]:
+        arguments = self.family.flat(dict(zip(self.names, positional, strict=False)) | arguments)
         feeds = {}
         for name, about in self.inputs.items():
             value = arguments[name].to(getattr(torch, about["dtype"]))

@@ -12,7 +12,7 @@ from diffopt.block_arithmetic import simulated
 from diffopt.checkpoint import restore
 from diffopt.errors import GateError
 from diffopt.groups.cache import CacheView
-from diffopt.models.open import family_of, open_pipeline
+from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running
 from diffopt.stage import Context
 
@@ -21,21 +21,20 @@ from diffopt.stage import Context
 def running(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, cache: CacheView | None) -> Iterator[Running]:
     """A pipeline whose backbone is the checkpoint's, for any batch size. Raises GateError for a cache that never hit."""
     family = family_of(pipeline)
-    pipe = open_pipeline(ctx, pipeline)
-    if subject:
-        setattr(pipe, family.backbone, restore(ctx, pipeline, subject))
-    backbone = getattr(pipe, family.backbone)
-    blocks = [block for name in family.blocks for block in getattr(backbone, name)]
-    calls = _counted(backbone, blocks)
+    pipe = open_pipeline(ctx, pipeline, restore(ctx, pipeline, subject) if subject else None)
+    backbones = [getattr(pipe, name) for name in pipeline.json("pipeline.json")["backbones"]]
+    blocks = [block for backbone in backbones for name in family.blocks for block in getattr(backbone, name)]
+    calls = _counted(backbones, blocks)
     if cache:
-        backbone.enable_cache(FirstBlockCacheConfig(threshold=cache.threshold))
+        for backbone in backbones:
+            backbone.enable_cache(FirstBlockCacheConfig(threshold=cache.threshold))
     with simulated():
-        yield Running(pipe, None, lambda: _computed(calls, len(blocks)) if cache else 1.0)
-    if cache and calls["backbone"] and _computed(calls, len(blocks)) == 1.0:
+        yield Running(pipe, None, lambda: _computed(calls, len(blocks) // len(backbones)) if cache else 1.0)
+    if cache and calls["backbone"] and _computed(calls, len(blocks) // len(backbones)) == 1.0:
         raise GateError(f"cache: never hit (got cache.threshold={cache.threshold}); raise the threshold, or drop the cache")
 
 
-def _counted(backbone: torch.nn.Module, blocks: list[torch.nn.Module]) -> dict[str, int]:
+def _counted(backbones: list[torch.nn.Module], blocks: list[torch.nn.Module]) -> dict[str, int]:
     """Counts calls of the backbone, and of blocks that are computed: a skipped one never reaches its first child."""
     calls = {"backbone": 0, "blocks": 0}
 
@@ -45,7 +44,8 @@ def _counted(backbone: torch.nn.Module, blocks: list[torch.nn.Module]) -> dict[s
 
         return hook
 
-    backbone.register_forward_pre_hook(count("backbone"))
+    for backbone in backbones:
+        backbone.register_forward_pre_hook(count("backbone"))
     for block in blocks:
         next(block.children()).register_forward_pre_hook(count("blocks"))
     return calls

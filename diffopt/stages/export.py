@@ -1,25 +1,41 @@
 """export: the backbone, plain or quantized, as an ONNX graph with its quantized weights stored in few bits."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
 from diffopt.groups import Export, Model
+from diffopt.groups.model import read_by, steering
+from diffopt.models.family import Family, Json, Size
 from diffopt.stage import Context, stage
-from diffopt.view import View
+from diffopt.view import Choices, Group, View
 
 if TYPE_CHECKING:
     import torch
 
-Inputs = Mapping[str, "torch.Tensor"]
+Inputs = Mapping[str, Any]
 
 
 class SizeView(View, of=Model):
     height: int
     width: int
-    max_sequence_length: int
+    frames: int | None
+    guidance_scale: float
+    max_sequence_length: int | None
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        return read_by(choices, cls.drawn_from())
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        """Of the guidance only whether there is any: it doubles the rows of a call."""
+        assert isinstance(group, Model)
+        return [cls(**{name: getattr(group, name) for name in cls.model_fields} | {"guidance_scale": steering(group)})]
 
 
 class GraphView(View, of=Export):
@@ -35,55 +51,76 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
     import torch
 
     from diffopt.checkpoint import HEAD, restore
-    from diffopt.graph.write import write
-    from diffopt.models.family import Size
-    from diffopt.models.open import family_of
+    from diffopt.pipeline.open import config, family_of
 
     family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
     pinned = pipeline.json("pipeline.json")
-    backbone = restore(ctx, pipeline, checkpoint)
-    device = next(backbone.parameters()).device
-    _convert(backbone, getattr(torch, export.high_precision_dtype or pinned["dtype"]))
-    vae = json.loads((ctx.locate(pinned["source"]) / "vae" / "config.json").read_text())
-    vae_scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    whole = restore(ctx, pipeline, checkpoint)
+    _convert(whole, getattr(torch, export.high_precision_dtype or pinned["dtype"]))
+    several = isinstance(whole, torch.nn.ModuleDict)
+    layers: list[str] = head["layers"] if head else []
+    graphs = {}
+    for name in pinned["backbones"]:
+        backbone = whole[name] if isinstance(whole, torch.nn.ModuleDict) else whole
+        own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
+        folder = ctx.out / name if several else ctx.out
+        folder.mkdir(exist_ok=True)
+        graphs[name] = _write(folder / "model.onnx", family, backbone, config(ctx, pinned, "vae"), model, export, own)
+    first = graphs[pinned["backbones"][0]]
+    about = {
+        "format": head["format"] if head else None,
+        "weights": pinned["weights"],
+        "backbones": list(graphs),
+        "batch_size": export.batch_size,
+        **first,
+        "bytes": sum(g["bytes"] for g in graphs.values()),
+        "operators": dict(sum((Counter(g["operators"]) for g in graphs.values()), Counter())),
+        "diffusers": diffusers.__version__,
+    }
+    if several:
+        for name, graph in graphs.items():
+            (ctx.out / name / "graph.json").write_text(json.dumps(about | graph, indent=1))
+    (ctx.out / "graph.json").write_text(json.dumps(about, indent=1))
 
-    def inputs(batch: int) -> dict[str, torch.Tensor]:
-        size = Size(batch, model.height, model.width, model.max_sequence_length)
-        return {n: x.to(device) for n, x in family.inputs(backbone, vae_scale, size).items()}
 
-    unbatched = getattr(family, "unbatched", ("img_ids", "txt_ids"))
-    batched = {n: 0 for n, x in inputs(1).items() if x.dim() and n not in unbatched}
+def _write(
+    path: Path, family: Family, backbone: "torch.nn.Module", vae: Json, model: SizeView, export: GraphView, layers: list[str]
+) -> dict[str, Any]:
+    """Write the graph of one backbone, of which `layers` are quantized; what there is to say of it."""
+    import torch
+
+    from diffopt.graph.write import write
+
+    device, rows = next(backbone.parameters()).device, family.rows(model)
+
+    def inputs(images: int) -> dict[str, Any]:
+        size = Size(images * rows, model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
+        found = family.inputs(backbone, vae, size)
+        return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in found.items()}
+
+    given = {n: x for n, x in inputs(export.batch_size).items() if isinstance(x, torch.Tensor)}
+    batched = {n: 0 for n, x in given.items() if x.dim() and n not in family.unbatched}
     dynamic = export.max_batch_size is not None
     # Traced with one row a broadcast along the batch axis would not be told from a fixed axis.
     example = inputs(max(2, export.batch_size) if dynamic else export.batch_size)
-    graph = write(backbone, example, ctx.out / "model.onnx", export.opset, batched if dynamic else None)
+    graph = write(backbone, example, path, export.opset, batched if dynamic else None, family.call)
     # A checkpoint counts layers that a model has without reading what they make.
-    layers = [n for n in (head["layers"] if head else []) if n not in graph.unused]
+    layers = [n for n in layers if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
     quantizers: list[Any] = [backbone.get_submodule(n).input_quantizer for n in layers]
-    both = sum(q.is_enabled for q in quantizers)
-    _check(graph.quantized_inputs, both, "input", graph.operators)
-    extents = {"min": 1, "opt": export.batch_size, "max": export.max_batch_size}
-    (ctx.out / "graph.json").write_text(
-        json.dumps(
-            {
-                "format": head["format"] if head else None,
-                "opset": graph.opset,
-                "batch_size": export.batch_size,
-                "inputs": _about(inputs(export.batch_size)),
-                "profile": {n: {k: _shape(example[n], a, b) for k, b in extents.items()} for n, a in batched.items()}
-                if dynamic
-                else None,
-                "quantized_layers": len(layers),
-                "unused_layers": graph.unused,
-                "quantized_products": graph.quantized_products,
-                "operators": graph.operators,
-                "bytes": graph.bytes,
-                "diffusers": diffusers.__version__,
-            },
-            indent=1,
-        )
-    )
+    _check(graph.quantized_inputs, sum(q.is_enabled for q in quantizers), "input", graph.operators)
+    extents = {"min": rows, "opt": export.batch_size * rows, "max": (export.max_batch_size or 0) * rows}
+    profile = {n: {k: _shape(given[n], a, b) for k, b in extents.items()} for n, a in batched.items()}
+    return {
+        "opset": graph.opset,
+        "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in given.items()},
+        "profile": profile if dynamic else None,
+        "quantized_layers": len(layers),
+        "unused_layers": graph.unused,
+        "quantized_products": graph.quantized_products,
+        "operators": graph.operators,
+        "bytes": graph.bytes,
+    }
 
 
 def _check(found: int, expected: int, what: str, operators: Mapping[str, int]) -> None:
@@ -98,7 +135,7 @@ def _convert(backbone: "torch.nn.Module", dtype: "torch.dtype") -> None:
     """In place, tensor by tensor. Raises GateError for a weight that is beyond the range of `dtype`."""
     import torch
 
-    if next(p.dtype for p in backbone.parameters() if p.is_floating_point()) == dtype:
+    if all(p.dtype == dtype for p in backbone.parameters() if p.is_floating_point()):
         return
     torch.nn.Module.to(backbone, dtype)  # diffusers' own `to` warns of modules that it wants in float32
     for name, weight in backbone.named_parameters():
@@ -109,11 +146,6 @@ def _convert(backbone: "torch.nn.Module", dtype: "torch.dtype") -> None:
             )
 
 
-def _about(inputs: Inputs) -> dict[str, dict[str, Any]]:
-    return {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in inputs.items()}
-
-
-def _shape(x: "torch.Tensor", axis: int, extent: int | None) -> list[int]:
+def _shape(x: "torch.Tensor", axis: int, extent: int) -> list[int]:
     """The shape of `x` with another extent of one axis."""
-    assert extent is not None
     return [extent if i == axis else n for i, n in enumerate(x.shape)]

@@ -1,43 +1,83 @@
-"""load: pin the source, and read from it what later stages and the report say of the model."""
+"""load: pin the source, and read from it what later stages, checks and the report say of the model."""
 
 import json
+from typing import Any, Self
 
 from diffopt import models
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
-from diffopt.groups.model import Dtype, Model
+from diffopt.groups.model import Dtype, Model, Weights
 from diffopt.source import ModelSource
 from diffopt.stage import Context, stage
-from diffopt.view import View
+from diffopt.view import Choices, Group, View
 
 
 class LoadView(View, of=Model):
     family: str
     source: ModelSource
+    """Of the pipeline's files: the architecture, for random weights."""
+    weights: Weights
     dtype: Dtype
+    scheduler: str | None
+
+    @classmethod
+    def drawn_from(cls) -> frozenset[str]:
+        return super().drawn_from() | {"architecture"}
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        random = choices.model is not None and choices.model.weights == "random"
+        return cls.drawn_from() - {"source" if random else "architecture"}
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Model)
+        return [cls(**{n: getattr(group, n) for n in cls.model_fields} | {"source": group.origin})]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        return self.model_dump(mode="json")
 
 
-@stage(version=1, when="model", probes=("numerics",))
+@stage(version=2, when="model", probes=("numerics",))
 def load(ctx: Context, model: LoadView) -> Pipeline:
+    from dataclasses import asdict
+
     import diffusers
     from accelerate import init_empty_weights
+
+    from diffopt.layers import layers_of
+    from diffopt.pipeline.scheduler import scheduler
 
     digest = ctx.digest(model.source)
     directory = ctx.locate(digest)
     index = json.loads((directory / "model_index.json").read_text())
     family = models.family(model.family)
-    path = directory / family.backbone / "config.json"
-    if not path.is_file():
-        raise PlanError(f"model.source: has no {family.backbone}/config.json (got {model.source.name!r}); download it again")
-    config = json.loads(path.read_text())
+    scheduler(directory, model.scheduler)
+    backbones = [name for name in family.backbones if isinstance(index.get(name), list) and index[name][0]]
+    configs = {}
+    for name in backbones or family.backbones[:1]:
+        path = directory / name / "config.json"
+        if not path.is_file():
+            raise PlanError(f"model.source: has no {name}/config.json (got {model.source.name!r}); download it again")
+        configs[name] = json.loads(path.read_text())
+    modules = {}
     with init_empty_weights():
-        backbone = getattr(diffusers, family.backbone_class).from_config(config)
+        for name, config in configs.items():
+            modules[name] = getattr(diffusers, family.backbone_class).from_config(config)
+    first = next(iter(modules.values()))
     pinned = {
         "source": digest,
         "family": model.family,
+        "weights": model.weights,
         "dtype": model.dtype,
+        "scheduler": model.scheduler,
         "components": {k: v[1] for k, v in index.items() if isinstance(v, list) and v[0]},
-        "parameters": sum(p.numel() for p in backbone.parameters()),
-        "blocks": {name: len(getattr(backbone, name)) for name in family.blocks},
+        "backbones": list(modules),
+        "parameters": sum(p.numel() for m in modules.values() for p in m.parameters()),
+        "blocks": {name: len(getattr(first, name)) for name in family.blocks},
+        "largest": family.largest(next(iter(configs.values()))),
     }
     (ctx.out / "pipeline.json").write_text(json.dumps(pinned, indent=1))
+    prefixed = {f"{name}." if len(modules) > 1 else "": module for name, module in modules.items()}
+    layers = [asdict(layer) for prefix, module in prefixed.items() for layer in layers_of(module, prefix)]
+    (ctx.out / "layers.json").write_text(json.dumps(layers, indent=1))

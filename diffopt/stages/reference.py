@@ -8,14 +8,17 @@ from diffopt.stage import Context, stage
 @stage(version=1, when="eval", probes=("numerics",))
 def reference(ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline, seed: int) -> ReferenceImages:
     from diffopt import pictures
-    from diffopt.models.open import batches, draw, family_of, open_pipeline
+    from diffopt.pipeline.draw import batches, draw
+    from diffopt.pipeline.open import family_of, open_pipeline
+    from diffopt.pipeline.texts import encode
 
     pipe, arguments = open_pipeline(ctx, pipeline), family_of(pipeline).arguments(model)
     seeds = [seed + i for i in range(len(eval.prompts))]
     todo = list(batches(eval.prompts, eval.batch_size))
     with ctx.progress(len(todo) * eval.steps) as tick:
         for first, prompts in todo:
-            drawn = draw(pipe, prompts, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
+            texts = encode(ctx, pipe, pipeline, prompts, model)
+            drawn = draw(pipe, texts, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
             pictures.check(drawn, prompts)
             pictures.save(ctx.out, first, drawn)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})

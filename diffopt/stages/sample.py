@@ -19,7 +19,9 @@ def sample(
     seed: int,
 ) -> Images:
     from diffopt import pictures
-    from diffopt.models.open import batches, draw, family_of
+    from diffopt.pipeline.draw import batches, draw
+    from diffopt.pipeline.open import family_of
+    from diffopt.pipeline.texts import encode
 
     runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
     seeds = [seed + i for i in range(len(eval.prompts))]
@@ -30,7 +32,8 @@ def sample(
             for first, prompts in todo:
                 spare = size - len(prompts) if run.batch else 0  # a graph's batch is fixed: fill the last one up
                 these = seeds[first : first + len(prompts)]
-                texts, numbers = [*prompts, *prompts[-1:] * spare], [*these, *these[-1:] * spare]
+                texts = encode(ctx, run.pipe, pipeline, [*prompts, *prompts[-1:] * spare], model)
+                numbers = [*these, *these[-1:] * spare]
                 drawn = draw(run.pipe, texts, numbers, eval.steps, arguments, on_step=tick)[: len(prompts)]
                 pictures.check(drawn, prompts)
                 pictures.save(ctx.out, first, drawn)

@@ -39,9 +39,11 @@ def time(
     seed: int,
 ) -> Latency:
     from contextlib import ExitStack
+    from functools import partial
 
     from diffopt.environment import machine
-    from diffopt.models.open import family_of
+    from diffopt.pipeline.open import family_of
+    from diffopt.pipeline.texts import encode
     from diffopt.stopwatch import Stopwatch, compare, summary
 
     runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
@@ -52,7 +54,8 @@ def time(
         watches = {}
         for name, (artifact, cached) in sides.items():
             run = stack.enter_context(runtime.running(ctx, pipeline, artifact, cached))
-            watches[name] = Stopwatch(run, eval.prompts.prompts, eval.steps, arguments, seed)
+            texts = partial(encode, ctx, run.pipe, pipeline, model=model)
+            watches[name] = Stopwatch(run, texts, eval.prompts.prompts, eval.steps, arguments, seed)
         for _ in range(eval.warmup):
             for watch in watches.values():
                 watch.warm()

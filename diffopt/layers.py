@@ -1,0 +1,52 @@
+"""The layers of a backbone that formats can quantize, read from the model and known by name. Imports no torch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    kind: Literal["linear", "convolution", "attention"]
+    shape: tuple[int, ...]
+    """Of the weight, [out, in] or [out, in, height, width]; of attention, [heads, channels of a head]."""
+
+
+def layers_of(model: "torch.nn.Module", prefix: str = "") -> list[Layer]:
+    """Every linear layer, 2-d convolution and attention of `model`, in its order; `prefix` goes before their names."""
+    import torch
+    from diffusers.models.attention import AttentionModuleMixin
+    from diffusers.models.attention_processor import Attention
+
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            found.append(Layer(prefix + name, "linear", tuple(module.weight.shape)))
+        elif isinstance(module, torch.nn.Conv2d):
+            found.append(Layer(prefix + name, "convolution", tuple(module.weight.shape)))
+        elif isinstance(module, (Attention, AttentionModuleMixin)):
+            attention: Any = module
+            found.append(Layer(prefix + name, "attention", (attention.heads, attention.inner_dim // attention.heads)))
+    return found
+
+
+def expected_layers(model: "torch.nn.Module", excluded: Iterable[str], convolutions: bool = False) -> list[str]:
+    """Names of the layers of `model` that a format is to quantize: every linear one, and convolutions where asked."""
+    return [x.name for x in taken(layers_of(model), excluded, convolutions)]
+
+
+def taken(layers: Iterable[Layer], excluded: Iterable[str], convolutions: bool = False) -> list[Layer]:
+    """Those of the layers that a format is to quantize: every linear one, and convolutions where asked."""
+    kinds = {"linear", "convolution"} if convolutions else {"linear"}
+    return [x for x in without(layers, excluded) if x.kind in kinds]
+
+
+def without(layers: Iterable[Layer], globs: Iterable[str]) -> list[Layer]:
+    """The layers that no glob names; a glob that names a module names all that is in it."""
+    patterns = [f"{g}.*" for g in globs]
+    return [layer for layer in layers if not any(fnmatch(f"{layer.name}.", p) for p in patterns)]

@@ -1,0 +1,59 @@
+"""Chroma: FLUX.1-schnell's blocks with one network that modulates all of them, and classifier-free guidance."""
+
+from typing import TYPE_CHECKING, Any
+
+from diffopt.models import flux
+from diffopt.models.family import Family, Json, Size, paired, present
+
+if TYPE_CHECKING:
+    import torch
+
+
+def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
+    """T5's states [b, tokens, joint_attention_dim] and its mask [b, tokens], which keeps one token of the padding."""
+    states, _, mask, negative, _, negative_mask = pipe.encode_prompt(
+        prompts,
+        model.negative_prompt or None,
+        do_classifier_free_guidance=FAMILY.guided(model),
+        max_sequence_length=model.max_sequence_length,
+    )
+    return present(
+        prompt_embeds=states,
+        prompt_attention_mask=mask,
+        negative_prompt_embeds=negative,
+        negative_prompt_attention_mask=negative_mask,
+    )
+
+
+def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "prompt_embeds": (prompts, model.max_sequence_length, config["joint_attention_dim"]),
+        "prompt_attention_mask": (prompts, model.max_sequence_length),
+    }
+    return paired(shapes, FAMILY.guided(model))
+
+
+def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
+    """FLUX's without pooled_projections and guidance, and with attention_mask [b, text + picture tokens] of the model's
+    dtype."""
+    import torch
+
+    return flux.tokens(backbone, vae, size) | {
+        "attention_mask": torch.ones(size.batch, size.text + flux.picture_tokens(vae, size), dtype=backbone.dtype)
+    }
+
+
+FAMILY = Family(
+    name="chroma",
+    pipeline="ChromaPipeline",
+    backbone_class="ChromaTransformer2DModel",
+    blocks=("transformer_blocks", "single_transformer_blocks"),
+    keep=("distilled_guidance_layer", "context_embedder", "x_embedder", "proj_out"),
+    size_step=16,
+    guidance="separate",
+    unbatched=("img_ids", "txt_ids"),
+    arguments=flux.arguments,
+    embed=embed,
+    embeddings=embeddings,
+    inputs=inputs,
+)

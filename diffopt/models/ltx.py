@@ -1,0 +1,101 @@
+"""LTX-Video."""
+
+from typing import TYPE_CHECKING, Any
+
+from diffopt.models.family import Family, Json, Size, paired, present
+
+if TYPE_CHECKING:
+    import torch
+
+FRAME_RATE = 25
+"""Frames per second, the pipeline's default: positions in time are counted in seconds."""
+SPACE, TIME = 32, 8
+"""Pixels per latent along a side and frames per latent, of the VAE that all of them have."""
+DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025
+"""What the VAE that denoises once more is decoded with: the card of LTX-Video-0.9.7. Other VAEs do not read it."""
+
+
+def arguments(model: Any) -> dict[str, Any]:
+    return {
+        "height": model.height,
+        "width": model.width,
+        "num_frames": model.frames,
+        "frame_rate": FRAME_RATE,
+        "guidance_scale": model.guidance_scale,
+        "decode_timestep": DECODE_TIMESTEP,
+        "decode_noise_scale": DECODE_NOISE,
+    }
+
+
+def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
+    """T5's states [b, tokens, caption_channels] and which of them are no padding, bool [b, tokens]."""
+    states, mask, negative, negative_mask = pipe.encode_prompt(
+        prompts,
+        model.negative_prompt or None,
+        do_classifier_free_guidance=FAMILY.guided(model),
+        max_sequence_length=model.max_sequence_length,
+    )
+    return present(
+        prompt_embeds=states,
+        prompt_attention_mask=mask,
+        negative_prompt_embeds=negative,
+        negative_prompt_attention_mask=negative_mask,
+    )
+
+
+def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "prompt_embeds": (prompts, model.max_sequence_length, config["caption_channels"]),
+        "prompt_attention_mask": (prompts, model.max_sequence_length),
+    }
+    return paired(shapes, FAMILY.guided(model))
+
+
+def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
+    """A video of f frames of h x w pixels has ((f - 1) / t + 1) * (h / s) * (w / s) tokens, t and s being the VAE's.
+
+    Shapes for 161 frames of 704x512: hidden_states [b,7392,128], encoder_hidden_states [b,128,4096], timestep [b],
+    encoder_attention_mask bool [b,128]; num_frames 21, height 16, width 22 and rope_interpolation_scale are constants.
+    """
+    import torch
+
+    from diffopt.models.example import noise
+
+    config = backbone.config
+    space, time = compression(vae)
+    frames, rows, columns = (size.frames - 1) // time + 1, size.height // space, size.width // space
+    draw = noise(backbone.dtype)
+    return {
+        "hidden_states": draw(size.batch, frames * rows * columns, config.in_channels),
+        "encoder_hidden_states": draw(size.batch, size.text, config.caption_channels),
+        "timestep": torch.full((size.batch,), 500.0),
+        "encoder_attention_mask": torch.ones(size.batch, size.text, dtype=torch.bool),
+        "num_frames": frames,
+        "height": rows,
+        "width": columns,
+        "rope_interpolation_scale": (time / FRAME_RATE, space, space),
+    }
+
+
+def compression(vae: Json) -> tuple[int, int]:
+    """Pixels per latent along a side and frames per latent, as AutoencoderKLLTXVideo reckons where its config is silent."""
+    levels = 2 ** sum(vae["spatio_temporal_scaling"])
+    space, time = vae.get("spatial_compression_ratio"), vae.get("temporal_compression_ratio")
+    return space or vae.get("patch_size", 4) * levels, time or vae.get("patch_size_t", 1) * levels
+
+
+FAMILY = Family(
+    name="ltx",
+    pipeline="LTXPipeline",
+    aliases=("LTXConditionPipeline",),
+    backbone_class="LTXVideoTransformer3DModel",
+    blocks=("transformer_blocks",),
+    keep=("proj_in", "time_embed", "caption_projection", "proj_out"),
+    ends=3,
+    size_step=SPACE,
+    frame_step=TIME,
+    arguments=arguments,
+    embed=embed,
+    embeddings=embeddings,
+    inputs=inputs,
+)

@@ -1,0 +1,78 @@
+"""Qwen-Image."""
+
+from typing import TYPE_CHECKING, Any
+
+from diffopt.models.family import Family, Json, Size, paired, present
+
+if TYPE_CHECKING:
+    import torch
+
+
+def arguments(model: Any) -> dict[str, Any]:
+    """The pipeline's guidance_scale is for models distilled with it, of which there is none: guidance is its true_cfg_scale."""
+    return {"height": model.height, "width": model.width, "true_cfg_scale": model.guidance_scale}
+
+
+def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
+    """Qwen2.5-VL's states [b, tokens, joint_attention_dim], padded to the longest prompt, and which of them are no
+    padding, int64 [b, tokens]."""
+    found = _encoded(pipe, prompts, model)
+    if FAMILY.guided(model):
+        negative = _encoded(pipe, [model.negative_prompt] * len(prompts), model)
+        found |= {f"negative_{name}": tensor for name, tensor in negative.items()}
+    return found
+
+
+def _encoded(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
+    states, mask = pipe.encode_prompt(prompts, max_sequence_length=model.max_sequence_length)
+    if mask is None:  # the pipeline's way to say that nothing is padding
+        mask = states.new_ones(states.shape[:2]).long()
+    return {"prompt_embeds": states, "prompt_embeds_mask": mask}
+
+
+def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "prompt_embeds": (prompts, model.max_sequence_length, config["joint_attention_dim"]),
+        "prompt_embeds_mask": (prompts, model.max_sequence_length),
+    }
+    return paired(shapes, FAMILY.guided(model))
+
+
+def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
+    """Latents are packed 2x2, so a picture of h x w pixels has (h / 2s) * (w / 2s) tokens, s being the VAE's scale.
+
+    Shapes for 1328x1328: hidden_states [b,6889,64], encoder_hidden_states [b,tokens,3584], timestep [b]; img_shapes is a
+    constant. In a batch the mask encoder_hidden_states_mask int64 [b,tokens] tells the padding; a single prompt has none.
+    """
+    import torch
+
+    from diffopt.models.example import noise
+
+    config, dtype = backbone.config, backbone.dtype
+    scale = 2 * 2 ** len(vae["temperal_downsample"])
+    rows, columns = size.height // scale, size.width // scale
+    draw = noise(dtype)
+    mask = torch.ones(size.batch, size.text, dtype=torch.int64) if size.batch > 1 else None
+    return {
+        "hidden_states": draw(size.batch, rows * columns, config.in_channels),
+        "encoder_hidden_states": draw(size.batch, size.text, config.joint_attention_dim),
+        **present(encoder_hidden_states_mask=mask),
+        "timestep": torch.full((size.batch,), 0.5, dtype=dtype),
+        "img_shapes": [[(1, rows, columns)]] * size.batch,
+    }
+
+
+FAMILY = Family(
+    name="qwen_image",
+    pipeline="QwenImagePipeline",
+    backbone_class="QwenImageTransformer2DModel",
+    blocks=("transformer_blocks",),
+    keep=("time_text_embed", "img_in", "txt_in", "norm_out", "proj_out"),
+    ends=2,
+    size_step=16,
+    guidance="separate",
+    arguments=arguments,
+    embed=embed,
+    embeddings=embeddings,
+    inputs=inputs,
+)

@@ -1,0 +1,76 @@
+"""Stable Diffusion XL: base and turbo."""
+
+from typing import TYPE_CHECKING, Any
+
+from diffopt.models import unet
+from diffopt.models.family import Family, Json, Size, paired, present
+
+if TYPE_CHECKING:
+    import torch
+
+SIZES = 6
+"""Numbers in time_ids: the original size, the corner of the crop and the wanted size."""
+
+
+def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
+    """States of both CLIP encoders side by side [b, 77, cross_attention_dim], and the second one's pooled state.
+
+    Without a negative prompt the unconditional embeddings are zeros, as the pipeline makes them.
+    """
+    states, negative, pooled, negative_pooled = pipe.encode_prompt(
+        prompts,
+        do_classifier_free_guidance=FAMILY.guided(model),
+        negative_prompt=model.negative_prompt or None,
+    )
+    return present(
+        prompt_embeds=states,
+        pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=negative,
+        negative_pooled_prompt_embeds=negative_pooled,
+    )
+
+
+def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "prompt_embeds": (prompts, unet.CLIP, config["cross_attention_dim"]),
+        "pooled_prompt_embeds": (prompts, _pooled(config)),
+    }
+    return paired(shapes, FAMILY.guided(model))
+
+
+def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
+    """Shapes for 1024x1024: sample [b,4,128,128], timestep [], encoder_hidden_states [b,77,2048], text_embeds [b,1280],
+    time_ids [b,6]."""
+    import torch
+
+    from diffopt.models.example import noise
+
+    dtype = backbone.dtype
+    sizes = torch.tensor([size.height, size.width, 0, 0, size.height, size.width], dtype=dtype)
+    return unet.inputs(backbone, vae, size) | {
+        "text_embeds": noise(dtype)(size.batch, _pooled(backbone.config)),
+        "time_ids": sizes.repeat(size.batch, 1),
+    }
+
+
+def _pooled(config: Json) -> int:
+    return int(config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"])
+
+
+FAMILY = Family(
+    name="sdxl",
+    pipeline="StableDiffusionXLPipeline",
+    backbone_class="UNet2DConditionModel",
+    backbones=("unet",),
+    blocks=unet.BLOCKS,
+    keep=unet.KEEP,
+    size_step=unet.SIZE_STEP,
+    reads=unet.READS,
+    convolutions=True,
+    unbatched=("timestep",),
+    nested={"text_embeds": "added_cond_kwargs", "time_ids": "added_cond_kwargs"},
+    arguments=unet.arguments,
+    embed=embed,
+    embeddings=embeddings,
+    inputs=inputs,
+)

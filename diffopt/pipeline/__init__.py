@@ -1,0 +1,1 @@
+"""A pinned diffusers pipeline at work: opened, placed, its prompts encoded, drawn with."""

@@ -1,0 +1,50 @@
+"""Drawing with a pipeline: one generator per prompt, so that a picture depends on its seed alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffopt.pipeline.texts import Texts
+from diffopt.prompts import PromptSet
+
+
+def batches(prompts: PromptSet, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Index of the first prompt, and the prompts, of each batch."""
+    for start in range(0, len(prompts), size):
+        yield start, prompts.prompts[start : start + size]
+
+
+def draw(
+    pipe: Any,
+    texts: Texts,
+    seeds: Sequence[int],
+    steps: int,
+    arguments: dict[str, Any],
+    *,
+    decode: bool = True,
+    on_step: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """Run the pipeline on one batch.
+
+    Returns float32 in 0..1, [batch, height, width, 3] of pictures or [batch, frames, height, width, 3] of videos, or
+    the family's latents when not decoded. `on_step` is called when each denoising step ends.
+    """
+
+    def stepped(_pipe: Any, _index: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
+        if on_step:
+            on_step()
+        return state
+
+    with torch.inference_mode():
+        out = pipe(
+            **texts,
+            num_inference_steps=steps,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np" if decode else "latent",
+            callback_on_step_end=stepped,
+            **arguments,
+        )
+    drawn = out.frames if hasattr(out, "frames") else out.images
+    return np.asarray(drawn if decode else drawn.float().cpu())

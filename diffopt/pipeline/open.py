@@ -1,0 +1,147 @@
+"""Opening a pinned pipeline: whole, or only those of its parts that a stage computes with."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+
+from diffopt import quiet
+from diffopt.artifact import Pipeline
+from diffopt.errors import SourceError
+from diffopt.models import Family, family
+from diffopt.pipeline.placement import fits, place
+from diffopt.pipeline.scheduler import scheduler
+from diffopt.stage import Context
+
+quiet.libraries()
+
+
+def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | None = None) -> Any:
+    """The diffusers pipeline on the run's device, in the pinned dtype, silent; with `backbone` in the place of its own.
+
+    With random weights it has no text encoders.
+    """
+    pinned = pipeline.json("pipeline.json")
+    own: dict[str, Any] = _backbones(pinned, backbone) if backbone is not None else {}
+    if pinned["weights"] == "random":
+        own = own or _backbones(pinned, open_backbone(ctx, pipeline))
+        own |= dict.fromkeys(_texts(ctx, pinned)) | {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()}
+    return place(_assemble(ctx, pinned, own), ctx.device)
+
+
+def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
+    """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
+    pinned = pipeline.json("pipeline.json")
+    return place(_assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae"])), ctx.device)
+
+
+def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
+    """The pipeline with nothing but its tokenizers. Not for random weights, which have none."""
+    pinned = pipeline.json("pipeline.json")
+    models = [name for name in _texts(ctx, pinned) if not name.startswith("tokenizer")]
+    return _assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae", *models]))
+
+
+def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
+    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents."""
+    pinned = pipeline.json("pipeline.json")
+    with init_empty_weights():
+        vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
+    own = _backbones(pinned, open_backbone(ctx, pipeline))
+    pipe = _assemble(ctx, pinned, own | dict.fromkeys(_texts(ctx, pinned)) | {"vae": vae})
+    pipe.register_modules(vae=None)  # it was there to tell its scale
+    return place(pipe, ctx.device)
+
+
+def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
+    """The denoising network alone, in evaluation mode, on the run's device where it fits, else on the CPU.
+
+    A pipeline with several has them in a ModuleDict, by name.
+    """
+    pinned = pipeline.json("pipeline.json")
+    directory = ctx.locate(pinned["source"])
+    size = pinned["parameters"] * getattr(torch, pinned["dtype"]).itemsize
+    device = ctx.device if fits(size, ctx.device) else "cpu"
+    found: dict[str, torch.nn.Module] = {}
+    for name in pinned["backbones"]:
+        if pinned["weights"] == "random":
+            found[name] = _drawn(ctx, pinned, name, device)
+        else:
+            cls = getattr(diffusers, family_of(pipeline).backbone_class)
+            how = {"subfolder": name, "torch_dtype": getattr(torch, pinned["dtype"])}
+            found[name] = _read(cls, directory, **how).to(device)
+        found[name].eval()
+    return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
+
+
+def family_of(pipeline: Pipeline) -> Family:
+    return family(pipeline.json("pipeline.json")["family"])
+
+
+def config(ctx: Context, pinned: dict[str, Any], component: str) -> dict[str, Any]:
+    """A component's config.json."""
+    found: dict[str, Any] = json.loads((ctx.locate(pinned["source"]) / component / "config.json").read_text())
+    return found
+
+
+def _backbones(pinned: dict[str, Any], module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    names = pinned["backbones"]
+    return {n: module[n] for n in names} if isinstance(module, torch.nn.ModuleDict) else {names[0]: module}
+
+
+def _texts(ctx: Context, pinned: dict[str, Any]) -> list[str]:
+    """What the pipeline has besides backbones, VAE and scheduler: tokenizers, text encoders and what goes with them."""
+    index = json.loads((ctx.locate(pinned["source"]) / "model_index.json").read_text())
+    parts = [k for k, v in index.items() if isinstance(v, list) and v[0]]
+    return [k for k in parts if k not in (*pinned["backbones"], "vae", "scheduler")]
+
+
+def _assemble(ctx: Context, pinned: dict[str, Any], own: dict[str, Any]) -> Any:
+    """The pipeline of the components `own`, those that are None left out, and the source's for the rest."""
+    directory = ctx.locate(pinned["source"])
+    own = own | {"scheduler": scheduler(directory, pinned["scheduler"])}
+    cls = getattr(diffusers, family(pinned["family"]).pipeline)
+    pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned["dtype"]), **own)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _class(ctx: Context, pinned: dict[str, Any], component: str) -> Any:
+    return getattr(diffusers, config(ctx, pinned, component)["_class_name"])
+
+
+def _drawn(ctx: Context, pinned: dict[str, Any], component: str, device: str) -> torch.nn.Module:
+    """A component with random weights, the same ones each time on one kind of device."""
+    cls, dtype = _class(ctx, pinned, component), getattr(torch, pinned["dtype"])
+    with torch.random.fork_rng(), _default(dtype), torch.device(device):
+        torch.manual_seed(0)
+        module: torch.nn.Module = cls.from_config(config(ctx, pinned, component))
+    wide = getattr(cls, "_keep_in_fp32_modules", None) or []
+    for name, parameter in module.named_parameters():
+        if dtype != torch.float32 and any(part in wide for part in name.split(".")):  # as from_pretrained keeps them
+            parameter.data = parameter.data.float()
+    return module.to(device)
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _read(cls: Any, directory: Path, **how: Any) -> Any:
+    try:
+        return cls.from_pretrained(directory, **how)
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None

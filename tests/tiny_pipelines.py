@@ -1,0 +1,396 @@
+"""Tiny random pipelines, one function each, made of configs alone: what tests/tiny.py writes to disk.
+
+Layers have multiples of 32 features and heads 16 or 32 channels, so that every format applies; there are more blocks
+than a family keeps at its ends.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from diffopt import asset
+
+EMOJI = "asset:emoji/emoji-flux"
+DOUBLE, SINGLE, HEADS, HEAD = 2, 2, 2, 32
+WIDTH = HEADS * HEAD
+
+
+def louder(model: torch.nn.Module) -> torch.nn.Module:
+    """With some loud channels as trained models have them, so that what is quantized how makes a difference."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if isinstance(layer, torch.nn.Linear) and "blocks" in name:
+                layer.weight *= torch.exp(torch.randn(layer.out_features, 1, generator=draw))
+    return model.eval()
+
+
+def clip(tokens: int = 77, projection: int | None = None) -> torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    ends = {"bos_token_id": 1534, "eos_token_id": 1535, "pad_token_id": 1535}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"projection_dim": projection} if projection else {}
+    config = CLIPTextConfig(vocab_size=1536, max_position_embeddings=tokens, **text, **ends, **more)
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def clip_tokenizer(tokens: int = 77) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(asset.locate(EMOJI) / "tokenizer", model_max_length=tokens)
+
+
+def t5(width: int = 32) -> torch.nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(T5Config(vocab_size=1024, d_model=width, d_ff=64, d_kv=16, num_layers=1, num_heads=2)).eval()
+
+
+def t5_tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(asset.locate(EMOJI) / "tokenizer_2")
+
+
+def vae(**changes: Any) -> torch.nn.Module:
+    """Two levels halve the picture once; 4 channels packed 2x2 make the 16 of FLUX's and Chroma's transformers."""
+    from diffusers import AutoencoderKL
+
+    sizes = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    }
+    return AutoencoderKL(**sizes | changes).eval()
+
+
+FLOW = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.0, "scaling_factor": 1.0}
+
+
+def transformer(**changes: Any) -> torch.nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    sizes = {
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": DOUBLE,
+        "num_single_layers": SINGLE,
+        "attention_head_dim": HEAD,
+        "num_attention_heads": HEADS,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (8, 12, 12),
+        "guidance_embeds": False,
+    }
+    return louder(FluxTransformer2DModel(**sizes | changes))
+
+
+def flux(**changes: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    encoders = {"text_encoder": clip(32), "text_encoder_2": t5(), "vae": vae(**FLOW)}
+    tokenizers = {"tokenizer": clip_tokenizer(32), "tokenizer_2": t5_tokenizer()}
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    return FluxPipeline(scheduler=scheduler, transformer=transformer(**changes), **encoders, **tokenizers)
+
+
+def chroma(**changes: Any) -> Any:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    sizes = {
+        "in_channels": 16,
+        "num_layers": DOUBLE,
+        "num_single_layers": SINGLE,
+        "attention_head_dim": HEAD,
+        "num_attention_heads": HEADS,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": (8, 12, 12),
+        "approximator_hidden_dim": 32,
+        "approximator_layers": 1,
+    }
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae(**FLOW),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=louder(ChromaTransformer2DModel(**sizes | changes)),
+    )
+
+
+def sd3(**changes: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    sizes = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 3,
+        "attention_head_dim": HEAD,
+        "num_attention_heads": HEADS,
+        "joint_attention_dim": 64,
+        "caption_projection_dim": WIDTH,
+        "pooled_projection_dim": 64,
+        "pos_embed_max_size": 16,
+        "qk_norm": "rms_norm",
+        "dual_attention_layers": (0,),
+    }
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(latent_channels=16, **FLOW),
+        text_encoder=clip(projection=32),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(projection=32),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(64),
+        tokenizer_3=t5_tokenizer(),
+        transformer=louder(SD3Transformer2DModel(**sizes | changes)),
+    )
+
+
+def unet(**changes: Any) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    sizes = {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "attention_head_dim": (2, 4),  # diffusers means heads
+        "use_linear_projection": True,
+        "norm_num_groups": 8,
+    }
+    return louder(UNet2DConditionModel(**sizes | changes))
+
+
+def sdxl(**changes: Any) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    sizes = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 64,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+    }
+    return StableDiffusionXLPipeline(
+        scheduler=EulerDiscreteScheduler(**betas, steps_offset=1, timestep_spacing="leading"),
+        vae=vae(),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(projection=32),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet(**sizes | changes),
+    )
+
+
+def sd21(**changes: Any) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    sizes = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+    }
+    return StableDiffusionPipeline(
+        scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1),
+        vae=vae(),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        unet=unet(**sizes | changes),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def ltx(**changes: Any) -> Any:
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+
+    sizes = {
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_attention_heads": 4,
+        "attention_head_dim": 16,
+        "cross_attention_dim": 64,
+        "num_layers": 8,
+        "caption_channels": 32,
+    }
+    autoencoder = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        timestep_conditioning=False,
+        patch_size=1,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    return LTXPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder.eval(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=louder(LTXVideoTransformer3DModel(**sizes | changes)),
+    )
+
+
+def wan(*, two: bool = True, new_vae: bool = False, **changes: Any) -> Any:
+    """With a second backbone as A14B has it, or with TI2V-5B's VAE and its timestep per patch."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    channels = 48 if new_vae else 16
+    sizes = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": HEADS,
+        "attention_head_dim": HEAD,
+        "in_channels": channels,
+        "out_channels": channels,
+        "text_dim": 32,
+        "freq_dim": 64,
+        "ffn_dim": 128,
+        "num_layers": 8,
+        "rope_max_seq_len": 32,
+    }
+    stages = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    newer = {
+        "z_dim": 48,
+        "base_dim": 8,
+        "decoder_base_dim": 8,
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 16,
+        "latents_mean": [0.0] * 48,
+        "latents_std": [1.0] * 48,
+    }
+    autoencoder = AutoencoderKLWan(**stages | (newer if new_vae else {"z_dim": 16, "base_dim": 3}))
+    text = UMT5Config(vocab_size=1024, d_model=32, d_ff=64, d_kv=16, num_layers=1, num_heads=2)
+    flows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    return WanPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(text).eval(),
+        vae=autoencoder.eval(),
+        scheduler=UniPCMultistepScheduler(**flows),
+        transformer=louder(WanTransformer3DModel(**sizes | changes)),
+        transformer_2=louder(WanTransformer3DModel(**sizes | changes)) if two else None,
+        boundary_ratio=0.8 if two else None,
+        expand_timesteps=new_vae,
+    )
+
+
+def wan_ti2v(**changes: Any) -> Any:
+    return wan(two=False, new_vae=True, **changes)
+
+
+def qwen_image(**changes: Any) -> Any:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    sizes = {
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 6,
+        "attention_head_dim": HEAD,
+        "num_attention_heads": HEADS,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": (8, 12, 12),
+    }
+    autoencoder = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    tokenizer = qwen_tokenizer()
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "rope_parameters": rope, **heads, **ends}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=autoencoder.eval(),
+        text_encoder=encoder.eval(),
+        tokenizer=tokenizer,
+        transformer=louder(QwenImageTransformer2DModel(**sizes | changes)),
+    )
+
+
+@cache
+def qwen_tokenizer() -> Any:
+    """Byte pairs trained on the pipeline's own template, which is then as many tokens as the pipeline drops."""
+    import diffusers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    void = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer"))
+    template = diffusers.QwenImagePipeline(**void).prompt_template_encode
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    plain = template
+    for token in special:
+        plain = plain.replace(token, "\0")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(plain.replace("{}", "").split("\0") * 4, trainer)
+    found = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in found["merges"]]
+    return Qwen2Tokenizer(vocab=found["vocab"], merges=merges, extra_special_tokens=special[1:], model_max_length=64)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A pipeline's family and maker, and what it is called with: pixels, tokens of the long encoder, and more."""
+
+    family: str
+    make: Callable[..., Any]
+    side: int = 32
+    tokens: int | None = 16
+    guidance: float = 3.0
+    frames: int | None = None
+
+
+TINY = {
+    "flux": Tiny("flux", flux, guidance=0.0),
+    "sd3": Tiny("sd3", sd3),
+    "sdxl": Tiny("sdxl", sdxl, tokens=None),
+    "sd21": Tiny("sd21", sd21, tokens=None),
+    "ltx": Tiny("ltx", ltx, frames=9),
+    "wan": Tiny("wan", wan, frames=5),
+    "wan_ti2v": Tiny("wan", wan_ti2v, frames=5),
+    "qwen_image": Tiny("qwen_image", qwen_image),
+    "chroma": Tiny("chroma", chroma),
+}
