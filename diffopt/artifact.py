@@ -35,29 +35,47 @@ class Embeddings(Artifact):
 
 
 class CalibChunk(Artifact):
-    """`extremes.safetensors`: per-channel absolute maxima of every quantizer input over one chunk of prompts."""
+    """`extremes.safetensors`: per-channel absolute maxima of every quantizer input over one chunk of prompts.
+
+    And `steps.safetensors`: those of convolution inputs, denoising step by step, where they were asked for.
+    """
 
     kind = "calib-chunk"
     passing = True
 
 
 class CalibStats(Artifact):
-    """`extremes.safetensors`: the chunks of one calibration set, merged."""
+    """The same of the chunks of one calibration set, merged."""
 
     kind = "calib-stats"
     passing = True
 
 
+class Recording(Artifact):
+    """`calls.json` and `tensors.safetensors`: what the backbone was called with over one chunk of prompts."""
+
+    kind = "recording"
+    passing = True
+
+
 class Checkpoint(Artifact):
-    """`checkpoint.json`, `extremes.safetensors`, `quantizers.safetensors`: what differs from the source."""
+    """`checkpoint.json`, `quantizers.safetensors`, and `extremes.safetensors` where nothing was searched.
+
+    That is what differs from the source; the weights are derived from it again.
+    """
 
     kind = "checkpoint"
 
 
 class OnnxGraph(Artifact):
-    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers."""
+    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers; several in a folder each."""
 
     kind = "onnx"
+
+    def parts(self) -> dict[str, "OnnxGraph"]:
+        """By the backbone's name its graph."""
+        names: list[str] = self.json("graph.json")["backbones"]
+        return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}
 
 
 class EnginePlan(Artifact):

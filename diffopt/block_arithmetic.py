@@ -1,8 +1,14 @@
-"""NVFP4's fake quantization on a CPU, where modelopt has no kernel for it.
+"""Fake quantization in blocks on a CPU, where modelopt has no kernel for it: NVFP4 and MXFP8.
 
-By definition (OCP microscaling's E2M1 values; NVIDIA's two-level scaling): a tensor has one FP32 scale
-g = amax / (6 * 448), a block of 16 consecutive values one E4M3 scale s = e4m3(max|block| / 6 / g), and each value the
-nearest of +-{0, 0.5, 1, 1.5, 2, 3, 4, 6} times s * g, ties to the even mantissa.
+NVFP4 (OCP microscaling's E2M1 values; NVIDIA's two-level scaling): a tensor has one FP32 scale g = amax / (6 * 448), a
+block of 16 consecutive values one E4M3 scale s = e4m3(max|block| / (6 g)), and each value the nearest of +-{0, 0.5, 1, 1.5,
+2, 3, 4, 6} times s * g, ties to the even mantissa.
+
+MXFP8 (OCP microscaling): a block of 32 has the smallest power of two s with max|block| / s <= 448, and each value the
+nearest E4M3 value times s.
+
+Both in the order of operations of modelopt 0.47's kernels (kernels/quantization/gemm: fp4_kernel_hopper.py with
+common/nvfp4_quant.py, tensor_quant_mx.cu), since it decides the last bits.
 """
 
 from collections.abc import Iterator
@@ -11,12 +17,17 @@ from contextlib import contextmanager
 import modelopt.torch.quantization.tensor_quant as tensor_quant
 import torch
 
-E2M1_MAX, E4M3_MAX, BLOCK = 6.0, 448.0, 16
+E2M1_MAX, E4M3_MAX = 6.0, 448.0
+BLOCK, MX_BLOCK = 16, 32
 VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 _MIDDLES = (VALUES[1:] + VALUES[:-1]) / 2
 # bucketize puts a value equal to a boundary below it; a tie whose even neighbour is above needs a boundary just below.
 _BOUNDARIES = _MIDDLES.clone()
 _BOUNDARIES[1::2] = torch.nextafter(_MIDDLES[1::2], torch.zeros(3))
+# The tensor scale is made by torch on the GPU, which divides by a number by multiplying with its FP32 reciprocal.
+_RECIPROCAL = 1 / torch.tensor(E2M1_MAX * E4M3_MAX)
+# A scale below this the kernel takes for 1, which leaves nothing of so small a block.
+_SMALLEST = 1e-5
 
 
 def e2m1(x: torch.Tensor) -> torch.Tensor:
@@ -35,19 +46,41 @@ def nvfp4(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     `amax` is the tensor's calibrated absolute maximum (any shape; its largest element counts). Computes in FP32 and
     returns x's dtype.
     """
-    padding = -x.shape[-1] % BLOCK
-    blocks = torch.nn.functional.pad(x.float(), (0, padding)).unflatten(-1, (-1, BLOCK))
-    tensor_scale = amax.float().max() / (E2M1_MAX * E4M3_MAX)
-    if tensor_scale == 0:
-        return torch.zeros_like(x)
-    scale = e4m3(blocks.abs().amax(-1, keepdim=True) / E2M1_MAX / tensor_scale) * tensor_scale
-    rounded = torch.where(scale == 0, 0, e2m1(blocks / torch.where(scale == 0, 1, scale)) * scale)  # NaN stays NaN
-    return rounded.flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+    blocks = _blocks(x, BLOCK)
+    tensor_scale = amax.float().max() * _RECIPROCAL
+    tensor_scale = torch.where(tensor_scale > 0, tensor_scale, 1e-12)
+    scale = e4m3(blocks.abs().amax(-1, keepdim=True) / (E2M1_MAX * tensor_scale)) * tensor_scale
+    scale = torch.where(scale < _SMALLEST, 1, scale)  # NaN stays NaN
+    return _joined(e2m1(blocks / scale) * scale, x)
+
+
+def mxfp8(x: torch.Tensor) -> torch.Tensor:
+    """`x` rounded to MXFP8 and back: any shape, blocks of 32 along the last axis, which is padded with zeros.
+
+    Computes in FP32 and returns x's dtype.
+    """
+    blocks = _blocks(x, MX_BLOCK)
+    peak = blocks.abs().amax(-1, keepdim=True)
+    mantissa, exponent = torch.frexp(peak / E4M3_MAX)
+    exponent = (exponent - (mantissa == 0.5).int()).clamp(-127, 127)  # the ceiling of its binary logarithm
+    exponent = torch.where((peak == 0) | ~torch.isfinite(peak), 0, exponent)
+    one = torch.ones(())
+    return _joined(e4m3(blocks * torch.ldexp(one, -exponent)) * torch.ldexp(one, exponent), x)
+
+
+def _blocks(x: torch.Tensor, size: int) -> torch.Tensor:
+    """[..., n] -> FP32 [..., blocks, size]."""
+    padded: torch.Tensor = torch.nn.functional.pad(x.float(), (0, -x.shape[-1] % size))
+    return padded.reshape(*x.shape[:-1], -1, size)
+
+
+def _joined(blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return blocks.flatten(-2)[..., : like.shape[-1]].to(like.dtype)
 
 
 @contextmanager
 def simulated() -> Iterator[None]:
-    """Within it, modelopt's dynamic block quantization of a CPU tensor is computed by `nvfp4`; undone afterwards."""
+    """Within it, modelopt's dynamic block quantization of a CPU tensor is computed here; undone afterwards."""
     kernel = tensor_quant.dynamic_block_quantize_op
 
     def dispatch(
@@ -64,9 +97,12 @@ def simulated() -> Iterator[None]:
             return found
         if torch.onnx.is_in_onnx_export():  # the exporter emits the operator; its body is never part of the graph
             return inputs.clone()
-        if (block, bits, exponent, scale_bits, scale_exponent) != (BLOCK, 4, 2, 8, 4) or amax is None:
-            raise ValueError(f"no CPU arithmetic for blocks of {block} with {bits}-bit values and {scale_bits}-bit scales")
-        return nvfp4(inputs, amax)
+        asked = (block, bits, exponent, scale_bits, scale_exponent)
+        if asked == (MX_BLOCK, 8, 4, 9, 8):
+            return mxfp8(inputs)
+        if asked == (BLOCK, 4, 2, 8, 4) and amax is not None:
+            return nvfp4(inputs, amax)
+        raise ValueError(f"no CPU arithmetic for blocks of {block} with {bits}-bit values and {scale_bits}-bit scales")
 
     tensor_quant.dynamic_block_quantize_op = dispatch
     try:

@@ -1,9 +1,11 @@
-"""A PTQ checkpoint: the rules and the extremes that its quantizers saw. The weights are derived again from the source."""
+"""A PTQ checkpoint: the rules, and the extremes that its quantizers saw or what a search found.
+
+The weights are derived again from the source.
+"""
 
 import copy
 import json
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError, StoreError
 from diffopt.extremes import Extremes, quantizers, replay
 from diffopt.formats.method import Rule
+from diffopt.layers import expected_layers
 from diffopt.pipeline.open import open_backbone
+from diffopt.search import DerivedError, Found, rebuild
 from diffopt.stage import Context
 
 HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.safetensors"
+
+__all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "state"]
 
 
 def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
@@ -36,16 +42,8 @@ def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes
 
 
 def quantized_layers(model: torch.nn.Module) -> list[str]:
-    """Names of the layers whose weights and inputs are quantized."""
-    on = {n for n, q in quantizers(model) if q.is_enabled}
-    layers = [n.removesuffix(".weight_quantizer") for n, _ in quantizers(model) if n.endswith(".weight_quantizer")]
-    return [n for n in layers if {f"{n}.weight_quantizer", f"{n}.input_quantizer"} <= on]
-
-
-def expected_layers(model: torch.nn.Module, excluded: list[str]) -> list[str]:
-    """Names of the layers that a family wants quantized: every Linear that no exclusion names."""
-    linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
-    return [n for n in linear if not any(fnmatch(f"{n}.weight_quantizer", f"{e}.*") for e in excluded)]
+    """Names of the layers whose weights are quantized."""
+    return [n for n, m in model.named_modules() if getattr(getattr(m, "weight_quantizer", None), "is_enabled", False)]
 
 
 def state(model: torch.nn.Module) -> Extremes:
@@ -57,13 +55,20 @@ def state(model: torch.nn.Module) -> Extremes:
     return dict(sorted(found.items()))
 
 
-def check(model: torch.nn.Module, expected: list[str]) -> None:
-    """Raises GateError when a layer that should be quantized is not, or is with a scale that means nothing."""
-    if lost := sorted(set(expected) - set(quantized_layers(model))):
+def check(model: torch.nn.Module, expected: list[str], inputs: bool = True) -> None:
+    """Raises GateError when a layer that should be quantized is not, or is with a scale that means nothing.
+
+    `inputs` tells whether the layers' inputs are to be quantized too.
+    """
+    enabled = {n for n, q in quantizers(model) if q.is_enabled}
+    on = {n for n in quantized_layers(model) if not inputs or f"{n}.input_quantizer" in enabled}
+    if lost := sorted(set(expected) - on):
         raise GateError(f"quantize: {len(lost)} of {len(expected)} layers were not quantized (got {lost[0]} ...); report it")
     for name, quantizer in quantizers(model):
         amax = quantizer.amax
-        if quantizer.is_enabled and (amax is None or not torch.isfinite(amax).all() or not (amax > 0).any()):
+        if not quantizer.is_enabled or quantizer.is_mx_format:  # MX formats have no scale until a tensor passes
+            continue
+        if amax is None or not torch.isfinite(amax).all() or not (amax > 0).any():
             raise GateError(f"quantize: {name} has no usable scale (got amax {amax}); calibrate on more prompts")
 
 
@@ -75,6 +80,12 @@ def save(out: Path, head: dict[str, Any], model: torch.nn.Module, extremes: Mapp
     (out / HEAD).write_text(json.dumps(head, indent=1))
 
 
+def save_found(out: Path, head: dict[str, Any], found: Found) -> None:
+    """Write the checkpoint of a format that searched."""
+    save_file(found, out / STATE)
+    (out / HEAD).write_text(json.dumps(head, indent=1))
+
+
 def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> torch.nn.Module:
     """The backbone as the checkpoint left it, bit for bit; the plain one for None.
 
@@ -83,23 +94,34 @@ def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> 
     model = open_backbone(ctx, pipeline)
     if checkpoint is None:
         return model
-    head = checkpoint.json(HEAD)
-    quantize(model, [_rule(r) for r in head["rules"]], head["algorithm"], load_file(checkpoint.path / EXTREMES))
-    stored, derived = load_file(checkpoint.path / STATE), state(model)
+    head, stored = checkpoint.json(HEAD), load_file(checkpoint.path / STATE)
+    rules = [_rule(r) for r in head["rules"]]
+    if not (checkpoint.path / EXTREMES).is_file():
+        try:
+            rebuild(model, rules, head["algorithm"], stored)
+        except DerivedError as e:
+            raise StoreError(_otherwise(checkpoint, str(e))) from None
+        return model
+    quantize(model, rules, head["algorithm"], load_file(checkpoint.path / EXTREMES))
+    derived = state(model)
     wrong = [n for n in {*stored, *derived} if n not in stored or n not in derived or not torch.equal(stored[n], derived[n])]
     if wrong:
-        raise StoreError(
-            f"checkpoint: {checkpoint.fingerprint}: {len(wrong)} scales come out otherwise than when it was made "
-            f"(got {sorted(wrong)[0]}); `diffopt store verify` tells whether its files are sound"
-        )
+        raise StoreError(_otherwise(checkpoint, f"{len(wrong)} scales, the first {sorted(wrong)[0]}"))
     return model
+
+
+def _otherwise(checkpoint: Checkpoint, what: str) -> str:
+    return (
+        f"checkpoint: {checkpoint.fingerprint}: scales come out otherwise than when it was made (got {what}); "
+        "`diffopt store verify` tells whether its files are sound"
+    )
 
 
 def _rule(stored: dict[str, Any]) -> Rule:
     """A rule as modelopt takes it: JSON has made lists of tuples and strings of the block axis."""
     rule = copy.deepcopy(stored)
-    cfg = rule.get("cfg")
-    if cfg:
+    cfgs = rule.get("cfg") or []
+    for cfg in cfgs if isinstance(cfgs, list) else [cfgs]:
         if isinstance(cfg.get("num_bits"), list):
             cfg["num_bits"] = tuple(cfg["num_bits"])
         if blocks := cfg.get("block_sizes"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from diffopt import formats
+from diffopt import formats, models
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.runtimes import RUNTIMES
@@ -11,7 +11,8 @@ from diffopt.view import Choices
 
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
-    if reasons := [*_format(choices), *_export(choices, environment), *_runtime(choices, environment)]:
+    reasons = [*_format(choices), *_cache(choices), *_export(choices, environment), *_runtime(choices, environment)]
+    if reasons:
         raise PlanError("\n".join(reasons))
 
 
@@ -20,6 +21,18 @@ def _format(choices: Choices) -> Iterator[str]:
         yield (
             f"format.quantize_mha: {choices.format.name} has no quantized attention (got true); "
             "drop it, or choose format=fp8 or format=nvfp4"
+        )
+    if choices.format and choices.format.quantize_mha and choices.model and not models.family(choices.model.family).attention:
+        yield (
+            f"format.quantize_mha: Model-Optimizer cannot quantize the attention of {choices.model.family} (got true); drop it"
+        )
+
+
+def _cache(choices: Choices) -> Iterator[str]:
+    if choices.cache and choices.model and not models.family(choices.model.family).block_cache:
+        yield (
+            f"cache: diffusers' FirstBlockCache does not know the blocks of {choices.model.family} "
+            f"(got cache={choices.cache.model_dump().get('method')}); drop the cache"
         )
 
 
@@ -32,25 +45,29 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
             "export: no engine builder is installed (got export.engine=true); install one with "
             "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
         )
-    dtype = export.dtype or choices.model.dtype
-    if dtype == "bfloat16":
-        yield (
-            "export.dtype: a graph is exported in float32 or float16 (got bfloat16, the model's own); set export.dtype=float16"
-        )
+    dtype = export.high_precision_dtype or choices.model.dtype
     if picked:
         method = formats.method(picked.name)
-        if method.export_dtype and dtype != method.export_dtype:
+        if method.export_dtype and dtype == "float32":
             yield (
-                f"export.dtype: {picked.name} exports from {method.export_dtype} only: {method.export_reason} (got {dtype}); "
-                f"set export.dtype={method.export_dtype}"
+                f"export.high_precision_dtype: {picked.name} does not export from float32: {method.export_reason} "
+                f"(got {dtype}); set export.high_precision_dtype={method.export_dtype}"
             )
         if picked.quantize_mha and dtype == "float32":
-            yield "export.dtype: FP8 attention needs 16-bit tensors (got float32); set export.dtype=float16"
+            yield (
+                "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
+                "set export.high_precision_dtype=float16"
+            )
 
 
 def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     if choices.eval is None:
         return
+    if choices.model and choices.model.weights == "random" and choices.eval.metrics:
+        yield (
+            f"eval.metrics: random weights draw noise, which has no quality (got {', '.join(choices.eval.metrics)}); "
+            "set eval.metrics=[] for times alone, or model.weights=pretrained"
+        )
     runtime = RUNTIMES[choices.eval.runtime]
     name = choices.format.name if choices.format else None
     if name not in runtime.kernels and not runtime.simulates:
@@ -65,5 +82,8 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
             )
         if choices.export is None:
             yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"
-        elif (choices.export.dtype or (choices.model and choices.model.dtype)) != "float32":
-            yield "export.dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); set export.dtype=float32"
+        elif (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":
+            yield (
+                "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "
+                "set export.high_precision_dtype=float32"
+            )

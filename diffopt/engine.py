@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,15 @@ class Built:
     """For each profile and dynamic input its shapes `min`, `opt` and `max`; static graphs have none."""
 
 
-def build(graph: Path, level: int) -> Built:
+Profile = Mapping[str, Mapping[str, list[int]]]
+"""For each dynamic input its shapes `min`, `opt` and `max`."""
+
+
+def build(graph: Path, level: int, profile: Profile | None = None) -> Built:
     """Build an engine plan from an ONNX file, strongly typed: the graph's own types decide every precision.
 
-    Raises GateError with the parser's or builder's own words when the graph is refused.
+    `profile` says which shapes a graph with dynamic axes must take; without one such axes are fixed to 1. Raises
+    GateError with the parser's or builder's own words when the graph is refused.
     """
     found = tensorrt()
     if found is None:
@@ -42,7 +48,7 @@ def build(graph: Path, level: int) -> Built:
         raise GateError(f"build: {found['flavour']} does not parse the graph (got {reasons}); see the run's log")
     config = builder.create_builder_config()
     config.builder_optimization_level = level
-    profiles = _profiles(builder, config, network)
+    profiles = _profiles(builder, config, network, profile or {})
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise GateError(f"build: {found['flavour']} builds no plan (got {'; '.join(logger.errors)[:500]}); see the run's log")
@@ -54,14 +60,14 @@ def build(graph: Path, level: int) -> Built:
     return Built(bytes(plan), found["flavour"], trt.__version__, target, profiles)
 
 
-def _profiles(builder: Any, config: Any, network: Any) -> list[dict[str, dict[str, list[int]]]]:
-    """One profile that fixes every dynamic axis to 1, where there is one; our own graphs are static."""
-    shapes = {}
+def _profiles(builder: Any, config: Any, network: Any, wanted: Profile) -> list[dict[str, dict[str, list[int]]]]:
+    """One profile of all dynamic inputs, where there are any."""
+    shapes: dict[str, dict[str, list[int]]] = {}
     for i in range(network.num_inputs):
         x = network.get_input(i)
         if -1 in tuple(x.shape):
             fixed = [1 if d == -1 else d for d in x.shape]
-            shapes[x.name] = {"min": fixed, "opt": fixed, "max": fixed}
+            shapes[x.name] = dict(wanted.get(x.name) or dict.fromkeys(("min", "opt", "max"), fixed))
     if not shapes:
         return []
     profile = builder.create_optimization_profile()

@@ -46,6 +46,11 @@ def gpus() -> tuple[dict[str, Any], ...]:
         pynvml.nvmlShutdown()
 
 
+def ram() -> int:
+    """Bytes of memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @cache
 def cpu() -> dict[str, Any]:
     """Model name, and those instruction sets that decide which matrix kernels run."""

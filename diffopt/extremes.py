@@ -4,17 +4,22 @@ A maximum can be taken chunk by chunk, and a calibrator that keeps maxima cannot
 activations they were taken of. So `replay` gives bit for bit what modelopt's own loop over the pipeline gives.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from modelopt.torch.quantization.conversion import replace_quant_module
-from modelopt.torch.quantization.nn import TensorQuantizer
+from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
+from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
+
+from diffopt.step_extremes import StepExtremes
 
 Extremes = dict[str, torch.Tensor]
 """Quantizer name -> absolute maxima: [channels] of a linear or convolution input, [1] of an attention operand."""
 
-OBSERVED = (".input_quantizer", ".q_bmm_quantizer", ".k_bmm_quantizer", ".v_bmm_quantizer")
+LAYERS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+OPERANDS = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
 
 
 def quantizers(model: torch.nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
@@ -22,41 +27,114 @@ def quantizers(model: torch.nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
     return ((name, m) for name, m in model.named_modules() if isinstance(m, TensorQuantizer))
 
 
-@contextmanager
-def observed(model: torch.nn.Module) -> Iterator[Extremes]:
-    """Record, while the block runs the model in full precision, into the mapping that is yielded.
+def parts(backbone: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """What a pipeline calls: the backbone itself, by the empty name, or each of several in a ModuleDict, by its own."""
+    return dict(backbone.items()) if isinstance(backbone, torch.nn.ModuleDict) else {"": backbone}
 
-    Converts `model` for good (every quantizer disabled); give it a model that is not used for anything else. Keeps
-    the extremes on the model's device and in its dtype, where a maximum is exact.
+
+@contextmanager
+def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None) -> Iterator[Extremes]:
+    """Record, while the block runs the backbone in full precision, into the mapping that is yielded.
+
+    Converts the attention modules for good (every quantizer disabled); give it a model that is not used for anything
+    else. Keeps the extremes on the model's device and in its dtype, where a maximum is exact. `steps` is told those of
+    convolution inputs after every backbone call.
     """
-    replace_quant_module(model)
-    parents = dict(model.named_modules())
-    found: Extremes = {}
+    watch = _Watch(steps)
     handles = []
-    for name, quantizer in quantizers(model):
-        quantizer.disable()
-        if name.endswith(OBSERVED):
-            axis = _channel_axis(parents[name.rpartition(".")[0]]) if name.endswith(".input_quantizer") else None
-            handles.append(quantizer.register_forward_pre_hook(_recorder(found, name, axis)))
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, LAYERS):
+            handles.append(module.register_forward_pre_hook(watch.layer(name, module), with_kwargs=True))
+        elif issubclass(QuantModuleRegistry.get(type(module)) or object, _QuantAttention):
+            handles += [q.register_forward_pre_hook(watch.operand(f"{name}.{n}")) for n, q in _operands(module)]
+    for part in parts(backbone).values():
+        handles.append(part.register_forward_hook(lambda *_: watch.fold()))
     try:
-        yield found
+        yield watch.found
     finally:
+        watch.fold()
         for handle in handles:
             handle.remove()
 
 
+def _operands(attention: torch.nn.Module) -> list[tuple[str, TensorQuantizer]]:
+    """Make modelopt's of an attention module: its quantizers see query, key and value, and do nothing."""
+    device = next((p.device for p in attention.parameters()), torch.device("cpu"))
+    QuantModuleRegistry.convert(attention)
+    for _, quantizer in quantizers(attention):
+        quantizer.disable()
+        quantizer.amax = torch.zeros((), device=device)  # without one modelopt reduces every operand, to no end
+    return [(name, getattr(attention, name)) for name in OPERANDS]
+
+
+class _Watch:
+    """Maxima of one backbone call, folded into those of all when it ends: a kernel for all layers, not one for each."""
+
+    def __init__(self, steps: StepExtremes | None):
+        self.found: Extremes = {}
+        self.steps = steps
+        self._call: Extremes = {}
+        self._convolutions: set[str] = set()
+        self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
+
+    def layer(self, name: str, module: torch.nn.Module) -> Callable[..., None]:
+        key, parent = f"{name}.input_quantizer", name.rpartition(".")[0]
+        channel = _channel_axis(module)
+        if channel == 1:
+            self._convolutions.add(key)
+
+        def record(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["input"]
+            if x.numel() == 0:
+                return
+            # Query, key and value read one tensor; nothing changes it between siblings that are called one after another.
+            if self._last and self._last[0] == parent and self._last[1] is x:
+                peak = self._last[2]
+            else:
+                peak = _peak(x, [i for i in range(x.dim()) if i != channel % x.dim()])
+            self._last = (parent, x, peak)
+            self._see(key, peak)
+
+        return record
+
+    def operand(self, key: str) -> Callable[..., None]:
+        def record(_module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            self._see(key, _peak(args[0], list(range(args[0].dim()))).reshape(1))
+
+        return record
+
+    def _see(self, key: str, peak: torch.Tensor) -> None:
+        self._call[key] = torch.maximum(self._call[key], peak) if key in self._call else peak
+
+    def fold(self) -> None:
+        """The call has ended."""
+        if self.steps:
+            for key in self._convolutions & self._call.keys():
+                self.steps.see(key, self._call[key])
+        old = [key for key in self._call if key in self.found]
+        if old:
+            torch._foreach_maximum_([self.found[k] for k in old], [self._call[k] for k in old])
+        for key in self._call.keys() - self.found.keys():
+            self.found[key] = self._call[key].clone()  # siblings share one, and it is changed in place from now on
+        self._call, self._last = {}, None
+
+
+def _peak(x: torch.Tensor, over: list[int]) -> torch.Tensor:
+    """Absolute maxima over the axes `over`, exact and NaN where there is one, without a copy of x.
+
+    On a GPU by one kernel that reads x once; a CPU is faster at two plain extremes.
+    """
+    x = x.detach()
+    if not over:
+        return x.abs()
+    if x.is_cuda:
+        found: torch.Tensor = torch.linalg.vector_norm(x, math.inf, dim=over)
+        return found
+    return torch.maximum(x.amax(over), x.amin(over).neg_()).abs_()
+
+
 def _channel_axis(module: torch.nn.Module) -> int:
-    convolution = isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d)
-    return 1 if convolution else -1
-
-
-def _recorder(found: Extremes, name: str, axis: int | None) -> Callable[[torch.nn.Module, tuple[torch.Tensor]], None]:
-    def record(_module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
-        x = args[0].detach().abs()
-        peak = x.amax().reshape(1) if axis is None else x.movedim(axis, 0).flatten(1).amax(1)
-        found[name] = torch.maximum(found[name], peak) if name in found else peak
-
-    return record
+    return -1 if isinstance(module, torch.nn.Linear) or not isinstance(module, LAYERS) else 1
 
 
 def merge(parts: list[Extremes]) -> Extremes:

@@ -89,7 +89,7 @@ def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *,
     job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
     for note in job.plan.notes:
         log.info("note: %s", note)
-    done = run_plan(job.plan, job.store, job.sources)
+    done = run_plan(job.plan, job.choices, job.store, job.sources)
     write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
     page = report.write(directory)
     for line in [*report.summary(directory), f"report  {os.path.relpath(page)}"]:

@@ -35,6 +35,17 @@ def layers_of(model: "torch.nn.Module", prefix: str = "") -> list[Layer]:
     return found
 
 
+def expected_layers(model: "torch.nn.Module", excluded: Iterable[str], convolutions: bool = False) -> list[str]:
+    """Names of the layers of `model` that a format is to quantize: every linear one, and convolutions where asked."""
+    return [x.name for x in taken(layers_of(model), excluded, convolutions)]
+
+
+def taken(layers: Iterable[Layer], excluded: Iterable[str], convolutions: bool = False) -> list[Layer]:
+    """Those of the layers that a format is to quantize: every linear one, and convolutions where asked."""
+    kinds = {"linear", "convolution"} if convolutions else {"linear"}
+    return [x for x in without(layers, excluded) if x.kind in kinds]
+
+
 def without(layers: Iterable[Layer], globs: Iterable[str]) -> list[Layer]:
     """The layers that no glob names; a glob that names a module names all that is in it."""
     patterns = [f"{g}.*" for g in globs]

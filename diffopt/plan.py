@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Latency, Metrics, OnnxGraph
+from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
@@ -85,17 +85,25 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
     if choices.export:
         found.append(EnginePlan if choices.export.engine else OnnxGraph)
     if choices.eval:
-        found.append(Metrics)
+        found += [Metrics] if choices.eval.metrics else []
         runtime, name = RUNTIMES[choices.eval.runtime], choices.format.name if choices.format else None
         if choices.eval.latency and name in runtime.kernels:
             found.append(Latency)
         elif choices.eval.latency:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
+        if not {Metrics, Latency} & {*found} and not _random(choices):
+            found.append(Images)
+    if _random(choices):
+        notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not found and choices.format:
         found.append(Checkpoint)
     if not found:
         raise PlanError("recipe: nothing to make (no format, export or eval chosen); `diffopt --help` lists the recipes")
     return found, notes
+
+
+def _random(choices: Choices) -> bool:
+    return choices.model is not None and choices.model.weights == "random"
 
 
 def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[str]:
@@ -190,6 +198,8 @@ class _Planner:
         return found
 
     def _input(self, param: Param, stage: Stage, choices: Choices, path: list[str]) -> Any:
+        if param.under and not param.under.test(choices):
+            return [] if param.many else None
         kinds = [t for t in param.types if issubclass(t, Artifact)]
         if len(kinds) > 1:
             assert choices.eval is not None
@@ -202,7 +212,7 @@ class _Planner:
         spare = len(param.types) == 1 or kinds[0] is Checkpoint
         before = stage if issubclass(stage.makes, kinds[0]) else None
         called = [s for s in self._makers(kinds[0], before) if s.when is None or getattr(choices, s.when) is not None]
-        if param.optional and spare and not called:
+        if param.optional and spare and not called and not param.under:
             return None
         found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline, before=before)
         return found if param.many or len(found) > 1 else found[0]

@@ -1,6 +1,7 @@
 """Prompt sets: read once, known by their content."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -8,6 +9,10 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt import asset
 from diffopt.fingerprint import fingerprint
+
+HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<column>.+)")
+"""A column of a data set on the Hugging Face hub: `hub:ORG/NAME[@REVISION]:COLUMN`."""
+MOST = 10_000  # prompts taken of a data set, from its first row: a set of captions can have millions
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class PromptSet:
 
 
 def read(value: object) -> PromptSet:
-    """Read a prompt set: a text file with a prompt a line, or JSON (strings, or objects with a `prompt`).
+    """Read a prompt set: a text file with a prompt a line, JSON (strings, or objects with a `prompt`), or a hub data set.
 
     Raises ValueError, which names the file, for what cannot be read or holds no prompt.
     """
@@ -37,6 +42,8 @@ def read(value: object) -> PromptSet:
         return value
     if not isinstance(value, str) or not value:
         raise ValueError("is not the path of a file of prompts; give a .txt with a prompt a line, or a .json")
+    if value.startswith("hub:"):
+        return PromptSet(value, _from_hub(value))
     path = asset.locate(value)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -63,5 +70,35 @@ def _from_json(text: str) -> list[str]:
     return [p.strip() for p in texts]
 
 
+def _from_hub(value: str) -> tuple[str, ...]:
+    """The rows of a data set's train split; from the local cache where it is there."""
+    found = HUB.fullmatch(value)
+    if found is None:
+        raise ValueError("is not a data set; write hub:ORG/NAME:COLUMN or hub:ORG/NAME@REVISION:COLUMN")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError("needs the package datasets; pip install 'diffopt[datasets]'") from None
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        folder = snapshot_download(
+            found["repo"],
+            repo_type="dataset",
+            revision=found["revision"],
+            allow_patterns=["*.parquet", "*.csv", "*.json", "*.jsonl"],
+            local_files_only=constants.HF_HUB_OFFLINE,
+        )
+        rows = load_dataset(folder, split="train", streaming=True)
+        texts = [row.get(found["column"]) for row in rows.take(MOST)]
+    except Exception as e:  # the hub client, the network and the readers each have errors of their own
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")[:160]
+        raise ValueError(f"cannot be read from the hub ({reason}); check the name and the network, or set HF_TOKEN") from None
+    prompts = tuple(t.strip() for t in texts if isinstance(t, str) and t.strip())
+    if not prompts:
+        raise ValueError(f"has no texts in the column {found['column']!r}; there are {', '.join(rows.column_names or [])}")
+    return prompts
+
+
 Prompts = Annotated[PromptSet, BeforeValidator(read), PlainSerializer(lambda p: f"{len(p)} prompts {p.digest}")]
-"""A group's field: in YAML the path of a file, in code a PromptSet, in a fingerprint the prompts themselves."""
+"""A group's field: in YAML a file's path or a data set of the hub, in code a PromptSet, in a fingerprint the prompts."""

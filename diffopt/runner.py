@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffopt import __version__
-from diffopt.artifact import Artifact
+from diffopt import __version__, preflight
+from diffopt.artifact import Artifact, Pipeline
 from diffopt.environment import gpus, machine, package
+from diffopt.memory import peaks
 from diffopt.page import publish
 from diffopt.plan import Plan, Step
 from diffopt.quiet import hushed
@@ -18,6 +19,7 @@ from diffopt.run import RUN
 from diffopt.source import Sources
 from diffopt.stage import Context, Held
 from diffopt.store import Store
+from diffopt.view import Choices
 
 log = logging.getLogger("diffopt")
 PACKAGES = ("torch", "diffusers", "transformers", "nvidia-modelopt", "onnx", "onnxruntime-gpu", "hydra-core", "numpy")
@@ -53,12 +55,16 @@ def missing(plan: Plan, store: Store) -> set[Step]:
     return found
 
 
-def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
-    """Make what is missing, in order. A killed or failed run keeps every step that was finished."""
+def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> list[Done]:
+    """Make what is missing, in order. A killed or failed run keeps every step that was finished.
+
+    Raises PlanError for what the model cannot do, once its configs are known and before anything computes.
+    """
     todo = missing(plan, store)
     done = []
     checked: set[str] = set()
     held, holder = Held(), ""
+    ready = False
     width = max(len(s.name) for s in plan.steps)
     for step in plan.steps:
         started = time.monotonic()
@@ -68,6 +74,9 @@ def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
                 if store.entry(step.kind, step.fingerprint):  # another job made it while this one waited
                     state = "cached"
                 else:
+                    if not ready and step.kind != Pipeline.kind:
+                        _preflight(plan, choices, store, sources)
+                        ready = True
                     _check_inputs(step, store, checked)
                     if step.stage.name != holder:
                         held.drop()
@@ -78,6 +87,14 @@ def run_plan(plan: Plan, store: Store, sources: Sources) -> list[Done]:
         log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
         done.append(Done(step, state, seconds))
     return done
+
+
+def _preflight(plan: Plan, choices: Choices, store: Store, sources: Sources) -> None:
+    for step in plan.steps:
+        if step.kind == Pipeline.kind and (entry := store.entry(step.kind, step.fingerprint)):
+            with hushed():
+                nowhere = Context(store.root / "tmp", sources.pinned, sources.locate)
+                preflight.check(nowhere, choices, Pipeline(entry.path, entry.fingerprint))
 
 
 def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
@@ -106,8 +123,9 @@ def _make(step: Step, store: Store, sources: Sources, held: Held) -> None:
             )
         device = "cuda" if gpus() else "cpu"
         context = Context(out, sources.pinned, sources.locate, device, step.name, held)
-        with hushed():
+        with hushed(), peaks() as peak:
             step.stage.run(context, **arguments)
+        provenance["peak_bytes"] = peak
         provenance["seconds"] = round(time.monotonic() - started, 3)
 
 

@@ -20,6 +20,13 @@ BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
+class Under:
+    """`Annotated[CalibStats | None, Under(test)]`: an input that is taken, and then needed, under choices that pass `test`."""
+
+    test: Callable[[Choices], bool]
+
+
+@dataclass(frozen=True)
 class Context:
     """Where and how a stage runs. Nothing in it is part of a fingerprint."""
 
@@ -68,6 +75,7 @@ class Param:
     many: bool = False
     """All artifacts of the kind, in order."""
     baseline: bool = False
+    under: Under | None = None
 
 
 @dataclass(frozen=True)
@@ -110,15 +118,16 @@ def stage(*, version: int, when: str | None = None, probes: tuple[str, ...] = ()
 def _param(where: str, name: str, hint: Any) -> Param:
     if name == "seed" and hint is int:
         return Param(name, "seed")
-    baseline = get_origin(hint) is Annotated and BASELINE in get_args(hint)[1:]
-    if get_origin(hint) is Annotated:
+    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    if notes:
         hint = get_args(hint)[0]
+    baseline, under = BASELINE in notes, next((n for n in notes if isinstance(n, Under)), None)
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     types, optional = tuple(t for t in parts if t is not NoneType), NoneType in parts
     if len(types) == 1 and get_origin(types[0]) is tuple:
-        return Param(name, "artifact", (get_args(types[0])[0],), optional, many=True, baseline=baseline)
+        return Param(name, "artifact", (get_args(types[0])[0],), optional, True, baseline, under)
     if all(isinstance(t, type) and issubclass(t, Artifact) for t in types):
-        return Param(name, "artifact", types, optional, baseline=baseline)
+        return Param(name, "artifact", types, optional, False, baseline, under)
     if len(types) == 1 and isinstance(types[0], type) and issubclass(types[0], View):
         return Param(name, "view", types, optional)
     raise TypeError(f"{where}: {name}: {hint!r} is neither a view, nor a kind of artifact, nor `seed: int`")

@@ -1,4 +1,7 @@
-"""NVFP4 on a CPU against a slow definition written here: every code enumerated, FP32 steps, ties to the even code."""
+"""NVFP4 and MXFP8 on a CPU against slow definitions written here: every code enumerated, ties to the even code.
+
+NVFP4 in the FP32 steps of modelopt's kernel; test_gpu.py compares both with the kernels themselves.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffopt.block_arithmetic import nvfp4, simulated
+from diffopt.block_arithmetic import mxfp8, nvfp4, simulated
 
 E2M1 = [Fraction(v) for v in ("0", "1/2", "1", "3/2", "2", "3", "4", "6")]
 E4M3 = [Fraction(m, 8) * Fraction(1, 64) for m in range(8)]
@@ -27,16 +30,16 @@ def nearest(x: np.float32, values: Sequence[Fraction]) -> np.float32:
 
 def slow(x: np.ndarray, amax: float) -> np.ndarray:
     """One row, FP32 [n]."""
-    tensor_scale = np.float32(np.float32(amax) / np.float32(2688))
+    tensor_scale = np.float32(amax) * (np.float32(1) / np.float32(2688))  # as torch divides by a number on a GPU
+    tensor_scale = tensor_scale if tensor_scale > 0 else np.float32(1e-12)
     found = []
     for start in range(0, len(x), 16):
         block = x[start : start + 16]
         peak = max(np.float32(abs(v)) for v in block)
-        scale = np.float32(0)
-        if tensor_scale:
-            scale = np.float32(nearest(np.float32(peak / np.float32(6) / tensor_scale), E4M3) * tensor_scale)
+        scale = nearest(peak / (np.float32(6) * tensor_scale), E4M3) * tensor_scale
+        scale = scale if scale >= np.float32(1e-5) else np.float32(1)
         for v in block:
-            magnitude = nearest(np.float32(abs(v) / scale), E2M1) * scale if scale else np.float32(0)
+            magnitude = nearest(abs(v) / scale, E2M1) * scale
             found.append(math.copysign(magnitude, v))
     return np.array(found, np.float32)
 
@@ -123,8 +126,9 @@ def test_a_tensor_of_zeros_stays_zero() -> None:
     assert nvfp4(torch.zeros(2, 32), torch.tensor(0.0)).tolist() == torch.zeros(2, 32).tolist()
 
 
-def test_a_tensor_calibrated_to_zero_becomes_zero() -> None:
-    assert (nvfp4(torch.ones(2, 32), torch.tensor(0.0)) == 0).all()
+def test_a_block_whose_scale_is_below_the_kernels_smallest_is_rounded_on_a_unit_grid() -> None:
+    assert (nvfp4(torch.full((2, 32), 1e-5), torch.tensor(1e-5)) == 0).all()
+    assert (nvfp4(torch.full((2, 32), 1.1), torch.tensor(0.0)) == 1).all()
 
 
 def test_a_block_too_small_for_its_scale_becomes_zero() -> None:
@@ -172,6 +176,78 @@ def test_rounding_twice_changes_nothing() -> None:
     once = nvfp4(x, x.abs().max())
     assert not torch.equal(once, x)
     assert torch.equal(nvfp4(once, x.abs().max()), once)
+
+
+# MXFP8
+
+
+def slow_mxfp8(x: np.ndarray) -> np.ndarray:
+    """One row, FP32 [n], in exact fractions."""
+    found = []
+    for start in range(0, len(x), 32):
+        block = x[start : start + 32]
+        peak = max(Fraction(float(abs(v))) for v in block)
+        scale = Fraction(1)
+        if peak:
+            ratio = Fraction(float(np.float32(float(peak)) / np.float32(448)))
+            exponent = -127
+            while exponent < 127 and Fraction(2) ** exponent < ratio:
+                exponent += 1
+            scale = Fraction(2) ** exponent
+        for v in block:
+            found.append(math.copysign(float(Fraction(float(nearest_exact(abs(v), scale))) * scale), v))
+    return np.array(found, np.float32)
+
+
+def nearest_exact(x: np.float32, scale: Fraction) -> Fraction:
+    exact = Fraction(float(x)) / scale
+    code = min(range(len(E4M3)), key=lambda i: (abs(E4M3[i] - exact), i % 2))
+    return E4M3[code]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 12.0])
+@pytest.mark.parametrize("width", [32, 64, 5, 45, 1])
+def test_random_tensors_round_to_mxfp8_as_defined(width: int, spread: float) -> None:
+    draw = torch.Generator().manual_seed(width)
+    x = torch.randn(4, width, generator=draw) * torch.exp(spread * torch.randn(4, width, generator=draw))
+    assert np.array_equal(mxfp8(x).numpy(), np.stack([slow_mxfp8(row) for row in x.numpy()]))
+
+
+@pytest.mark.parametrize("exponent", [-130, -126, -20, -1, 0, 1, 60])
+def test_an_mxfp8_block_at_a_power_of_two_keeps_its_maximum_and_one_just_above_gets_the_next_scale(exponent: int) -> None:
+    peak = torch.tensor(448.0 * 2.0**exponent)
+    x = torch.zeros(2, 32)
+    x[0, 0], x[1, 0] = peak, peak.nextafter(torch.tensor(torch.inf))
+    x[:, 1] = peak / 448 * 17  # between the E4M3 values 16 and 18 of one scale, and half of 34, one of the next
+    out = mxfp8(x)
+    assert out[0, 0] == peak
+    assert out[:, 1].tolist() == [float(peak / 448 * 16)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_tensors_round_to_mxfp8_in_fp32(dtype: torch.dtype) -> None:
+    x = torch.randn(8, 80, generator=torch.Generator().manual_seed(0)).to(dtype)
+    out = mxfp8(x)
+    assert out.dtype == dtype
+    wanted = np.stack([slow_mxfp8(row) for row in x.float().numpy()])
+    assert torch.equal(out, torch.from_numpy(wanted).to(dtype))
+
+
+def test_mxfp8_keeps_zeros_and_nan_and_saturates_infinity() -> None:
+    x = torch.zeros(3, 32)
+    x[1, 0], x[2, 0] = torch.nan, torch.inf
+    out = mxfp8(x)
+    assert (out[0] == 0).all()
+    assert out[1, 0].isnan()
+    assert (out[1, 1:] == 0).all()
+    assert out[2, 0] == 448
+
+
+def test_within_simulated_an_mxfp8_quantizer_works_on_a_cpu_without_a_maximum() -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    with simulated():
+        out = tensor_quant.dynamic_block_quantize_op(x, 32, None, 8, 4, 9, 8)
+    assert torch.equal(out, mxfp8(x))
 
 
 def test_within_simulated_a_block_quantizer_works_on_a_cpu() -> None:

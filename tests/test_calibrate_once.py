@@ -1,6 +1,7 @@
 """Replaying recorded extremes gives bit for bit what modelopt's ordinary loop over the pipeline gives."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import modelopt.torch.quantization as mtq
 import pytest
@@ -15,6 +16,7 @@ from diffopt.models.flux import FAMILY
 from diffopt.pipeline.open import open_pipeline
 
 FORMATS = {
+    "int8": ("int8", 0.5, False),
     "int8_sq-0.2": ("int8_sq", 0.2, False),
     "int8_sq-0.5": ("int8_sq", 0.5, False),
     "int8_sq-1.0": ("int8_sq", 1.0, False),
@@ -36,18 +38,23 @@ def ordinary(b: Bench, size: int, name: str, alpha: float, mha: bool) -> torch.n
 
 def _ordinary(b: Bench, size: int, name: str, alpha: float, mha: bool) -> torch.nn.Module:
     pipe = open_pipeline(b.context(), b.pipeline())
+    rules, algorithm = recipe(name, alpha, mha)
+    with torch.no_grad(), simulated():
+        mtq.quantize(pipe.transformer, {"quant_cfg": rules, "algorithm": algorithm}, pipeline_loop(b, pipe, size))
+    return pipe.transformer
+
+
+def pipeline_loop(b: Bench, pipe: Any, size: int, steps: int = STEPS) -> Callable[[torch.nn.Module], None]:
+    """A forward loop that runs the pipeline over the bench's prompts, seeds and batches."""
 
     def loop(_: torch.nn.Module) -> None:
         for first in range(0, size, BATCH):
             prompts = list(b.prompts[first : min(first + BATCH, size)])
             seeds = [torch.Generator("cpu").manual_seed(SEED + first + i) for i in range(len(prompts))]
             arguments = FAMILY.arguments(b.call) | {"max_sequence_length": b.call.max_sequence_length}
-            pipe(prompts, num_inference_steps=STEPS, generator=seeds, output_type="latent", **arguments)
+            pipe(prompts, num_inference_steps=steps, generator=seeds, output_type="latent", **arguments)
 
-    rules, algorithm = recipe(name, alpha, mha)
-    with torch.no_grad(), simulated():
-        mtq.quantize(pipe.transformer, {"quant_cfg": rules, "algorithm": algorithm}, loop)
-    return pipe.transformer
+    return loop
 
 
 def replayed(b: Bench, size: int, name: str, alpha: float, mha: bool) -> torch.nn.Module:

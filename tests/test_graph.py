@@ -16,9 +16,9 @@ from tiny import EMOJI, LAYERS, Bench, bench, call, called, emoji
 from diffopt import checkpoint
 from diffopt.artifact import OnnxGraph
 from diffopt.errors import GateError
-from diffopt.graph import count, packing
+from diffopt.graph import count, write
+from diffopt.graph import file as graph_file
 from diffopt.graph.trace import trace
-from diffopt.graph.weights import fold_int8
 from diffopt.groups import CallView
 from diffopt.models.family import Size
 from diffopt.models.flux import FAMILY
@@ -60,18 +60,6 @@ def apart(ours: Any, theirs: Any) -> float:
     """Relative difference, by norms."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-
-
-@pytest.fixture(scope="module")
-def unfolded(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    """The INT8 graph as traced."""
-    b, patch = bench(), pytest.MonkeyPatch()
-    backbone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))
-    path = tmp_path_factory.mktemp("unfolded") / "model.onnx"
-    with patch.context() as p:
-        p.setattr(packing, "fold_int8", lambda _: 0)
-        packing.write(backbone, b.inputs(), path, 20, "int8_sq")
-    return onnx.load(path)
 
 
 NEAR = 5e-3
@@ -164,37 +152,42 @@ def test_the_int8_weights_are_those_that_the_checkpoint_computes_with() -> None:
         assert min(off) < 1e-3, name
 
 
-# Folding.
+# Filling in.
 
 
-def test_folding_keeps_the_numbers(unfolded: onnx.ModelProto) -> None:
-    inputs = bench().inputs()
-    theirs = outputs(unfolded.SerializeToString(), inputs)
-    ours = outputs(str(graph("int8_sq").path / "model.onnx"), inputs)
-    assert apart(ours, theirs) < 1e-5
-
-
-def test_the_traced_graph_has_its_weights_in_full_precision(unfolded: onnx.ModelProto) -> None:
-    folded = onnx.ModelProto.FromString(unfolded.SerializeToString())
-    assert fold_int8(folded) == LAYERS
-    assert unfolded.ByteSize() > 1.5 * folded.ByteSize()
-    assert fold_int8(folded) == 0
-
-
-def test_folding_leaves_nothing_that_no_node_reads() -> None:
+def test_a_graph_holds_nothing_that_no_node_reads() -> None:
     m = model("int8_sq")
     read = {name for n in m.graph.node for name in n.input} | {o.name for o in m.graph.output}
     assert not [i.name for i in m.graph.initializer if i.name not in read]
-    assert not [n.name for n in m.graph.node if not set(n.output) & read]
 
 
-def test_two_layers_that_share_a_weight_fold(tmp_path: Path) -> None:
+def test_the_parameters_are_no_inputs_of_the_finished_graph() -> None:
+    assert [i.name for i in model("int8_sq").graph.input] == list(bench().inputs())
+
+
+def test_an_exported_backbone_computes_as_before(tmp_path: Path) -> None:
+    b = bench()
+    backbone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))
+    before = call(backbone, b.inputs())
+    write.write(backbone, b.inputs(), tmp_path / "model.onnx", 20)
+    assert torch.equal(call(backbone, b.inputs()), before)
+
+
+def test_quantized_weights_are_right_operands_of_products() -> None:
+    # onnxruntime's integer kernels take neither a transposed weight nor a Gemm.
+    m = model("int8_sq")
+    made = {o: n for n in m.graph.node for o in n.output}
+    fed = [n for n in m.graph.node if any(i in made and made[i].op_type == "DequantizeLinear" for i in n.input[1:2])]
+    assert Counter(n.op_type for n in fed) == {"MatMul": LAYERS}
+
+
+def test_two_layers_that_share_a_weight_share_it_in_the_graph(tmp_path: Path) -> None:
     b = bench()
     backbone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))
     one, other = (backbone.single_transformer_blocks[i].attn.to_q for i in (0, 1))
     other.weight = one.weight
     other.weight_quantizer.amax = one.weight_quantizer.amax
-    packing.write(backbone, b.inputs(), tmp_path / "model.onnx", 20, "int8_sq")
+    write.write(backbone, b.inputs(), tmp_path / "model.onnx", 20)
     onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
     assert apart(outputs(str(tmp_path / "model.onnx"), b.inputs()), call(backbone, b.inputs())) < NEAR
 
@@ -252,13 +245,22 @@ PAIR = ["QuantizeLinear", "DequantizeLinear"]
         ([*PAIR, "Reshape"], ["DequantizeLinear", "Cast", "Transpose"], 1),
         (["TRT_FP8QuantizeLinear", "TRT_FP8DequantizeLinear"], PAIR, 1),
         (PAIR, [], 0),
-        ([], ["DequantizeLinear"], 0),
-        ([*PAIR, "Softmax"], PAIR, 0),
-        (["QuantizeLinear"], PAIR, 0),
+        ([], ["DequantizeLinear"], 1),
+        (PAIR, ["DequantizeLinear", "Softmax"], 0),
+        (PAIR, ["QuantizeLinear"], 0),
+        (PAIR, ["TRT_MXFP8DequantizeLinear", "Transpose"], 1),
     ],
 )
-def test_a_product_counts_when_both_operands_are_dequantized(left: list[str], right: list[str], counted: int) -> None:
+def test_a_product_counts_when_its_weight_is_dequantized(left: list[str], right: list[str], counted: int) -> None:
     assert count.quantized_products(products(left, right)) == counted
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "counted"),
+    [(PAIR, ["DequantizeLinear"], 1), ([], ["DequantizeLinear"], 0), (PAIR, [], 0), ([*PAIR, "Softmax"], PAIR, 0)],
+)
+def test_its_input_counts_when_it_is_dequantized_too(left: list[str], right: list[str], counted: int) -> None:
+    assert count.quantized_inputs(products(left, right)) == counted
 
 
 def test_a_product_of_two_activations_is_no_layer() -> None:
@@ -292,7 +294,7 @@ def test_exporting_twice_gives_the_same_bytes(name: str | None, dtype: str, mha:
 @every
 def test_no_path_of_this_machine_is_in_the_files(name: str | None, dtype: str, mha: bool) -> None:
     path = graph(name, dtype, mha).path
-    here = [str(Path(packing.__file__).parent), os.path.dirname(torch.__file__), str(bench().root), "diffopt-tests-", "/tmp"]
+    here = [str(Path(write.__file__).parent), os.path.dirname(torch.__file__), str(bench().root), "diffopt-tests-", "/tmp"]
     for file in path.iterdir():
         content = file.read_bytes()
         assert not [p for p in here if p.encode() in content]
@@ -301,8 +303,8 @@ def test_no_path_of_this_machine_is_in_the_files(name: str | None, dtype: str, m
 def test_weights_of_more_than_two_gigabytes_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     b = bench()
     backbone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))
-    monkeypatch.setattr(packing, "TWO_GIB", 1)
-    packing.write(backbone, b.inputs(), tmp_path / "model.onnx", 20, "int8_sq")
+    monkeypatch.setattr(graph_file, "LIMIT", 1)
+    write.write(backbone, b.inputs(), tmp_path / "model.onnx", 20)
     assert {f.name for f in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
     ours = outputs(str(tmp_path / "model.onnx"), b.inputs())
     assert np.array_equal(ours, outputs(str(graph("int8_sq").path / "model.onnx"), b.inputs()))
@@ -354,7 +356,7 @@ def test_rms_norm_in_a_graph_is_torchs(
 ) -> None:
     torch.manual_seed(0)
     norm, x = Norm(shape, weight, eps, dtype), (torch.randn(2, 4, 32) * size).to(dtype)
-    trace(norm, {"x": x}, tmp_path / "norm.onnx", 20)
+    write.write(norm, {"x": x}, tmp_path / "norm.onnx", 20)
     out = outputs(str(tmp_path / "norm.onnx"), {"x": x})
     assert out.dtype == (np.float32 if dtype == torch.float32 else np.float16)
     assert np.isfinite(out).all()
@@ -434,30 +436,31 @@ def test_an_fp8_graph_computes_what_its_checkpoint_does() -> None:
 # The gate.
 
 
-def losing(layers: int) -> Any:
+def losing(quantizer: str, layers: int) -> Any:
     """A trace in which that many layers lose their quantizers, as a newer exporter loses them all."""
 
-    def lossy(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor], path: Path, opset: int) -> None:
+    def lossy(backbone: torch.nn.Module, *args: Any) -> None:
         lost = [backbone.get_submodule(name) for name in checkpoint.quantized_layers(backbone)[:layers]]
         for layer in lost:
-            layer.weight_quantizer.disable()
-            layer.input_quantizer.disable()
-        trace(backbone, inputs, path, opset)
-        for layer in lost:
-            layer.weight_quantizer.enable()
+            getattr(layer, quantizer).disable()
+        trace(backbone, *args)
+        if quantizer == "input_quantizer":
+            for layer in lost:
+                layer.input_quantizer.enable()
 
     return lossy
 
 
+@pytest.mark.parametrize("part", ["weight", "input"])
 @pytest.mark.parametrize(
     ("name", "dtype", "mha", "lost"),
     [("int8_sq", "float32", False, 1), ("int8_sq", "float32", False, LAYERS), ("fp8", "float16", True, 1)],
 )
 def test_a_graph_that_lost_quantizers_is_refused(
-    name: str, dtype: str, mha: bool, lost: int, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: str, mha: bool, lost: int, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     b, kw = bench(), {"mha": True} if mha else {}
     b.checkpoint(name, **kw)
-    monkeypatch.setattr(packing, "trace", losing(lost))
-    with pytest.raises(GateError, match=f"{LAYERS - lost} matrix products .* but {LAYERS} layers"):
+    monkeypatch.setattr(write, "trace", losing(f"{part}_quantizer", lost))
+    with pytest.raises(GateError, match=f"{LAYERS - lost} matrix products .* quantized {part}, but {LAYERS} layers"):
         b.write_graph(b.context(), name, dtype=dtype, **kw)

@@ -9,10 +9,9 @@ from diffopt.artifact import Artifact, Checkpoint, Pipeline
 from diffopt.choices import choose
 from diffopt.environment import Environment
 from diffopt.errors import ConfigError, PlanError
-from diffopt.groups import CallView, Export, Model
+from diffopt.groups import CallView, Export, FormatView, Model
 from diffopt.plan import make_plan
 from diffopt.stage import Context, stage, stages
-from diffopt.stages.quantize import FormatView
 from diffopt.view import View
 
 EMOJI = "model=emoji_flux"
@@ -38,7 +37,7 @@ def test_a_plain_graph_needs_no_calibration_and_no_checkpoint(plan):
 
 def test_a_format_alone_makes_a_checkpoint_and_draws_nothing(plan):
     made = plan(EMOJI, "format=fp8", "calib=emoji", "calib.size=8")
-    assert names(made) == ["load", "observe", "merge", "quantize"]
+    assert names(made) == ["load", "embed", "observe", "merge", "quantize"]
     assert [s.name for s in made.wanted] == ["quantize"]
 
 
@@ -149,15 +148,14 @@ def test_a_runtime_without_kernels_for_the_format_is_refused(plan, recipe, name)
 
 
 def test_nvfp4_is_not_exported_from_float32(plan):
-    (line,) = refused(plan, "+recipe=emoji_fp4", "export.dtype=null")
-    assert line.startswith("export.dtype: ")
+    (line,) = refused(plan, "+recipe=emoji_fp4", "export.high_precision_dtype=null")
+    assert line.startswith("export.high_precision_dtype: ")
     assert "nvfp4" in line
     assert "got float32" in line
 
 
-def test_a_bfloat16_graph_is_refused(plan):
-    (line,) = refused(plan, "+recipe=emoji_fp8", "model.dtype=bfloat16")
-    assert line.startswith("export.dtype: ")
+def test_a_bfloat16_model_is_exported_as_it_is(plan):
+    assert plan("+recipe=emoji_fp8", "model.dtype=bfloat16")
 
 
 def test_an_engine_plan_without_a_builder_is_refused(plan):
@@ -186,8 +184,9 @@ def test_quantized_attention_of_a_format_that_has_none_is_refused(plan):
 
 
 def test_all_that_this_machine_cannot_do_is_said_at_once(plan):
-    lines = refused(plan, "+recipe=emoji_fp4", "export.dtype=null", "eval.runtime=onnxruntime", probes={"tensorrt": None})
-    assert {line.split(":")[0] for line in lines} == {"export", "export.dtype", "eval.runtime"}
+    wrong = ("export.high_precision_dtype=null", "eval.runtime=onnxruntime")
+    lines = refused(plan, "+recipe=emoji_fp4", *wrong, probes={"tensorrt": None})
+    assert {line.split(":")[0] for line in lines} == {"export", "export.high_precision_dtype", "eval.runtime"}
 
 
 # nothing chosen is ignored
@@ -292,7 +291,7 @@ def test_a_later_maker_that_nothing_calls_for_is_not_taken(plan):
 
 def test_a_later_maker_can_take_what_the_earlier_makes(plan):
     made = plan(EMOJI, "format=fp8", "calib=emoji", "calib.size=8", installed=[*stages(), tune])
-    assert names(made) == ["load", "observe", "merge", "quantize", "tune"]
+    assert names(made) == ["load", "embed", "observe", "merge", "quantize", "tune"]
 
 
 def test_a_kind_that_no_stage_makes_is_named(plan):
@@ -310,7 +309,8 @@ def test_stages_come_in_the_order_of_the_numbers_in_front_of_their_names(monkeyp
 
 
 def test_the_installed_stages_are_the_built_in_ones_in_their_order():
-    built_in = ["load", "observe", "merge", "quantize", "export", "build", "reference", "sample", "time", "score"]
+    built_in = ["load", "embed", "observe", "record", "merge", "quantize"]
+    built_in += ["export", "build", "reference", "sample", "time", "score"]
     assert [s.name for s in stages() if s.run.__module__.startswith("diffopt.stages.")] == built_in
 
 

@@ -105,3 +105,53 @@ def test_what_is_no_path_is_refused(value):
 def test_the_home_of_a_user_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r".+"):
         read("~no-such-user-here/prompts.txt")
+
+
+# data sets of the hub, from a local cache laid out as the hub client lays it out
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """`hub(rows)` puts a data set org/set of these rows into a cache of the hub's, and takes the network away."""
+    import huggingface_hub.constants
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def cached(rows, revision="main"):
+        repo = tmp_path / "datasets--org--set"
+        folder = repo / "snapshots" / ("c" * 40) / "data"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet")
+        (repo / "refs").mkdir()
+        (repo / "refs" / revision).write_text("c" * 40)
+        return "hub:org/set"
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    return cached
+
+
+def test_a_column_of_a_data_set_on_the_hub_is_a_prompt_set(hub):
+    name = hub([{"Prompt": "a cat", "id": 1}, {"Prompt": " a dog ", "id": 2}, {"Prompt": "", "id": 3}])
+    assert read(f"{name}:Prompt").prompts == ("a cat", "a dog")
+
+
+def test_a_revision_of_a_data_set_can_be_named(hub):
+    assert read(hub([{"text": "a cat"}], "v2") + "@v2:text").prompts == ("a cat",)
+
+
+def test_a_column_that_is_not_there_is_refused(hub):
+    with pytest.raises(ValueError, match="no texts in the column 'prompt'; there are Prompt"):
+        read(hub([{"Prompt": "a cat"}]) + ":prompt")
+
+
+def test_a_data_set_that_cannot_be_had_is_refused_in_one_line(hub):
+    with pytest.raises(ValueError, match="cannot be read from the hub") as caught:
+        read("hub:org/other:Prompt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["hub:set:Prompt", "hub:org/set", "hub:"])
+def test_what_names_no_column_of_a_data_set_is_refused(value):
+    with pytest.raises(ValueError, match="hub:ORG/NAME:COLUMN"):
+        read(value)

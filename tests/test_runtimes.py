@@ -15,6 +15,7 @@ from diffopt.artifact import OnnxGraph
 from diffopt.errors import GateError
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
+from diffopt.models.flux import FAMILY
 from diffopt.pipeline.open import open_pipeline
 from diffopt.prompts import PromptSet
 from diffopt.runtimes import RUNTIMES, Running
@@ -31,7 +32,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def graph_backbone(graph: OnnxGraph, session: onnxruntime.InferenceSession | None = None) -> GraphBackbone:
     head = graph.json("graph.json")
-    return GraphBackbone(session or _session(graph, head), head, bench().backbone())
+    return GraphBackbone(session or _session(graph, head), head, FAMILY, bench().backbone())
 
 
 # onnxruntime.

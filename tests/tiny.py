@@ -18,8 +18,8 @@ import torch
 from tiny_pipelines import DOUBLE, EMOJI, SINGLE, TINY
 
 from diffopt import asset, formats, models
-from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline
-from diffopt.groups import CallView
+from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline, Recording
+from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
@@ -28,8 +28,9 @@ from diffopt.stages.embed import PromptsView, embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
 from diffopt.stages.merge import merge
-from diffopt.stages.observe import ChunkView, observe
-from diffopt.stages.quantize import FormatView, SmoothingView, quantize
+from diffopt.stages.observe import observe
+from diffopt.stages.quantize import quantize
+from diffopt.stages.record import record
 
 PROMPTS = (
     "a noto style emoji of armenia flag",
@@ -41,6 +42,8 @@ PROMPTS = (
     "call me hand, noto style",
 )
 SEED, STEPS, BATCH, CHUNK = 11, 2, 2, 4
+BLOCK, RANK = 32, 8
+"""INT4's block size and SVDQuant's rank: layers here have 64 to 320 inputs."""
 LAYERS = 14 * DOUBLE + 6 * SINGLE
 """Linear layers in blocks: 2 x (AdaLN, q k v, out, 2 feed forward) in a double one; AdaLN, q k v, mlp, out in a single one."""
 
@@ -71,7 +74,7 @@ class Bench:
     root: Path
     source: str
     dtype: str = "float32"
-    call: CallView = field(default_factory=lambda: called(32, 16))
+    call: CallView = field(default_factory=lambda: called(32, 16, long_prompts="cut"))
     prompts: tuple[str, ...] = PROMPTS
     device: str = "cpu"
     family: str = "flux"
@@ -111,14 +114,27 @@ class Bench:
 
         return self._once(("texts", start, stop), make)
 
+    def view(self, start: int, stop: int, steps: int = STEPS) -> ChunkView:
+        part = PromptSet("tests", self.prompts[start:stop])
+        return ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=steps)
+
     def chunk(self, start: int, stop: int) -> CalibChunk:
         def make(ctx: Context) -> CalibChunk:
-            part = PromptSet("tests", self.prompts[start:stop])
-            view = ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=STEPS)
-            observe.run(ctx, self.call, view, self.pipeline(), self.texts(start, stop), SEED)
+            observe.run(ctx, self.call, self.view(start, stop), self.pipeline(), self.texts(start, stop), SEED)
             return CalibChunk(ctx.out, "chunk")
 
         return self._once(("chunk", start, stop), make)
+
+    def recordings(self, size: int, steps: int = STEPS) -> tuple[Recording, ...]:
+        """Of the first `size` prompts, in chunks of CHUNK."""
+        return tuple(self.recording(i, min(i + CHUNK, size), steps) for i in range(0, size, CHUNK))
+
+    def recording(self, start: int, stop: int, steps: int = STEPS) -> Recording:
+        def make(ctx: Context) -> Recording:
+            record.run(ctx, self.call, self.view(start, stop, steps), self.pipeline(), self.texts(start, stop), SEED)
+            return Recording(ctx.out, "recording")
+
+        return self._once(("recording", start, stop, steps), make)
 
     def stats(self, size: int) -> CalibStats:
         """Of the first `size` prompts, in chunks of CHUNK."""
@@ -133,27 +149,54 @@ class Bench:
         self, name: str, *, alpha: float = 0.5, exclude: tuple[str, ...] = (), mha: bool = False, size: int = CHUNK
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
-            chosen = FormatView(name=name, exclude=list(exclude), quantize_mha=mha)
-            quantize.run(ctx, chosen, SmoothingView(alpha=alpha), self.pipeline(), self.stats(size))
+            method = formats.method(name)
+            chosen = FormatView(
+                name=name,
+                exclude=list(exclude),
+                quantize_mha=mha,
+                block_size=method.block_size and BLOCK,
+                rank=method.rank and RANK,
+            )
+            stats = self.stats(size) if method.observes else None
+            recordings = self.recordings(size) if method.search else ()
+            scale = None if method.algorithm is None else ScaleView(alpha=alpha)
+            quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
             return Checkpoint(ctx.out, "checkpoint")
 
         return self._once((name, alpha, exclude, mha, size), make)
 
-    def graph(self, name: str | None, *, dtype: str | None = None, batch: int = 1, opset: int = 20, **kw: Any) -> OnnxGraph:
+    def graph(
+        self,
+        name: str | None,
+        *,
+        dtype: str | None = None,
+        batch: int = 1,
+        most: int | None = None,
+        opset: int = 20,
+        **kw: Any,
+    ) -> OnnxGraph:
         """The ONNX graph of a format, or of the plain backbone for None."""
         dtype = dtype or self.dtype
 
         def make(ctx: Context) -> OnnxGraph:
-            self.write_graph(ctx, name, dtype=dtype, batch=batch, opset=opset, **kw)
+            self.write_graph(ctx, name, dtype=dtype, batch=batch, most=most, opset=opset, **kw)
             return OnnxGraph(ctx.out, "graph")
 
-        return self._once(("graph", name, dtype, batch, opset, *kw.items()), make)
+        return self._once(("graph", name, dtype, batch, most, opset, *kw.items()), make)
 
     def write_graph(
-        self, ctx: Context, name: str | None, *, dtype: str | None = None, batch: int = 1, opset: int = 20, **kw: Any
+        self,
+        ctx: Context,
+        name: str | None,
+        *,
+        dtype: str | None = None,
+        batch: int = 1,
+        most: int | None = None,
+        opset: int = 20,
+        **kw: Any,
     ) -> None:
-        size = SizeView(height=self.call.height, width=self.call.width, max_sequence_length=self.call.max_sequence_length)
-        view = GraphView(opset=opset, batch_size=batch, dtype=dtype)
+        size = SizeView(**{n: getattr(self.call, n) for n in SizeView.model_fields})
+        view = GraphView(opset=opset, batch_size=batch, max_batch_size=most, high_precision_dtype=dtype)
         export.run(ctx, size, view, self.pipeline(), self.checkpoint(name, **kw) if name else None)
 
     def inputs(self, batch: int = 1) -> dict[str, torch.Tensor]:
@@ -194,7 +237,7 @@ def _bench(dtype: str, guidance: bool, device: str, tiny: str) -> Bench:
     root = _root() / f"{tiny}-{dtype}-{guidance}-{device}"
     root.mkdir()
     about = TINY[tiny]
-    call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames)
+    call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
     return Bench(root, str(saved(tiny, guidance)), dtype, call, device=device, family=about.family)
 
 
@@ -226,7 +269,7 @@ def random_bench(tiny: str) -> Bench:
     """A tiny pipeline that draws its weights, and has neither text encoders nor tokenizers."""
     about = TINY[tiny]
     root = Path(tempfile.mkdtemp(dir=_root()))
-    call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames)
+    call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
     return Bench(root, str(architecture(tiny)), call=call, family=about.family, weights="random")
 
 
@@ -245,7 +288,7 @@ def recipe(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[str,
     from diffopt.models.flux import FAMILY
 
     method = formats.method(name)
-    return method.rules(list(FAMILY.keep), list(exclude), mha), method.calibration(alpha)
+    return method.rules(list(FAMILY.keep), list(exclude), mha, BLOCK), method.calibration(alpha, RANK)
 
 
 def call(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,10 +1,13 @@
 """What a number format is to diffopt."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 Rule = dict[str, Any]
 """One entry of modelopt's `quant_cfg`; of the rules that match a quantizer the last wins."""
+
+Attributes = dict[str, Any] | list[dict[str, Any]]
+"""modelopt's attributes of a quantizer; a list quantizes the same tensor by one after the other."""
 
 QKV = "*[qkv]_bmm_quantizer"
 
@@ -12,37 +15,94 @@ QKV = "*[qkv]_bmm_quantizer"
 @dataclass(frozen=True)
 class Method:
     name: str
-    weight: dict[str, Any]
-    """modelopt's attributes of a Linear's weight quantizer."""
-    input: dict[str, Any]
-    """The same of its input quantizer."""
-    algorithm: str
-    """modelopt's calibration algorithm: `max` or `smoothquant`."""
+    weight: Attributes
+    """modelopt's attributes of a Linear's weight quantizer; without `block_sizes` where the block size is chosen."""
+    input: Attributes | None
+    """The same of its input quantizer; None where only weights are quantized."""
+    algorithm: Literal["max", "smoothquant", "awq_lite", "svdquant"] | None
+    """modelopt's calibration algorithm; None where every scale is found as the tensor passes."""
     weight_bits: float
-    """Stored bits per weight, block scales included."""
+    """Stored bits per weight, block scales included, at the default block size."""
+    convolution: tuple[dict[str, Any], dict[str, Any]] | None = None
+    """Attributes of a Conv2d's weight and input; None where convolutions stay in full precision."""
+    steps: bool = False
+    """Whether a convolution's input scale can be drawn from the denoising steps: `percentile`, `collect_method`."""
+    block_size: int | None = None
+    """Default of the weights' block size, along the input features; None where it cannot be chosen."""
+    rank: int | None = None
+    """Default rank of the part of the weights that is kept beside them; None where there is none."""
     export_dtype: str | None = None
     """The only precision in which the rest of the graph can be exported, where there is only one."""
     export_reason: str = ""
     attention: bool = True
     """Whether query, key and value can be quantized (to FP8) beside it."""
 
-    def rules(self, keep: list[str], exclude: list[str], quantize_mha: bool) -> list[Rule]:
-        """Everything off, then Linear weights and inputs on, then the exclusions: they act before calibration.
+    @property
+    def observes(self) -> bool:
+        """Whether it is calibrated on recorded extremes."""
+        return self.algorithm in ("max", "smoothquant")
+
+    @property
+    def search(self) -> bool:
+        """Whether it searches with activations, and so is calibrated on recorded backbone inputs."""
+        return self.algorithm in ("awq_lite", "svdquant")
+
+    @property
+    def passes(self) -> int:
+        """How often the search runs the model over its data: statistics, the search itself, and the maxima of what is left."""
+        return {"awq_lite": 2, "svdquant": 3}.get(self.algorithm or "", 0)
+
+    def bits(self, block_size: int | None) -> float:
+        """Stored bits per weight where a block has this many."""
+        if not self.block_size or not block_size:
+            return self.weight_bits
+        return self.weight_bits - 16 / self.block_size + 16 / block_size
+
+    def rules(
+        self,
+        keep: list[str],
+        exclude: list[str],
+        quantize_mha: bool,
+        block_size: int | None = None,
+        convolutions: bool = False,
+    ) -> list[Rule]:
+        """Everything off, then weights and inputs on, then the exclusions: they act before calibration.
 
         `parent_class` keeps LayerNorm inputs out. modelopt's own *_CFG constants are not used: they switch off
-        `*proj_out.*`, which in FLUX is the output projection of every single block.
+        `*proj_out.*`, which in FLUX is the output projection of every single block. `convolutions` takes in the Conv2d
+        layers of a family that has them, where the format does.
         """
-        found: list[Rule] = [{"quantizer_name": "*", "enable": False}]
-        found += [
-            {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": self.weight},
-            {"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear", "cfg": self.input},
+        found: list[Rule] = [
+            {"quantizer_name": "*", "enable": False},
+            {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": self._weight(block_size)},
         ]
+        if self.input is not None:
+            found.append({"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear", "cfg": self.input})
+        if self.convolution and convolutions:
+            weight, entering = self.convolution
+            found += [
+                {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Conv2d", "cfg": weight},
+                {"quantizer_name": "*input_quantizer", "parent_class": "nn.Conv2d", "cfg": entering},
+            ]
         if quantize_mha:
             found.append({"quantizer_name": QKV, "cfg": {"num_bits": (4, 3), "axis": None}})
         for name in [*keep, *exclude]:
             found += [{"quantizer_name": f"{name}.*", "enable": False}]
         return found
 
-    def calibration(self, alpha: float | None) -> Any:
+    def _weight(self, block_size: int | None) -> Attributes:
+        """The weight's attributes with its block size, which is the first quantizer's where there are two."""
+        if self.block_size is None:
+            return self.weight
+        blocks = {"block_sizes": {-1: block_size or self.block_size, "type": "static"}}
+        if isinstance(self.weight, list):
+            return [self.weight[0] | blocks, *self.weight[1:]]
+        return self.weight | blocks
+
+    def calibration(self, alpha: float | None = None, rank: int | None = None) -> Any:
         """modelopt's `algorithm`."""
-        return {"method": self.algorithm, "alpha": alpha} if self.algorithm == "smoothquant" else self.algorithm
+        if self.algorithm == "smoothquant":
+            return {"method": self.algorithm, "alpha": alpha}
+        if self.algorithm == "svdquant":
+            return {"method": self.algorithm, "lowrank": rank or self.rank}
+        return self.algorithm

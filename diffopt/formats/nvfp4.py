@@ -9,6 +9,7 @@ BLOCKS: dict[str, Any] = {
     "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
     "axis": None,
 }
+EXPORT_DTYPE, EXPORT_REASON = "float16", "TensorRT's block quantization works on 16-bit tensors only"
 
 METHOD = Method(
     name="nvfp4",
@@ -16,6 +17,6 @@ METHOD = Method(
     input=BLOCKS,
     algorithm="max",
     weight_bits=4.5,
-    export_dtype="float16",
-    export_reason="TensorRT's block quantization works on 16-bit tensors only",
+    export_dtype=EXPORT_DTYPE,
+    export_reason=EXPORT_REASON,
 )

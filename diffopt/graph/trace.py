@@ -1,76 +1,96 @@
 """Tracing a backbone to ONNX with torch's legacy exporter, which knows modelopt's quantizers.
 
-The newer exporter fails on INT8 and FP8, and for NVFP4 writes a graph without a single quantizer.
+The newer exporter fails on INT8 and FP8, and for NVFP4 writes a graph without a single quantizer. Nothing of the
+weights is in what is traced: they are inputs of the graph, by name, and their quantizers are off.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.onnx import symbolic_helper
-from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
-from diffopt.block_arithmetic import simulated
+from diffopt.extremes import quantizers
+from diffopt.graph.patches import traceable
 
-ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
 OUTPUT = "out"
+PREFIX = "backbone."
+"""Of the names of parameters and buffers in the graph."""
+BATCH = "batch"
+"""The name of a dynamic batch axis."""
+
+
+Arguments = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""The backbone's keyword arguments of flat inputs: some families nest them."""
 
 
 class FlatInputs(torch.nn.Module):
-    """A backbone that takes its keyword arguments as positional tensors, in the order of `names`."""
+    """A backbone that takes the tensors among its inputs by position; what is no tensor is a constant."""
 
-    def __init__(self, backbone: torch.nn.Module, names: list[str]):
+    def __init__(self, backbone: torch.nn.Module, inputs: Mapping[str, Any], arguments: Arguments = dict):
         super().__init__()
         self.backbone = backbone
-        self.names = names
+        self.names = [n for n, x in inputs.items() if isinstance(x, torch.Tensor)]
+        self.constants = {n: x for n, x in inputs.items() if not isinstance(x, torch.Tensor)}
+        self.arguments = arguments
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.backbone(**dict(zip(self.names, tensors, strict=True)), return_dict=False)[0]
+        flat = self.constants | dict(zip(self.names, tensors, strict=True))
+        out: torch.Tensor = self.backbone(**self.arguments(flat), return_dict=False)[0]
         return out
 
 
-def trace(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor], path: Path, opset: int) -> None:
-    """Write the graph of one backbone call to `path`; every axis is static."""
-    with torch.inference_mode(), simulated(), _rms_norm(opset):
+def trace(
+    backbone: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    path: Path,
+    opset: int,
+    batch_axes: Mapping[str, int] | None = None,
+    arguments: Arguments = dict,
+) -> None:
+    """Write the graph of one backbone call to `path`, run on the device where backbone and inputs are.
+
+    Parameters and buffers are inputs of the graph, called `backbone.` and their name in the state dict. Every axis is
+    static, but for those that `batch_axes` names (input -> axis), and the output's first one with them.
+    """
+    flat = FlatInputs(backbone, inputs, arguments)
+    dynamic = {name: {axis: BATCH} for name, axis in (batch_axes or {}).items()}
+    if dynamic:
+        dynamic[OUTPUT] = {0: BATCH}
+    training = backbone.training
+    with torch.inference_mode(), traceable(opset), _weights_as_they_are(backbone):
         torch.onnx.export(
-            FlatInputs(backbone, list(inputs)).eval(),
-            tuple(inputs.values()),
+            flat.eval(),
+            tuple(inputs[n] for n in flat.names),
             str(path),
-            input_names=list(inputs),
+            input_names=flat.names,
             output_names=[OUTPUT],
             opset_version=opset,
+            dynamic_axes=dynamic,
+            export_params=False,
+            do_constant_folding=False,  # it would fold the transposes of weights, and copy them for that
+            keep_initializers_as_inputs=True,  # the exporter then does not compare all weights to find equal ones
             dynamo=False,
         )
+    backbone.train(training)
 
 
 @contextlib.contextmanager
-def _rms_norm(opset: int) -> Iterator[None]:
-    """The legacy exporter has no symbolic for aten::rms_norm."""
-    register_custom_op_symbolic("aten::rms_norm", _rms_norm_symbolic, opset)
+def _weights_as_they_are(backbone: torch.nn.Module) -> Iterator[None]:
+    """Weight quantizers off, and input quantizers of block formats traced as the operators that quantize at run time."""
+    off, dynamic = [], []
+    for name, quantizer in quantizers(backbone):
+        if ".weight_quantizer" in name and quantizer.is_enabled:
+            quantizer.disable()
+            off.append(quantizer)
+        elif quantizer.block_sizes and quantizer.is_enabled:
+            quantizer._onnx_quantizer_type = "dynamic"
+            dynamic.append(quantizer)
     try:
         yield
     finally:
-        unregister_custom_op_symbolic("aten::rms_norm", opset)
-
-
-def _rms_norm_symbolic(g: Any, x: Any, shape: Any, weight: Any = None, eps: Any = None) -> Any:
-    """x / sqrt(mean(x^2) + eps) * weight, the mean in FP32 whatever the model's precision."""
-
-    def absent(value: Any) -> bool:
-        return value is None or symbolic_helper._is_none(value)
-
-    rank = len(symbolic_helper._get_const(shape, "is", "normalized_shape"))
-    dtype = x.type().scalarType()
-    wide = x if dtype == "Float" else g.op("Cast", x, to_i=ONNX_TYPES["Float"])
-    axes = g.op("Constant", value_t=torch.tensor(range(-rank, 0)))
-    mean = g.op("ReduceMean", g.op("Mul", wide, wide), axes, keepdims_i=1)
-    epsilon = torch.finfo(torch.float32).eps if absent(eps) else symbolic_helper._get_const(eps, "f", "eps")
-    shifted = g.op("Add", mean, g.op("Constant", value_t=torch.tensor(epsilon, dtype=torch.float32)))
-    out = g.op("Div", wide, g.op("Sqrt", shifted))
-    if dtype != "Float":
-        out = g.op("Cast", out, to_i=ONNX_TYPES[dtype])
-    if not absent(weight):
-        out = g.op("Mul", out, weight)
-    return out.setType(x.type())
+        for quantizer in off:
+            quantizer.enable()
+        for quantizer in dynamic:
+            del quantizer._onnx_quantizer_type

@@ -1,73 +1,99 @@
-"""INT8 weights stored as INT8: the exporter leaves them in full precision in front of a quantize node."""
+"""Parameters of a traced graph: its inputs become initializers, one at a time, those of quantized layers packed."""
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
+
 import onnx
-from onnx import numpy_helper
+import torch
+
+from diffopt.errors import GateError
+from diffopt.graph.file import GraphFile
+from diffopt.graph.packing import pack
+from diffopt.graph.tensor import tensor
+from diffopt.graph.trace import PREFIX
 
 
-def fold_int8(model: onnx.ModelProto) -> int:
-    """Replace weight -> QuantizeLinear -> DequantizeLinear [-> Transpose] by INT8 weight -> DequantizeLinear.
+def fill(graph: onnx.GraphProto, backbone: torch.nn.Module, file: GraphFile) -> None:
+    """Give `graph`, as traced, the backbone's parameters and buffers: tensors go to `file`, nodes are replaced in place.
 
-    In place. A Gemm fed by a folded weight becomes MatMul and Add, for which onnxruntime has an integer kernel.
-    Returns how many weights were folded. The integers are those the runtime would compute: round half to even of
-    weight / scale, clipped to +-127.
+    A quantized matrix is a right operand [in, out] of MatMul, and a Gemm that it feeds becomes MatMul and Add, for
+    which runtimes have low-precision kernels. Raises GateError where two layers share a weight but not its scale.
     """
-    graph = model.graph
-    weights = {i.name: i for i in graph.initializer}
-    made_by = {o: n for n in graph.node for o in n.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
+    wanted = [i.name for i in graph.input if i.name.startswith(PREFIX)]
+    values = _values(backbone)
+    packers = _quantizers(backbone)
+    readers: dict[str, list[onnx.NodeProto]] = {name: [] for name in wanted}
     for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-
-    def constant(name: str) -> np.ndarray | None:
-        if name in weights:
-            return numpy_helper.to_array(weights[name])
-        node = made_by.get(name)
-        if node is None:
-            return None
-        if node.op_type == "Constant":
-            return numpy_helper.to_array(node.attribute[0].t)
-        return constant(node.input[0]) if node.op_type in ("Cast", "Identity") else None
-
-    nodes: list[onnx.NodeProto] = []
+        for name in set(node.input) & readers.keys():
+            readers[name].append(node)
+    made: list[onnx.NodeProto] = []
+    renamed: dict[str, str] = {}
     dropped: set[int] = set()
-    folded = 0
-    for node in graph.node:
-        if node.op_type != "QuantizeLinear" or (weight := constant(node.input[0])) is None:
-            nodes.append(node)
+    for name in wanted:
+        value, after = values[name], readers[name]
+        transposed = bool(after) and all(n.op_type == "Transpose" and _swaps(n) for n in after)
+        if transposed:
+            dropped |= {id(n) for n in after}
+            renamed |= {n.output[0]: name for n in after}
+        if (quantizer := packers.get(id(value))) is None:
+            file.add(tensor(name, value.T if transposed else value))
             continue
-        (dequantize,) = readers[node.output[0]]
-        axis = next((a.i for a in node.attribute if a.name == "axis"), None)
-        scale = constant(node.input[1])
-        assert scale is not None
-        shaped = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]) if scale.ndim else scale
-        integers = np.clip(np.rint(weight.astype(np.float32) / shaped.astype(np.float32)), -127, 127).astype(np.int8)
-        out, name = dequantize.output[0], f"{node.input[0]}.int8"
-        after = readers.get(out, [])
-        if len(after) == 1 and weight.ndim == 2 and axis is not None:
-            if after[0].op_type == "Transpose":
-                integers, axis, out = np.ascontiguousarray(integers.T), 1 - axis, after[0].output[0]
-                dropped.add(id(after[0]))
-            elif after[0].op_type == "Gemm" and _plain_gemm(after[0]):
-                integers, axis = np.ascontiguousarray(integers.T), 1 - axis
-                _ungemm(after[0])
-        graph.initializer.append(numpy_helper.from_array(integers, name))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-        graph.initializer.append(numpy_helper.from_array(np.zeros(scale.shape, np.int8), f"{name}.zero"))
-        attributes = {} if axis is None or not scale.ndim else {"axis": axis}
-        inputs = [name, f"{name}.scale", f"{name}.zero"]
-        nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [out], name=f"{name}.dequantize", **attributes))
-        dropped.add(id(dequantize))
-        folded += 1
-    kept = [part for n in nodes if id(n) not in dropped for part in _expanded(n)]
+        products = [n for n in after if n.op_type == "Gemm" and _plain_gemm(n)]
+        packed = pack(name, value, quantizer, transposed or bool(products))
+        for node in products:
+            node.op_type = _SPLIT
+        renamed |= {n.output[0]: packed.out for n in after if transposed} | {name: packed.out}
+        made += packed.nodes
+        for part in packed.tensors:
+            file.add(part)
+    kept = [part for n in graph.node if id(n) not in dropped for part in _split(n)]
+    for node in kept:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
     del graph.node[:]
-    graph.node.extend(kept)
-    _drop_unread(graph)
-    return folded
+    graph.node.extend([*made, *kept])
+    inputs = [i for i in graph.input if not i.name.startswith(PREFIX)]
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _values(backbone: torch.nn.Module) -> Mapping[str, torch.Tensor]:
+    """Parameters and buffers by the graph's names. keep_vars: the very tensors, by which shared ones are found."""
+    return {PREFIX + name: x for name, x in backbone.state_dict(keep_vars=True).items() if isinstance(x, torch.Tensor)}
+
+
+def _quantizers(backbone: torch.nn.Module) -> dict[int, Any]:
+    """Enabled weight quantizers by the identity of the weight."""
+    found: dict[int, tuple[str, Any]] = {}
+    for name, module in backbone.named_modules():
+        quantizer = getattr(module, "weight_quantizer", None)
+        weight = module._parameters.get("weight")
+        if quantizer is None or weight is None or not _enabled(quantizer):
+            continue
+        first, other = found.setdefault(id(weight), (name, quantizer))
+        if other is not quantizer and not _same(other, quantizer):
+            raise GateError(
+                f"export: {first} and {name} share a weight, but quantize it differently (got two scales); exclude both"
+            )
+    return {key: quantizer for key, (_, quantizer) in found.items()}
+
+
+def _enabled(quantizer: Any) -> bool:
+    parts = list(quantizer) if isinstance(quantizer, torch.nn.Sequential) else [quantizer]
+    return all(q.is_enabled for q in parts)
+
+
+def _same(one: Any, other: Any) -> bool:
+    a, b = (dict(q.named_buffers()) for q in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 _SPLIT = "diffopt.split"
+
+
+def _swaps(node: onnx.NodeProto) -> bool:
+    (perm,) = (list(a.ints) for a in node.attribute)
+    return perm == [1, 0]
 
 
 def _plain_gemm(node: onnx.NodeProto) -> bool:
@@ -82,11 +108,7 @@ def _plain_gemm(node: onnx.NodeProto) -> bool:
     )
 
 
-def _ungemm(node: onnx.NodeProto) -> None:
-    node.op_type = _SPLIT
-
-
-def _expanded(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _split(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     if node.op_type != _SPLIT:
         return [node]
     product = f"{node.output[0]}.product"
@@ -94,17 +116,3 @@ def _expanded(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         onnx.helper.make_node("MatMul", list(node.input[:2]), [product], name=f"{node.name}.matmul"),
         onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=f"{node.name}.bias"),
     ]
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Initializers and constants that no node reads any more."""
-    while True:
-        read = {name for n in graph.node for name in n.input} | {o.name for o in graph.output}
-        nodes = [n for n in graph.node if any(o in read for o in n.output)]
-        if len(nodes) == len(graph.node):
-            break
-        del graph.node[:]
-        graph.node.extend(nodes)
-    kept = [i for i in graph.initializer if i.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

@@ -1,10 +1,10 @@
 """The config groups: one file and one schema each. The field names are the YAML's keys."""
 
 from diffopt.groups.cache import Cache
-from diffopt.groups.calib import Calib
+from diffopt.groups.calib import Calib, ChunkView, ScaleView
 from diffopt.groups.eval import DrawView, Eval
 from diffopt.groups.export import Export
-from diffopt.groups.format import Format
+from diffopt.groups.format import Format, FormatView
 from diffopt.groups.model import CallView, Model
 from diffopt.view import Group
 
@@ -20,4 +20,18 @@ GROUPS: dict[str, type[Group]] = {
 PICKS = (*GROUPS, "train")
 """Every config group of a recipe. `train` has no options yet, so it has no schema."""
 
-__all__ = ["GROUPS", "PICKS", "Cache", "Calib", "CallView", "DrawView", "Eval", "Export", "Format", "Model"]
+__all__ = [
+    "GROUPS",
+    "PICKS",
+    "Cache",
+    "Calib",
+    "CallView",
+    "ChunkView",
+    "DrawView",
+    "Eval",
+    "Export",
+    "Format",
+    "FormatView",
+    "Model",
+    "ScaleView",
+]

@@ -1,16 +1,19 @@
 """`calib=`: what the quantizers are calibrated on."""
 
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from diffopt import formats, models
 from diffopt.prompts import Prompts, PromptSet
-from diffopt.view import Group
+from diffopt.view import Choices, Group, View
+
+Collect = Literal["default", "global_min", "min-max", "min-mean", "mean-max"]
 
 
 class Calib(Group):
     prompts: Prompts
-    """File of prompts; `asset:FILE` for one in the package."""
+    """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub."""
     size: int = Field(ge=1)
     """Prompts to use, from the first."""
     batch_size: int = Field(ge=1)
@@ -22,6 +25,11 @@ class Calib(Group):
     alpha: float = Field(ge=0, le=1)
     """SmoothQuant's migration strength: at 1 all of the inputs' unevenness between channels moves into the weights, at 0
     all of the weights' into the inputs."""
+    percentile: float = Field(default=1.0, gt=0, le=1)
+    """Share of the denoising steps, from the first, that count for the scale of an INT8 convolution's input."""
+    collect_method: Collect = "default"
+    """How that scale is drawn from the batches and steps: X-Y is X over steps of Y over batches of the batch's maximum;
+    `global_min` is the minimum over both, `default` the maximum over both."""
 
     def chunks(self) -> list[tuple[int, PromptSet]]:
         """Index of the first prompt, and the prompts, of each chunk."""
@@ -41,4 +49,75 @@ class Calib(Group):
                 f"chunk: is not a multiple of calib.batch_size={self.batch_size} (got {self.chunk}); "
                 "batches must not cross chunks"
             )
+        if counted(self.n_steps, self.percentile) < 1:
+            raise ValueError(
+                f"percentile: leaves none of the calib.n_steps={self.n_steps} denoising steps (got {self.percentile}); "
+                f"give at least {1 / self.n_steps:.3g}"
+            )
         return self
+
+
+def counted(steps: int, percentile: float) -> int:
+    """How many of the denoising steps, from the first, a share of them is: rounded down."""
+    return int(round(steps * percentile, 9))  # 0.29 * 100 is 28.999999999999996
+
+
+def reads_steps(choices: Choices) -> bool:
+    """Whether `percentile` and `collect_method` have an effect: the family has convolutions and the format INT8 for them."""
+    if choices.format is None or choices.model is None:
+        return False
+    return models.family(choices.model.family).convolutions and formats.method(choices.format.name).steps
+
+
+class ChunkView(View, of=Calib):
+    """One chunk. A chunk's fingerprint has its own prompts and place, not the size of the set: sets share chunks."""
+
+    prompts: Prompts
+    start: int
+    """Index of the first prompt, which decides the seeds."""
+    batch_size: int
+    n_steps: int
+    per_step: bool = False
+    """Whether the extremes of convolution inputs are kept step by step too."""
+
+    @property
+    def calls(self) -> int:
+        """Denoising steps of all batches together."""
+        return -(-len(self.prompts) // self.batch_size) * self.n_steps
+
+    @classmethod
+    def drawn_from(cls) -> frozenset[str]:
+        return frozenset({"prompts", "size", "batch_size", "chunk", "n_steps"})
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Calib)
+        plain = group.percentile == 1 and group.collect_method == "default"
+        return [
+            cls(
+                prompts=part,
+                start=start,
+                batch_size=group.batch_size,
+                n_steps=group.n_steps,
+                per_step=not plain and reads_steps(choices),
+            )
+            for start, part in group.chunks()
+        ]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class ScaleView(View, of=Calib):
+    """How scales are made of what was observed."""
+
+    alpha: float
+    percentile: float = 1.0
+    collect_method: Collect = "default"
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        found = {"percentile", "collect_method"} if reads_steps(choices) else set()
+        if choices.format is not None and formats.method(choices.format.name).algorithm == "smoothquant":
+            found.add("alpha")
+        return frozenset(found)

@@ -13,7 +13,7 @@ class Eval(Group):
     steers: ClassVar[frozenset[str]] = frozenset({"runtime", "latency"})
 
     prompts: Prompts
-    """File of prompts; `asset:FILE` for one in the package."""
+    """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub."""
     size: int = Field(ge=1)
     """Prompts to use, from the first; one picture each."""
     batch_size: int = Field(ge=1)
@@ -22,7 +22,8 @@ class Eval(Group):
     """Denoising steps per picture."""
     runtime: Literal["torch", "onnxruntime"]
     """What draws the candidate's pictures."""
-    metrics: list[Literal["psnr", "ssim", "clip"]] = Field(min_length=1)
+    metrics: list[Literal["psnr", "ssim", "clip"]]
+    """What is measured on the pictures; without any they are only drawn, or timed."""
     clip: ModelSource | None
     """The CLIP model that scores: a directory, `asset:DIR` or hub id that transformers' CLIPModel loads."""
     latency: bool

@@ -108,7 +108,7 @@ def _schedulers() -> list[str]:
     return sorted({w for w in text.split('"') if w.isidentifier() and w.endswith("Scheduler")})
 
 
-def _read_by(choices: Choices, names: frozenset[str]) -> frozenset[str]:
+def read_by(choices: Choices, names: frozenset[str]) -> frozenset[str]:
     """Those of the fields `names` that the chosen family reads."""
     assert choices.model is not None
     family = models.family(choices.model.family)
@@ -116,6 +116,11 @@ def _read_by(choices: Choices, names: frozenset[str]) -> frozenset[str]:
     if "negative_prompt" in names and not family.guided(choices.model):
         idle |= {"negative_prompt"}
     return names - idle
+
+
+def steering(group: Model) -> float:
+    """A guidance scale that stands for all that steer, or 0 for none: where only whether there is guidance matters."""
+    return 2.0 if models.family(group.family).guided(group) else 0.0
 
 
 class CallView(View, of=Model):
@@ -132,7 +137,7 @@ class CallView(View, of=Model):
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        return _read_by(choices, cls.drawn_from())
+        return read_by(choices, cls.drawn_from())
 
 
 class TextView(View, of=Model):
@@ -145,11 +150,10 @@ class TextView(View, of=Model):
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        return _read_by(choices, cls.drawn_from())
+        return read_by(choices, cls.drawn_from())
 
     @classmethod
     def draw(cls, group: Group, choices: Choices) -> list[Self]:
         """Of the guidance only whether there is any: its strength changes no embedding."""
         assert isinstance(group, Model)
-        given = {name: getattr(group, name) for name in cls.model_fields}
-        return [cls(**given | {"guidance_scale": 2.0 if models.family(group.family).guided(group) else 0.0})]
+        return [cls(**{name: getattr(group, name) for name in cls.model_fields} | {"guidance_scale": steering(group)})]

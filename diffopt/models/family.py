@@ -71,6 +71,8 @@ class Family:
     """Whether its backbone has convolutions that INT8 and FP8 quantize."""
     attention: bool = True
     """Whether modelopt can quantize its attention."""
+    block_cache: bool = True
+    """Whether diffusers' block caches know its blocks."""
     unbatched: tuple[str, ...] = ()
     """Backbone inputs without a batch axis."""
     nested: Mapping[str, str] = field(default_factory=dict)

@@ -1,15 +1,14 @@
 """Running the full-precision backbones over a chunk of prompts: text encoders and VAE are not there, nothing is decoded."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from diffopt.artifact import Embeddings, Pipeline
+from diffopt.groups import CallView, ChunkView
 from diffopt.pipeline.draw import batches, draw
 from diffopt.pipeline.open import family_of, open_denoiser
-from diffopt.pipeline.scheduler import check_steps
 from diffopt.stage import Context
 
 
@@ -25,13 +24,23 @@ class Calibration:
         self.backbone: torch.nn.Module = torch.nn.ModuleDict(parts) if len(parts) > 1 else parts[names[0]]
         """What `open_backbone` gives, within the pipeline."""
 
-    def __call__(self, texts: Embeddings, chunk: Any, model: Any, seed: int, on_step: Callable[[], None]) -> None:
-        """Denoise every prompt of the chunk, which has prompts, start, batch_size and n_steps."""
-        check_steps(self.pipe.scheduler, chunk.n_steps, "calib.n_steps")
+    def __call__(
+        self,
+        texts: Embeddings,
+        chunk: ChunkView,
+        model: CallView,
+        seed: int,
+        on_step: Callable[[], None],
+        on_batch: Callable[[], None] | None = None,
+    ) -> None:
+        """Denoise every prompt of the chunk. `on_batch` is called before each batch, `on_step` after each step of it."""
         stored = load_file(texts.path / "embeddings.safetensors", self.device)
         for number, (first, prompts) in enumerate(batches(chunk.prompts, chunk.batch_size)):
             mark = f"{number:04}."
-            batch = {n.removeprefix(mark): x for n, x in stored.items() if n.startswith(mark)}
+            # Cloned, because tensors of a mapped file lie where they lie, and some CPU kernels sum otherwise there.
+            batch = {n.removeprefix(mark): x.clone() for n, x in stored.items() if n.startswith(mark)}
             seeds = [seed + chunk.start + first + i for i in range(len(prompts))]
+            if on_batch:
+                on_batch()
             arguments = self.family.arguments(model)
             draw(self.pipe, batch, seeds, chunk.n_steps, arguments, decode=False, on_step=on_step)

@@ -41,6 +41,13 @@ def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     return place(_assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae"])), ctx.device)
 
 
+def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
+    """The pipeline with nothing but its tokenizers. Not for random weights, which have none."""
+    pinned = pipeline.json("pipeline.json")
+    models = [name for name in _texts(ctx, pinned) if not name.startswith("tokenizer")]
+    return _assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae", *models]))
+
+
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents."""
     pinned = pipeline.json("pipeline.json")

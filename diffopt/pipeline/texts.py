@@ -19,26 +19,27 @@ Texts = dict[str, torch.Tensor]
 def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], model: Any) -> Texts:
     """The embeddings of a batch of prompts, by a pipeline that has its text encoders.
 
-    Raises PlanError for a prompt that is too long, unless `model.long_prompts` is `cut`.
+    A prompt that is too long is cut: `check_length` has refused it before, unless `model.long_prompts` is `cut`.
     """
     pinned = pipeline.json("pipeline.json")
     if pinned["weights"] == "random":
         return _drawn(ctx, pinned, prompts, model)
-    if model.long_prompts == "refuse":
-        check_length(pipe, prompts, model)
     with torch.inference_mode():
         return family(pinned["family"]).embed(pipe, list(prompts), model)
 
 
-def check_length(pipe: Any, prompts: Sequence[str], model: Any) -> None:
-    """Raises PlanError for a prompt of more tokens than the longest text encoder takes: the rest would be cut off."""
+def check_length(pipe: Any, prompts: Sequence[str], model: Any, where: str) -> None:
+    """Raises PlanError for a prompt of more tokens than the longest text encoder takes: the rest would be cut off.
+
+    `pipe` has tokenizers; `where` names the prompts' field.
+    """
     tokenizer = next(t for n in ("tokenizer_3", "tokenizer_2", "tokenizer") if (t := getattr(pipe, n, None)) is not None)
     most = model.max_sequence_length or tokenizer.model_max_length
     for prompt in prompts:
         if (length := len(tokenizer(prompt, truncation=False, verbose=False).input_ids)) > most:
             shown = prompt if len(prompt) < 60 else prompt[:57] + "..."
             raise PlanError(
-                f"prompts: {shown!r} has {length} tokens, but the text encoder takes {most} (got {length}); "
+                f"{where}: {shown!r} has {length} tokens, but the text encoder takes {most} (got {length}); "
                 "shorten it, or set model.long_prompts=cut"
             )
 

@@ -21,10 +21,10 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
     """A pipeline whose backbone is the graph, for the graph's own batch size. The other parts stay with torch."""
     family = family_of(pipeline)
     pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline)
-    head = subject.json("graph.json")
-    name = pipeline.json("pipeline.json")["backbones"][0]
-    setattr(pipe, name, GraphBackbone(_session(subject, head), head, family, getattr(pipe, name)))
-    yield Running(pipe, head["batch_size"], lambda: 1.0)
+    for name, part in subject.parts().items():
+        head = part.json("graph.json")
+        setattr(pipe, name, GraphBackbone(_session(part, head), head, family, getattr(pipe, name)))
+    yield Running(pipe, subject.json("graph.json")["batch_size"], lambda: 1.0)
 
 
 def _session(graph: OnnxGraph, head: dict[str, Any]) -> onnxruntime.InferenceSession:
@@ -44,11 +44,12 @@ class GraphBackbone(torch.nn.Module):
         super().__init__()
         self.session = session
         self.inputs = head["inputs"]
+        self.profile = head["profile"] or {}
         self.config = backbone.config
         self.dtype = backbone.dtype
         self.device = torch.device("cpu")
         self.add_embedding = getattr(backbone, "add_embedding", None)  # SDXL's pipeline asks it for its size
-        self.cache_context = backbone.cache_context
+        self.cache_context = getattr(backbone, "cache_context", None)  # a UNet has none
         self.family = family
         self.names = list(signature(backbone.forward).parameters)
 
@@ -57,8 +58,14 @@ class GraphBackbone(torch.nn.Module):
         feeds = {}
         for name, about in self.inputs.items():
             value = arguments[name].to(getattr(torch, about["dtype"]))
-            if list(value.shape) != about["shape"]:
+            if not self._takes(name, list(value.shape)):
                 raise ValueError(f"{name}: the graph takes {about['shape']}, but the pipeline gives {list(value.shape)}")
             feeds[name] = value.cpu().numpy()
         (out,) = self.session.run(None, feeds)
         return (torch.from_numpy(out).to(self.dtype),)
+
+    def _takes(self, name: str, shape: list[int]) -> bool:
+        if name not in self.profile:
+            return bool(shape == self.inputs[name]["shape"])
+        low, high = self.profile[name]["min"], self.profile[name]["max"]
+        return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))

@@ -16,15 +16,21 @@ class BuilderView(View, of=Export):
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt import engine
 
-    made = engine.build(graph.path / "model.onnx", export.builder_optimization_level)
-    (ctx.out / "model.plan").write_bytes(made.plan)
-    head = {
+    size = 0
+    for part in graph.parts().values():
+        folder = ctx.out / part.path.relative_to(graph.path)
+        folder.mkdir(exist_ok=True)
+        head = part.json("graph.json")
+        made = engine.build(part.path / "model.onnx", export.builder_optimization_level, head["profile"])
+        (folder / "model.plan").write_bytes(made.plan)
+        size += len(made.plan)
+    about = {
         "builder": made.flavour,
         "version": made.version,
         "target": made.target,
         "profiles": made.profiles,
         "builder_optimization_level": export.builder_optimization_level,
-        "bytes": len(made.plan),
-        "format": graph.json("graph.json")["format"],
+        "bytes": size,
+        "format": head["format"],
     }
-    (ctx.out / "plan.json").write_text(json.dumps(head, indent=1))
+    (ctx.out / "plan.json").write_text(json.dumps(about, indent=1))

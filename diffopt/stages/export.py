@@ -1,63 +1,148 @@
-"""export: the backbone, plain or quantized, as an ONNX graph with its quantized weights stored as integers."""
+"""export: the backbone, plain or quantized, as an ONNX graph with its quantized weights stored in few bits."""
 
 import json
-from typing import Literal
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
 from diffopt.groups import Export, Model
+from diffopt.groups.model import read_by, steering
+from diffopt.models.family import Family, Json, Size
 from diffopt.stage import Context, stage
-from diffopt.view import View
+from diffopt.view import Choices, Group, View
+
+if TYPE_CHECKING:
+    import torch
+
+Inputs = Mapping[str, Any]
 
 
 class SizeView(View, of=Model):
     height: int
     width: int
+    frames: int | None
+    guidance_scale: float
     max_sequence_length: int | None
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        return read_by(choices, cls.drawn_from())
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        """Of the guidance only whether there is any: it doubles the rows of a call."""
+        assert isinstance(group, Model)
+        return [cls(**{name: getattr(group, name) for name in cls.model_fields} | {"guidance_scale": steering(group)})]
 
 
 class GraphView(View, of=Export):
     opset: int
     batch_size: int
-    dtype: Literal["float32", "float16"] | None
+    max_batch_size: int | None
+    high_precision_dtype: Literal["float32", "float16", "bfloat16"] | None
 
 
-@stage(version=1, when="export", probes=("numerics", "modelopt", "onnx"))
+@stage(version=2, when="export", probes=("numerics", "modelopt", "onnx"))
 def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline, checkpoint: Checkpoint | None) -> OnnxGraph:
     import diffusers
     import torch
 
     from diffopt.checkpoint import HEAD, restore
-    from diffopt.graph import packing
-    from diffopt.models.family import Size
     from diffopt.pipeline.open import config, family_of
 
     family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
     pinned = pipeline.json("pipeline.json")
-    backbone = restore(ctx, pipeline, checkpoint).to("cpu", getattr(torch, export.dtype or pinned["dtype"]))
-    size = Size(export.batch_size, model.height, model.width, model.max_sequence_length or 0)
-    inputs = family.inputs(backbone, config(ctx, pinned, "vae"), size)
-    graph = packing.write(backbone, inputs, ctx.out / "model.onnx", export.opset, head["format"] if head else None)
-    expected = len(head["layers"]) if head else 0
-    if graph.quantized_products != expected:
+    whole = restore(ctx, pipeline, checkpoint)
+    _convert(whole, getattr(torch, export.high_precision_dtype or pinned["dtype"]))
+    several = isinstance(whole, torch.nn.ModuleDict)
+    layers: list[str] = head["layers"] if head else []
+    graphs = {}
+    for name in pinned["backbones"]:
+        backbone = whole[name] if isinstance(whole, torch.nn.ModuleDict) else whole
+        own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
+        folder = ctx.out / name if several else ctx.out
+        folder.mkdir(exist_ok=True)
+        graphs[name] = _write(folder / "model.onnx", family, backbone, config(ctx, pinned, "vae"), model, export, own)
+    first = graphs[pinned["backbones"][0]]
+    about = {
+        "format": head["format"] if head else None,
+        "weights": pinned["weights"],
+        "backbones": list(graphs),
+        "batch_size": export.batch_size,
+        **first,
+        "bytes": sum(g["bytes"] for g in graphs.values()),
+        "operators": dict(sum((Counter(g["operators"]) for g in graphs.values()), Counter())),
+        "diffusers": diffusers.__version__,
+    }
+    if several:
+        for name, graph in graphs.items():
+            (ctx.out / name / "graph.json").write_text(json.dumps(about | graph, indent=1))
+    (ctx.out / "graph.json").write_text(json.dumps(about, indent=1))
+
+
+def _write(
+    path: Path, family: Family, backbone: "torch.nn.Module", vae: Json, model: SizeView, export: GraphView, layers: list[str]
+) -> dict[str, Any]:
+    """Write the graph of one backbone, of which `layers` are quantized; what there is to say of it."""
+    import torch
+
+    from diffopt.graph.write import write
+
+    device, rows = next(backbone.parameters()).device, family.rows(model)
+
+    def inputs(images: int) -> dict[str, Any]:
+        size = Size(images * rows, model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
+        found = family.inputs(backbone, vae, size)
+        return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in found.items()}
+
+    given = {n: x for n, x in inputs(export.batch_size).items() if isinstance(x, torch.Tensor)}
+    batched = {n: 0 for n, x in given.items() if x.dim() and n not in family.unbatched}
+    dynamic = export.max_batch_size is not None
+    # Traced with one row a broadcast along the batch axis would not be told from a fixed axis.
+    example = inputs(max(2, export.batch_size) if dynamic else export.batch_size)
+    graph = write(backbone, example, path, export.opset, batched if dynamic else None, family.call)
+    _check(graph.quantized_products, len(layers), "weight", graph.operators)
+    quantizers: list[Any] = [backbone.get_submodule(n).input_quantizer for n in layers]
+    _check(graph.quantized_inputs, sum(q.is_enabled for q in quantizers), "input", graph.operators)
+    extents = {"min": rows, "opt": export.batch_size * rows, "max": (export.max_batch_size or 0) * rows}
+    profile = {n: {k: _shape(given[n], a, b) for k, b in extents.items()} for n, a in batched.items()}
+    return {
+        "opset": graph.opset,
+        "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in given.items()},
+        "profile": profile if dynamic else None,
+        "quantized_layers": len(layers),
+        "quantized_products": graph.quantized_products,
+        "operators": graph.operators,
+        "bytes": graph.bytes,
+    }
+
+
+def _check(found: int, expected: int, what: str, operators: Mapping[str, int]) -> None:
+    if found != expected:
         raise GateError(
-            f"export: {graph.quantized_products} matrix products of the graph are quantized, but {expected} layers of the "
-            f"checkpoint are (got {graph.operators}); nothing was kept"
+            f"export: {found} matrix products of the graph have a quantized {what}, but {expected} layers of the checkpoint do "
+            f"(got {operators}); nothing was kept"
         )
-    (ctx.out / "graph.json").write_text(
-        json.dumps(
-            {
-                "format": head["format"] if head else None,
-                "opset": export.opset,
-                "batch_size": export.batch_size,
-                "inputs": {
-                    n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in inputs.items()
-                },
-                "quantized_layers": expected,
-                "quantized_products": graph.quantized_products,
-                "operators": graph.operators,
-                "diffusers": diffusers.__version__,
-            },
-            indent=1,
-        )
-    )
+
+
+def _convert(backbone: "torch.nn.Module", dtype: "torch.dtype") -> None:
+    """In place, tensor by tensor. Raises GateError for a weight that is beyond the range of `dtype`."""
+    import torch
+
+    if all(p.dtype == dtype for p in backbone.parameters() if p.is_floating_point()):
+        return
+    torch.nn.Module.to(backbone, dtype)  # diffusers' own `to` warns of modules that it wants in float32
+    for name, weight in backbone.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise GateError(
+                f"export: {name} has values that {str(dtype).removeprefix('torch.')} cannot hold (got inf or NaN); "
+                "set export.high_precision_dtype=bfloat16 or float32"
+            )
+
+
+def _shape(x: "torch.Tensor", axis: int, extent: int) -> list[int]:
+    """The shape of `x` with another extent of one axis."""
+    return [extent if i == axis else n for i, n in enumerate(x.shape)]

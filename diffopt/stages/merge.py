@@ -8,7 +8,9 @@ from diffopt.stage import Context, stage
 def merge(ctx: Context, chunks: tuple[CalibChunk, ...]) -> CalibStats:
     from safetensors.torch import load_file, save_file
 
-    from diffopt import extremes
+    from diffopt import extremes, step_extremes
 
-    merged = extremes.merge([load_file(c.path / "extremes.safetensors") for c in chunks])
-    save_file(merged, ctx.out / "extremes.safetensors")
+    save_file(extremes.merge([load_file(c.path / "extremes.safetensors") for c in chunks]), ctx.out / "extremes.safetensors")
+    if all((c.path / "steps.safetensors").is_file() for c in chunks):
+        steps = step_extremes.merge([load_file(c.path / "steps.safetensors") for c in chunks])
+        save_file(steps, ctx.out / "steps.safetensors")

@@ -1,0 +1,128 @@
+"""What must be otherwise while a backbone is traced: one context manager for each reason, all undone afterwards."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import modelopt.torch.quantization.tensor_quant as tensor_quant
+import torch
+from diffusers.models.transformers import transformer_qwenimage
+from torch.onnx import symbolic_helper, symbolic_opset13
+from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
+
+ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
+
+
+@contextlib.contextmanager
+def traceable(opset: int) -> Iterator[None]:
+    """All of them."""
+    with rms_norm(opset), unflatten(opset), repeat_interleave(opset), real_rotations(), idle_block_kernels():
+        yield
+
+
+@contextlib.contextmanager
+def idle_block_kernels() -> Iterator[None]:
+    """The exporter emits an operator for block quantization; what it computes meanwhile is thrown away."""
+    kernel = tensor_quant.dynamic_block_quantize_op
+    tensor_quant.dynamic_block_quantize_op = lambda inputs, *_: inputs.clone()
+    try:
+        yield
+    finally:
+        tensor_quant.dynamic_block_quantize_op = kernel
+
+
+@contextlib.contextmanager
+def rms_norm(opset: int) -> Iterator[None]:
+    """The legacy exporter has no symbolic for aten::rms_norm."""
+    register_custom_op_symbolic("aten::rms_norm", _rms_norm_symbolic, opset)
+    try:
+        yield
+    finally:
+        unregister_custom_op_symbolic("aten::rms_norm", opset)
+
+
+def _rms_norm_symbolic(g: Any, x: Any, shape: Any, weight: Any = None, eps: Any = None) -> Any:
+    """x / sqrt(mean(x^2) + eps) * weight, the mean in FP32 whatever the model's precision."""
+
+    def absent(value: Any) -> bool:
+        return value is None or symbolic_helper._is_none(value)
+
+    rank = len(symbolic_helper._get_const(shape, "is", "normalized_shape"))
+    dtype = x.type().scalarType()
+    wide = x if dtype == "Float" else g.op("Cast", x, to_i=ONNX_TYPES["Float"])
+    axes = g.op("Constant", value_t=torch.tensor(range(-rank, 0)))
+    mean = g.op("ReduceMean", g.op("Mul", wide, wide), axes, keepdims_i=1)
+    epsilon = torch.finfo(torch.float32).eps if absent(eps) else symbolic_helper._get_const(eps, "f", "eps")
+    shifted = g.op("Add", mean, g.op("Constant", value_t=torch.tensor(epsilon, dtype=torch.float32)))
+    out = g.op("Div", wide, g.op("Sqrt", shifted))
+    if dtype != "Float":
+        out = g.op("Cast", out, to_i=ONNX_TYPES[dtype])
+    if not absent(weight):
+        out = g.op("Mul", out, weight)
+    return out
+
+
+@contextlib.contextmanager
+def unflatten(opset: int) -> Iterator[None]:
+    """The exporter's own symbolic computes the new shape in the graph, so that its shape inference loses a dynamic axis
+    and writes down the one that was traced; attention would then only run with the traced batch."""
+    register_custom_op_symbolic("aten::unflatten", _unflatten_symbolic, opset)
+    try:
+        yield
+    finally:
+        unregister_custom_op_symbolic("aten::unflatten", opset)
+
+
+def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
+    """A Reshape that copies the axes before `dim` (0 in its shape); those after it must be static."""
+    axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._get_const(sizes, "is", "unflattened_size")
+    old = x.type().varyingSizes()
+    axis %= len(old)
+    shape = [*[0] * axis, *new, *old[axis + 1 :]]
+    return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
+
+
+@contextlib.contextmanager
+def repeat_interleave(opset: int) -> Iterator[None]:
+    """The exporter's own symbolic adds the rank to a negative axis in place, and the tensor that holds the -1 is shared by
+    all of the graph: in LTX-Video every other -1 became a 2."""
+    register_custom_op_symbolic("aten::repeat_interleave", _repeat_interleave_symbolic, opset)
+    try:
+        yield
+    finally:
+        unregister_custom_op_symbolic("aten::repeat_interleave", opset)
+
+
+def _repeat_interleave_symbolic(g: Any, x: Any, repeats: Any, dim: Any = None, output_size: Any = None) -> Any:
+    if dim is not None and not symbolic_helper._is_none(dim):
+        axis = symbolic_helper._get_const(dim, "i", "dim") % symbolic_helper._get_tensor_rank(x)
+        dim = g.op("Constant", value_t=torch.tensor(axis))
+    return symbolic_opset13.repeat_interleave(g, x, repeats, dim, output_size)
+
+
+@contextlib.contextmanager
+def real_rotations() -> Iterator[None]:
+    """Qwen-Image rotates queries and keys as complex numbers, which ONNX has not."""
+    own = transformer_qwenimage.apply_rotary_emb_qwen
+
+    def rotate(x: torch.Tensor, freqs_cis: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> torch.Tensor:
+        found: torch.Tensor = own(x, freqs_cis, use_real, use_real_unbind_dim) if use_real else rotated(x, freqs_cis)
+        return found
+
+    transformer_qwenimage.apply_rotary_emb_qwen = rotate
+    try:
+        yield
+    finally:
+        transformer_qwenimage.apply_rotary_emb_qwen = own
+
+
+def rotated(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Pairs of neighbouring values of x [b, s, heads, d], multiplied as complex numbers by `rotations` [s, d / 2].
+
+    Those are constants of the graph: nothing of how they were computed is traced.
+    """
+    numbers = rotations.unsqueeze(1).cpu().numpy()
+    cos, sin = (torch.from_numpy(part.copy()).to(x.device) for part in (numbers.real, numbers.imag))
+    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    return turned.flatten(3).type_as(x)

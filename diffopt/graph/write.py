@@ -1,0 +1,74 @@
+"""From a backbone to a finished ONNX file: traced, its weights filled in and packed, counted."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from diffopt.extremes import quantizers
+from diffopt.graph.activations import finish
+from diffopt.graph.count import operators, quantized_inputs, quantized_products
+from diffopt.graph.file import GraphFile
+from diffopt.graph.tensor import KINDS
+from diffopt.graph.trace import Arguments, trace
+from diffopt.graph.weights import fill
+
+PRECISION = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16"}
+NEEDS = {onnx.TensorProto.INT4: (21, 10), onnx.TensorProto.FLOAT4E2M1: (23, 11)}
+"""The opset and the version of the file format that came with a type."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    opset: int
+    operators: dict[str, int]
+    quantized_products: int
+    """Matrix products and convolutions whose weight is stored quantized."""
+    quantized_inputs: int
+    """Those of them whose input is quantized too."""
+    bytes: int
+    """Of all weights as stored."""
+
+
+def write(
+    backbone: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    path: Path,
+    opset: int,
+    batch_axes: Mapping[str, int] | None = None,
+    arguments: Arguments = dict,
+) -> Graph:
+    """Write the graph of `backbone`, plain or quantized by modelopt, to `path`; weights of 2 GiB go beside it.
+
+    `inputs` are of one call, on the backbone's device; what is no tensor is a constant of the graph, and `arguments`
+    makes the backbone's keyword arguments of them. `batch_axes` (input -> axis) are dynamic; None: all are static.
+    Raises GateError for weights that no graph can hold.
+    """
+    dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
+    for _, quantizer in quantizers(backbone):
+        quantizer.trt_high_precision_dtype = PRECISION[dtype]
+    with tempfile.TemporaryDirectory(dir=path.parent) as raw:
+        trace(backbone, inputs, Path(raw) / "model.onnx", opset, batch_axes, arguments)
+        model = onnx.load(Path(raw) / "model.onnx")
+    finish(model.graph, KINDS[dtype])
+    file = GraphFile(path)
+    fill(model.graph, backbone, file)
+    del model.graph.value_info[:]
+    opset = _say_versions(model, {i.data_type for i in file.initializers})
+    stored = file.names()
+    found = Graph(opset, operators(model), quantized_products(model, stored), quantized_inputs(model, stored), file.bytes)
+    file.close(model)
+    return found
+
+
+def _say_versions(model: onnx.ModelProto, kinds: set[int]) -> int:
+    """The opset. Types of 4 bits need a newer one than what was traced, which no operator that is traced changed with."""
+    (own,) = (o for o in model.opset_import if not o.domain)
+    for kind, (opset, ir) in NEEDS.items():
+        if kind in kinds:
+            own.version, model.ir_version = max(own.version, opset), max(model.ir_version, ir)
+    return int(own.version)
