@@ -302,3 +302,27 @@ def test_a_pipeline_of_random_weights_draws(name: str) -> None:
     frames = (b.call.frames,) if b.call.frames else ()
     assert picture.shape == (2, *frames, b.call.height, b.call.width, 3)
     assert np.isfinite(picture).all()
+
+
+# Caches.
+
+
+@every_family
+def test_block_caches_know_the_blocks_where_the_family_says_so(name: str) -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    family, b = family_of(name), bench(family=name)
+    backbone = b.backbone()
+    first = next(iter(backbone.values())) if isinstance(backbone, torch.nn.ModuleDict) else backbone
+    later = getattr(first, family.blocks[0])[-1]
+    computed: list[None] = []
+    next(later.children()).register_forward_pre_hook(lambda *_: computed.append(None))
+    try:
+        first.enable_cache(FirstBlockCacheConfig(threshold=9.0))
+        with torch.no_grad(), first.cache_context("cond"):
+            for _ in range(2):
+                first(**family.call(b.inputs()))
+    except (AttributeError, ValueError):  # it has no caches, or they do not know its blocks
+        assert not family.block_cache
+    else:
+        assert (len(computed) == 1) == family.block_cache
