@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import STEPS, TINY, Bench, bench, random_bench
 
-from diffopt import models
+from diffopt import models, pictures
+from diffopt.groups.eval import RuntimeView
 from diffopt.layers import layers_of, without
 from diffopt.models.family import Size
 from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import open_pipeline
 from diffopt.pipeline.texts import encode
+from diffopt.prompts import PromptSet
+from diffopt.stages.reference import reference
+from diffopt.stages.sample import sample
 
 PROMPTS = ["a red apple on a table", "banana"]
 NAMES = list(TINY)
@@ -280,6 +285,25 @@ def test_every_layer_that_formats_take_is_observed(name: str) -> None:
     idle = {n for n in wanted if n.startswith("transformer_2.")}  # two steps do not reach the low noise
     assert wanted - idle <= found.keys()
     assert all(torch.isfinite(x).all() for x in found.values())
+
+
+# Pictures.
+
+
+@pytest.mark.parametrize("name", ["sdxl", "ltx", "wan"])
+def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(name: str, tmp_path: Path) -> None:
+    b = bench(family=name)
+    view = RuntimeView(prompts=PromptSet("tests", tuple(PROMPTS)), batch_size=2, steps=STEPS, runtime="torch")
+    folders = [tmp_path / "reference", tmp_path / "sample"]
+    for out in folders:
+        out.mkdir()
+    reference.run(b.context(folders[0]), b.call, view, b.pipeline(), 0)
+    sample.run(b.context(folders[1]), b.call, None, view, b.pipeline(), b.checkpoint("fp8"), 0)
+    theirs, ours = (dict(pictures.read(out)) for out in folders)
+    width = b.call.width * (4 if b.call.frames else 1)
+    for prompt in PROMPTS:
+        assert ours[prompt].shape == theirs[prompt].shape == (b.call.height, width, 3)
+        assert 0 < np.abs(ours[prompt].astype(int) - theirs[prompt]).mean() < 32
 
 
 # Random weights.
