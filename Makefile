@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check golden
+.PHONY: help demo test check golden matrix bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,3 +30,9 @@ check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
 
 golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a change of the key that is meant
 	$(BIN)/python -m pytest -q tests/test_golden.py --golden
+
+matrix: $(VENV)/installed  ## every family in every format through the whole chain; writes the README's table
+	$(BIN)/python -m pytest -q -m '' tests/test_matrix.py --matrix
+
+bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, calibrated and exported on this machine
+	$(BIN)/python tests/bench_full_size.py outputs/bench flux_dev:int8_sq flux_dev:fp8 flux_dev:nvfp4 sdxl:int8_sq sdxl:fp8 sdxl:nvfp4

@@ -117,7 +117,9 @@ def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[s
                 found.append(f"{key}: the group is not chosen (got {value}); choose {group}=OPTION, or drop it")
             else:
                 picked = f"format={choices.format.name}" if choices.format else "these choices"
-                found.append(f"{key}: has no effect under {picked} (got {value}); drop it")
+                reader = GROUPS[group].readers.get(name)
+                reason = f", since {reader} alone reads it" if reader else ""
+                found.append(f"{key}: has no effect under {picked}{reason} (got {value}); drop it")
         if key == "seed" and not any(p.role == "seed" for s in plan.steps for p in s.stage.params):
             found.append(f"seed: has no effect on these steps (got {value}); drop it")
     return found

@@ -23,6 +23,9 @@ class Group(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
+    readers: ClassVar[dict[str, str]] = {}
+    """Of fields that not everything reads, what does: why an override of them can be without effect."""
+
     steers: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide which steps are planned; no stage reads them, so they are in no fingerprint of their own."""
 

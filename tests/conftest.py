@@ -1,6 +1,6 @@
 """Fixtures that keep this machine out of a test: a fixed environment, fixed source digests, no variables of the user's.
 
-`--golden` writes tests/golden.json anew (tests/test_golden.py).
+`--golden` writes tests/golden.json anew (tests/test_golden.py), `--matrix` the support matrix (tests/test_matrix.py).
 """
 
 import os
@@ -37,6 +37,7 @@ PROBES: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="write tests/matrix.json and the README's table of it anew")
     parser.addoption("--golden", action="store_true", help="write tests/golden.json anew from what the steps are keyed by now")
 
 

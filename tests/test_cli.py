@@ -401,3 +401,18 @@ def test_the_shell_is_offered_commands_and_recipes_at_first(shell):
 def test_completion_after_a_recipe_that_is_not_there_is_no_traceback(shell):
     said = shell("-sc", "query=bash", COMP_LINE="diffopt +recipe=no_such calib.al", COMP_POINT="32")
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("calib.alpha=0.5", "SmoothQuant alone reads it"),
+        ("calib.percentile=0.5", "the INT8 convolution of a UNet alone reads it"),
+        ("calib.collect_method=min-mean", "the INT8 convolution of a UNet alone reads it"),
+        ("format.block_size=32", "a format whose blocks can be chosen (int4_awq, w4a8_awq) alone reads it"),
+        ("format.rank=8", "SVDQuant alone reads it"),
+        ("model.architecture=asset:emoji/emoji-flux", "a model with random weights alone reads it"),
+    ],
+)
+def test_a_knob_without_effect_is_refused_with_the_reason(diffopt, override, reason):
+    assert refused(diffopt("plan", "+recipe=emoji_fp8", override), override.partition("=")[0], "has no effect", reason)

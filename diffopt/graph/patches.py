@@ -75,7 +75,9 @@ def unflatten(opset: int) -> Iterator[None]:
 
 def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
     """A Reshape that copies the axes before `dim` (0 in its shape); those after it must be static."""
-    axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._get_const(sizes, "is", "unflattened_size")
+    axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._maybe_get_const(sizes, "is")
+    if not isinstance(new, list):  # sizes that are computed of other shapes, as Wan's timesteps of patches
+        return symbolic_opset13.unflatten(g, x, dim, sizes)
     old = x.type().varyingSizes()
     axis %= len(old)
     shape = [*[0] * axis, *new, *old[axis + 1 :]]

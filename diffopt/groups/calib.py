@@ -1,6 +1,6 @@
 """`calib=`: what the quantizers are calibrated on."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,12 @@ Collect = Literal["default", "global_min", "min-max", "min-mean", "mean-max"]
 
 
 class Calib(Group):
+    readers: ClassVar[dict[str, str]] = {
+        "alpha": "SmoothQuant",
+        "percentile": "the INT8 convolution of a UNet",
+        "collect_method": "the INT8 convolution of a UNet",
+    }
+
     prompts: Prompts
     """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub."""
     size: int = Field(ge=1)

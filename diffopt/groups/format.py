@@ -1,6 +1,6 @@
 """`format=`: the number format that the backbone is quantized to."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -11,6 +11,12 @@ Name = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4
 
 
 class Format(Group):
+    readers: ClassVar[dict[str, str]] = {
+        "block_size": "a format whose blocks can be chosen (int4_awq, w4a8_awq)",
+        "rank": "SVDQuant",
+        "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
+    }
+
     name: Name
     """Name of a file in diffopt/formats."""
     exclude: list[str] = Field(default=[])

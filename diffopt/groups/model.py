@@ -3,7 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,12 @@ OPTIONAL = ("guidance_scale", "guidance_scale_2", "negative_prompt", "max_sequen
 
 
 class Model(Group):
+    readers: ClassVar[dict[str, str]] = {
+        "source": "a model with pretrained weights",
+        "architecture": "a model with random weights",
+        "negative_prompt": "a model that is guided (model.guidance_scale above 1)",
+    }
+
     family: str
     """Name of a file in diffopt/models."""
     source: ModelSource

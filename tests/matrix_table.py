@@ -1,0 +1,43 @@
+"""The README's support matrix, made of what tests/test_matrix.py found: `make matrix` writes both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8")
+STEPS = {"calibrate": "quantize", "export": "export", "build": "build", "run": "sample"}
+"""A step of the matrix, and the stage whose artifact shows it."""
+ALL = (*STEPS, "cache")
+FOUND, README = Path(__file__).with_name("matrix.json"), Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- matrix: written by `make matrix` -->", "<!-- matrix ends -->"
+
+
+def write(results: dict[str, Any], where: str) -> None:
+    """Write matrix.json and put its table into the README."""
+    FOUND.write_text(json.dumps({"where": where, "cells": results}, indent=1) + "\n")
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{table(json.loads(FOUND.read_text()))}{END}{rest.partition(END)[2]}")
+
+
+def table(found: dict[str, Any]) -> str:
+    """One row a family, one column a format, in a cell the steps that passed; below it the reasons of those that cannot."""
+    reasons: list[str] = []
+    rows = ["| |" + "".join(f" `{name}` |" for name in FORMATS), "|---|" + "---|" * len(FORMATS)]
+    for family, cells in found["cells"].items():
+        rows.append(f"| {family} |" + "".join(f" {_cell(cells[name], reasons)} |" for name in FORMATS))
+    notes = [f"{i}. {reason}" for i, reason in enumerate(reasons, 1)]
+    return "\n".join([*rows, "", *notes, *([""] if notes else []), f"Tiny random models on a CPU ({found['where']})."]) + "\n"
+
+
+def _cell(cell: dict[str, Any], reasons: list[str]) -> str:
+    """Initials of the steps that pass, and a note's number for each that does not."""
+    parts = []
+    for step in ALL:
+        if cell[step] is True:
+            parts.append(step[0].upper() if step != "cache" else "K")
+            continue
+        if cell[step] not in reasons:
+            reasons.append(cell[step])
+        parts.append(f"<sup>{reasons.index(cell[step]) + 1}</sup>")
+    return "".join(parts)

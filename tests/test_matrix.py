@@ -1,0 +1,171 @@
+"""Every family in every format at tiny size on a CPU, through the product's own chain: calibrate, save, restore, export,
+build an engine plan, run, cache. What cannot be is refused in one line before anything runs.
+
+The cells of `make test` are those of two formats and of one family; `make matrix` has all, and writes tests/matrix.json
+and the README's table of it.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import composed
+from matrix_table import FORMATS, STEPS, write
+from tiny import PROMPTS, call, saved
+from tiny_pipelines import TINY
+
+from diffopt import environment, job
+from diffopt.artifact import Checkpoint, Pipeline
+from diffopt.checkpoint import restore
+from diffopt.errors import DiffoptError
+from diffopt.job import Job
+from diffopt.runner import run_plan
+from diffopt.stage import Context
+
+MODELS = {
+    "flux": "flux_dev",
+    "sd3": "sd3_medium",
+    "sdxl": "sdxl",
+    "sd21": "sd21",
+    "ltx": "ltx",
+    "wan": "wan22_a14b",
+    "wan_ti2v": "wan22_5b",
+    "qwen_image": "qwen_image",
+    "chroma": "chroma",
+}
+"""For each tiny pipeline the option of the group `model` that it is a small copy of."""
+SMALL = {"int4_awq": ["format.block_size=32"], "w4a8_awq": ["format.block_size=32"], "nvfp4_svdquant": ["format.rank=4"]}
+"""Blocks and ranks that fit tiny layers."""
+UNCALIBRATED = {"mxfp8"}
+
+WRONG: dict[tuple[str, str], str] = {}
+"""Cells (family, step) that cannot be, and the beginning of the line that says so."""
+for unet in ("sd3", "sdxl", "sd21"):
+    WRONG[unet, "cache"] = "cache: diffusers' FirstBlockCache does not know the blocks of"
+
+
+def quick(family: str, name: str) -> bool:
+    return family == "flux" or name in ("int8_sq", "fp8")
+
+
+CELLS = [
+    pytest.param(family, name, id=f"{family}-{name}", marks=[] if quick(family, name) else [pytest.mark.matrix])
+    for family in MODELS
+    for name in FORMATS
+]
+
+
+@pytest.fixture(scope="module")
+def found(request: pytest.FixtureRequest) -> Any:
+    """Family -> format -> step -> true, or the line that refused it; written down by `make matrix`."""
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    yield results
+    if request.config.getoption("--matrix"):
+        write(results, environment.machine()["cpu"])
+
+
+@cache
+def overrides(family: str, prompts: Path) -> tuple[str, ...]:
+    tiny = TINY[family]
+    picks = {
+        "model": MODELS[family],
+        "model.source": saved(family),
+        "model.dtype": "float32",
+        "model.height": tiny.side,
+        "model.width": tiny.side,
+        "model.guidance_scale": tiny.guidance,
+        "eval": "default",
+        "eval.prompts": prompts,
+        "eval.size": 2,
+        "eval.batch_size": 2,
+        "eval.steps": 2,
+        "eval.metrics": "[psnr]",
+        "eval.latency": "false",
+    }
+    if tiny.tokens:
+        picks |= {"model.max_sequence_length": tiny.tokens, "model.long_prompts": "cut"}
+    if tiny.frames:
+        picks["model.frames"] = tiny.frames
+    return tuple(f"{k}={v}" for k, v in picks.items())
+
+
+def calibration(name: str, prompts: Path) -> list[str]:
+    sizes = {"size": 4, "batch_size": 2, "chunk": 4, "n_steps": 2}
+    given = [f"calib.{k}={v}" for k, v in sizes.items()]
+    return [] if name in UNCALIBRATED else ["calib=default", f"calib.prompts={prompts}", *given]
+
+
+def attempt(store: Path, *picks: str) -> tuple[Job | None, str]:
+    """Run a recipe as one job does: the job, and the error that ended it."""
+    made = None
+    try:
+        made = job.prepare(composed(*picks, f"store={store}"), [], dry=False, sweep=False)
+        run_plan(made.plan, made.choices, made.store, made.sources)
+    except DiffoptError as e:
+        return made, str(e)
+    return made, ""
+
+
+def entry(made: Job, stage: str) -> Any:
+    """The artifact of a stage, or None."""
+    steps = [s for s in made.plan.steps if s.stage.name == stage and not s.name.endswith(".baseline")]
+    return made.store.entry(steps[0].kind, steps[0].fingerprint) if steps else None
+
+
+@pytest.fixture
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.getbasetemp() / "matrix-prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize(("family", "name"), CELLS)
+def test_a_family_goes_through_the_chain_in_a_format(
+    family: str, name: str, found: Any, store: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picks = [*overrides(family, prompts), f"format={name}", *SMALL.get(name, []), *calibration(name, prompts)]
+    engine = ["export=tensorrt", "export.high_precision_dtype=float16", "export.builder_optimization_level=0"]
+    cell: dict[str, Any] = {}
+    found.setdefault(family, {})[name] = cell
+    made, said = attempt(store, *picks, *engine)
+    assert made is not None, said
+    for step, stage in STEPS.items():
+        cell[step] = True if entry(made, stage) else said
+    cached, said = attempt(store, *picks, "cache=first_block", "cache.threshold=5")
+    cell["cache"] = True if cached and entry(cached, "sample") else said
+    for step, result in cell.items():
+        wrong = WRONG.get((family, step))
+        assert result.startswith(wrong) if wrong else result is True, f"{step}: {result}"
+        assert not isinstance(result, str) or "\n" not in result
+    _check_restored(made)
+
+
+def _check_restored(made: Job) -> None:
+    """The stored checkpoint gives the same output each time it is restored, and another one than the plain backbone."""
+    ctx = Context(made.store.root, made.sources.pinned, made.sources.locate)
+    pipeline = Pipeline((p := entry(made, "load")).path, p.fingerprint)
+    checkpoint = Checkpoint((c := entry(made, "quantize")).path, c.fingerprint)
+    outputs = [_output(ctx, pipeline, made, x) for x in (checkpoint, checkpoint, None)]
+    assert torch.isfinite(outputs[0]).all()
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+def _output(ctx: Context, pipeline: Pipeline, made: Job, checkpoint: Checkpoint | None) -> torch.Tensor:
+    from diffopt.models.family import Size
+    from diffopt.pipeline.open import config, family_of
+
+    family, model = family_of(pipeline), made.choices.model
+    assert model is not None
+    whole = restore(ctx, pipeline, checkpoint)
+    backbone = next(iter(whole.values())) if isinstance(whole, torch.nn.ModuleDict) else whole
+    vae = config(ctx, pipeline.json("pipeline.json"), "vae")
+    size = Size(2, model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
+    return call(backbone, family.call(family.inputs(backbone, vae, size)))
