@@ -1,5 +1,6 @@
 """Every family on its tiny pipeline: what diffopt says of a pipeline is what the pipeline does."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny import STEPS, TINY, Bench, bench, random_bench
+from tiny import STEPS, TINY, Bench, bench, random_bench, saved
 
 from diffopt import models, pictures
 from diffopt.groups.eval import RuntimeView
+from diffopt.groups.model import OPTIONAL, Model
 from diffopt.layers import layers_of, without
 from diffopt.models.family import Size
 from diffopt.pipeline.draw import draw
@@ -350,3 +353,45 @@ def test_block_caches_know_the_blocks_where_the_family_says_so(name: str) -> Non
         assert not family.block_cache
     else:
         assert (len(computed) == 1) == family.block_cache
+
+
+# The group `model`.
+
+
+def chosen(name: str, **changes: Any) -> Model:
+    given = bench(family=name).call.model_dump() | {"family": TINY[name].family, "source": str(saved(name)), "dtype": "float32"}
+    given = {k: v for k, v in given.items() if k in family_of(name).reads or k not in OPTIONAL or k == "frames"}
+    return Model(**given | changes)
+
+
+@every_family
+def test_a_family_takes_its_own_pipelines_directory_and_no_others(name: str) -> None:
+    assert chosen(name).family == TINY[name].family
+    other = saved("flux" if name != "flux" else "sd3")
+    with pytest.raises(ValidationError, match=r"source: holds a \w+Pipeline, but family"):
+        chosen(name, source=str(other))
+
+
+def test_a_directory_that_names_an_alias_of_the_pipeline_is_taken(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(saved("ltx"), tmp_path / "ltx"))
+    index = copy / "model_index.json"
+    index.write_text(index.read_text().replace("LTXPipeline", "LTXConditionPipeline"))
+    assert chosen("ltx", source=str(copy)).source.name == str(copy)
+
+
+@every_family
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_a_field_that_the_family_does_not_read_is_refused(name: str, field: str) -> None:
+    reads = family_of(name).reads | ({"frames"} if family_of(name).frame_step else set())
+    value = {"negative_prompt": "blurry", "frames": 9, "max_sequence_length": 16}.get(field, 2.0)
+    if field in reads:
+        assert getattr(chosen(name, **{field: value}), field) == value
+    else:
+        with pytest.raises(ValidationError, match=f"{field}: {TINY[name].family} does not read it"):
+            chosen(name, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["ltx", "wan"])
+def test_a_number_of_frames_that_the_vae_cannot_do_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"frames: is not a multiple of \d plus one \(got 10\)"):
+        chosen(name, frames=10)
