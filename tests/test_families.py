@@ -34,8 +34,8 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
-def pipe(name: str) -> Any:
-    return open_pipeline(bench(family=name).context(), bench(family=name).pipeline())
+def pipe(name: str, dtype: str = "float32") -> Any:
+    return open_pipeline(bench(dtype, family=name).context(), bench(dtype, family=name).pipeline())
 
 
 def family_of(name: str) -> models.Family:
@@ -51,7 +51,7 @@ def with_guidance(name: str, scale: float) -> Any:
 
 
 @contextmanager
-def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def recorded(name: str, dtype: str = "float32") -> Iterator[list[tuple[str, dict[str, Any]]]]:
     """The backbone calls: which backbone, and what it was given, flat and without what is None, empty or a switch."""
     calls: list[tuple[str, dict[str, Any]]] = []
 
@@ -64,7 +64,7 @@ def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
 
         return record
 
-    parts = {n: m for n in family_of(name).backbones if (m := getattr(pipe(name), n)) is not None}
+    parts = {n: m for n in family_of(name).backbones if (m := getattr(pipe(name, dtype), n)) is not None}
     handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in parts.items()]
     try:
         yield calls
@@ -73,10 +73,12 @@ def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
             handle.remove()
 
 
-def drawn(name: str, model: Any, prompts: list[str] = PROMPTS, steps: int = STEPS, **kw: Any) -> np.ndarray:
-    b = bench(family=name)
-    texts = encode(b.context(), pipe(name), b.pipeline(), prompts, model)
-    return draw(pipe(name), texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
+def drawn(
+    name: str, model: Any, prompts: list[str] = PROMPTS, steps: int = STEPS, dtype: str = "float32", **kw: Any
+) -> np.ndarray:
+    b, whole = bench(dtype, family=name), pipe(name, dtype)
+    texts = encode(b.context(), whole, b.pipeline(), prompts, model)
+    return draw(whole, texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
 
 
 def plainly(name: str, model: Any) -> np.ndarray:
@@ -130,15 +132,16 @@ def test_the_shapes_of_embeddings_are_known_beforehand(name: str, scale: float) 
 
 
 @every_family
-@pytest.mark.parametrize("scale", [0.0, 3.0])
-def test_example_inputs_are_what_the_pipeline_passes(name: str, scale: float) -> None:
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 0.0), ("float32", 3.0), ("bfloat16", 3.0)])
+def test_example_inputs_are_what_the_pipeline_passes(name: str, dtype: str, scale: float) -> None:
     family, model = family_of(name), with_guidance(name, scale)
-    with recorded(name) as calls:
-        drawn(name, model, decode=False)
+    with recorded(name, dtype) as calls:
+        drawn(name, model, dtype=dtype, decode=False)
     which, theirs = calls[0]
     text = theirs["encoder_hidden_states"].shape[1] if name == "qwen_image" else model.max_sequence_length or 0
     size = Size(family.rows(model) * len(PROMPTS), model.height, model.width, text, model.frames or 1)
-    ours = family.inputs(getattr(pipe(name), which), dict(pipe(name).vae.config), size)
+    whole = pipe(name, dtype)
+    ours = family.inputs(getattr(whole, which), dict(whole.vae.config), size)
 
     def about(given: dict[str, Any]) -> dict[str, Any]:
         return {n: (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
