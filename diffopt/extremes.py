@@ -45,7 +45,7 @@ def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None) -> It
     for name, module in list(backbone.named_modules()):
         if isinstance(module, LAYERS):
             handles.append(module.register_forward_pre_hook(watch.layer(name, module), with_kwargs=True))
-        elif issubclass(QuantModuleRegistry.get(type(module)) or object, _QuantAttention):
+        elif issubclass(QuantModuleRegistry.get(type(module)) or type(module), _QuantAttention):
             handles += [q.register_forward_pre_hook(watch.operand(f"{name}.{n}")) for n, q in _operands(module)]
     for part in parts(backbone).values():
         handles.append(part.register_forward_hook(lambda *_: watch.fold()))
@@ -60,7 +60,8 @@ def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None) -> It
 def _operands(attention: torch.nn.Module) -> list[tuple[str, TensorQuantizer]]:
     """Make modelopt's of an attention module: its quantizers see query, key and value, and do nothing."""
     device = next((p.device for p in attention.parameters()), torch.device("cpu"))
-    QuantModuleRegistry.convert(attention)
+    if not isinstance(attention, _QuantAttention):  # it may have been observed before
+        QuantModuleRegistry.convert(attention)
     for _, quantizer in quantizers(attention):
         quantizer.disable()
         quantizer.amax = torch.zeros((), device=device)  # without one modelopt reduces every operand, to no end

@@ -60,9 +60,10 @@ def search(model: torch.nn.Module, rules: list[Rule], algorithm: Any, loop: Call
     for name, quantizer in quantizers(model):
         for key, buffer in quantizer.named_buffers():
             if quantizer.is_enabled and f".{key}" in (AMAX, A, B):
-                # A product has other last bits with a factor stored the other way round, as the decomposition leaves B.
+                # Taken out of the weights was a product with B lying so, and its last bits depend on that.
                 turned = buffer.dim() == 2 and not buffer.is_contiguous() and buffer.T.is_contiguous()
                 found[f"{name}.{key}{TURNED if turned else ''}"] = (buffer.T if turned else buffer).detach().cpu().contiguous()
+    _straighten(model)
     return dict(sorted(found.items()))
 
 
@@ -87,6 +88,7 @@ def rebuild(model: torch.nn.Module, rules: list[Rule], algorithm: Any, found: Ma
                 _take_out(layer, *(found[f"{name}.weight_quantizer{factor}"] for factor in (A, B)))
             model_calib.max_calibrate(layer, lambda layer: layer.weight_quantizer(layer.weight))
         _put_back(model, found)
+        _straighten(model)
         _add_mode(model, algorithm)
 
 
@@ -96,6 +98,14 @@ def _take_out(layer: Any, a: torch.Tensor, b: torch.Tensor) -> None:
     quantizer.svdquant_lora_a, quantizer.svdquant_lora_b = a.to(weight.device), b.to(weight.device)
     weight.sub_(quantizer.svdquant_lora_b @ quantizer.svdquant_lora_a)
     quantizer.reset_amax()
+
+
+def _straighten(model: torch.nn.Module) -> None:
+    """Low-rank factors row by row in memory, as `mto.restore` makes them: their products then have the same last bits."""
+    for _, quantizer in quantizers(model):
+        for key, buffer in list(quantizer.named_buffers()):
+            if f".{key}" in (A, B):
+                setattr(quantizer, key, buffer.contiguous())
 
 
 def _put_back(model: torch.nn.Module, found: Mapping[str, torch.Tensor]) -> None:

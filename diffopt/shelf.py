@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from diffopt import portable
 from diffopt.arguments import Parser
 from diffopt.errors import StoreError
 from diffopt.figure import size
@@ -27,10 +28,12 @@ def command(arguments: list[str]) -> None:
     gc = actions.add_parser("gc", help="what no existing run refers to, and left-overs of killed runs")
     gc.add_argument("--yes", action="store_true", help="remove it; without this it is only listed")
     gc.set_defaults(run=lambda store, a: _gc(store, a.yes))
-    export = actions.add_parser("export", help="copy one artifact out whole")
+    export = actions.add_parser("export", help="copy one artifact out whole; a checkpoint with the file that mto.restore reads")
     export.add_argument("id", help="KIND/FINGERPRINT, or the start of a fingerprint")
     export.add_argument("directory", type=Path, help="where to; must not exist")
-    export.set_defaults(run=lambda store, a: _export(store, a.id, a.directory))
+    export.add_argument("--source", help="the model a checkpoint was made from, where no run here tells")
+    export.add_argument("--bare", action="store_true", help="a checkpoint alone, without the file that mto.restore reads")
+    export.set_defaults(run=lambda store, a: _export(store, a.id, a.directory, a.source, a.bare))
     given = parser.parse_args(arguments)
     store = Store(Path(given.store).expanduser())
     if not store.root.is_dir():
@@ -90,16 +93,19 @@ def _gc(store: Store, yes: bool) -> None:
     print(f"{len(unused)} artifacts, {size(sum(e.bytes for e in unused))}, and {len(stale)} left-overs {verb}")
 
 
-def _export(store: Store, name: str, directory: Path) -> None:
+def _export(store: Store, name: str, directory: Path, source: str | None, bare: bool) -> None:
     entry = store.find(name)
     if directory.exists():
         raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
     entry.check_sizes()
+    origin = portable.origin(store, entry, source) if entry.kind == "checkpoint" and not bare else None
     try:
         directory.mkdir(parents=True)
         for name in [*sorted(entry.record["files"]), RECORD]:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(entry.path / name, directory / name)
+        if origin:
+            portable.write(origin, entry, directory)
     except OSError as e:
         reason = (e.strerror or str(e)).lower()
         raise StoreError(f"store export: cannot be written ({reason}) (got {str(directory)!r}); give another") from None

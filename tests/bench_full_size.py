@@ -23,7 +23,13 @@ def main() -> None:
     failed = 0
     for job in jobs:
         model, _, name = job.partition(":")
-        picks = [*arguments[cut + 1 :], f"model={model}", "model.weights=random", "export=onnx", "export.high_precision_dtype=float16"]
+        picks = [
+            *arguments[cut + 1 :],
+            f"model={model}",
+            "model.weights=random",
+            "export=onnx",
+            "export.high_precision_dtype=float16",
+        ]
         picks += [f"format={name}", *CALIBRATION] if name != "plain" else []
         command = [sys.executable, "-m", "diffopt", *picks, f"hydra.run.dir={directory}/{model}-{name}"]
         print("$ diffopt", *command[3:-1], flush=True)

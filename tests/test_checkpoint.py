@@ -108,6 +108,26 @@ def test_a_restored_model_has_the_same_quantizers_enabled(name: str, mha: bool) 
     ]
 
 
+def test_a_search_in_16_bit_is_restored_to_the_bit() -> None:
+    # Weights are divided by scales in FP32, of which the quantizers keep 16 bits.
+    b = bench("bfloat16")
+    made, restored = as_made(b, "int4_awq"), checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int4_awq"))
+    ours, theirs = restored.state_dict(), made.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+def test_a_search_whose_scales_do_not_fit_its_weights_is_detected(tmp_path: Path) -> None:
+    def halved(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(n for n in sorted(tensors) if n.endswith("_pre_quant_scale"))
+        tensors[name] = tensors[name] / 2
+
+    b = bench()
+    broken = tampered(b.checkpoint("int4_awq"), tmp_path, checkpoint.STATE, halved)
+    with pytest.raises(StoreError, match="come out otherwise"):
+        checkpoint.restore(b.context(), b.pipeline(), broken)
+
+
 def test_without_a_checkpoint_the_plain_backbone_is_restored() -> None:
     b = bench()
     restored = checkpoint.restore(b.context(), b.pipeline(), None)
@@ -115,11 +135,14 @@ def test_without_a_checkpoint_the_plain_backbone_is_restored() -> None:
     assert not list(quantizers(restored))
 
 
-@pytest.mark.parametrize("name", ["int8_sq", "fp8", "nvfp4"])
-def test_a_checkpoint_holds_no_weights(name: str) -> None:
+SHARES = [("int8_sq", 0.1), ("fp8", 0.1), ("nvfp4", 0.1), ("int4_awq", 0.15), ("mxfp8", 0.05)]
+
+
+@pytest.mark.parametrize(("name", "share"), SHARES)
+def test_a_checkpoint_holds_no_weights(name: str, share: float) -> None:
     path = bench().checkpoint(name).path
     weights = sum(p.numel() * p.element_size() for p in bench().backbone().parameters())
-    assert sum(f.stat().st_size for f in path.iterdir()) < weights / 10
+    assert sum(f.stat().st_size for f in path.iterdir()) < weights * share
 
 
 def copied(original: Checkpoint, folder: Path) -> Checkpoint:
@@ -185,7 +208,7 @@ def linear(model: torch.nn.Module) -> set[str]:
     return {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
-@pytest.mark.parametrize("name", ["int8_sq", "fp8", "nvfp4"])
+@pytest.mark.parametrize("name", ["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8"])
 def test_every_linear_layer_of_a_block_is_quantized_and_no_other(name: str) -> None:
     b = bench()
     layers = set(b.checkpoint(name).json(checkpoint.HEAD)["layers"])

@@ -395,27 +395,27 @@ def test_show_prints_the_record(store, capsys):
 
 def test_export_copies_an_artifact_out_whole_and_writable(store, tmp_path):
     path = publish(store)
-    run(store, "export", "0123", str(tmp_path / "out"))
+    run(store, "export", "0123", str(tmp_path / "out"), "--bare")
     assert tree(tmp_path / "out") == tree(path)
     assert all(p.stat().st_mode & stat.S_IWUSR for p in (tmp_path / "out", *(tmp_path / "out").rglob("*")))
 
 
 def test_export_leaves_the_artifact_read_only(store, tmp_path):
     path = publish(store)
-    run(store, "export", "0123", str(tmp_path / "out"))
+    run(store, "export", "0123", str(tmp_path / "out"), "--bare")
     assert not any(p.stat().st_mode & stat.S_IWUSR for p in (path, *path.rglob("*")))
 
 
 def test_export_does_not_write_into_a_directory_that_exists(store, tmp_path):
     publish(store)
     with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
-        run(store, "export", "0123", str(tmp_path))
+        run(store, "export", "0123", str(tmp_path), "--bare")
 
 
 def test_export_refuses_what_was_changed(store, tmp_path):
     change(publish(store) / "deep" / "b.bin", b"1")
     with pytest.raises(StoreError, match=r"deep/b\.bin"):
-        run(store, "export", "0123", str(tmp_path / "out"))
+        run(store, "export", "0123", str(tmp_path / "out"), "--bare")
 
 
 def test_a_store_that_is_not_there_is_said(store):
@@ -529,14 +529,14 @@ def test_a_read_only_store_is_said_in_a_line(read_only, tmp_path, use):
 
 def test_a_read_only_store_can_still_be_read(read_only, tmp_path):
     assert read_only.entry("checkpoint", FP).problems() == []
-    run(read_only, "export", "0123", str(tmp_path / "out"))
+    run(read_only, "export", "0123", str(tmp_path / "out"), "--bare")
     assert tree(tmp_path / "out") == tree(read_only.root / "checkpoint" / FP)
 
 
 def test_an_export_to_where_one_cannot_write_is_said_in_a_line(read_only, tmp_path):
     publish(Store(tmp_path / "store"))
     with pytest.raises(StoreError) as caught:
-        run(Store(tmp_path / "store"), "export", "0123", str(read_only.root.parent / "out"))
+        run(Store(tmp_path / "store"), "export", "0123", str(read_only.root.parent / "out"), "--bare")
     assert str(read_only.root.parent / "out") in str(caught.value)
 
 

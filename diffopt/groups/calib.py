@@ -87,9 +87,13 @@ class ChunkView(View, of=Calib):
     """Whether the extremes of convolution inputs are kept step by step too."""
 
     @property
+    def batches(self) -> int:
+        return -(-len(self.prompts) // self.batch_size)
+
+    @property
     def calls(self) -> int:
         """Denoising steps of all batches together."""
-        return -(-len(self.prompts) // self.batch_size) * self.n_steps
+        return self.batches * self.n_steps
 
     @classmethod
     def drawn_from(cls) -> frozenset[str]:

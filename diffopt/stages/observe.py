@@ -22,7 +22,7 @@ def observe(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline,
                 steps.end()
             tick()
 
-        run(texts, calib, model, seed, stepped, steps.begin if steps else None)
+        run(texts, calib, model, seed, stepped)
     save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items())}, ctx.out / "extremes.safetensors")
     if steps:
-        save_file(steps.table(), ctx.out / "steps.safetensors")
+        save_file(steps.table(calib.batches), ctx.out / "steps.safetensors")
