@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
 from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
 
@@ -36,9 +37,9 @@ def parts(backbone: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None) -> Iterator[Extremes]:
     """Record, while the block runs the backbone in full precision, into the mapping that is yielded.
 
-    Converts the attention modules for good (every quantizer disabled); give it a model that is not used for anything
-    else. Keeps the extremes on the model's device and in its dtype, where a maximum is exact. `steps` is told those of
-    convolution inputs after every backbone call.
+    Keeps the extremes on the model's device and in its dtype, where a maximum is exact. `steps` is told those of
+    convolution inputs after every backbone call. The backbone itself is left as it is: modelopt's own modules would
+    double the time of a UNet's call on a GPU, which is bound by what Python launches.
     """
     watch = _Watch(steps)
     handles = []
@@ -46,26 +47,35 @@ def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None) -> It
         if isinstance(module, LAYERS):
             handles.append(module.register_forward_pre_hook(watch.layer(name, module), with_kwargs=True))
         elif issubclass(QuantModuleRegistry.get(type(module)) or type(module), _QuantAttention):
-            handles += [q.register_forward_pre_hook(watch.operand(f"{name}.{n}")) for n, q in _operands(module)]
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: watch.within.append(name)))
+            handles.append(module.register_forward_hook(lambda *_: watch.leave(), always_call=True))
     for part in parts(backbone).values():
         handles.append(part.register_forward_hook(lambda *_: watch.fold()))
     try:
-        yield watch.found
+        with _operands_seen(watch):
+            yield watch.found
     finally:
         watch.fold()
         for handle in handles:
             handle.remove()
 
 
-def _operands(attention: torch.nn.Module) -> list[tuple[str, TensorQuantizer]]:
-    """Make modelopt's of an attention module: its quantizers see query, key and value, and do nothing."""
-    device = next((p.device for p in attention.parameters()), torch.device("cpu"))
-    if not isinstance(attention, _QuantAttention):  # it may have been observed before
-        QuantModuleRegistry.convert(attention)
-    for _, quantizer in quantizers(attention):
-        quantizer.disable()
-        quantizer.amax = torch.zeros((), device=device)  # without one modelopt reduces every operand, to no end
-    return [(name, getattr(attention, name)) for name in OPERANDS]
+@contextmanager
+def _operands_seen(watch: "_Watch") -> Iterator[None]:
+    """Show `watch` what the attention modules call torch's attention with, as modelopt's quantizers would see it."""
+    own = F.scaled_dot_product_attention
+
+    def seen(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if watch.within:
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            watch.operands([named[n] for n in ("query", "key", "value")])
+        return own(*args, **kwargs)
+
+    F.scaled_dot_product_attention = seen
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own
 
 
 class _Watch:
@@ -77,6 +87,8 @@ class _Watch:
         self._call: Extremes = {}
         self._convolutions: set[str] = set()
         self._last: tuple[str, torch.Tensor, torch.Tensor] | None = None
+        self.within: list[str] = []
+        """Names of the attention modules that are being called."""
 
     def layer(self, name: str, module: torch.nn.Module) -> Callable[..., None]:
         key, parent = f"{name}.input_quantizer", name.rpartition(".")[0]
@@ -98,11 +110,18 @@ class _Watch:
 
         return record
 
-    def operand(self, key: str) -> Callable[..., None]:
-        def record(_module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-            self._see(key, _peak(args[0], list(range(args[0].dim()))).reshape(1))
+    def operands(self, tensors: list[torch.Tensor]) -> None:
+        """Query, key and value of the attention module that is being called."""
+        if tensors[0].is_cuda:
+            peaks = list(torch._foreach_norm(tensors, math.inf))  # one kernel for all three
+        else:
+            peaks = [_peak(x, list(range(x.dim()))) for x in tensors]
+        for name, peak in zip(OPERANDS, peaks, strict=True):
+            self._see(f"{self.within[-1]}.{name}", peak.detach().reshape(1))
 
-        return record
+    def leave(self) -> None:
+        """An attention module's call has ended."""
+        self.within.pop()
 
     def _see(self, key: str, peak: torch.Tensor) -> None:
         self._call[key] = torch.maximum(self._call[key], peak) if key in self._call else peak

@@ -7,7 +7,7 @@ from test_calibrate_once import differing, formats, ordinary, replayed
 from tiny import bench, call
 
 from diffopt import checkpoint
-from diffopt.block_arithmetic import nvfp4, simulated
+from diffopt.block_arithmetic import mxfp8, nvfp4, simulated
 from diffopt.pipeline.open import open_pipeline
 from diffopt.runtimes import RUNTIMES
 
@@ -41,7 +41,24 @@ def test_nvfp4_on_a_cpu_is_modelopts_kernel_up_to_ties(dtype: torch.dtype, loud:
         blocks = torch.nn.functional.pad(theirs.float(), (0, -shape[-1] % 16)).unflatten(-1, (-1, 16))
         step = (blocks.abs().amax(-1, keepdim=True) / 3).expand_as(blocks).flatten(-2)[..., : shape[-1]]
         assert (apart <= step * 1.01).all()
+    print(f"NVFP4 {dtype} loud={loud}: {off} of {total} elements differ from the kernel's")
     assert off <= 1e-3 * total
+
+
+def by_mx_kernel(x: torch.Tensor) -> torch.Tensor:
+    import modelopt.torch.quantization.tensor_quant as tensor_quant
+
+    return tensor_quant.dynamic_block_quantize_op(x.cuda(), 32, None, 8, 4, 9, 8).cpu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loud", [False, True])
+def test_mxfp8_on_a_cpu_is_modelopts_kernel_bit_for_bit(dtype: torch.dtype, loud: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for shape in [(512, 512), (2, 64, 320), (33, 64)]:
+        x = torch.randn(*shape, generator=draw)
+        x = (x * torch.exp(torch.randn(shape[-1], generator=draw)) if loud else x).to(dtype)
+        assert torch.equal(mxfp8(x), by_mx_kernel(x))
 
 
 def test_an_odd_last_axis_is_blocked_as_by_the_kernel() -> None:
