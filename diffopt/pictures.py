@@ -10,10 +10,25 @@ from PIL import Image
 from diffopt.errors import GateError
 
 INDEX = "images.json"
+SHOWN = 4
+"""Frames of a video that stand for it."""
+
+
+def strip(drawn: np.ndarray) -> np.ndarray:
+    """One picture of each video, four frames evenly spaced from the first to the last side by side; pictures as they are.
+
+    A video is judged by this picture, so what happens between its frames is not judged: no metric here knows time.
+    Takes [n, frames, height, width, 3], gives [n, height, 4 x width, 3].
+    """
+    if drawn.ndim == 4:
+        return drawn
+    frames = np.linspace(0, drawn.shape[1] - 1, SHOWN).round().astype(int)
+    return np.concatenate([drawn[:, i] for i in frames], axis=2)
 
 
 def check(pictures: np.ndarray, prompts: Sequence[str]) -> None:
-    """Raises GateError for NaN and for pictures of one colour; `pictures` is float [n, height, width, 3] in 0..1."""
+    """Raises GateError for NaN and for pictures of one colour; `pictures` is float [n, height, width, 3] in 0..1, or
+    of videos [n, frames, height, width, 3]."""
     for picture, prompt in zip(pictures, prompts, strict=True):
         if not np.isfinite(picture).all():
             raise GateError(

@@ -26,7 +26,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
     layers = [Layer(**{**row, "shape": tuple(row["shape"])}) for row in pipeline.json("layers.json")]
     kept = models.family(pinned["family"]).kept(pinned["blocks"], pinned["backbones"])
     reasons = [
-        *_size(choices, pinned["largest"]),
+        *_size(choices, pinned["largest"], pinned["size_step"]),
         *_format(choices, layers, kept),
         *_memory(pinned),
         *_disk(ctx, choices, pinned),
@@ -36,11 +36,13 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
     _steps_and_prompts(ctx, choices, pipeline)
 
 
-def _size(choices: Choices, largest: int | None) -> Iterator[str]:
+def _size(choices: Choices, largest: int | None, step: int) -> Iterator[str]:
     assert choices.model is not None
     for name in ("height", "width"):
         if largest is not None and (value := getattr(choices.model, name)) > largest:
             yield f"model.{name}: the model's positions end at {largest} pixels (got {value}); lower it"
+        if (value := getattr(choices.model, name)) % step:
+            yield f"model.{name}: is not a multiple of this model's {step} pixels (got {value}); round it"
 
 
 def _format(choices: Choices, layers: list[Layer], kept: list[str]) -> Iterator[str]:

@@ -23,9 +23,15 @@ def main() -> None:
     failed = 0
     for job in jobs:
         model, _, name = job.partition(":")
-        picks = [f"model={model}", "model.weights=random", "export=onnx", "export.high_precision_dtype=float16"]
+        picks = [
+            *arguments[cut + 1 :],
+            f"model={model}",
+            "model.weights=random",
+            "export=onnx",
+            "export.high_precision_dtype=float16",
+        ]
         picks += [f"format={name}", *CALIBRATION] if name != "plain" else []
-        command = [sys.executable, "-m", "diffopt", *picks, *arguments[cut + 1 :], f"hydra.run.dir={directory}/{model}-{name}"]
+        command = [sys.executable, "-m", "diffopt", *picks, f"hydra.run.dir={directory}/{model}-{name}"]
         print("$ diffopt", *command[3:-1], flush=True)
         failed += bool(subprocess.run(command, env=environment).returncode)
         print(table(store), flush=True)

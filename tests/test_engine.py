@@ -64,6 +64,30 @@ def test_a_dynamic_axis_is_fixed_by_a_profile(tmp_path: Path) -> None:
     assert engine.build(path, 0).profiles == [{"x": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}]
 
 
+def test_a_profile_says_which_shapes_a_plan_takes(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"])], ["batch", 4])
+    asked = {"x": {"min": [2, 4], "opt": [8, 4], "max": [16, 4]}}
+    assert engine.build(path, 0, asked).profiles == [asked]
+
+
+def test_a_profile_of_other_static_axes_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"])], ["batch", 4])
+    shapes = {"min": [2, 5], "opt": [2, 5], "max": [2, 5]}
+    with pytest.raises(GateError, match="build: "):
+        engine.build(path, 0, {"x": shapes})
+
+
+def test_a_graph_with_a_dynamic_batch_is_built_from_one_row_to_its_most() -> None:
+    b = bench()
+    context, g = b.context(), b.graph("int8_sq", batch=2, most=4)
+    build.run(context, BuilderView(builder_optimization_level=0), g)
+    (profile,) = EnginePlan(context.out, "plan").json("plan.json")["profiles"]
+    assert profile.keys() == b.inputs().keys() - {"img_ids", "txt_ids"}
+    for name, shapes in profile.items():
+        rows = {k: b.inputs(n)[name].shape for k, n in (("min", 1), ("opt", 2), ("max", 4))}
+        assert shapes == {k: list(s) for k, s in rows.items()}
+
+
 def refused(path: Path) -> str:
     with pytest.raises(GateError) as raised:
         engine.build(path, 0)

@@ -1,24 +1,32 @@
 """Every family on its tiny pipeline: what diffopt says of a pipeline is what the pipeline does."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny import STEPS, TINY, Bench, bench, random_bench
+from tiny import STEPS, TINY, Bench, bench, random_bench, saved
 
-from diffopt import models
+from diffopt import models, pictures
+from diffopt.groups.eval import RuntimeView
+from diffopt.groups.model import OPTIONAL, Model
 from diffopt.layers import layers_of, without
 from diffopt.models.family import Size
 from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import open_pipeline
 from diffopt.pipeline.texts import encode
+from diffopt.prompts import PromptSet
+from diffopt.stages.reference import reference
+from diffopt.stages.sample import sample
 
 PROMPTS = ["a red apple on a table", "banana"]
 NAMES = list(TINY)
@@ -26,8 +34,8 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
-def pipe(name: str) -> Any:
-    return open_pipeline(bench(family=name).context(), bench(family=name).pipeline())
+def pipe(name: str, dtype: str = "float32") -> Any:
+    return open_pipeline(bench(dtype, family=name).context(), bench(dtype, family=name).pipeline())
 
 
 def family_of(name: str) -> models.Family:
@@ -43,7 +51,7 @@ def with_guidance(name: str, scale: float) -> Any:
 
 
 @contextmanager
-def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def recorded(name: str, dtype: str = "float32") -> Iterator[list[tuple[str, dict[str, Any]]]]:
     """The backbone calls: which backbone, and what it was given, flat and without what is None, empty or a switch."""
     calls: list[tuple[str, dict[str, Any]]] = []
 
@@ -56,7 +64,7 @@ def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
 
         return record
 
-    parts = {n: m for n in family_of(name).backbones if (m := getattr(pipe(name), n)) is not None}
+    parts = {n: m for n in family_of(name).backbones if (m := getattr(pipe(name, dtype), n)) is not None}
     handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in parts.items()]
     try:
         yield calls
@@ -65,10 +73,12 @@ def recorded(name: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
             handle.remove()
 
 
-def drawn(name: str, model: Any, prompts: list[str] = PROMPTS, steps: int = STEPS, **kw: Any) -> np.ndarray:
-    b = bench(family=name)
-    texts = encode(b.context(), pipe(name), b.pipeline(), prompts, model)
-    return draw(pipe(name), texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
+def drawn(
+    name: str, model: Any, prompts: list[str] = PROMPTS, steps: int = STEPS, dtype: str = "float32", **kw: Any
+) -> np.ndarray:
+    b, whole = bench(dtype, family=name), pipe(name, dtype)
+    texts = encode(b.context(), whole, b.pipeline(), prompts, model)
+    return draw(whole, texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
 
 
 def plainly(name: str, model: Any) -> np.ndarray:
@@ -122,15 +132,16 @@ def test_the_shapes_of_embeddings_are_known_beforehand(name: str, scale: float) 
 
 
 @every_family
-@pytest.mark.parametrize("scale", [0.0, 3.0])
-def test_example_inputs_are_what_the_pipeline_passes(name: str, scale: float) -> None:
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 0.0), ("float32", 3.0), ("bfloat16", 3.0)])
+def test_example_inputs_are_what_the_pipeline_passes(name: str, dtype: str, scale: float) -> None:
     family, model = family_of(name), with_guidance(name, scale)
-    with recorded(name) as calls:
-        drawn(name, model, decode=False)
+    with recorded(name, dtype) as calls:
+        drawn(name, model, dtype=dtype, decode=False)
     which, theirs = calls[0]
     text = theirs["encoder_hidden_states"].shape[1] if name == "qwen_image" else model.max_sequence_length or 0
     size = Size(family.rows(model) * len(PROMPTS), model.height, model.width, text, model.frames or 1)
-    ours = family.inputs(getattr(pipe(name), which), dict(pipe(name).vae.config), size)
+    whole = pipe(name, dtype)
+    ours = family.inputs(getattr(whole, which), dict(whole.vae.config), size)
 
     def about(given: dict[str, Any]) -> dict[str, Any]:
         return {n: (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
@@ -282,6 +293,25 @@ def test_every_layer_that_formats_take_is_observed(name: str) -> None:
     assert all(torch.isfinite(x).all() for x in found.values())
 
 
+# Pictures.
+
+
+@pytest.mark.parametrize("name", ["sdxl", "ltx", "wan"])
+def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(name: str, tmp_path: Path) -> None:
+    b = bench(family=name)
+    view = RuntimeView(prompts=PromptSet("tests", tuple(PROMPTS)), batch_size=2, steps=STEPS, runtime="torch")
+    folders = [tmp_path / "reference", tmp_path / "sample"]
+    for out in folders:
+        out.mkdir()
+    reference.run(b.context(folders[0]), b.call, view, b.pipeline(), 0)
+    sample.run(b.context(folders[1]), b.call, None, view, b.pipeline(), b.checkpoint("fp8"), 0)
+    theirs, ours = (dict(pictures.read(out)) for out in folders)
+    width = b.call.width * (4 if b.call.frames else 1)
+    for prompt in PROMPTS:
+        assert ours[prompt].shape == theirs[prompt].shape == (b.call.height, width, 3)
+        assert 0 < np.abs(ours[prompt].astype(int) - theirs[prompt]).mean() < 32
+
+
 # Random weights.
 
 
@@ -302,3 +332,69 @@ def test_a_pipeline_of_random_weights_draws(name: str) -> None:
     frames = (b.call.frames,) if b.call.frames else ()
     assert picture.shape == (2, *frames, b.call.height, b.call.width, 3)
     assert np.isfinite(picture).all()
+
+
+# Caches.
+
+
+@every_family
+def test_block_caches_know_the_blocks_where_the_family_says_so(name: str) -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    family, b = family_of(name), bench(family=name)
+    backbone = b.backbone()
+    first = next(iter(backbone.values())) if isinstance(backbone, torch.nn.ModuleDict) else backbone
+    later = getattr(first, family.blocks[0])[-1]
+    computed: list[None] = []
+    next(later.children()).register_forward_pre_hook(lambda *_: computed.append(None))
+    try:
+        first.enable_cache(FirstBlockCacheConfig(threshold=9.0))
+        with torch.no_grad(), first.cache_context("cond"):
+            for _ in range(2):
+                first(**family.call(b.inputs()))
+    except (AttributeError, ValueError):  # it has no caches, or they do not know its blocks
+        assert not family.block_cache
+    else:
+        assert (len(computed) == 1) == family.block_cache
+
+
+# The group `model`.
+
+
+def chosen(name: str, **changes: Any) -> Model:
+    given = bench(family=name).call.model_dump() | {"family": TINY[name].family, "source": str(saved(name)), "dtype": "float32"}
+    given = {k: v for k, v in given.items() if k in family_of(name).reads or k not in OPTIONAL or k == "frames"}
+    return Model(**given | changes)
+
+
+@every_family
+def test_a_family_takes_its_own_pipelines_directory_and_no_others(name: str) -> None:
+    assert chosen(name).family == TINY[name].family
+    other = saved("flux" if name != "flux" else "sd3")
+    with pytest.raises(ValidationError, match=r"source: holds a \w+Pipeline, but family"):
+        chosen(name, source=str(other))
+
+
+def test_a_directory_that_names_an_alias_of_the_pipeline_is_taken(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(saved("ltx"), tmp_path / "ltx"))
+    index = copy / "model_index.json"
+    index.write_text(index.read_text().replace("LTXPipeline", "LTXConditionPipeline"))
+    assert chosen("ltx", source=str(copy)).source.name == str(copy)
+
+
+@every_family
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_a_field_that_the_family_does_not_read_is_refused(name: str, field: str) -> None:
+    reads = family_of(name).reads | ({"frames"} if family_of(name).frame_step else set())
+    value = {"negative_prompt": "blurry", "frames": 9, "max_sequence_length": 16}.get(field, 2.0)
+    if field in reads:
+        assert getattr(chosen(name, **{field: value}), field) == value
+    else:
+        with pytest.raises(ValidationError, match=f"{field}: {TINY[name].family} does not read it"):
+            chosen(name, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["ltx", "wan"])
+def test_a_number_of_frames_that_the_vae_cannot_do_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"frames: is not a multiple of \d plus one \(got 10\)"):
+        chosen(name, frames=10)

@@ -42,8 +42,8 @@ UNCALIBRATED = {"mxfp8"}
 
 WRONG: dict[tuple[str, str], str] = {}
 """Cells (family, step) that cannot be, and the beginning of the line that says so."""
-for unet in ("sd3", "sdxl", "sd21"):
-    WRONG[unet, "cache"] = "cache: diffusers' FirstBlockCache does not know the blocks of"
+for plain in ("sd3", "sdxl", "sd21", "chroma"):
+    WRONG[plain, "cache"] = "cache: diffusers' FirstBlockCache does not know the blocks of"
 
 
 def quick(family: str, name: str) -> bool:

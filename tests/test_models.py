@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import bench, emoji
-from tiny_pipelines import DOUBLE, SINGLE
+from tiny_pipelines import DOUBLE, SINGLE, TINY
 
 from diffopt import models
 from diffopt.models.flux import FAMILY
@@ -100,8 +100,8 @@ def test_batches_keep_the_order_and_the_last_may_be_short() -> None:
 # Families.
 
 
-def test_flux_is_a_family_and_its_helpers_are_none() -> None:
-    assert models.names() == ["flux"]
+def test_every_family_has_a_tiny_pipeline_and_helpers_are_no_families() -> None:
+    assert models.names() == sorted({tiny.family for tiny in TINY.values()})
 
 
 @pytest.mark.parametrize("name", models.names())

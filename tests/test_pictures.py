@@ -87,3 +87,28 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         content.append({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()})
     assert content[0] == content[1]
     assert content[0].keys() == {"000.png", pictures.INDEX}
+
+
+def video(frames: int) -> np.ndarray:
+    """Two videos whose every pixel has its frame's number."""
+    return np.broadcast_to(np.arange(frames, dtype=np.float32)[None, :, None, None, None], (2, frames, 8, 6, 3))
+
+
+@pytest.mark.parametrize(
+    ("frames", "shown"), [(4, [0, 1, 2, 3]), (9, [0, 3, 5, 8]), (121, [0, 40, 80, 120]), (1, [0, 0, 0, 0])]
+)
+def test_a_videos_strip_is_four_evenly_spaced_frames_side_by_side(frames: int, shown: list[int]) -> None:
+    found = pictures.strip(video(frames))
+    assert found.shape == (2, 8, 24, 3)
+    assert [float(v) for v in found[0, 0, ::6, 0]] == shown
+
+
+def test_a_pictures_strip_is_itself() -> None:
+    assert np.array_equal(pictures.strip(batch()), batch())
+
+
+def test_a_frame_outside_the_strip_is_checked_too() -> None:
+    broken = video(9) / 9
+    broken[1, 4] = np.nan
+    with pytest.raises(GateError, match="the picture of 'two' has NaN"):
+        pictures.check(broken, ["one", "two"])

@@ -127,3 +127,10 @@ def test_all_reasons_are_said_at_once(chosen: Any, tmp_path: Path) -> None:
         bench(), chosen(*FINE, "model.height=128", "format.exclude=[nothing]"), changed(bench(), tmp_path, largest=64)
     )
     assert [line.split(":")[0] for line in said.splitlines()] == ["model.height", "format.exclude"]
+
+
+def test_a_size_that_the_pipeline_would_round_is_refused(chosen: Any, tmp_path: Path) -> None:
+    coarse = changed(bench(), tmp_path, size_step=32)
+    said = refused(bench(), chosen(*FINE, "model.height=48"), coarse)
+    assert said == "model.height: is not a multiple of this model's 32 pixels (got 48); round it"
+    preflight.check(bench().context(), chosen(*FINE, "model.height=48"), bench().pipeline())

@@ -155,3 +155,28 @@ def test_a_data_set_that_cannot_be_had_is_refused_in_one_line(hub):
 def test_what_names_no_column_of_a_data_set_is_refused(value):
     with pytest.raises(ValueError, match="hub:ORG/NAME:COLUMN"):
         read(value)
+
+
+# The package's own captions.
+
+CAPTIONS = {"calibration": 128, "evaluation": 64, "videos": 64, "videos_evaluation": 8}
+
+
+@pytest.mark.parametrize(("name", "count"), CAPTIONS.items())
+def test_the_packages_captions_are_as_many_as_told_and_all_different(name: str, count: int) -> None:
+    found = read(f"asset:prompts/{name}.txt").prompts
+    assert len(found) == len(set(found)) == count
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_the_packages_captions_are_not_cut_by_clip(name: str) -> None:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    ends = 2
+    assert max(len(tokenizer.encode(p)) + ends for p in read(f"asset:prompts/{name}.txt").prompts) < 70
+
+
+@pytest.mark.parametrize(("calibrated", "drawn"), [("calibration", "evaluation"), ("videos", "videos_evaluation")])
+def test_what_is_drawn_is_not_what_was_calibrated_on(calibrated: str, drawn: str) -> None:
+    assert not set(read(f"asset:prompts/{calibrated}.txt").prompts) & set(read(f"asset:prompts/{drawn}.txt").prompts)

@@ -1,6 +1,8 @@
 """Runtimes: the graph's numbers are the fake-quantized model's, and a cache skips blocks without leaving anything behind."""
 
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny import Bench, bench, call
+from tiny import LAYERS, Bench, bench, call
 
 from diffopt import checkpoint, pictures
 from diffopt.artifact import OnnxGraph
@@ -78,6 +80,30 @@ def test_a_graph_refuses_inputs_of_another_shape() -> None:
     backbone = graph_backbone(bench().graph("int8_sq"))
     with pytest.raises(ValueError, match=r"hidden_states: the graph takes \[1, 64, 16\], but .* \[2, 64, 16\]"):
         backbone(**bench().inputs(2))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_graph_with_a_dynamic_batch_takes_every_number_of_rows_up_to_its_most(rows: int) -> None:
+    b = bench()
+    (out,) = graph_backbone(b.graph(None, most=3))(**b.inputs(rows))
+    assert apart(out, call(b.backbone(), b.inputs(rows))) < 1e-5
+
+
+def test_a_graph_with_a_dynamic_batch_refuses_more_rows() -> None:
+    backbone = graph_backbone(bench().graph(None, most=3))
+    with pytest.raises(ValueError, match=r"hidden_states: .* \[4, 64, 16\]"):
+        backbone(**bench().inputs(4))
+
+
+def test_every_int8_product_runs_by_an_integer_kernel(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    path = str(bench().graph("int8_sq").path / "model.onnx")
+    cpu, disabled = ["CPUExecutionProvider"], ["MatMulAddFusion"]
+    onnxruntime.InferenceSession(path, options, providers=cpu, disabled_optimizers=disabled)
+    operators = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert operators["MatMulIntegerToFloat"] + operators["QLinearMatMul"] == LAYERS, operators
 
 
 def running(runtime: str, subject: Any, cache: CacheView | None = None, b: Bench | None = None) -> Any:

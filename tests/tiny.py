@@ -55,6 +55,11 @@ def _root() -> Path:
     return root
 
 
+def folder() -> Path:
+    """A new directory that goes when the process ends."""
+    return Path(tempfile.mkdtemp(dir=_root()))
+
+
 def save(directory: Path, tiny: str = "flux", **changes: Any) -> None:
     """Write the pipeline as save_pretrained does; `changes` are the backbone's."""
     torch.manual_seed(0)
@@ -268,9 +273,8 @@ def architecture(tiny: str) -> Path:
 def random_bench(tiny: str) -> Bench:
     """A tiny pipeline that draws its weights, and has neither text encoders nor tokenizers."""
     about = TINY[tiny]
-    root = Path(tempfile.mkdtemp(dir=_root()))
     call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
-    return Bench(root, str(architecture(tiny)), call=call, family=about.family, weights="random")
+    return Bench(folder(), str(architecture(tiny)), call=call, family=about.family, weights="random")
 
 
 @cache

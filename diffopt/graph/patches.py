@@ -74,12 +74,17 @@ def unflatten(opset: int) -> Iterator[None]:
 
 
 def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
-    """A Reshape that copies the axes before `dim` (0 in its shape); those after it must be static."""
+    """A Reshape that copies the axes before `dim` (0 in its shape); those after it must be static.
+
+    One of the new sizes is always left to be found (-1): the exporter's shape inference fails on a 0 without a -1.
+    """
     axis, new = symbolic_helper._get_const(dim, "i", "dim"), symbolic_helper._maybe_get_const(sizes, "is")
     if not isinstance(new, list):  # sizes that are computed of other shapes, as Wan's timesteps of patches
         return symbolic_opset13.unflatten(g, x, dim, sizes)
     old = x.type().varyingSizes()
     axis %= len(old)
+    if -1 not in new:
+        new = [-1, *new[1:]]
     shape = [*[0] * axis, *new, *old[axis + 1 :]]
     return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
 
@@ -105,17 +110,17 @@ def _repeat_interleave_symbolic(g: Any, x: Any, repeats: Any, dim: Any = None, o
 @contextlib.contextmanager
 def real_rotations() -> Iterator[None]:
     """Qwen-Image rotates queries and keys as complex numbers, which ONNX has not."""
-    own = transformer_qwenimage.apply_rotary_emb_qwen
+    own: Any = transformer_qwenimage.apply_rotary_emb_qwen
 
-    def rotate(x: torch.Tensor, freqs_cis: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> torch.Tensor:
-        found: torch.Tensor = own(x, freqs_cis, use_real, use_real_unbind_dim) if use_real else rotated(x, freqs_cis)
-        return found
+    def rotate(x: torch.Tensor, freqs_cis: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
+        return own(x, freqs_cis, use_real, use_real_unbind_dim) if use_real else rotated(x, freqs_cis)
 
-    transformer_qwenimage.apply_rotary_emb_qwen = rotate
+    module: Any = transformer_qwenimage
+    module.apply_rotary_emb_qwen = rotate
     try:
         yield
     finally:
-        transformer_qwenimage.apply_rotary_emb_qwen = own
+        module.apply_rotary_emb_qwen = own
 
 
 def rotated(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,13 @@ from diffopt.graph.tensor import tensor
 from diffopt.graph.trace import PREFIX
 
 
-def fill(graph: onnx.GraphProto, backbone: torch.nn.Module, file: GraphFile) -> None:
+def fill(graph: onnx.GraphProto, backbone: torch.nn.Module, file: GraphFile) -> list[str]:
     """Give `graph`, as traced, the backbone's parameters and buffers: tensors go to `file`, nodes are replaced in place.
 
     A quantized matrix is a right operand [in, out] of MatMul, and a Gemm that it feeds becomes MatMul and Add, for
-    which runtimes have low-precision kernels. Raises GateError where two layers share a weight but not its scale.
+    which runtimes have low-precision kernels. Returns the names of quantized layers that the graph has no use for, like
+    those of Qwen-Image's last block that make a text nobody reads. Raises GateError where two layers share a weight but
+    not its scale.
     """
     wanted = [i.name for i in graph.input if i.name.startswith(PREFIX)]
     values = _values(backbone)
@@ -35,7 +37,7 @@ def fill(graph: onnx.GraphProto, backbone: torch.nn.Module, file: GraphFile) -> 
         if transposed:
             dropped |= {id(n) for n in after}
             renamed |= {n.output[0]: name for n in after}
-        if (quantizer := packers.get(id(value))) is None:
+        if (quantizer := packers.get(id(value), (None, None))[1]) is None:
             file.add(tensor(name, value.T if transposed else value))
             continue
         products = [n for n in after if n.op_type == "Gemm" and _plain_gemm(n)]
@@ -55,6 +57,8 @@ def fill(graph: onnx.GraphProto, backbone: torch.nn.Module, file: GraphFile) -> 
     inputs = [i for i in graph.input if not i.name.startswith(PREFIX)]
     del graph.input[:]
     graph.input.extend(inputs)
+    read = {id(values[name]) for name in wanted}
+    return [layer for key, (layer, _) in packers.items() if key not in read]
 
 
 def _values(backbone: torch.nn.Module) -> Mapping[str, torch.Tensor]:
@@ -62,8 +66,8 @@ def _values(backbone: torch.nn.Module) -> Mapping[str, torch.Tensor]:
     return {PREFIX + name: x for name, x in backbone.state_dict(keep_vars=True).items() if isinstance(x, torch.Tensor)}
 
 
-def _quantizers(backbone: torch.nn.Module) -> dict[int, Any]:
-    """Enabled weight quantizers by the identity of the weight."""
+def _quantizers(backbone: torch.nn.Module) -> dict[int, tuple[str, Any]]:
+    """Layers and their enabled weight quantizers by the identity of the weight."""
     found: dict[int, tuple[str, Any]] = {}
     for name, module in backbone.named_modules():
         quantizer = getattr(module, "weight_quantizer", None)
@@ -75,7 +79,7 @@ def _quantizers(backbone: torch.nn.Module) -> dict[int, Any]:
             raise GateError(
                 f"export: {first} and {name} share a weight, but quantize it differently (got two scales); exclude both"
             )
-    return {key: quantizer for key, (_, quantizer) in found.items()}
+    return found
 
 
 def _enabled(quantizer: Any) -> bool:

@@ -30,6 +30,8 @@ class Graph:
     """Matrix products and convolutions whose weight is stored quantized."""
     quantized_inputs: int
     """Those of them whose input is quantized too."""
+    unused: list[str]
+    """Quantized layers that the graph has no use for."""
     bytes: int
     """Of all weights as stored."""
 
@@ -56,11 +58,18 @@ def write(
         model = onnx.load(Path(raw) / "model.onnx")
     finish(model.graph, KINDS[dtype])
     file = GraphFile(path)
-    fill(model.graph, backbone, file)
+    unused = fill(model.graph, backbone, file)
     del model.graph.value_info[:]
     opset = _say_versions(model, {i.data_type for i in file.initializers})
     stored = file.names()
-    found = Graph(opset, operators(model), quantized_products(model, stored), quantized_inputs(model, stored), file.bytes)
+    found = Graph(
+        opset=opset,
+        operators=operators(model),
+        quantized_products=quantized_products(model, stored),
+        quantized_inputs=quantized_inputs(model, stored),
+        unused=unused,
+        bytes=file.bytes,
+    )
     file.close(model)
     return found
 

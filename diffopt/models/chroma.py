@@ -52,6 +52,7 @@ FAMILY = Family(
     size_step=16,
     guidance="separate",
     unbatched=("img_ids", "txt_ids"),
+    block_cache=False,
     arguments=flux.arguments,
     embed=embed,
     embeddings=embeddings,

@@ -47,7 +47,7 @@ class Family:
     keep: tuple[str, ...]
     """Globs over module names, from the backbone's top, that stay in full precision in every format."""
     size_step: int
-    """Height and width are multiples of this many pixels."""
+    """Height and width are multiples of this many pixels, in every model of the family."""
     arguments: Callable[[Any], dict[str, Any]]
     """Pipeline arguments of one call, besides the texts."""
     embed: Callable[[Any, list[str], Any], "dict[str, torch.Tensor]"]
@@ -79,6 +79,8 @@ class Family:
     """Inputs that the backbone takes within a dict, by the name of that argument."""
     largest: Callable[[Json], int | None] = lambda _: None
     """Most pixels of a side, from the backbone's config, where positions are limited."""
+    coarser: Callable[[Json, Json], int | None] = lambda _backbone, _vae: None
+    """The size step of one model, from its backbone's and its VAE's config, where the family's models differ."""
 
     def guided(self, model: Any) -> bool:
         """Whether a call of the pipeline computes an unconditional prediction too."""

@@ -32,6 +32,7 @@ FAMILY = Family(
     reads=unet.READS,
     convolutions=True,
     unbatched=("timestep",),
+    block_cache=False,
     arguments=unet.arguments,
     embed=embed,
     embeddings=embeddings,

@@ -74,6 +74,7 @@ FAMILY = Family(
     keep=("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out"),
     size_step=16,
     largest=largest,
+    block_cache=False,
     arguments=arguments,
     embed=embed,
     embeddings=embeddings,

@@ -69,6 +69,7 @@ FAMILY = Family(
     convolutions=True,
     unbatched=("timestep",),
     nested={"text_embeds": "added_cond_kwargs", "time_ids": "added_cond_kwargs"},
+    block_cache=False,
     arguments=unet.arguments,
     embed=embed,
     embeddings=embeddings,

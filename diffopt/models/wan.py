@@ -60,6 +60,11 @@ def largest(config: Json) -> int:
     return int(config["rope_max_seq_len"] * config["patch_size"][1] * SPACE)
 
 
+def coarser(config: Json, vae: Json) -> int:
+    """A patch in pixels: 16, and 32 with the VAE of Wan 2.2. The pipeline would round to it by itself."""
+    return int(config["patch_size"][1] * vae.get("scale_factor_spatial", SPACE))
+
+
 FAMILY = Family(
     name="wan",
     pipeline="WanPipeline",
@@ -73,6 +78,7 @@ FAMILY = Family(
     reads=frozenset({"guidance_scale", "guidance_scale_2", "negative_prompt", "max_sequence_length"}),
     guidance="separate",
     largest=largest,
+    coarser=coarser,
     arguments=arguments,
     embed=embed,
     embeddings=embeddings,

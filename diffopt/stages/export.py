@@ -104,6 +104,8 @@ def _write(
     # Traced with one row a broadcast along the batch axis would not be told from a fixed axis.
     example = inputs(max(2, export.batch_size) if dynamic else export.batch_size)
     graph = write(backbone, example, path, export.opset, batched if dynamic else None, family.call)
+    # A checkpoint counts layers that a model has without reading what they make.
+    layers = [n for n in layers if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
     quantizers: list[Any] = [backbone.get_submodule(n).input_quantizer for n in layers]
     _check(graph.quantized_inputs, sum(q.is_enabled for q in quantizers), "input", graph.operators)
@@ -114,6 +116,7 @@ def _write(
         "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in given.items()},
         "profile": profile if dynamic else None,
         "quantized_layers": len(layers),
+        "unused_layers": graph.unused,
         "quantized_products": graph.quantized_products,
         "operators": graph.operators,
         "bytes": graph.bytes,

@@ -38,7 +38,7 @@ class LoadView(View, of=Model):
         return self.model_dump(mode="json")
 
 
-@stage(version=2, when="model", probes=("numerics",))
+@stage(version=3, when="model", probes=("numerics",))
 def load(ctx: Context, model: LoadView) -> Pipeline:
     from dataclasses import asdict
 
@@ -55,11 +55,12 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
     scheduler(directory, model.scheduler)
     backbones = [name for name in family.backbones if isinstance(index.get(name), list) and index[name][0]]
     configs = {}
-    for name in backbones or family.backbones[:1]:
+    for name in [*(backbones or family.backbones[:1]), "vae"]:
         path = directory / name / "config.json"
         if not path.is_file():
             raise PlanError(f"model.source: has no {name}/config.json (got {model.source.name!r}); download it again")
         configs[name] = json.loads(path.read_text())
+    vae = configs.pop("vae")
     modules = {}
     with init_empty_weights():
         for name, config in configs.items():
@@ -76,6 +77,7 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
         "parameters": sum(p.numel() for m in modules.values() for p in m.parameters()),
         "blocks": {name: len(getattr(first, name)) for name in family.blocks},
         "largest": family.largest(next(iter(configs.values()))),
+        "size_step": family.coarser(next(iter(configs.values())), vae) or family.size_step,
     }
     (ctx.out / "pipeline.json").write_text(json.dumps(pinned, indent=1))
     prefixed = {f"{name}." if len(modules) > 1 else "": module for name, module in modules.items()}

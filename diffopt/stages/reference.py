@@ -20,5 +20,5 @@ def reference(ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline,
             texts = encode(ctx, pipe, pipeline, prompts, model)
             drawn = draw(pipe, texts, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
             pictures.check(drawn, prompts)
-            pictures.save(ctx.out, first, drawn)
+            pictures.save(ctx.out, first, pictures.strip(drawn))
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})

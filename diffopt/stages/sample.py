@@ -36,7 +36,7 @@ def sample(
                 numbers = [*these, *these[-1:] * spare]
                 drawn = draw(run.pipe, texts, numbers, eval.steps, arguments, on_step=tick)[: len(prompts)]
                 pictures.check(drawn, prompts)
-                pictures.save(ctx.out, first, drawn)
+                pictures.save(ctx.out, first, pictures.strip(drawn))
         computed = run.computed()
     about: dict[str, object] = {
         "runtime": eval.runtime,

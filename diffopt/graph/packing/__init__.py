@@ -22,7 +22,13 @@ def pack(name: str, weight: torch.Tensor, quantizer: Any, transpose: bool) -> Pa
     kind of quantizer that no graph can hold.
     """
     packed = Packed(name)
-    _packer(name, quantizer)(packed, weight.detach(), quantizer, transpose)
+    packer = _packer(name, quantizer)
+    if weight.dim() != 2 and packer not in (int8, fp8):
+        raise GateError(
+            f"export: {name}: only matrices are stored in blocks (got a weight of {weight.dim()} axes); "
+            "leave convolutions to int8 or fp8"
+        )
+    packer(packed, weight.detach(), quantizer, transpose)
     return packed
 
 

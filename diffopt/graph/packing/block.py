@@ -1,16 +1,18 @@
-"""Weights in blocks of inputs that share a small scale: NVFP4 and MXFP8."""
+"""Weights in blocks of inputs that share a small scale: NVFP4 and MXFP8, rounded as in `diffopt.block_arithmetic`."""
 
 from typing import Any
 
 import onnx
 import torch
 
-from diffopt.block_arithmetic import E2M1_MAX, E4M3_MAX, VALUES, e2m1, e4m3
+from diffopt.block_arithmetic import E2M1_MAX, E4M3_MAX
 from diffopt.graph.packing.packed import DOMAIN, Packed
 from diffopt.graph.tensor import KINDS, nibbles, tensor
 
 BIAS = 127
 """Of E8M0 exponents."""
+SMALLEST = 1e-5
+"""modelopt's kernel leaves nothing of a block whose scale is less."""
 
 
 def nvfp4(packed: Packed, weight: torch.Tensor, quantizer: Any, transpose: bool) -> None:
@@ -18,24 +20,21 @@ def nvfp4(packed: Packed, weight: torch.Tensor, quantizer: Any, transpose: bool)
 
     Blocks lie along the last axis, where TensorRT wants them, so the weight is stored as it is and transposed after.
     """
-    rows, columns = weight.shape
-    size = quantizer.block_sizes[-1]
-    blocks = weight.float().reshape(rows, columns // size, size)
-    tensor_scale = quantizer.amax.float().max() / (E2M1_MAX * E4M3_MAX)
-    if tensor_scale == 0:
-        tensor_scale = torch.ones_like(tensor_scale)
-    small = e4m3(blocks.abs().amax(-1) / E2M1_MAX / tensor_scale)
-    scale = (small * tensor_scale)[..., None]
-    values = torch.where(scale == 0, 0, e2m1(blocks / torch.where(scale == 0, 1, scale)))
-    codes = torch.bucketize(values.abs(), VALUES.to(values.device)) | (torch.signbit(values).int() << 3)
+    blocks = _blocks(weight, size := quantizer.block_sizes[-1])
+    whole = quantizer.amax.float().max() * (1 / torch.tensor(E2M1_MAX * E4M3_MAX)).to(weight.device)
+    whole = torch.where(whole > 0, whole, 1e-12)
+    small = (blocks.abs().amax(-1, keepdim=True) / (E2M1_MAX * whole)).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+    scale = small.float() * whole
+    values = torch.where(scale < SMALLEST, 0, blocks / torch.where(scale < SMALLEST, 1, scale))
     inner = packed.node(
         "DequantizeLinear",
         [
-            packed.add(tensor(packed.called("block_scale"), small.to(torch.float8_e4m3fn))),
-            packed.add(tensor(packed.called("scale"), tensor_scale)),
+            packed.add(tensor(packed.called("block_scale"), small.squeeze(-1))),
+            packed.add(tensor(packed.called("scale"), whole)),
         ],
     )
-    stored = packed.add(nibbles(packed.called("fp4"), onnx.TensorProto.FLOAT4E2M1, codes.reshape(rows, columns)))
+    codes = e2m1_codes(values).reshape(weight.shape)
+    stored = packed.add(nibbles(packed.called("fp4"), onnx.TensorProto.FLOAT4E2M1, codes))
     packed.node("DequantizeLinear", [stored, inner], axis=-1, block_size=size)
     if transpose:
         packed.node("Transpose", [packed.out], perm=[1, 0])
@@ -43,21 +42,40 @@ def nvfp4(packed: Packed, weight: torch.Tensor, quantizer: Any, transpose: bool)
         packed.node("Cast", [packed.out], to=KINDS[weight.dtype])
 
 
+def e2m1_codes(x: torch.Tensor) -> torch.Tensor:
+    """Bits of the nearest E2M1 values, ties to the even mantissa, saturating at 6: UINT8 0..15 of x's shape, any device.
+
+    The values are 0.5 apart up to 2, 1 apart up to 4, then 2 apart.
+    """
+    size = x.abs().clamp(max=E2M1_MAX)
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    size = torch.round(size / step) * step
+    code = torch.where(size < 2, 2 * size, torch.where(size < 4, size + 2, size / 2 + 4))
+    return code.to(torch.uint8) | (torch.signbit(x).to(torch.uint8) << 3)
+
+
 def mxfp8(packed: Packed, weight: torch.Tensor, quantizer: Any, transpose: bool) -> None:
     """[out, in] -> E4M3 and one E8M0 exponent a block -> TensorRT's MXFP8 dequantizer -> transposed."""
-    rows, columns = weight.shape
-    size = quantizer.block_sizes[-1]
-    blocks = weight.float().reshape(rows, columns // size, size)
-    exponents = exponent(blocks.abs().amax(-1))
-    values = (blocks * torch.exp2(-exponents)[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    scales = tensor(packed.called("scale"), (exponents + BIAS).to(torch.uint8))
-    inputs = [packed.add(tensor(packed.called("fp8"), values.reshape(rows, columns))), packed.add(scales)]
+    blocks = _blocks(weight, size := quantizer.block_sizes[-1])
+    powers = exponents(blocks.abs().amax(-1, keepdim=True))
+    values = torch.ldexp(blocks, -powers).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    inputs = [
+        packed.add(tensor(packed.called("fp8"), values.reshape(weight.shape))),
+        packed.add(tensor(packed.called("scale"), (powers.squeeze(-1) + BIAS).to(torch.uint8))),
+    ]
     attributes = {"axis": -1, "block_size": size, "output_dtype": KINDS[weight.dtype]}
     packed.node("TRT_MXFP8DequantizeLinear", inputs, domain=DOMAIN, **attributes)
     if transpose:
         packed.node("Transpose", [packed.out], perm=[1, 0])
 
 
-def exponent(amax: torch.Tensor) -> torch.Tensor:
-    """The power of two by which a block is divided: the smallest with which its maximum fits E4M3; any shape, FP32."""
-    return torch.ceil(torch.log2((amax / E4M3_MAX).clamp_min(2.0**-126)))
+def exponents(peaks: torch.Tensor) -> torch.Tensor:
+    """Of the smallest powers of two by which blocks with these maxima are divided to fit E4M3; INT32, any shape."""
+    mantissa, exponent = torch.frexp(peaks / E4M3_MAX)
+    exponent = (exponent - (mantissa == 0.5).int()).clamp(-BIAS, BIAS)
+    return torch.where(peaks == 0, 0, exponent)
+
+
+def _blocks(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """[out, in] -> FP32 [out, in / size, size]."""
+    return weight.float().reshape(weight.shape[0], -1, size)

@@ -20,7 +20,8 @@ def rounded(weight: torch.Tensor, amax: torch.Tensor, bits: int) -> tuple[torch.
     bound = 2 ** (bits - 1) - 1
     amax = amax.float()
     empty = amax <= NOTHING
-    factor = torch.where(empty, 0, bound / amax)
+    # A tensor divided by a tensor: a number divided by one is its reciprocal times the number, another last bit.
+    factor = torch.where(empty, 0, torch.tensor(float(bound), device=amax.device) / amax)
     integers = torch.clamp(torch.round(weight.float() * factor), -bound - 1, bound)
     return integers, torch.where(empty, 1, amax / bound).to(weight.dtype)
 

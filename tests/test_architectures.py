@@ -1,0 +1,207 @@
+"""The architectures in the package: their size, and the exact set of layers that is quantized at full size.
+
+tests/layers.json holds the sets; write it anew with `python -m pytest tests/test_architectures.py --golden`, and say in
+the commit why a set changed.
+"""
+
+import hashlib
+import json
+import re
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Bench, called, folder
+
+from diffopt import asset, models
+from diffopt.layers import Layer, taken
+
+GOLDEN = Path(__file__).with_name("layers.json")
+ROOT = asset.locate("asset:architectures")
+NAMES = sorted(p.name for p in ROOT.iterdir())
+FAMILIES = {
+    "chroma": "chroma",
+    "flux_dev": "flux",
+    "flux_schnell": "flux",
+    "ltx": "ltx",
+    "qwen_image": "qwen_image",
+    "sd21": "sd21",
+    "sd35_large": "sd3",
+    "sd35_medium": "sd3",
+    "sd3_medium": "sd3",
+    "sdxl": "sdxl",
+    "sdxl_turbo": "sdxl",
+    "wan22_5b": "wan",
+    "wan22_a14b": "wan",
+}
+every_architecture = pytest.mark.parametrize("name", NAMES)
+
+# Published: model cards and technical reports, in billions. SD3's count their table of positions too, which is a buffer.
+PARAMETERS = {
+    "chroma": 8.90,
+    "flux_dev": 11.90,
+    "flux_schnell": 11.89,
+    "ltx": 13.04,
+    "qwen_image": 20.43,
+    "sd21": 0.866,
+    "sd35_large": 8.06,
+    "sd35_medium": 2.24,
+    "sd3_medium": 2.03,
+    "sdxl": 2.567,
+    "sdxl_turbo": 2.567,
+    "wan22_5b": 5.00,
+    "wan22_a14b": 2 * 14.29,
+}
+BLOCKS = {
+    "chroma": (19, 38),
+    "flux_dev": (19, 38),
+    "flux_schnell": (19, 38),
+    "ltx": (48,),
+    "qwen_image": (60,),
+    "sd21": (4, 4),
+    "sd35_large": (38,),
+    "sd35_medium": (24,),
+    "sd3_medium": (24,),
+    "sdxl": (3, 3),
+    "sdxl_turbo": (3, 3),
+    "wan22_5b": (30,),
+    "wan22_a14b": (40,),
+}
+
+
+@cache
+def loaded(name: str) -> Any:
+    """What `load` reads of the architecture, which it builds at full size without memory."""
+    bench = Bench(folder(), f"asset:architectures/{name}", "bfloat16", called(64, 16), family=FAMILIES[name], weights="random")
+    return bench.pipeline()
+
+
+@cache
+def quantized(name: str, convolutions: bool = False) -> list[Layer]:
+    """The layers that a format takes of the model, at full size."""
+    pinned, family = loaded(name).json("pipeline.json"), models.family(FAMILIES[name])
+    layers = [Layer(**row | {"shape": tuple(row["shape"])}) for row in loaded(name).json("layers.json")]
+    return taken(layers, family.kept(pinned["blocks"], pinned["backbones"]), convolutions and family.convolutions)
+
+
+def named(name: str, glob: str) -> list[str]:
+    return [x.name for x in quantized(name) if re.fullmatch(glob, x.name)]
+
+
+def collapsed(names: list[str]) -> list[str]:
+    """The names with their numbers as ranges, the inner ones first: `transformer_blocks.{0-18}.attn.to_q`."""
+    found = [tuple(name.split(".")) for name in names]
+    for place in reversed(range(max(map(len, found)))):
+        groups: dict[tuple[str, ...], list[int]] = {}
+        others = []
+        for parts in found:
+            if len(parts) > place and parts[place].isdigit():
+                groups.setdefault((*parts[:place], "", *parts[place + 1 :]), []).append(int(parts[place]))
+            else:
+                others.append(parts)
+        found = others + [(*p[:place], _ranges(numbers), *p[place + 1 :]) for p, numbers in groups.items()]
+    return sorted(".".join(parts) for parts in found)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`{0-18}` or `{1,3-5}`; a single one stands alone."""
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])]
+    found = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return found if found.isdigit() else "{" + found + "}"
+
+
+def facts(name: str) -> dict[str, Any]:
+    layers = quantized(name, convolutions=True)
+    names = sorted(x.name for x in layers)
+    return {
+        "linear": sum(x.kind == "linear" for x in layers),
+        "convolution": sum(x.kind == "convolution" for x in layers),
+        "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+        "names": collapsed(names),
+    }
+
+
+@pytest.fixture(scope="module")
+def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
+    if request.config.getoption("--golden"):
+        GOLDEN.write_text(json.dumps({name: facts(name) for name in NAMES}, indent=1) + "\n")
+    return json.loads(GOLDEN.read_text())
+
+
+@every_architecture
+def test_an_architecture_has_the_published_number_of_parameters(name: str) -> None:
+    assert loaded(name).json("pipeline.json")["parameters"] / 1e9 == pytest.approx(PARAMETERS[name], rel=3e-3)
+
+
+@every_architecture
+def test_an_architecture_has_the_published_number_of_blocks(name: str) -> None:
+    assert tuple(loaded(name).json("pipeline.json")["blocks"].values()) == BLOCKS[name]
+
+
+@every_architecture
+def test_the_layers_that_are_quantized_are_those_in_the_golden_file(name: str, golden: dict[str, Any]) -> None:
+    assert facts(name) == golden[name]
+
+
+def test_the_golden_file_has_no_model_that_is_gone(golden: dict[str, Any]) -> None:
+    assert set(golden) == set(NAMES)
+
+
+@every_architecture
+def test_an_architecture_is_laid_out_as_the_hubs_folder_and_weighs_nothing(name: str) -> None:
+    index = json.loads((ROOT / name / "model_index.json").read_text())
+    family = models.family(FAMILIES[name])
+    assert index["_class_name"] in (family.pipeline, *family.aliases)
+    folders = {p.parent.name for p in (ROOT / name).rglob("*.json")} - {name}
+    assert folders == {"vae", "scheduler", *loaded(name).json("pipeline.json")["backbones"]}
+    assert folders <= index.keys()
+    assert all(p.suffix == ".json" for p in (ROOT / name).rglob("*") if p.is_file())
+    for part in folders:
+        (path,) = (ROOT / name / part).glob("*.json")
+        assert json.loads(path.read_text())["_class_name"] == index[part][1]
+
+
+@pytest.mark.parametrize("name", ["flux_dev", "flux_schnell", "chroma"])
+def test_the_output_of_every_single_block_is_quantized(name: str) -> None:
+    assert len(named(name, r"single_transformer_blocks\.\d+\.proj_out")) == 38
+
+
+@pytest.mark.parametrize(("name", "count"), [("sdxl", 11), ("sdxl_turbo", 11), ("sd21", 16)])
+def test_the_projections_around_a_unets_transformers_are_quantized(name: str, count: int) -> None:
+    for projection in ("proj_in", "proj_out"):
+        assert len(named(name, rf".*attentions\.\d+\.{projection}")) == count
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("sd3_medium", 24), ("sd35_medium", 24), ("sd35_large", 38)])
+def test_the_feed_forward_of_every_block_of_sd3_is_quantized(name: str, blocks: int) -> None:
+    assert len(named(name, r"transformer_blocks\.\d+\.ff\.net\.0\.proj")) == blocks
+    assert len(named(name, r"transformer_blocks\.\d+\.ff\.net\.2")) == blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "ends"), [("ltx", 48, 3), ("wan22_5b", 30, 3), ("wan22_a14b", 40, 3), ("qwen_image", 60, 2)]
+)
+def test_the_blocks_at_both_ends_are_kept(name: str, blocks: int, ends: int) -> None:
+    numbers = {int(re.search(r"blocks\.(\d+)\.", x.name)[1]) for x in quantized(name)}
+    assert numbers == set(range(ends, blocks - ends))
+
+
+def test_both_of_wans_backbones_are_quantized_alike() -> None:
+    high, low = named("wan22_a14b", r"transformer\..*"), named("wan22_a14b", r"transformer_2\..*")
+    assert len(high) == 34 * 10
+    assert [n.removeprefix("transformer.") for n in high] == [n.removeprefix("transformer_2.") for n in low]
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("sd3_medium", 3072), ("sd35_medium", 6144), ("sd35_large", 3072), ("wan22_a14b", 16384), ("sdxl", None)],
+)
+def test_the_largest_size_is_known(name: str, largest: int | None) -> None:
+    assert loaded(name).json("pipeline.json")["largest"] == largest
+
+
+@pytest.mark.parametrize(("name", "step"), [("wan22_a14b", 16), ("wan22_5b", 32), ("sdxl", 8), ("flux_dev", 16), ("ltx", 32)])
+def test_the_size_step_is_the_models(name: str, step: int) -> None:
+    assert loaded(name).json("pipeline.json")["size_step"] == step
