@@ -45,13 +45,13 @@ def lines() -> list[str]:
         "",
         *(f"{name:28} {package(name) or '-'}" for name in PACKAGES),
         "",
-        f"{'format':10} {'calibrate':12} {'engine plan':12} " + " ".join(f"{name:12}" for name in RUNTIMES),
+        f"{'format':14} {'calibrate':12} {'engine plan':12} " + " ".join(f"{name:12}" for name in RUNTIMES),
     ]
     for path in sorted((bundled("conf") / "format").glob("*.yaml")):
         method = formats.method(path.stem)
-        native = bool(gpus) or method.name != "nvfp4"
+        native = bool(gpus) or not method.blockwise
         cells = ["yes" if native else "simulated", "yes" if builder else "no", *(_cell(n, method.name) for n in RUNTIMES)]
-        found.append(f"{method.name:10} " + " ".join(f"{c:12}" for c in cells))
+        found.append(f"{method.name:14} " + " ".join(f"{c:12}" for c in cells))
     if not builder:
         found += ["", "No engine plans: pip install 'diffopt[tensorrt-rtx]' builds them without a GPU."]
     return found

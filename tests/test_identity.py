@@ -131,6 +131,24 @@ def test_an_excluded_module_quantizes_again(fp8):
     assert again == {"quantize", "export", "build", "sample", "score"}
 
 
+def test_block_size_and_rank_are_in_where_they_are_read_and_defaults_are_what_they_stand_for(plan):
+    def awq(*overrides):
+        return plan("model=emoji_flux", "format=int4_awq", "calib=emoji", *overrides)
+
+    assert changed(awq(), awq("format.block_size=64")) == {"quantize"}
+    assert keys(awq()) == keys(awq("format.block_size=null"))
+    svd = plan("model=emoji_flux", "format=nvfp4_svdquant", "calib=emoji")
+    assert (
+        keys(svd)["quantize"]
+        != keys(plan("model=emoji_flux", "format=nvfp4_svdquant", "calib=emoji", "format.rank=8"))["quantize"]
+    )
+
+
+def test_a_recording_is_shared_by_every_format_that_searches(plan):
+    made = [keys(plan("model=emoji_flux", f"format={n}", "calib=emoji")) for n in ("int4_awq", "w4a8_awq", "nvfp4_svdquant")]
+    assert len({tuple(v for n, v in k.items() if n.startswith("record")) for k in made}) == 1
+
+
 def test_the_builders_effort_changes_only_the_engine_plan(fp8):
     assert changed(fp8(), fp8("export.builder_optimization_level=1")) == {"build"}
 

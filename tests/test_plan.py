@@ -41,6 +41,17 @@ def test_a_format_alone_makes_a_checkpoint_and_draws_nothing(plan):
     assert [s.name for s in made.wanted] == ["quantize"]
 
 
+@pytest.mark.parametrize("name", ["int4_awq", "w4a8_awq", "nvfp4_svdquant"])
+def test_a_format_that_searches_records_and_does_not_observe(plan, name):
+    made = plan(EMOJI, f"format={name}", "calib=emoji", "calib.size=16")
+    calibrating = [n.partition(".")[0] for n in names(made) if n != "load" and not n.startswith("embed")]
+    assert calibrating == ["record", "record", "quantize"]
+
+
+def test_a_format_without_calibration_needs_none(plan):
+    assert names(plan(EMOJI, "format=mxfp8")) == ["load", "quantize"]
+
+
 def test_an_evaluation_alone_draws_and_scores_the_plain_model(plan):
     assert set(names(plan(EMOJI, "eval=emoji", "eval.latency=false"))) == {"load", "reference", "sample", "score"}
 
@@ -131,9 +142,11 @@ def test_a_model_alone_is_refused(plan):
     assert "nothing to make" in line
 
 
-def test_a_format_without_calibration_is_refused(plan):
-    (line,) = refused(plan, "+recipe=emoji_fp8", "calib=null")
-    assert "calib" in line
+@pytest.mark.parametrize("name", ["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant"])
+def test_a_format_whose_calibration_is_missing_is_refused(plan, name):
+    (line,) = refused(plan, EMOJI, f"format={name}")
+    assert line.startswith("quantize: ")
+    assert "choose calib=OPTION" in line
 
 
 def test_a_graph_runtime_without_a_graph_is_refused(plan):
@@ -199,6 +212,7 @@ def test_all_that_this_machine_cannot_do_is_said_at_once(plan):
         ("cache", [EMOJI, "format=fp8", "calib=emoji", "cache=first_block"]),
         ("calib", [EMOJI, "eval=emoji", "calib=emoji"]),
         ("calib", [EMOJI, "export=onnx", "calib=emoji"]),
+        ("calib", [EMOJI, "format=mxfp8", "calib=emoji"]),
     ],
 )
 def test_a_group_that_nothing_reads_is_refused(plan, group, overrides):
@@ -217,6 +231,10 @@ def test_training_that_no_stage_does_is_refused(plan):
 
 
 IDLE = [
+    ("+recipe=emoji_fp8", "+format.block_size=64"),
+    ("+recipe=emoji_fp8", "+format.rank=8"),
+    ("+recipe=emoji_int8_sq", "calib.percentile=0.5"),
+    ("+recipe=emoji_int8_sq", "calib.collect_method=min-mean"),
     ("+recipe=emoji_fp8", "calib.alpha=0.5"),
     ("+recipe=emoji_fp8", "eval.repeats=20"),
     ("+recipe=emoji_fp8", "eval.warmup=2"),

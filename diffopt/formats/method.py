@@ -48,6 +48,11 @@ class Method:
         return self.algorithm in ("awq_lite", "svdquant")
 
     @property
+    def blockwise(self) -> bool:
+        """Whether scales of blocks are found as a tensor passes, for which modelopt has kernels on a GPU only."""
+        return isinstance(self.weight, dict) and self.weight.get("block_sizes", {}).get("type") == "dynamic"
+
+    @property
     def passes(self) -> int:
         """How often the search runs the model over its data: statistics, the search itself, and the maxima of what is left."""
         return {"awq_lite": 2, "svdquant": 3}.get(self.algorithm or "", 0)
