@@ -20,6 +20,7 @@ from diffopt.runner import run_plan
 from diffopt.source import Source, Sources
 from diffopt.stage import Stage
 from diffopt.store import RECORD, Store
+from diffopt.view import Choices
 
 fork = multiprocessing.get_context("fork")
 
@@ -195,7 +196,7 @@ def test_two_processes_that_want_the_same_artifact_make_it_once(tmp_path):
 
     def job():
         step = Step("slow", Stage("slow", make, 1, None, (), (), Checkpoint), {}, frozenset(), {}, {"stage": "slow"})
-        (done,) = run_plan(Plan([step], [step], []), Store(tmp_path), Sources(tmp_path / "sources.json"))
+        (done,) = run_plan(Plan([step], [step], []), Choices(seed=0), Store(tmp_path), Sources(tmp_path / "sources.json"))
         assert done.state == ("cached" if waits.is_set() else "made")
 
     waits = fork.Event()
