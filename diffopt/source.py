@@ -17,6 +17,10 @@ from diffopt.fingerprint import fingerprint
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+WANTED = ["model_index.json", "*/*"]
+"""Files of a hub repository that a diffusers pipeline is made of: those in its components' folders."""
+UNWANTED = ["*.bin", "*.ckpt", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.fp16.*", "*.non_ema.*"]
+"""The same weights in other forms, which would be downloaded for nothing."""
 QUICK = 256 << 20  # bytes that planning may hash without being slow: about half a second
 
 
@@ -90,7 +94,12 @@ class Sources:
 
         repo, commit = digest.removeprefix("hub:").split("@")
         try:
-            return Path(snapshot_download(repo, revision=commit, local_files_only=constants.HF_HUB_OFFLINE))
+            offline = constants.HF_HUB_OFFLINE
+            return Path(
+                snapshot_download(
+                    repo, revision=commit, local_files_only=offline, allow_patterns=WANTED, ignore_patterns=UNWANTED
+                )
+            )
         except Exception as e:
             raise _unreachable(source, e) from None
 

@@ -1,11 +1,14 @@
 """The README's tables and commands are true."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
+import matrix_table
 import pytest
 from hydra import compose, initialize_config_dir
+from test_matrix import MODELS
 
 from diffopt.cli import COMMANDS
 from diffopt.groups import PICKS
@@ -70,3 +73,9 @@ def test_every_diffopt_command_in_the_readme_is_one(command):
     register()
     with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
         assert compose("config", overrides)
+
+
+def test_the_support_matrix_is_that_of_the_last_results():
+    found = json.loads(matrix_table.FOUND.read_text())
+    assert matrix_table.table(found) in README
+    assert {name: set(cells) for name, cells in found["cells"].items()} == {n: set(matrix_table.FORMATS) for n in MODELS}

@@ -310,3 +310,27 @@ def test_a_file_is_no_source(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="not a directory"):
         read(str(tmp_path / "model.safetensors"))
+
+
+def test_of_a_hub_repository_only_the_files_of_the_pipeline_are_downloaded():
+    from huggingface_hub.utils import filter_repo_objects
+
+    from diffopt.source import UNWANTED, WANTED
+
+    wanted = [
+        "model_index.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/merges.txt",
+        "tokenizer_2/spiece.model",
+    ]
+    spare = [
+        "flux1-dev.safetensors",
+        "README.md",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/model.onnx",
+        "unet/model.fp16.safetensors",
+    ]
+    assert list(filter_repo_objects(wanted + spare, allow_patterns=WANTED, ignore_patterns=UNWANTED)) == wanted

@@ -43,6 +43,6 @@ RUNTIMES = {
     for r in (
         Runtime("torch", Checkpoint, frozenset({None}), simulates=True, probes=("modelopt",)),
         # FP8 is computed wrongly by onnxruntime's default optimisations or refused, so it is not in the list.
-        Runtime("onnxruntime", OnnxGraph, frozenset({None, "int8_sq"}), simulates=False, probes=("onnxruntime",)),
+        Runtime("onnxruntime", OnnxGraph, frozenset({None, "int8", "int8_sq"}), simulates=False, probes=("onnxruntime",)),
     )
 }
