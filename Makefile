@@ -34,5 +34,6 @@ golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a cha
 matrix: $(VENV)/installed  ## every family in every format through the whole chain; writes the README's table
 	$(BIN)/python -m pytest -q -m '' tests/test_matrix.py --matrix
 
-bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, calibrated and exported on this machine
+bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized and exported here; wants a GPU
+	$(BIN)/python tests/bench_observe.py sdxl flux_dev
 	$(BIN)/python tests/bench_full_size.py outputs/bench flux_dev:int8_sq flux_dev:fp8 flux_dev:nvfp4 sdxl:int8_sq sdxl:fp8 sdxl:nvfp4

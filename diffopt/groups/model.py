@@ -114,22 +114,30 @@ def _schedulers() -> list[str]:
     return sorted({w for w in text.split('"') if w.isidentifier() and w.endswith("Scheduler")})
 
 
-def read_by(choices: Choices, names: frozenset[str]) -> frozenset[str]:
-    """Those of the fields `names` that the chosen family reads."""
-    assert choices.model is not None
-    family = models.family(choices.model.family)
-    idle = set(OPTIONAL) - family.reads - ({"frames"} if family.frame_step else set())
-    if "negative_prompt" in names and not family.guided(choices.model):
-        idle |= {"negative_prompt"}
-    return names - idle
+class ReadView(View):
+    """A view of the group `model`: of the fields that only some families read, the chosen one's."""
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        assert choices.model is not None
+        family = models.family(choices.model.family)
+        idle = set(OPTIONAL) - family.reads - ({"frames"} if family.frame_step else set())
+        if not family.guided(choices.model):
+            idle |= {"negative_prompt"}
+        return cls.drawn_from() - idle
 
 
-def steering(group: Model) -> float:
-    """A guidance scale that stands for all that steer, or 0 for none: where only whether there is guidance matters."""
-    return 2.0 if models.family(group.family).guided(group) else 0.0
+class GuidedView(ReadView):
+    """One to which only matters whether there is guidance, not how strong it is: a scale of 2 stands for all that steer."""
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Model)
+        steered = {"guidance_scale": 2.0 if models.family(group.family).guided(group) else 0.0}
+        return [cls(**{name: getattr(group, name) for name in cls.model_fields} | steered)]
 
 
-class CallView(View, of=Model):
+class CallView(ReadView, of=Model):
     """What a pipeline is called with, texts included."""
 
     height: int
@@ -141,25 +149,11 @@ class CallView(View, of=Model):
     max_sequence_length: int | None
     long_prompts: Literal["refuse", "cut"]
 
-    @classmethod
-    def used(cls, choices: Choices) -> frozenset[str]:
-        return read_by(choices, cls.drawn_from())
 
-
-class TextView(View, of=Model):
+class TextView(GuidedView, of=Model):
     """What the embeddings of a prompt depend on."""
 
     guidance_scale: float
     negative_prompt: str
     max_sequence_length: int | None
     long_prompts: Literal["refuse", "cut"]
-
-    @classmethod
-    def used(cls, choices: Choices) -> frozenset[str]:
-        return read_by(choices, cls.drawn_from())
-
-    @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
-        """Of the guidance only whether there is any: its strength changes no embedding."""
-        assert isinstance(group, Model)
-        return [cls(**{name: getattr(group, name) for name in cls.model_fields} | {"guidance_scale": steering(group)})]

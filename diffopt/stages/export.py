@@ -4,15 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
 from diffopt.groups import Export, Model
-from diffopt.groups.model import read_by, steering
+from diffopt.groups.model import GuidedView
 from diffopt.models.family import Family, Json, Size
 from diffopt.stage import Context, stage
-from diffopt.view import Choices, Group, View
+from diffopt.view import View
 
 if TYPE_CHECKING:
     import torch
@@ -20,22 +20,14 @@ if TYPE_CHECKING:
 Inputs = Mapping[str, Any]
 
 
-class SizeView(View, of=Model):
+class SizeView(GuidedView, of=Model):
+    """The extent of a backbone call; guidance doubles its rows."""
+
     height: int
     width: int
     frames: int | None
     guidance_scale: float
     max_sequence_length: int | None
-
-    @classmethod
-    def used(cls, choices: Choices) -> frozenset[str]:
-        return read_by(choices, cls.drawn_from())
-
-    @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
-        """Of the guidance only whether there is any: it doubles the rows of a call."""
-        assert isinstance(group, Model)
-        return [cls(**{name: getattr(group, name) for name in cls.model_fields} | {"guidance_scale": steering(group)})]
 
 
 class GraphView(View, of=Export):
