@@ -1,5 +1,6 @@
-"""The most memory that a piece of work takes: of the process in RAM, and of torch on the GPU."""
+"""Memory of a piece of work: the most that it takes in RAM and on the GPU, and its return when the work is done."""
 
+import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,13 @@ def peaks() -> Iterator[dict[str, int]]:
             found["ram"] = int(match[1]) << 10
         if cuda := _cuda():
             found["gpu"] = int(cuda.max_memory_allocated())
+
+
+def release() -> None:
+    """Free what nobody refers to any more: models have reference cycles, and torch keeps what a GPU has given it."""
+    gc.collect()
+    if cuda := _cuda():
+        cuda.empty_cache()
 
 
 def _cuda() -> Any:

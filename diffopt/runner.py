@@ -5,13 +5,14 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from diffopt import __version__, preflight
 from diffopt.artifact import Artifact, Pipeline
 from diffopt.environment import gpus, machine, package
-from diffopt.memory import peaks
+from diffopt.memory import peaks, release
 from diffopt.page import publish
 from diffopt.plan import Plan, Step
 from diffopt.quiet import hushed
@@ -80,6 +81,7 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
                     _check_inputs(step, store, checked)
                     if step.stage.name != holder:
                         held.drop()
+                        release()  # before the next stage opens its own copy of the model
                         holder = step.stage.name
                     _make(step, store, sources, held)
                     checked.add(step.fingerprint)
@@ -124,6 +126,10 @@ def _make(step: Step, store: Store, sources: Sources, held: Held) -> None:
         device = "cuda" if gpus() else "cpu"
         context = Context(out, sources.pinned, sources.locate, device, step.name, held)
         with hushed(), peaks() as peak:
+            if "modelopt" in step.stage.probes:
+                # The solver library that it imports keeps an ImportError with its traceback. First imported within a
+                # stage, that would keep the stage's frame, and the model in it, until the process ends.
+                import_module("modelopt.torch.quantization")
             step.stage.run(context, **arguments)
         provenance["peak_bytes"] = peak
         provenance["seconds"] = round(time.monotonic() - started, 3)

@@ -82,6 +82,32 @@ def test_another_store_gets_the_same_fingerprints_and_bytes(first: Path, recipe:
     assert compared > 20
 
 
+def test_a_step_starts_with_no_model_of_an_earlier_one(tmp_path: Path) -> None:
+    code = """
+import sys, weakref
+import diffopt.pipeline.open, diffopt.runner
+from diffopt.cli import main
+
+opened, found, make = [], [], diffopt.runner._make
+plain = diffopt.pipeline.open.open_backbone
+
+def open_backbone(*given):
+    module = plain(*given)
+    opened.append(weakref.ref(module))
+    return module
+
+def counted(step, *given):
+    found.append((step.name, sum(x() is not None for x in opened)))
+    make(step, *given)
+
+diffopt.pipeline.open.open_backbone, diffopt.runner._make = open_backbone, counted
+main(sys.argv[1:])
+assert len(opened) == 3, opened  # observe, quantize and export have each opened one
+assert not any(n for _, n in found), found
+"""
+    diffopt(tmp_path, "model=emoji_flux", "format=int8_sq", "calib=emoji", "calib.size=2", "calib.n_steps=2", "export=onnx", code=code)
+
+
 def test_quality_and_size_are_what_int8_gives(first: Path) -> None:
     run = last_run(first)
     metrics = json.loads((run / "score/metrics.json").read_text())["metrics"]
