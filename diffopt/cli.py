@@ -20,11 +20,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diffopt import complaint, job
+from diffopt import complaint, job, sweep, worker
 from diffopt.completion import complete
 from diffopt.errors import ConfigError, DiffoptError, PlanError
+from diffopt.job_table import ERROR
+from diffopt.run import RUN
 from diffopt.searchpath import bundled, register
 
+log = logging.getLogger("diffopt")
 CONFIG = "config"
 UNWRITABLE = {getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR")}
 
@@ -69,6 +72,7 @@ def _main(arguments: list[str]) -> None:
     # Threads that wait for others spin; on a machine that is busy they spin the others out (FLUX blocks on 2 cores, one
     # taken: 1362 ms with libgomp's default, 528 with this; alone 156 and 162). Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are the driver's, which environment.py reads
     logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no traceback on the terminal
     register(_config_dir(arguments), ours=arguments[:1] == ["plan"])
     if complete(arguments):
@@ -104,34 +108,66 @@ def _hydra(arguments: list[str]) -> None:
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     sys.argv[1:] = [*map(job.spelled, overrides), *(a for a in arguments if a not in overrides)]
     decorated: Callable[[], Any] = hydra.main(version_base="1.3", config_path=str(bundled("conf")), config_name=CONFIG)(_job)
-    decorated()
+    sweep.WriteReport.over = None
+    try:
+        decorated()
+    except sweep.Refused as e:
+        raise e.error from None
+    except BaseException as e:
+        sweep.WriteReport.close()
+        if isinstance(e, Exception):
+            if reason := complaint.of_launcher(e):
+                raise DiffoptError(reason) from e
+            sweep.WriteReport.check()  # a search in which every job failed ends in an error of Optuna's
+        raise
     if _refused:
         raise _refused.pop()
+    sweep.WriteReport.check()
 
 
 _refused: list[DiffoptError | OSError] = []
 """The error of a single run, past Hydra, which would put a line of its own in front of it."""
 
 
-def _job(config: DictConfig) -> float | None:
+def _job(config: DictConfig) -> float | list[float] | None:
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
-    sweep = settings.mode == RunMode.MULTIRUN
     overrides = [o for o in settings.overrides.task if not o.startswith("+recipe=")]
+    if settings.mode == RunMode.MULTIRUN:
+        return _one_of_many(config, settings, directory, overrides)
     try:
-        return job.run(config, overrides, directory, settings.job.name, sweep=sweep)
+        return job.run(config, overrides, directory, settings.job.name, sweep=False)
     except (DiffoptError, OSError) as e:
-        if sweep:
-            (directory / "error.txt").write_text(str(e))
-            raise
         if isinstance(e, ConfigError | PlanError):  # nothing was made; after any other error the log is worth keeping
             _clear(directory)
         _refused.append(e)
         return None
-    except Exception as e:  # no error of the user's: the traceback is right, but the sweep's page needs a word too
-        if sweep:
-            (directory / "error.txt").write_text(f"{type(e).__name__}: {e}")
-        raise
+
+
+def _one_of_many(config: DictConfig, settings: Any, directory: Path, overrides: list[str]) -> float | list[float] | None:
+    """A job of a sweep, in whatever process its launcher runs it.
+
+    A failure stays here, in `error.txt`, where the sweep's page and its exit code find it: raised, it would end a search
+    and the batches of a sweep, and not every exception survives the way back from another process.
+    """
+    if not settings.launcher._target_.endswith("BasicLauncher"):
+        for handler in log.handlers:  # the console, on which several jobs write
+            handler.setFormatter(logging.Formatter(f"[{settings.job.num}] %(message)s"))
+    if worker.started_by(settings.launcher._target_):
+        worker.take_place()
+    error = directory / ERROR
+    error.unlink(missing_ok=True)  # of an earlier sweep into this directory
+    search = not settings.sweeper._target_.endswith("BasicSweeper")
+    floors = [str(f) for f in settings.callbacks.sweep.get("floor") or []] if search else []
+    try:
+        return job.run(config, overrides, directory, settings.job.name, sweep=True, floors=floors)
+    except Exception as e:
+        text = str(e) if isinstance(e, DiffoptError | OSError) else f"{type(e).__name__}: {e}"
+        log.debug("the job failed", exc_info=True)
+        log.error("job %s failed, the sweep goes on: %s", settings.job.num, text)
+        (directory / RUN).unlink(missing_ok=True)  # of an earlier sweep too, or of a job whose objective was not measured
+        error.write_text(text)
+        return None
 
 
 def _clear(directory: Path) -> None:

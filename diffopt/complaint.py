@@ -41,6 +41,18 @@ def line(error: Exception, arguments: list[str]) -> str:
     return "\n".join(lines)
 
 
+def of_launcher(error: Exception) -> str | None:
+    """For what joblib, submitit or Ray raise when a process ended before its job did; None for other errors."""
+    library = type(error).__module__.partition(".")[0]
+    if library not in ("joblib", "submitit", "ray"):
+        return None
+    said = next((x.strip() for x in str(error).splitlines() if x.strip()), "nothing")
+    return (
+        f"sweep: {library} lost a process before its job ended, perhaps to a lack of memory (got {type(error).__name__}: "
+        f"{said[:200]}); fewer at once need less (DIFFOPT_JOBS=1); the same command goes on from what is in the store"
+    )
+
+
 def _parses(override: str) -> bool:
     try:
         OverridesParser.create().parse_override(override)
@@ -73,7 +85,7 @@ def _no_key(key: str, given: str) -> str:
         return f"{key}: has no effect here, since {reader} alone reads it (got {given}); drop it"
     if group in GROUPS and name:
         return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].model_fields)}"
-    known = [*PICKS, "seed", "store"]
+    known = [*PICKS, "seed", "store", "objective"]
     if name:
         return f"{key}: no such group (got {group!r}); {nearest(group, known)}"
     return f"{key}: no such key (got {given}); {nearest(key, known)}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
+@cache
 def package(name: str) -> str | None:
     """The installed version of a distribution, or None."""
     try:
@@ -23,8 +24,10 @@ def package(name: str) -> str | None:
 
 @cache
 def gpus() -> tuple[dict[str, Any], ...]:
-    """Name, compute capability and memory in bytes of each NVIDIA GPU, from the driver."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden from torch, so not there
+    """Name, compute capability and memory in bytes of each NVIDIA GPU that torch will see, in torch's order; `visible`
+    is what CUDA_VISIBLE_DEVICES calls it."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed in ("", "-1"):  # hidden from torch, so not there
         return ()
     try:
         import pynvml
@@ -34,16 +37,33 @@ def gpus() -> tuple[dict[str, Any], ...]:
         return ()
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(
+        found = tuple(
             {
                 "name": pynvml.nvmlDeviceGetName(h),
                 "capability": ".".join(map(str, pynvml.nvmlDeviceGetCudaComputeCapability(h))),
                 "memory": int(pynvml.nvmlDeviceGetMemoryInfo(h).total),
+                "visible": str(i),
+                "uuid": pynvml.nvmlDeviceGetUUID(h),
             }
-            for h in handles
+            for i, h in enumerate(handles)
         )
+        return found if listed is None else visible(found, listed)
     finally:
         pynvml.nvmlShutdown()
+
+
+def visible(there: tuple[dict[str, Any], ...], listed: str) -> tuple[dict[str, Any], ...]:
+    """Those of the driver's GPUs that CUDA_VISIBLE_DEVICES lists, by index or by the beginning of a UUID, up to the first
+    name that there is not, as CUDA reads it. A part of a GPU (MIG), which the driver does not list, counts as the first.
+    """
+    found = []
+    for name in map(str.strip, listed.split(",")):
+        match = [g for g in there if name == g["visible"] or (name.startswith("GPU-") and g["uuid"].startswith(name))]
+        match = list(there) if name.startswith("MIG-") else match
+        if not match:
+            break
+        found.append(match[0] | {"visible": name})
+    return tuple(found)
 
 
 def ram() -> int:
@@ -93,12 +113,12 @@ def onnxruntime() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """What timings belong to: this machine (its host name only as a hash), its processors and GPUs."""
+    """What timings belong to: this machine (its host name only as a hash), its processors and its GPU."""
     return {
         "host": sha256(socket.gethostname().encode()).hexdigest()[:8],
         "cpu": cpu()["model"],
         "cores": len(os.sched_getaffinity(0)),
-        "gpus": [g["name"] for g in gpus()],
+        "gpus": [g["name"] for g in gpus()[:1]],  # the one that computes: which of several a sweep gave is no matter
     }
 
 

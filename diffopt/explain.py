@@ -3,7 +3,10 @@
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
 
 from diffopt.arguments import Parser
 from diffopt.job import Job, prepare, spelled
@@ -11,6 +14,7 @@ from diffopt.plan import Step
 from diffopt.runner import missing
 from diffopt.searchpath import bundled
 from diffopt.store import Store
+from diffopt.sweep_plan import plan_sweep
 
 SHOWN = 3
 
@@ -18,18 +22,35 @@ SHOWN = 3
 def command(arguments: list[str]) -> None:
     parser = Parser("diffopt plan", description="Show a recipe's steps; runs and writes nothing.")
     parser.add_argument("--config-dir", "-cd", help="a directory of your own groups and recipes")
+    parser.add_argument("--multirun", "-m", action="store_true", help="plan every job of a sweep")
     parser.add_argument("overrides", nargs="*", metavar="+recipe=NAME key=value ...")
     given = parser.parse_intermixed_args(arguments)
     asked = [spelled(o) for o in given.overrides]
-    config = composed(asked)
+    config = composed(asked, sweep=given.multirun)
+    if config.hydra.mode == RunMode.MULTIRUN:
+        with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
+            print(plan_sweep(config, _hydra().config_loader).table())
+        return
+    with open_dict(config):
+        del config["hydra"]
     overrides = [o for o in asked if not o.startswith("+recipe=")]
     print(table(prepare(config, overrides, dry=True, sweep=False)))
 
 
-def composed(overrides: list[str]) -> DictConfig:
-    """The config that Hydra would run, without running it."""
+def composed(overrides: list[str], *, sweep: bool) -> DictConfig:
+    """The config that Hydra would run, with its node `hydra`; that of a sweep where it or its recipe is one."""
     with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-        return compose("config", overrides, return_hydra_config=False)
+        if not sweep:
+            config = compose("config", overrides, return_hydra_config=True)
+            if config.hydra.mode != RunMode.MULTIRUN:
+                return config
+        return _hydra().compose_config("config", [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, from_shell=False)
+
+
+def _hydra() -> Hydra:
+    found = GlobalHydra.instance().hydra
+    assert found is not None
+    return found
 
 
 def table(job: Job) -> str:

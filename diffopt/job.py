@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffopt import objective
 from diffopt.checks import check
 from diffopt.choices import choose
 from diffopt.environment import Environment
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import PICKS
 from diffopt.plan import Plan, idle_overrides, make_plan
+from diffopt.run import Run
 from diffopt.source import Sources
 from diffopt.stage import stages
 from diffopt.store import Store
@@ -41,12 +44,13 @@ def spelled(override: str) -> str:
     return f"~{group}" if group in PICKS and value == "null" else override
 
 
-def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool) -> Job:
+def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool, sources: Sources | None = None) -> Job:
     """Validate and plan. Raises ConfigError or PlanError before anything has been written.
 
     `overrides` are those of the command line: in a single run one without an effect is refused. `dry` asks no
-    network and hashes little, and leaves unresolved what would need it.
+    network and hashes little, and leaves unresolved what would need it. `sources` are those of another job.
     """
+    overrides = [o.removesuffix("=") if o.startswith("~") else o for o in overrides]  # `~calib=`, as Hydra's sweepers write
     visible = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
     try:
         plain: Any = OmegaConf.to_container(visible, resolve=True)
@@ -65,21 +69,24 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool)
     choices = choose(plain)
     if choices.model is None:
         raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt --help` lists them")
+    objective.check(plain.get("objective"), choices)
     environment = Environment()
     check(choices, environment)
     store = Store(Path(plain["store"]).expanduser())
     store.check()
     if not dry:
         store.open()
-    sources = Sources(store.root / "sources.json", dry=dry)
+    sources = sources or Sources(store.root / "sources.json", dry=dry)
     plan = make_plan(choices, stages(), environment, sources.digest)
     if not sweep and (idle := idle_overrides(plan, choices, overrides)):
         raise PlanError("\n".join(idle))
     return Job(choices, plan, store, sources, OmegaConf.to_yaml(visible))
 
 
-def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool) -> float | None:
-    """Run one job in `directory` and write its page. Returns its first metric's mean, for Hydra's sweepers."""
+def run(
+    config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool, floors: Sequence[str] = ()
+) -> float | list[float] | None:
+    """Run one job in `directory` and write its page. Returns its objective under the floors, for Hydra's sweepers."""
     from diffopt import report
     from diffopt.runner import run_plan, write_run
 
@@ -94,4 +101,4 @@ def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *,
     page = report.write(directory)
     for line in [*report.summary(directory), f"report  {os.path.relpath(page)}"]:
         log.info("%s", line)
-    return report.objective(directory)
+    return objective.of(Run(directory), config.get("objective"), floors)

@@ -1,6 +1,6 @@
 """From choices to steps: backwards from what is wanted, like make. Pure: nothing is run, nothing is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -108,20 +108,27 @@ def _random(choices: Choices) -> bool:
 
 def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[str]:
     """Lines for those explicit overrides (`calib.alpha=0.5`) that no step reads and nothing is planned by."""
-    found = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+    given = {key: value for key, _, value in (o.lstrip("+~").partition("=") for o in overrides)}
+    return [f"{key}: {reason} (got {given[key]}); {advice}" for key, (reason, advice) in idle(plan, choices, given).items()]
+
+
+def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Of these keys those that no step reads and nothing is planned by: why, and what to do."""
+    found = {}
+    for key in keys:
         group, _, name = key.partition(".")
         if name and group in GROUPS and key not in plan.used and name not in GROUPS[group].steers:
             if getattr(choices, group) is None:
-                found.append(f"{key}: the group is not chosen (got {value}); choose {group}=OPTION, or drop it")
+                found[key] = ("the group is not chosen", f"choose {group}=OPTION, or drop it")
             else:
                 picked = f"format={choices.format.name}" if choices.format else "these choices"
                 reader = GROUPS[group].readers.get(name)
-                reason = f", since {reader} alone reads it" if reader else ""
-                found.append(f"{key}: has no effect under {picked}{reason} (got {value}); drop it")
+                found[key] = (
+                    f"has no effect under {picked}" + (f", since {reader} alone reads it" if reader else ""),
+                    "drop it",
+                )
         if key == "seed" and not any(p.role == "seed" for s in plan.steps for p in s.stage.params):
-            found.append(f"seed: has no effect on these steps (got {value}); drop it")
+            found[key] = ("has no effect on these steps", "drop it")
     return found
 
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TextIO
 
 log = logging.getLogger("diffopt")
@@ -63,3 +64,11 @@ def libraries() -> None:
     torch = logging.getLogger("torch")
     torch.handlers.clear()
     torch.propagate = True
+
+
+def optuna() -> None:
+    """Take down the log handler that Optuna puts up for itself, where it is installed."""
+    if find_spec("optuna"):
+        import optuna.logging
+
+        optuna.logging.disable_default_handler()

@@ -43,13 +43,6 @@ def speed(run: Run) -> str:
     return f"{figure(run.speedup)} x end to end, {pace(run.speedup)}; {machine(run.latency['machine'])}"
 
 
-def objective(directory: Path) -> float | None:
-    """Mean of the recipe's first metric, for Hydra's sweepers; None where nothing was scored."""
-    for metric in Run(directory).metrics.values():
-        return float(metric["candidate"]["mean"])
-    return None
-
-
 def command(arguments: list[str]) -> None:
     """`diffopt report DIRECTORY`. Raises ConfigError for a directory that is neither a run's nor a sweep's."""
     parser = Parser("diffopt report", description="Write the page of a run or of a sweep again.")

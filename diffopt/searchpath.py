@@ -1,19 +1,26 @@
 """Where Hydra finds conf/ and recipes/: in a checkout, in a wheel, and in the user's own directories."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
+from diffopt import environment, objective, worker
 from diffopt.errors import ConfigError
 
 GROUP = "recipe"
 VARIABLE = "DIFFOPT_RECIPES"
+PLUGINS = Path(__file__).parent / "plugins"
+"""Our settings of Hydra's launchers and sweepers, in place of the plugins' own; there also where a plugin is not installed."""
 
 
 def bundled(name: str) -> Path:
@@ -83,6 +90,16 @@ class RecipeSearchPath(SearchPathPlugin):
             search_path.append("command-line", f"file://{self.config_dir.resolve()}")
 
 
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "jobs": worker.jobs,
+    "gpus_per_job": lambda: min(1, len(environment.gpus())),
+    "cores_per_job": lambda: max(1, len(os.sched_getaffinity(0)) // worker.jobs()),
+    "at_once": lambda launcher: 1 if launcher.endswith("BasicLauncher") else worker.jobs(),
+    "directions": objective.directions,
+}
+"""What the launchers' and the sweeper's settings take from this machine and from the recipe: `${diffopt.jobs:}`."""
+
+
 def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     """Teach Hydra both; before anything is composed.
 
@@ -91,3 +108,10 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     RecipeSearchPath.config_dir, RecipeSearchPath.ours = config_dir, ours
     Plugins.instance().register(RecipeSource)
     Plugins.instance().register(RecipeSearchPath)
+    # As structured configs, of which the last one stored counts: a file would take the plugin's of the same name for its
+    # schema, with a warning.
+    for path in sorted(PLUGINS.rglob("*.yaml")):
+        group = f"hydra/{path.parent.relative_to(PLUGINS).as_posix()}"
+        ConfigStore.instance().store(path.stem, OmegaConf.load(path), group=group, provider="diffopt")
+    for name, resolve in RESOLVERS.items():
+        OmegaConf.register_new_resolver(f"diffopt.{name}", resolve, replace=True)

@@ -71,9 +71,15 @@ class Sources:
     memory: Path
     dry: bool = False
     resolved: dict[str, Source] = field(default_factory=dict)
+    seen: dict[str, str | None] = field(default_factory=dict)
+    """By name, what a dry one has answered: the jobs of a sweep ask for the same sources."""
 
     def digest(self, source: Source) -> str | None:
         """`sha256:...` of a directory's files, or `hub:REPO@COMMIT`; None only when `dry`."""
+        if self.dry:
+            if source.name not in self.seen:
+                self.seen[source.name] = self._directory(source.directory) if source.directory else self._hub(source)
+            return self.seen[source.name]
         found = self._directory(source.directory) if source.directory else self._hub(source)
         if found:
             self.resolved[found] = source

@@ -2,19 +2,22 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from diffopt import quiet, worker
+from diffopt.errors import DiffoptError
 from diffopt.figure import digits, figure
 from diffopt.job_table import Row, swept, table
 from diffopt.page import PAGE, publish, render
 from diffopt.ranking import artifacts, best, first_metric, front, overlapping
+from diffopt.sweep_plan import plan_sweep
 
 STRIP = 8
 """Prompts in the strip of small pictures."""
@@ -131,28 +134,63 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
-class WriteReport(Callback):
-    """Writes the sweep's page when the sweep is over.
+class Refused(BaseException):
+    """Carries an error past Hydra, which turns an Exception of a callback into a warning and goes on."""
 
-    Hydra leaves on_multirun_end out when a job failed, so from the first failure on each job that ends writes the page.
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+
+
+class WriteReport(Callback):
+    """Plans the sweep before its jobs run, and writes its page when it is over, or was interrupted.
+
+    `floor` is what quality the best job must keep, as `clip=-0.5%`.
     """
 
-    def __init__(self) -> None:
-        self.failed = False
+    _running: "ClassVar[tuple[WriteReport, DictConfig] | None]" = None
+    over: ClassVar[Path | None] = None
+    """The directory of a sweep that has come to its end in this process, until `check` has looked at it."""
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN:
-            return
-        directory = Path(config.hydra.sweep.dir)
-        first = not self.failed and job_return.status == JobStatus.FAILED
-        self.failed |= first
-        if self.failed:
-            page = write(directory)
-            if first:
-                print(f"job {config.hydra.job.num} failed; the sweep goes on, its report is {page}", flush=True)
+    def __init__(self, floor: Sequence[str] = ()) -> None:
+        self.floor = [str(text) for text in floor]
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raises Refused for a sweep that is no use; nothing has been written then."""
+        try:
+            worker.announce()
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            planned = plan_sweep(config, hydra.config_loader)
+            print(planned.summary, flush=True)
+            if planned.search:
+                quiet.optuna()
+        except Exception as e:
+            raise Refused(e) from None
+        WriteReport._running = (self, config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints, as the jobs' logging is taken down by now."""
+        WriteReport._running, WriteReport.over = None, Path(config.hydra.sweep.dir)
         directory = Path(config.hydra.sweep.dir)
         page = write(directory)
         print("\n".join([*summary(directory), f"report  {page}"]), flush=True)
+
+    @classmethod
+    def close(cls) -> None:
+        """Write the page of a sweep that Hydra left before its end, if a job has begun."""
+        if cls._running and any(Path(cls._running[1].hydra.sweep.dir).rglob(".hydra")):
+            cls._running[0].on_multirun_end(cls._running[1])
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises DiffoptError for a sweep that is over, in which jobs failed."""
+        if cls.over is None:
+            return
+        rows, cls.over = table(cls.over), None
+        if failed := [r for r in rows if r.error]:
+            first = str(failed[0].error).splitlines()[0]
+            raise DiffoptError(
+                f"sweep: {len(failed)} of {len(rows)} jobs failed (got of job {failed[0].job}: {first}); the page has every "
+                "error, the same command tries these again and takes the rest from the store"
+            )

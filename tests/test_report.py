@@ -242,11 +242,6 @@ def test_the_summary_has_metrics_size_and_speed(tmp_path: Path) -> None:
     ]
 
 
-def test_the_objective_is_the_first_metrics_mean_or_none(tmp_path: Path) -> None:
-    assert report.objective(scored(tmp_path / "a", psnr=31.5)) == 31.5
-    assert report.objective(exported(tmp_path / "b")) is None
-
-
 def test_a_single_value_has_no_interval() -> None:
     assert figure.figure({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
 

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from test_report import GREEN, MAGENTA, count, exported, scored, screenshot, words
 
 from diffopt import job_table, ranking, report, sweep
+from diffopt.errors import DiffoptError
 
 
 def swept(directory: Path) -> Path:
@@ -33,8 +33,8 @@ def rows(html: str) -> list[str]:
     return [words(r).strip() for r in re.findall(r"<tr.*?</tr>", body, re.DOTALL)]
 
 
-def config(directory: Path, mode: RunMode = RunMode.MULTIRUN) -> DictConfig:
-    return OmegaConf.create({"hydra": {"mode": mode, "sweep": {"dir": str(directory)}, "job": {"num": 3}}})
+def config(directory: Path) -> DictConfig:
+    return OmegaConf.create({"hydra": {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(directory)}, "job": {"num": 3}}})
 
 
 def test_a_row_for_every_job_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -152,20 +152,22 @@ def test_the_callback_writes_the_page_and_prints_its_path_once(tmp_path: Path, c
     assert (tmp_path / "report.html").is_file()
 
 
-def test_after_a_failed_job_every_job_that_ends_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callback, page = sweep.WriteReport(), swept(tmp_path) / "report.html"
-    callback.on_job_end(config(tmp_path), JobReturn(status=JobStatus.COMPLETED))
-    assert not page.exists()  # as long as all is well, it is written once, at the end
-    callback.on_job_end(config(tmp_path), JobReturn(status=JobStatus.FAILED))
-    page.unlink()
-    callback.on_job_end(config(tmp_path), JobReturn(status=JobStatus.COMPLETED))
-    assert page.is_file()
-    assert capsys.readouterr().out.count("job 3 failed; the sweep goes on") == 1
+def test_a_sweep_that_was_interrupted_has_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep.WriteReport, "_running", (sweep.WriteReport(), config(swept(tmp_path))))
+    sweep.WriteReport.close()
+    assert "stopped without a result" in (tmp_path / "report.html").read_text()
 
 
-def test_the_callback_leaves_a_single_run_alone(tmp_path: Path) -> None:
-    sweep.WriteReport().on_job_end(config(tmp_path, RunMode.RUN), JobReturn(status=JobStatus.FAILED))
+def test_a_sweep_that_was_interrupted_before_its_first_job_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sweep.WriteReport, "_running", (sweep.WriteReport(), config(tmp_path / "new")))
+    sweep.WriteReport.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_in_which_jobs_failed_is_told_so_when_it_is_over(tmp_path: Path) -> None:
+    sweep.WriteReport().on_multirun_end(config(swept(tmp_path)))
+    with pytest.raises(DiffoptError, match=r"2 of 6 jobs failed \(got of job 3: calib.alpha: must be at most 1"):
+        sweep.WriteReport.check()
 
 
 def test_a_browser_shows_the_small_pictures(tmp_path: Path) -> None:

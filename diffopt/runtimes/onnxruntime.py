@@ -1,5 +1,6 @@
 """onnxruntime: the ONNX graph on a CPU, with real INT8 kernels."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -14,6 +15,7 @@ from diffopt.models import Family
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running
 from diffopt.stage import Context
+from diffopt.worker import THREADS
 
 
 @contextmanager
@@ -30,6 +32,7 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
 def _session(graph: OnnxGraph, head: dict[str, Any]) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = int(os.environ.get(THREADS, 0))  # 0 takes every core; it reads no OMP_NUM_THREADS
     # Its fusion of MatMul and Add into Gemm hides the products from the integer kernels: INT8 then runs at a third of
     # the speed of FP32. Full-precision graphs keep it.
     disabled = ["MatMulAddFusion"] if head["format"] else []
