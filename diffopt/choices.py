@@ -39,7 +39,7 @@ def choose(config: dict[str, Any]) -> Choices:
         errors.append(f"{name}: no such key (got {config[name]!r}); {nearest(name, known)}")
     for name, schema in GROUPS.items():
         value = config.get(name)
-        if value is None:
+        if value is None or value == {}:  # an option without a field (cache=none) is the choice of nothing
             groups[name] = None
         elif not isinstance(value, dict):
             errors.append(f"{name}: is not an option of the group (got {value!r}); choose {name}=OPTION")

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffopt import environment, worker
 from diffopt.artifact import Latency
 from diffopt.errors import DiffoptError, PlanError
+from diffopt.groups import PICKS
 from diffopt.job import Job, prepare
 from diffopt.plan import Step, idle
 from diffopt.runner import missing
@@ -84,7 +85,7 @@ class SweepPlan:
         for number, planned in enumerate(self.jobs):
             label = f"{'point' if self.search else 'job'} {number:<4} {' '.join(planned.overrides)}"
             if planned.job is None:
-                rows.append((label, f"refused   {planned.error}"))
+                rows.append((label, f"refused: {str(planned.error).splitlines()[0]}"))
                 continue
             own = {steps.setdefault(s.fingerprint, s) for s in planned.job.plan.steps}
             users.update(own)
@@ -115,6 +116,10 @@ def plan_sweep(config: DictConfig, loader: ConfigLoader) -> SweepPlan:
     given = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
     given += [str(o) for o in config.hydra.overrides.task]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    for override in parsed:
+        if override.key_or_group in PICKS and "null" in str(override.input_line).partition("=")[2].split(","):
+            advice = "write cache=none" if override.key_or_group == "cache" else "sweep over options, and run that one alone"
+            raise PlanError(f"{override.key_or_group}: Hydra cannot sweep over null (got {override.input_line}); {advice}")
     grid = _points(parsed) if search else BasicSweeper.split_arguments(parsed, None)[0]
     sources = Sources(Path(str(config.store)).expanduser() / "sources.json", dry=True)
     composed: dict[tuple[str, ...], Any] = {}
