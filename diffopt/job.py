@@ -50,7 +50,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     `overrides` are those of the command line: in a single run one without an effect is refused. `dry` asks no
     network and hashes little, and leaves unresolved what would need it. `sources` are those of another job.
     """
-    overrides = [o.removesuffix("=") if o.startswith("~") else o for o in overrides]  # `~calib=`, as Hydra's sweepers write
+    overrides = [o.partition("=")[0] if o.startswith("~") else o for o in overrides]  # `~calib=null`: Hydra's sweepers' way
     visible = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
     try:
         plain: Any = OmegaConf.to_container(visible, resolve=True)

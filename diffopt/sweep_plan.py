@@ -38,6 +38,8 @@ class Planned:
     """Without the recipe."""
     job: Job | None
     error: str | None = None
+    here: bool = False
+    """Whether the error may be of this machine only."""
 
     @cached_property
     def wanted(self) -> tuple[str, ...]:
@@ -58,7 +60,10 @@ class SweepPlan:
     @property
     def distinct(self) -> list[Planned]:
         """Of the jobs that fall together the first."""
-        return list({j.wanted: j for j in reversed(self.planned)}.values())[::-1]
+        found: dict[tuple[str, ...], Planned] = {}
+        for job in self.planned:
+            found.setdefault(job.wanted, job)
+        return list(found.values())
 
     @property
     def summary(self) -> str:
@@ -125,7 +130,7 @@ def plan_sweep(config: DictConfig, loader: ConfigLoader) -> SweepPlan:
     composed: dict[tuple[str, ...], Any] = {}
     jobs = [_job(config, loader, overrides, composed, sources) for overrides in grid]
     found = SweepPlan(jobs, search)
-    if not found.planned:
+    if not found.planned and not (_elsewhere(config) and any(j.here for j in jobs)):
         raise PlanError("\n".join(found.errors()))
     values = {o.get_key_element().lstrip("+~"): o.input_line.partition("=")[2] for o in parsed if o.input_line}
     if lines := [*_idle(found.planned, values), *_timed_in_company(found.planned, config)]:
@@ -145,6 +150,12 @@ def _installed(config: DictConfig) -> None:
             raise PlanError(f"hydra/{what}: is not installed (got {option}); {advice}")
 
 
+def _elsewhere(config: DictConfig) -> bool:
+    """Whether the jobs run on other machines, which may have what this one has not."""
+    name = str(config.hydra.launcher._target_).rpartition(".")[2]
+    return name == "SlurmLauncher" or (name == "RayLauncher" and config.hydra.launcher.ray.init.get("address") is not None)
+
+
 def _job(
     config: DictConfig, loader: ConfigLoader, overrides: Sequence[str], composed: dict[tuple[str, ...], Any], sources: Sources
 ) -> Planned:
@@ -160,7 +171,7 @@ def _job(
     try:
         return Planned(asked, prepare(own, list(asked), dry=True, sweep=True, sources=sources))
     except DiffoptError as e:
-        return Planned(asked, None, str(e))
+        return Planned(asked, None, str(e), isinstance(e, PlanError))
 
 
 def _points(overrides: list[Override]) -> list[list[str]]:
@@ -198,7 +209,7 @@ def _idle(jobs: list[Planned], values: dict[str, str]) -> Iterator[str]:
 def _timed_in_company(jobs: list[Planned], config: DictConfig) -> Iterator[str]:
     """Latency beside other jobs on the same cores is of no machine. On GPUs each job has its own."""
     launcher = config.hydra.launcher
-    local = str(launcher._target_).rpartition(".")[2] in (*worker.LOCAL, "RayLauncher")
+    local = str(launcher._target_).rpartition(".")[2] in (*worker.LOCAL, "RayLauncher") and not _elsewhere(config)
     many = int(launcher.get("n_jobs") or worker.jobs())
     if local and not environment.gpus() and many > 1 and len(jobs) > 1:
         timed = [s for j in jobs if j.job for s in j.job.plan.wanted if s.kind == Latency.kind]

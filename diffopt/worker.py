@@ -11,7 +11,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
 
 from diffopt import environment
 from diffopt.errors import ConfigError
@@ -25,7 +24,10 @@ JOBS, GPUS, SWEEP, THREADS = "DIFFOPT_JOBS", "DIFFOPT_GPUS", "DIFFOPT_SWEEP", "D
 """Variables: of the user, how many jobs at once; of a sweep for its workers, its GPUs and its process; of a worker, the
 threads of what does not read OMP_NUM_THREADS."""
 
+VARIABLES = (JOBS, GPUS, SWEEP, THREADS)
+
 WAIT = 0.2  # seconds between two looks at what another process may have left
+PATIENCE = 5  # seconds for a job to clean up after an interrupt
 
 
 def jobs() -> int:
@@ -55,7 +57,7 @@ def started_by(launcher: str) -> bool:
     return launcher.rpartition(".")[2] in LOCAL and os.environ.get(SWEEP, str(os.getpid())) != str(os.getpid())
 
 
-_held: list[TextIO] = []
+_held: list[int] = []
 """The lock of this process's place. It is held until the process ends, as torch never lets go of its GPU either."""
 
 
@@ -88,11 +90,11 @@ def _first_free(places: list[Path]) -> int:
     started, told = time.monotonic(), False
     while True:
         for i, path in enumerate(places):
-            f = path.open("w")
+            f = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                f.close()
+                os.close(f)
                 continue
             _held.append(f)
             return i
@@ -103,12 +105,16 @@ def _first_free(places: list[Path]) -> int:
 
 
 def _end_with(sweep: int) -> None:
-    """Interrupt this process when that of the sweep has ended: submitit's would go on after an interrupt."""
+    """Interrupt this process when that of the sweep has ended, and then end it: submitit's would go on after an interrupt,
+    joblib's would wait for jobs.
+    """
 
     def watch() -> None:
         while _alive(sweep):
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(PATIENCE)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -18,7 +18,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt import job
+from diffopt import job, worker
 from diffopt.environment import Environment
 from diffopt.fingerprint import fingerprint
 from diffopt.searchpath import bundled, register
@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_variables_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DIFFOPT_STORE", "DIFFOPT_RECIPES", "HYDRA_FULL_ERROR"):
+    for name in ("DIFFOPT_STORE", "DIFFOPT_RECIPES", "HYDRA_FULL_ERROR", *worker.VARIABLES):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -32,8 +32,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         there = tuple({"name": "a GPU", "capability": "9.0", "memory": 1, "visible": str(i)} for i in range(gpus))
         monkeypatch.setattr(environment, "gpus", lambda: there)
 
-    for name in (worker.JOBS, worker.GPUS, worker.SWEEP):
-        monkeypatch.delenv(name, raising=False)
     return has
 
 
