@@ -25,6 +25,10 @@ PACKAGES = (
     "open-clip-torch",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
+    "hydra-joblib-launcher",
+    "hydra-submitit-launcher",
+    "hydra-ray-launcher",
+    "hydra-optuna-sweeper",
 )
 
 
