@@ -6,6 +6,8 @@
 import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.py does, before anything loads torch
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import shutil
 import subprocess
