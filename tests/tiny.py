@@ -18,12 +18,13 @@ import torch
 from tiny_pipelines import DOUBLE, EMOJI, SINGLE, TINY
 
 from diffopt import asset, formats, models
-from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline, Recording
+from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, EvalEmbeddings, OnnxGraph, Pipeline, Recording
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
 from diffopt.stage import Context
+from diffopt.stages import encode
 from diffopt.stages.embed import PromptsView, embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
@@ -118,6 +119,17 @@ class Bench:
             return Embeddings(ctx.out, "embeddings")
 
         return self._once(("texts", start, stop), make)
+
+    def encoded(self, prompts: PromptSet, batch: int) -> EvalEmbeddings:
+        """Embeddings of an evaluation's prompts."""
+
+        def make(ctx: Context) -> EvalEmbeddings:
+            given = {n: getattr(self.call, n) for n in TextView.model_fields}
+            view = encode.PromptsView(prompts=prompts, batch_size=batch)
+            encode.encode.run(ctx, TextView(**given), view, self.pipeline())
+            return EvalEmbeddings(ctx.out, "encoded")
+
+        return self._once(("encoded", prompts.prompts, batch), make)
 
     def view(self, start: int, stop: int, steps: int = STEPS) -> ChunkView:
         part = PromptSet("tests", self.prompts[start:stop])
