@@ -21,4 +21,5 @@ def reference(ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline,
             drawn = draw(pipe, texts, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
             pictures.check(drawn, prompts)
             pictures.save(ctx.out, first, pictures.strip(drawn))
+    pictures.check_distinct(ctx.out, eval.prompts.prompts)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})
