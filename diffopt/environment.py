@@ -109,7 +109,7 @@ PROBES: dict[str, Callable[[], Any]] = {
     "onnxruntime": onnxruntime,
     "tensorrt": tensorrt,
     "machine": machine,
-    "scorers": lambda: {name: package(name) for name in ("scikit-image", "torchmetrics", "open-clip-torch")},
+    "scorers": lambda: {name: package(name) for name in ("scikit-image", "pytorch-msssim", "torchmetrics", "open-clip-torch")},
 }
 
 

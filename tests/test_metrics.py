@@ -266,15 +266,15 @@ def ms_ssim_by_hand(one: np.ndarray, other: np.ndarray) -> float:
     window = np.outer(bell, bell) / np.outer(bell, bell).sum()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     x, y = (p.astype(float).transpose(2, 0, 1) for p in (one, other))
-    product = 1.0
+    product = np.ones(3)
     for scale, exponent in enumerate(exponents):
         mx, my, xx, yy, xy = (_smooth(z, window) for z in (x, y, x * x, y * y, x * y))
         contrast = (2 * (xy - mx * my) + c2) / (xx - mx**2 + yy - my**2 + c2)
         luminance = (2 * mx * my + c1) / (mx**2 + my**2 + c1)
-        product *= (contrast * luminance if scale == 4 else contrast).mean() ** exponent
+        product *= (contrast * luminance if scale == 4 else contrast).mean((1, 2)) ** exponent
         if scale < 4:
             x, y = (z.reshape(3, z.shape[1] // 2, 2, z.shape[2] // 2, 2).mean((2, 4)) for z in (x, y))
-    return product
+    return float(product.mean())
 
 
 def _smooth(channels: np.ndarray, window: np.ndarray) -> np.ndarray:

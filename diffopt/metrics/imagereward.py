@@ -169,19 +169,23 @@ def _depth(weights: "dict[str, Tensor]", prefix: str) -> int:
 
 
 def _tokenizer(path: Path) -> Any:
+    """Of a file: where a vocabulary cannot be had, `from_pretrained` of transformers 5 makes an empty one without a word."""
+    from huggingface_hub import constants, hf_hub_download
     from transformers import BertTokenizer
 
-    if (path / VOCABULARY).is_file():
-        return BertTokenizer(vocab=str(path / VOCABULARY), do_lower_case=True)
-    name, revision = TOKENIZER
-    try:
-        return BertTokenizer.from_pretrained(name, revision=revision)
-    except Exception as e:  # the hub client has many errors
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
-        raise MetricError(
-            f"imagereward: its tokenizer is not on this machine ({reason}) (got {name}); put that repository's {VOCABULARY} "
-            f"into {path}"
-        ) from None
+    vocabulary = path / VOCABULARY
+    if not vocabulary.is_file():
+        name, revision = TOKENIZER
+        try:
+            offline = constants.HF_HUB_OFFLINE
+            vocabulary = Path(hf_hub_download(name, VOCABULARY, revision=revision, local_files_only=offline))
+        except Exception as e:  # the hub client has many errors
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+            raise MetricError(
+                f"imagereward: its tokenizer is not on this machine ({reason}) (got {name}); "
+                f"put that repository's {VOCABULARY} into {path}"
+            ) from None
+    return BertTokenizer(str(vocabulary))
 
 
 METRIC = Metric("imagereward", "ImageReward", "", "higher", "picture", ImageReward, needs=("imagereward",))

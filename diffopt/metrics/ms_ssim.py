@@ -1,7 +1,8 @@
 """MS-SSIM: structural similarity of a picture against its reference at five scales.
 
 Range 0 to 1, 1 when identical; higher is better. No weights. Wang, Simoncelli and Bovik 2003 with their five exponents and
-an 11-pixel Gaussian window of sigma 1.5, over 8-bit RGB at full size, by torchmetrics. The smallest scale must hold the
+an 11-pixel Gaussian window of sigma 1.5, over 8-bit RGB at full size, the mean of the channels, by pytorch-msssim
+(torchmetrics' takes the last scale's mean over windows that leave the picture too). The smallest scale must hold the
 window, so pictures need more than 160 pixels a side.
 """
 
@@ -10,7 +11,7 @@ from typing import Any
 from diffopt.errors import MetricError
 from diffopt.metrics.metric import Metric, Scorer, Weights
 
-SMALLEST = 161  # pixels: torchmetrics wants more than (11 - 1) x 2^4
+SMALLEST = 161  # pixels: more than (11 - 1) x 2^4
 
 
 class MsSsim(Scorer):
@@ -19,7 +20,7 @@ class MsSsim(Scorer):
 
     def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> list[float]:
         import torch
-        from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+        from pytorch_msssim import ms_ssim
 
         assert references is not None
         found = []
@@ -30,8 +31,7 @@ class MsSsim(Scorer):
                     f"ms-ssim: needs pictures of {SMALLEST} pixels a side and more (got {width} x {height}); take ssim instead"
                 )
             a, b = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].to(self.device, torch.float32) for p in (ours, theirs))
-            value = multiscale_structural_similarity_index_measure(a, b, data_range=255.0, normalize="relu")
-            found.append(float(value))
+            found.append(float(ms_ssim(a, b, data_range=255)))
         return found
 
 
