@@ -163,6 +163,12 @@ def _store(arguments: list[str]) -> None:
     shelf.command(arguments)
 
 
+def _eval(arguments: list[str]) -> None:
+    from diffopt import evaluation
+
+    evaluation.command(arguments)
+
+
 def _doctor(arguments: list[str]) -> None:
     from diffopt import doctor
 
@@ -173,6 +179,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "report": _report,
     "store": _store,
+    "eval": _eval,
     "doctor": _doctor,
 }
 

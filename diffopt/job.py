@@ -80,7 +80,8 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool)
 
 def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool) -> float | None:
     """Run one job in `directory` and write its page. Returns its first metric's mean, for Hydra's sweepers."""
-    from diffopt import report
+    from diffopt import gates, report
+    from diffopt.run import Run
     from diffopt.runner import run_plan, write_run
 
     if sweep:
@@ -94,4 +95,5 @@ def run(config: DictConfig, overrides: list[str], directory: Path, name: str, *,
     page = report.write(directory)
     for line in [*report.summary(directory), f"report  {os.path.relpath(page)}"]:
         log.info("%s", line)
+    gates.enforce(Run(directory))
     return report.objective(directory)

@@ -112,7 +112,8 @@ def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[s
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         group, _, name = key.partition(".")
-        if name and group in GROUPS and key not in plan.used and name not in GROUPS[group].steers:
+        name = name.partition(".")[0]  # eval.gates.clip is of the field gates
+        if name and group in GROUPS and f"{group}.{name}" not in plan.used and name not in GROUPS[group].steers:
             if getattr(choices, group) is None:
                 found.append(f"{key}: the group is not chosen (got {value}); choose {group}=OPTION, or drop it")
             else:

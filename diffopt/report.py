@@ -1,6 +1,7 @@
 """The page of one run: a view of what run.json links to, made anew at any time. Imports no torch and no numpy."""
 
 from pathlib import Path
+from typing import Any
 
 from diffopt.arguments import Parser
 from diffopt.errors import ConfigError
@@ -25,15 +26,24 @@ def write(directory: Path) -> Path:
 def summary(directory: Path) -> list[str]:
     """The run in a few lines for the console: metrics, size, speed."""
     run = Run(directory)
-    rows = [(m["title"], f"{figure(m['candidate'], m['unit'])}  n={m['candidate']['n']}") for m in run.metrics.values()]
+    rows = [(m["title"], measured(m)) for m in run.metrics.values()]
     for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
         row, base = run.size_of(step), run.size_of("export.baseline")
         if row and (step != "quantize" or not run.size_of("export")):
             share = f", {row['share']:.1%} of the plain graph's {size(base['bytes'])}" if base else ""
             rows.append((what, size(row["bytes"]) + share))
     rows.append(("speed", speed(run)))
+    rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in run.gates]
     width = max(len(title) for title, _ in rows)
     return [f"{title:{width}}  {text}" for title, text in rows]
+
+
+def measured(metric: dict[str, Any]) -> str:
+    """The candidate's mean, its interval, and for a score of single pictures the verdict on the paired difference."""
+    text = figure(metric["candidate"], metric["unit"])
+    if "difference" in metric and "verdict" in metric:
+        return f"{text}  {metric['verdict']}"
+    return f"{text}  n={metric['candidate']['n']}"
 
 
 def speed(run: Run) -> str:

@@ -309,8 +309,8 @@ def test_the_onnx_version_is_in_only_for_the_export(int8):
     assert rekeyed(int8(), int8(probes={"onnx": "1.21.1"})) == {"export", "export.baseline"}
 
 
-def test_the_version_of_skimage_is_in_only_for_the_score(int8):
-    assert changed(int8(), int8(probes={"skimage": "0.26.0"})) == {"score"}
+def test_the_versions_of_what_scores_are_in_only_for_the_score(int8):
+    assert changed(int8(), int8(probes={"scorers": {"scikit-image": "0.26.0"}})) == {"score"}
 
 
 def test_the_machine_is_in_only_for_time(int8):

@@ -22,4 +22,5 @@ def reference(
             drawn = draw(pipe, batch, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
             pictures.check(drawn, prompts)
             pictures.save(ctx.out, first, pictures.strip(drawn))
+    pictures.check_distinct(ctx.out, eval.prompts.prompts)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})

@@ -46,6 +46,7 @@ def sample(
         "simulated": _format(subject) not in runtime.kernels,
         "computed_blocks": computed,
     }
+    pictures.check_distinct(ctx.out, eval.prompts.prompts)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, about)
 
 
