@@ -40,6 +40,11 @@ class Findings:
     def untold(self) -> list[Row]:
         return ranking.untold(self.rows, self.best) if self.best else []
 
+    @property
+    def few(self) -> bool:
+        """Whether there are too few pictures to call anything."""
+        return bool(self.best and self.first and self.best.metrics[self.first]["candidate"]["n"] < ranking.FEW)
+
     @cached_property
     def size(self) -> Cost | None:
         return cost.sizes(self.rows)

@@ -8,63 +8,64 @@ from diffopt.cost import Cost
 from diffopt.errors import ConfigError
 from diffopt.figure import figure
 from diffopt.job_table import Row
-from diffopt.ranking import first_metric, turn, worth
+from diffopt.ranking import FEW, first_metric, turn, worth
 
-IDENTICAL = {"ssim": 1.0}
-"""What a metric that compares with the reference gives for identical pictures, where that is a number to take a share of."""
-WRITTEN = re.compile(r"([A-Za-z_]\w*)=([+-]?)(\d+\.?\d*|\.\d+)(%?)")
+WRITTEN = re.compile(r"([A-Za-z][\w.-]*)=(?:([+-]\d*\.?\d+)%|([+-]?\d*\.?\d+))")
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What a metric must at least be, or at most where lower is better: `share` x |reference| + `plus` away from the reference.
-
-    Without `against` the bound is `plus` alone.
-    """
+    """What a metric must at least be, or at most where lower is better."""
 
     metric: str
-    against: bool
-    share: float
-    plus: float
+    limit: float
+    """A share of the reference, as -0.005, where it is a change from it; else the metric's own value."""
+    change: bool
     text: str
 
     @classmethod
     def parse(cls, text: str) -> "Floor":
-        """`clip=-0.5%` and `clip=99.5%` of the reference, `clip=-0.4` from the reference, `psnr=40` itself.
+        """`clip=-0.5%` from the reference, or `psnr=40` itself: the forms of a recipe's gates.
 
         Raises ConfigError for anything else.
         """
         found = WRITTEN.fullmatch(text.replace(" ", ""))
         if not found:
             raise ConfigError(
-                f"--floor: cannot be read (got {text!r}); write METRIC=-0.5% of the reference, METRIC=-0.4 from the "
-                "reference, or METRIC=40 for the value itself"
+                f"--floor: cannot be read (got {text!r}); write METRIC=-0.5% for the change from the reference that is "
+                "borne, or METRIC=40 for the value itself"
             )
-        metric, sign, digits, percent = found.groups()
-        value = float(sign + digits)
-        if percent:
-            return cls(metric, True, value / 100 if sign else value / 100 - 1, 0.0, found.string)
-        return cls(metric, bool(sign), 0.0, value, found.string)
+        metric, change, value = found.groups()
+        limit = float(change) / 100 if change else float(value)
+        return cls(metric, limit, bool(change), found.string)
 
-    def margins(self, row: Row) -> list[float]:
-        """By how much each picture of the job is on the right side, in the metric's unit.
+    def margin(self, row: Row) -> dict[str, Any]:
+        """By how much the job is on the right side, in the metric's unit: mean over the pictures, with its interval.
 
-        Raises ConfigError for a floor against a reference that has no value of its own.
+        Raises ConfigError for a change in a metric whose reference has no values.
         """
         metric = row.metrics[self.metric]
-        values = [float(v) for v in metric["values"]]
-        if not self.against:
-            return [turn(row, self.metric) * (v - self.plus) for v in values]
-        identical = IDENTICAL.get(self.metric)
-        theirs = metric.get("reference_values") or (None if identical is None else [identical] * len(values))
-        if theirs is None:
+        sign = turn(row, self.metric)
+        if self.change and "reference_values" not in metric:
             mean = metric["candidate"]["mean"]
             raise ConfigError(
-                f"--floor: {metric['title']} compares with the reference, which has no value of its own (got {self.text}); "
-                f"give the value itself, as {self.metric}={mean:.3g}"
+                f"--floor: {metric['title']} is a distance from the reference already (got {self.text}); "
+                f"give its own limit, as {self.metric}={mean:.3g}"
             )
-        pairs = zip(values, theirs, strict=True)
-        return [turn(row, self.metric) * (v - (r + self.share * abs(r) + self.plus)) for v, r in pairs]
+        if "values" not in metric:  # of a metric that judges sets of pictures there is the interval alone
+            stat = metric["candidate"]
+            ends = [None if stat[k] is None else sign * (stat[k] - self.limit) for k in ("low", "high")]
+            low, high = ends if sign > 0 else ends[::-1]
+            return {"mean": sign * (stat["mean"] - self.limit), "low": low, "high": high, "n": stat["n"]}
+        import numpy as np
+
+        from diffopt.statistics import interval
+
+        values = np.array(metric["values"], dtype=float)
+        if not self.change:
+            return interval(sign * (values - self.limit))
+        theirs = np.array(metric["reference_values"], dtype=float)
+        return interval(sign * (values - theirs - self.limit * np.abs(theirs)))
 
 
 @dataclass(frozen=True)
@@ -77,21 +78,17 @@ class Verdict:
 
     @property
     def says(self) -> Literal["kept", "broken", "not shown"]:
-        """`not shown` where the interval reaches to both sides, and for a single picture."""
-        if self.margin["low"] is None:
+        """`not shown` where the interval reaches to both sides, and for fewer than FEW pictures."""
+        if self.margin["low"] is None or self.margin["n"] < FEW:
             return "not shown"
         return "kept" if self.margin["low"] >= 0 else "broken" if self.margin["high"] < 0 else "not shown"
 
 
 def judge(row: Row, floors: list[Floor]) -> list[Verdict]:
     """A verdict a floor; none at all for a job that was not measured in each of them."""
-    import numpy as np
-
-    from diffopt.statistics import interval
-
     if any(f.metric not in row.metrics for f in floors):
         return []
-    return [Verdict(f, interval(np.array(f.margins(row)))) for f in floors]
+    return [Verdict(f, f.margin(row)) for f in floors]
 
 
 def check(floors: list[Floor], rows: list[Row]) -> None:
@@ -104,7 +101,7 @@ def check(floors: list[Floor], rows: list[Row]) -> None:
         if floor.metric not in measured:
             there = ", ".join(dict.fromkeys(name for r in rows for name in r.metrics))
             raise ConfigError(f"--floor: no job measured it (got {floor.text}); there are {there}")
-        floor.margins(measured[floor.metric])
+        floor.margin(measured[floor.metric])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from typing import Any
 from diffopt.cost import Cost
 from diffopt.job_table import Row
 
+FEW = 10
+"""Pictures below which nothing is called: a bootstrap of so few covers too little."""
+
 
 def first_metric(rows: list[Row]) -> str | None:
     return next((name for r in rows for name in r.metrics), None)
@@ -32,11 +35,11 @@ def best(rows: list[Row]) -> Row | None:
 def ahead(ours: Row, theirs: Row, name: str) -> dict[str, Any] | None:
     """By how much `ours` is better in the metric, picture by picture, with the interval of that difference.
 
-    None where the two did not draw the same prompts: then there are no pairs.
+    None where there are no pairs: the two drew other prompts, or the metric judges sets of pictures.
     """
     if not (ours.run and theirs.run and ours.run.score and theirs.run.score):
         return None
-    if ours.run.score["prompts"] != theirs.run.score["prompts"]:
+    if ours.run.score["prompts"] != theirs.run.score["prompts"] or "values" not in ours.metrics[name]:
         return None
     import numpy as np
 
@@ -60,7 +63,7 @@ def untold(rows: list[Row], top: Row) -> list[Row]:
             apart = ahead(top, row, name)
             ours, theirs = top.metrics[name]["candidate"], row.metrics[name]["candidate"]
             if apart is not None:
-                same = apart["low"] is None or apart["low"] <= 0
+                same = apart["low"] is None or apart["n"] < FEW or apart["low"] <= 0
             else:
                 same = None in (ours["low"], theirs["low"]) or (theirs["high"] >= ours["low"] and theirs["low"] <= ours["high"])
             found += [row] if same else []

@@ -59,8 +59,8 @@ def command(arguments: list[str]) -> None:
         action="append",
         default=[],
         metavar="METRIC=AMOUNT",
-        help="of a sweep: name the smallest and the fastest job that keeps it, as clip=-0.5%% of the reference, clip=-0.4 "
-        "from the reference, or psnr=40 itself; may be given several times",
+        help="of a sweep: name the smallest and the fastest job that keeps it, as clip=-0.5%% for the change from the "
+        "reference that is borne, or psnr=40 for the value itself; may be given several times",
     )
     given = parser.parse_args(arguments)
     directory: Path = given.directory

@@ -9,7 +9,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt import results, verdict
+from diffopt import answer, results
 from diffopt.cost import machines
 from diffopt.errors import ConfigError
 from diffopt.figure import digits
@@ -42,13 +42,13 @@ def summary(found: Findings) -> list[str]:
     if accounts.saved > 0:
         lines.append(f"time    {accounts.spent:.1f} s of steps; each job alone would have taken {accounts.total:.1f} s in all")
     if found.best and found.first:
-        given, apart = found.given(found.best), verdict.apart(found)
+        given, apart = found.given(found.best), answer.apart(found)
         lines.append(
             f"best    {found.measured(found.best, found.first)}, job {found.best.job}"
             + (f": {given}" if given else "")
             + (f"; {apart}" if apart else "")
         )
-    return lines + [f"floor   {line}" for line in verdict.under(found)]
+    return lines + [f"floor   {line}" for line in answer.under(found)]
 
 
 def write(found: Findings) -> Path:
@@ -71,8 +71,8 @@ def write(found: Findings) -> Path:
         first=found.first,
         ends=(min(ends), max(ends)) if ends else (0, 0),
         best=found.best,
-        apart=verdict.apart(found),
-        under=verdict.under(found),
+        apart=answer.apart(found),
+        under=answer.under(found),
         machines=machines(rows),
         plots=plotted(found),
         strips=strips(rows, found.shown),

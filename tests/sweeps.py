@@ -11,8 +11,8 @@ from diffopt.findings import Findings
 from diffopt.floor import Floor
 from diffopt.statistics import interval
 
-SPREAD = np.array([-3.0, -1.5, -0.5, 0.0, 0.5, 1.5, 3.0, 0.0])
-"""How the eight pictures differ from the mean, alike in all jobs."""
+SPREAD = np.array([-3.0, -1.5, -0.5, 0.0, 0.5, 1.5, 3.0, 0.0, -2.0, 2.0])
+"""How the ten pictures differ from the mean, alike in all jobs."""
 
 
 def measured(
@@ -51,7 +51,7 @@ def job(
     scored(directory, fingerprint=(same_as or directory.name).rjust(16, "0"), overrides=overrides or [])
     index = json.loads((directory / "sample/images.json").read_text()) | {"simulated": simulated}
     (directory / "sample/images.json").write_text(json.dumps(index))
-    count = max(len(m["values"]) for m in metrics.values()) if metrics else 0
+    count = max((len(m.get("values", [])) for m in metrics.values()), default=0)
     score = {"schema": "diffopt.metrics/1", "prompts": [f"{prompts} {i}" for i in range(count)], "metrics": metrics}
     artifact(directory, "score", {"metrics.json": score | {"difference_gain": 8}})
     content = json.loads((directory / "run.json").read_text())

@@ -172,7 +172,7 @@ def test_the_command_writes_the_pages_of_the_sweep_and_of_its_jobs(tmp_path: Pat
     assert all((tmp_path / name / "report.html").is_file() for name in ("", "0", "10"))
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("sweep   6 jobs, 3 distinct, 2 failed; 5 artifacts made")
-    assert out[-2].startswith("best    PSNR 35.0 dB [34.0, 36.0], job 2: calib.alpha=0.2; the sample tells it apart")
+    assert out[-2].startswith("best    PSNR 35.0 dB [34.0, 36.0], job 2: calib.alpha=0.2; 3 pictures are too few")
     assert out[-1] == f"report  {tmp_path / 'report.html'}"
 
 

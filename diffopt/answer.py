@@ -10,6 +10,9 @@ def apart(found: Findings) -> str:
     others = [r for r in found.rows if r.distinct and r is not found.best and found.first in r.metrics]
     if not found.best or not others:
         return ""
+    if found.few and found.first:
+        many = found.best.metrics[found.first]["candidate"]["n"]
+        return f"{_many(many, 'picture')} {'are' if many > 1 else 'is'} too few to tell it apart from any other"
     if not found.untold:
         return f"the sample tells it apart from the {_many(len(others), 'other distinct job')}"
     names = ", ".join(r.job for r in found.untold)
