@@ -32,7 +32,7 @@ class Floor:
         found = WRITTEN.fullmatch(text.replace(" ", ""))
         if not found:
             raise ConfigError(
-                f"--floor: cannot be read (got {text!r}); write METRIC=-0.5% for the change from the reference that is "
+                f"floor: cannot be read (got {text!r}); write METRIC=-0.5% for the change from the reference that is "
                 "borne, or METRIC=40 for the value itself"
             )
         metric, change, value = found.groups()
@@ -49,7 +49,7 @@ class Floor:
         if self.change and "reference_values" not in metric:
             mean = metric["candidate"]["mean"]
             raise ConfigError(
-                f"--floor: {metric['title']} is a distance from the reference already (got {self.text}); "
+                f"floor: {metric['title']} is a distance from the reference already (got {self.text}); "
                 f"give its own limit, as {self.metric}={mean:.3g}"
             )
         if "values" not in metric:  # of a metric that judges sets of pictures there is the interval alone
@@ -100,7 +100,7 @@ def check(floors: list[Floor], rows: list[Row]) -> None:
     for floor in floors if measured else []:
         if floor.metric not in measured:
             there = ", ".join(dict.fromkeys(name for r in rows for name in r.metrics))
-            raise ConfigError(f"--floor: no job measured it (got {floor.text}); there are {there}")
+            raise ConfigError(f"floor: no job measured it (got {floor.text}); there are {there}")
         floor.margin(measured[floor.metric])
 
 

@@ -66,7 +66,7 @@ def command(arguments: list[str]) -> None:
     directory: Path = given.directory
     if (directory / RUN).is_file():
         if given.floor:
-            raise ConfigError(f"--floor: chooses among the jobs of a sweep (got the run {str(directory)!r}); drop it")
+            raise ConfigError(f"floor: chooses among the jobs of a sweep (got the run {str(directory)!r}); drop it")
         if lost := Run(directory).lost:
             raise ConfigError(
                 f"report: the store has no {', '.join(lost)} of this run any more (got {str(directory)!r}); "
@@ -79,7 +79,7 @@ def command(arguments: list[str]) -> None:
         from diffopt.findings import Findings
         from diffopt.floor import Floor
 
-        found = Findings(directory, [Floor.parse(text) for text in given.floor or sweep.stated(directory)])
+        found = Findings(directory, [Floor.parse(text) for text in given.floor] or sweep.stated(directory))
         found.check()
         for row in found.rows:
             if row.run and not row.run.lost:

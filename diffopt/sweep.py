@@ -1,6 +1,6 @@
 """The page of a sweep: what to ship, the grid, the Pareto front, what was shared, a row a job, and pictures to compare."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,16 @@ MULTIRUN = "multirun.yaml"
 """Hydra's own record of the sweep."""
 
 
-def stated(directory: Path) -> list[str]:
+def stated(directory: Path) -> list[Floor]:
     """The floors that the sweep itself was given, `hydra.callbacks.sweep.floor`."""
     path = directory / MULTIRUN
     given = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.sweep.floor") if path.is_file() else None
-    return [str(f) for f in given or []]
+    return floors(given or {})
+
+
+def floors(given: Mapping[str, float | str]) -> list[Floor]:
+    """Of `{clip: -0.5%, psnr: 40}`, as recipes write them. Raises ConfigError for what is none."""
+    return [Floor.parse(f"{name}={limit}") for name, limit in given.items()]
 
 
 def summary(found: Findings) -> list[str]:
@@ -89,9 +94,9 @@ class WriteReport(Callback):
     Hydra leaves on_multirun_end out when a job failed, so from the first failure on each job that ends writes the page.
     """
 
-    def __init__(self, floor: Sequence[str] = ()) -> None:
+    def __init__(self, floor: Mapping[str, float | str] | None = None) -> None:
         self.failed = False
-        self.floors = [Floor.parse(str(text)) for text in floor]
+        self.floors = floors(floor or {})
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:

@@ -37,7 +37,7 @@ def test_a_floor_is_a_change_or_a_value(text: str, change: bool, limit: float) -
     "text", ["clip", "clip=", "=3", "clip<3", "clip=a", "clip=--1", "clip=1%%", "clip=nan", "clip=1=2", "clip=99%"]
 )
 def test_a_floor_that_is_no_floor_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--floor: cannot be read \(got '.*'\); write METRIC=-0.5%") as found:
+    with pytest.raises(ConfigError, match=r"^floor: cannot be read \(got '.*'\); write METRIC=-0.5%") as found:
         Floor.parse(text)
     assert "\n" not in str(found.value)
 
@@ -68,9 +68,7 @@ def test_where_lower_is_better_the_floor_is_a_ceiling(tmp_path: Path) -> None:
 
 def test_a_distance_from_the_reference_has_no_share_of_it(tmp_path: Path) -> None:
     found = findings(job(tmp_path / "0", psnr(41.23)).parent, "psnr=-5%")
-    with pytest.raises(
-        ConfigError, match=r"^--floor: PSNR is a distance .* \(got psnr=-5%\); give its own limit, as psnr=41.2$"
-    ):
+    with pytest.raises(ConfigError, match=r"^floor: PSNR is a distance .* \(got psnr=-5%\); give its own limit, as psnr=41.2$"):
         found.check()
 
 

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from test_report import GREEN, MAGENTA, artifact, count, exported, scored, screenshot, words
 
-from diffopt import job_table, ranking, report, sweep
+from diffopt import cli, job_table, ranking, report, sweep
 from diffopt.errors import ConfigError
 from diffopt.findings import Findings
 from diffopt.floor import Floor
@@ -186,28 +186,37 @@ def test_the_command_says_what_to_ship_under_the_floor(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(("floor", "wrong"), [("fid=3", "no job measured it"), ("psnr>3", "cannot be read")])
 def test_a_floor_that_cannot_be_judged_is_refused_and_the_page_is_left(tmp_path: Path, floor: str, wrong: str) -> None:
     before = written(swept(tmp_path))
-    with pytest.raises(ConfigError, match=f"^--floor: {wrong} \\(got .*{floor}.*\\); "):
+    with pytest.raises(ConfigError, match=f"^floor: {wrong} \\(got .*{floor}.*\\); "):
         report.command([str(tmp_path), "--floor", floor])
     assert (tmp_path / "report.html").read_text() == before
 
 
 def test_a_floor_for_a_single_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--floor: chooses among the jobs of a sweep \(got the run '.*/2'\); drop it$"):
+    with pytest.raises(ConfigError, match=r"^floor: chooses among the jobs of a sweep \(got the run '.*/2'\); drop it$"):
         report.command([str(swept(tmp_path) / "2"), "--floor", "psnr=3"])
 
 
 def test_the_floor_that_a_sweep_was_given_is_the_reports_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (swept(tmp_path) / "multirun.yaml").write_text("hydra: {callbacks: {sweep: {floor: [psnr=33]}}}")
-    sweep.WriteReport(["psnr=33"]).on_multirun_end(config(tmp_path))
+    (swept(tmp_path) / "multirun.yaml").write_text("hydra: {callbacks: {sweep: {floor: {psnr: 33, clip: -5%}}}}")
+    sweep.WriteReport({"psnr": 33, "clip": "-5%"}).on_multirun_end(config(tmp_path))
     report.command([str(tmp_path)])
-    assert capsys.readouterr().out.count("floor   best job that keeps psnr=33: job 2") == 2
+    assert capsys.readouterr().out.count("floor   best job that keeps psnr=33 and clip=-5%: job 2") == 2
+
+
+def test_a_floor_that_is_none_stops_a_sweep_before_it_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(
+            ["+recipe=emoji_int8_sq", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.callbacks.sweep.floor={psnr:a}"]
+        )
+    assert capsys.readouterr().err.startswith("floor: cannot be read (got 'psnr=a'); write METRIC=-0.5% for")
+    assert not (tmp_path / "0").exists()
 
 
 def test_a_floor_under_a_metric_that_was_not_measured_costs_the_sweep_no_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep.WriteReport(["fid=3"]).on_multirun_end(config(swept(tmp_path)))
-    assert "--floor: no job measured it (got fid=3); there are psnr, clip" in capsys.readouterr().out
+    sweep.WriteReport({"fid": 3}).on_multirun_end(config(swept(tmp_path)))
+    assert "floor: no job measured it (got fid=3); there are psnr, clip" in capsys.readouterr().out
     assert "Best job" in (tmp_path / "report.html").read_text()
 
 
