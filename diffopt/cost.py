@@ -45,8 +45,9 @@ class Cost:
         return start
 
     def text(self, job: str) -> str:
-        value = self.values[job] * self.scale
-        return f"{value:.4g} {self.unit}" if value < 1000 else f"{value:,.0f} {self.unit}"
+        """With as many decimals as give the largest four figures."""
+        decimals = max(0, 4 - len(str(int(max(self.values.values()) * self.scale))))
+        return f"{self.values[job] * self.scale:,.{decimals}f} {self.unit}"
 
 
 def size_of(row: Row, step: str) -> float | None:

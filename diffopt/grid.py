@@ -92,6 +92,7 @@ def _kept(rows: list[Row], axis: Axis, other: Axis) -> Axis:
     """The axis, or one place for all its values where the jobs along it fell together."""
     lines: dict[str | None, set[str]] = {}
     for row in rows:
-        lines.setdefault(row.value(other.key), set()).add(row.twin or row.job if row.run else f"failed {row.job}")
+        if row.run:
+            lines.setdefault(row.value(other.key), set()).add(row.twin or row.job)
     many = len({r.value(axis.key) for r in rows}) > 1
-    return Axis(axis.key, ()) if many and all(len(jobs) == 1 for jobs in lines.values()) else axis
+    return Axis(axis.key, ()) if many and lines and all(len(jobs) == 1 for jobs in lines.values()) else axis

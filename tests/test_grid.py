@@ -1,6 +1,7 @@
 """How a sweep's grid is laid out and drawn."""
 
 import re
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_every_job_has_its_cell(tmp_path: Path) -> None:
 def test_a_key_that_nothing_reads_under_a_format_is_one_row_of_its_map(tmp_path: Path) -> None:
     found = panels(findings(grid(tmp_path, dict([ALPHA, SIZE, FORMAT]), ("fp8", "calib.alpha"))).rows)
     assert [p.y.labels for p in found if p.y] == [["0.2", "0.5", "0.8"], ["any\ncalib.alpha"]]
+
+
+def test_a_failed_job_does_not_hide_that_a_key_changes_nothing(tmp_path: Path) -> None:
+    grid(tmp_path, dict([ALPHA, SIZE, FORMAT]), ("fp8", "calib.alpha"))
+    shutil.rmtree(tmp_path / "1")
+    failed(tmp_path / "1", "calib.alpha=0.2", "calib.size=8", "format=fp8")
+    found = findings(tmp_path)
+    assert [p.y.labels for p in panels(found.rows) if p.y][1] == ["any\ncalib.alpha"]
+    assert "failed" not in plotted(found).grids["psnr"][1]  # another job of the same cell has its value
 
 
 def test_of_three_numbers_the_two_with_most_values_are_axes(tmp_path: Path) -> None:
@@ -105,7 +115,9 @@ def test_a_plot_takes_any_text_as_it_is(text: str) -> None:
 
 
 def test_a_plot_is_vectors_in_the_pages_colours_without_links_out(tmp_path: Path) -> None:
-    svg = plotted(findings(grid(tmp_path, dict([ALPHA, SIZE])))).grids["psnr"][0]
+    grid(tmp_path, dict([ALPHA, SIZE]))
+    failed(tmp_path / "6", "calib.alpha=7", "calib.size=8")
+    svg = plotted(findings(tmp_path)).grids["psnr"][0]
     assert "var(--ink)" in svg
     assert not re.search(r"<image|https?:|url\(|<style|clip-path", svg)
     ids = re.findall(r' id="([^"]*)"', svg)

@@ -34,8 +34,6 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "grid.color": LINE,
     "grid.linewidth": 0.7,
-    "hatch.color": SOFT,
-    "hatch.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 9,
 }

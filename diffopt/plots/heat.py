@@ -5,7 +5,7 @@ from typing import Any
 from diffopt.grid import Panel
 from diffopt.job_table import Row
 from diffopt.numeric import number
-from diffopt.plots.canvas import INK, SOFT, sheet
+from diffopt.plots.canvas import INK, LINE, SOFT, sheet
 
 CELL, LOW = (0.85, 0.5), 2.0
 """Inches of a cell; of the lowest plot, in which the colour bar's title still has its place."""
@@ -22,16 +22,14 @@ def heat(panel: Panel, metric: dict[str, Any], name: str, ends: tuple[float, flo
 
         axes, scale = made.axes(), _scale(metric, ends)
         taken: dict[tuple[int, int], Row] = {}
-        for row in panel.rows:
+        for row in sorted(panel.rows, key=lambda r: r.run is None):  # one that ran stands for those that are the same
             if place := panel.place(row):
                 taken.setdefault(place, row)
         for (i, j), row in taken.items():
             corner, there = (j - 0.5, i - 0.5), name in row.metrics
             value = row.metrics[name]["candidate"]["mean"] if there else 0.0
-            fill = (
-                {"facecolor": scale.to_rgba(value), "edgecolor": "none"} if there else {"facecolor": "none", "edgecolor": SOFT}
-            )
-            axes.add_patch(Rectangle(corner, 1, 1, hatch=None if there else "///", linewidth=0.5, **fill))
+            fill = scale.to_rgba(value) if there else LINE
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=fill, edgecolor="none"))
             text = f"{value:.{decimals}f}" if there else "failed" if row.error else "\N{EN DASH}"
             colour = _legible(scale.to_rgba(value)) if there else INK
             bold = {"fontweight": "bold"} if row is best else {}

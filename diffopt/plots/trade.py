@@ -91,29 +91,28 @@ def _place(
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # the layout decides where the points are
-    dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform(points)]
+    at, inch = axes.transData.transform, figure.dpi / 72
+    dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in at(points)]
     placed: list[Any] = []
     for where, text, must in labels:
-        best, least = None, 0.0
+        style = {"fontsize": 8.5, "color": INK if must else SOFT, "fontweight": "bold" if must else "normal"}
+        note = axes.annotate(text, where, (0, 0), textcoords="offset points", zorder=5, **style)
+        note.set_in_layout(False)
+        size, (x, y) = note.get_window_extent(), at(where)
+        choices: list[tuple[float, int, Any, int, int]] = []
         for right, up in PLACES:
-            sides = {"ha": "left" if right > 0 else "right" if right < 0 else "center"}
-            sides["va"] = "bottom" if up > 0 else "top"
-            style = {"fontsize": 8.5, "color": INK if must else SOFT, "fontweight": "bold" if must else "normal"}
-            note = axes.annotate(text, where, (right, up), textcoords="offset points", zorder=5, **sides, **style)
-            note.set_in_layout(False)
-            box = note.get_window_extent()
-            note.remove()
+            left = x + right * inch - (0 if right > 0 else size.width if right < 0 else size.width / 2)
+            below = y + up * inch - (0 if up > 0 else size.height)
+            box = Bbox.from_bounds(left, below, size.width, size.height)
             covered = sum(box.overlaps(other) for other in [*placed, *dots]) + 10 * _outside(box, figure.bbox)
-            if best is None or covered < least:
-                best, least = (box, (right, up), sides, style), covered
-            if not covered:
-                break
-        assert best is not None
-        box, offset, sides, style = best
-        if must or not least:
-            note = axes.annotate(text, where, offset, textcoords="offset points", zorder=5, **sides, **style)
-            note.set_in_layout(False)
-            placed.append(box)
+            choices.append((covered, len(choices), box, right, up))
+        covered, _, box, right, up = min(choices)
+        if covered and not must:
+            note.remove()
+            continue
+        note.set(position=(right, up), ha="left" if right > 0 else "right" if right < 0 else "center")
+        note.set_va("bottom" if up > 0 else "top")
+        placed.append(box)
 
 
 def _outside(box: Any, frame: Any) -> bool:
