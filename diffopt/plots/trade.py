@@ -99,15 +99,15 @@ def _place(
         note = axes.annotate(text, where, (0, 0), textcoords="offset points", zorder=5, **style)
         note.set_in_layout(False)
         size, (x, y) = note.get_window_extent(), at(where)
-        choices: list[tuple[float, int, Any, int, int]] = []
+        choices: list[tuple[int, int, Any, int, int]] = []
         for right, up in PLACES:
             left = x + right * inch - (0 if right > 0 else size.width if right < 0 else size.width / 2)
             below = y + up * inch - (0 if up > 0 else size.height)
             box = Bbox.from_bounds(left, below, size.width, size.height)
             covered = sum(box.overlaps(other) for other in [*placed, *dots]) + 10 * _outside(box, figure.bbox)
             choices.append((covered, len(choices), box, right, up))
-        covered, _, box, right, up = min(choices)
-        if covered and not must:
+        least, _, box, right, up = min(choices)
+        if least and not must:
             note.remove()
             continue
         note.set(position=(right, up), ha="left" if right > 0 else "right" if right < 0 else "center")
