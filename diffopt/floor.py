@@ -1,8 +1,9 @@
 """A floor under quality, and whether a job keeps it: judged picture by picture, with the interval."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from diffopt.cost import Cost
 from diffopt.errors import ConfigError
@@ -11,6 +12,13 @@ from diffopt.job_table import Row
 from diffopt.ranking import FEW, first_metric, turn, worth
 
 WRITTEN = re.compile(r"([A-Za-z][\w.-]*)=(?:([+-]\d*\.?\d+)%|([+-]?\d*\.?\d+))")
+
+
+class Measured(Protocol):
+    """A job of a sweep, or a run."""
+
+    @property
+    def metrics(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,13 @@ class Floor:
         limit = float(change) / 100 if change else float(value)
         return cls(metric, limit, bool(change), found.string)
 
-    def margin(self, row: Row) -> dict[str, Any]:
-        """By how much the job is on the right side, in the metric's unit: mean over the pictures, with its interval.
+    def margin(self, row: "Measured") -> dict[str, Any]:
+        """By how much the job or run is on the right side, in the metric's unit: mean over the pictures, with its interval.
 
         Raises ConfigError for a change in a metric whose reference has no values.
         """
         metric = row.metrics[self.metric]
-        sign = turn(row, self.metric)
+        sign = turn(metric)
         if self.change and "reference_values" not in metric:
             mean = metric["candidate"]["mean"]
             raise ConfigError(
@@ -66,6 +74,27 @@ class Floor:
             return interval(sign * (values - self.limit))
         theirs = np.array(metric["reference_values"], dtype=float)
         return interval(sign * (values - theirs - self.limit * np.abs(theirs)))
+
+
+def floors(given: Mapping[str, float | str] | Sequence[str] | None) -> list[Floor]:
+    """Of `[clip=-0.5%, psnr=40]` or `{clip: -0.5%, psnr: 40}`, as a recipe has them. Raises ConfigError for what is none."""
+    if isinstance(given, Mapping):
+        return [Floor.parse(f"{name}={limit}") for name, limit in given.items()]
+    return [Floor.parse(str(text)) for text in given or ()]
+
+
+def shortfall(measured: Measured, floors: Sequence[Floor]) -> float:
+    """By how much the means miss the floors, as shares of the metrics' values, added up; 0 where all are kept.
+
+    Raises ConfigError for a floor under a metric that was not measured.
+    """
+    found = 0.0
+    for floor in floors:
+        if floor.metric not in measured.metrics:
+            there = ", ".join(measured.metrics) or "no metrics"
+            raise ConfigError(f"floor: is not measured (got {floor.text}); there are {there}")
+        found += max(0.0, -_share(measured, floor, floor.margin(measured)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -139,12 +168,12 @@ def pick(rows: list[Row], verdicts: dict[str, list[Verdict]], cost: Cost | None)
 
 def nearest(rows: list[Row], verdicts: dict[str, list[Verdict]]) -> tuple[Row, Verdict] | None:
     """Where no job keeps the floors: the one whose worst margin is least bad, as a share of the metric, and that margin."""
-    worst = [(r, min(verdicts[r.job], key=lambda v: _share(r, v))) for r in rows if verdicts.get(r.job)]
-    return max(worst, key=lambda w: _share(*w)) if worst else None
+    worst = [(r, min(verdicts[r.job], key=lambda v: _share(r, v.floor, v.margin))) for r in rows if verdicts.get(r.job)]
+    return max(worst, key=lambda w: _share(w[0], w[1].floor, w[1].margin)) if worst else None
 
 
-def _share(row: Row, verdict: Verdict) -> float:
-    return float(verdict.margin["mean"]) / (abs(row.metrics[verdict.floor.metric]["candidate"]["mean"]) or 1.0)
+def _share(measured: Measured, floor: Floor, margin: dict[str, Any]) -> float:
+    return float(margin["mean"]) / (abs(measured.metrics[floor.metric]["candidate"]["mean"]) or 1.0)
 
 
 def margin_text(row: Row, verdict: Verdict) -> str:

@@ -14,16 +14,16 @@ def first_metric(rows: list[Row]) -> str | None:
     return next((name for r in rows for name in r.metrics), None)
 
 
-def turn(row: Row, name: str) -> int:
+def turn(metric: dict[str, Any]) -> int:
     """What turns the metric so that more is better: 1 or -1."""
-    return 1 if row.metrics[name]["better"] == "higher" else -1
+    return 1 if metric["better"] == "higher" else -1
 
 
 def worth(row: Row, name: str | None) -> float:
     """The mean of the metric `name`, turned so that more is better; minus infinity where it was not measured."""
     if name is None or name not in row.metrics:
         return -math.inf
-    return float(row.metrics[name]["candidate"]["mean"]) * turn(row, name)
+    return float(row.metrics[name]["candidate"]["mean"]) * turn(row.metrics[name])
 
 
 def best(rows: list[Row]) -> Row | None:
@@ -46,7 +46,7 @@ def ahead(ours: Row, theirs: Row, name: str) -> dict[str, Any] | None:
     from diffopt.statistics import interval
 
     values, others = (np.array(r.metrics[name]["values"], dtype=float) for r in (ours, theirs))
-    return interval(turn(ours, name) * (values - others))
+    return interval(turn(ours.metrics[name]) * (values - others))
 
 
 def untold(rows: list[Row], top: Row) -> list[Row]:

@@ -1,6 +1,6 @@
 """The page of a sweep: what to ship, the grid, the Pareto front, what was shared, a row a job, and pictures to compare."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from diffopt.cost import machines
 from diffopt.errors import ConfigError
 from diffopt.figure import digits
 from diffopt.findings import Findings
-from diffopt.floor import Floor
+from diffopt.floor import Floor, floors
 from diffopt.page import PAGE, publish, render
 from diffopt.plotted import plotted
 from diffopt.strips import strips
@@ -27,12 +27,7 @@ def stated(directory: Path) -> list[Floor]:
     """The floors that the sweep itself was given, `hydra.callbacks.sweep.floor`."""
     path = directory / MULTIRUN
     given = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.sweep.floor") if path.is_file() else None
-    return floors(given or {})
-
-
-def floors(given: Mapping[str, float | str]) -> list[Floor]:
-    """Of `{clip: -0.5%, psnr: 40}`, as recipes write them. Raises ConfigError for what is none."""
-    return [Floor.parse(f"{name}={limit}") for name, limit in given.items()]
+    return floors(given)
 
 
 def summary(found: Findings) -> list[str]:
@@ -94,9 +89,9 @@ class WriteReport(Callback):
     Hydra leaves on_multirun_end out when a job failed, so from the first failure on each job that ends writes the page.
     """
 
-    def __init__(self, floor: Mapping[str, float | str] | None = None) -> None:
+    def __init__(self, floor: Mapping[str, float | str] | Sequence[str] | None = None) -> None:
         self.failed = False
-        self.floors = floors(floor or {})
+        self.floors = floors(floor)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:

@@ -8,7 +8,7 @@ from sweeps import SPREAD, findings, job, measured, psnr
 
 from diffopt import answer
 from diffopt.errors import ConfigError
-from diffopt.floor import Floor, judge
+from diffopt.floor import Floor, floors, judge, shortfall
 
 REFERENCE = 80 + SPREAD
 
@@ -40,6 +40,21 @@ def test_a_floor_that_is_no_floor_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^floor: cannot be read \(got '.*'\); write METRIC=-0.5%") as found:
         Floor.parse(text)
     assert "\n" not in str(found.value)
+
+
+def test_floors_of_a_recipe_are_a_list_or_a_mapping() -> None:
+    assert floors(["clip=-0.5%", "psnr=40"]) == floors({"clip": "-0.5%", "psnr": 40})
+    assert floors(None) == floors([]) == []
+
+
+def test_a_search_is_told_by_how_much_the_means_miss_the_floors(tmp_path: Path) -> None:
+    run = findings(job(tmp_path / "0", psnr(40.0) | clip(-0.8)).parent).rows[0].run
+    assert run is not None
+    missed = [shortfall(run, floors([f])) for f in ("psnr=39", "psnr=44", "clip=-2%", "clip=-0.5%")]
+    assert missed == [0.0, pytest.approx(0.1), 0.0, pytest.approx(0.4 / 79.2, rel=0.01)]
+    assert shortfall(run, floors(["psnr=44", "psnr=42"])) == pytest.approx(0.15)
+    with pytest.raises(ConfigError, match=r"^floor: is not measured \(got fid=3\); there are psnr, clip$"):
+        shortfall(run, floors(["fid=3"]))
 
 
 @pytest.mark.parametrize(

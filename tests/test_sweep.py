@@ -206,7 +206,7 @@ def test_the_floor_that_a_sweep_was_given_is_the_reports_too(tmp_path: Path, cap
 def test_a_floor_that_is_none_stops_a_sweep_before_it_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         cli.main(
-            ["+recipe=emoji_int8_sq", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.callbacks.sweep.floor={psnr:a}"]
+            ["+recipe=emoji_int8_sq", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.callbacks.sweep.floor=['psnr=a']"]
         )
     assert capsys.readouterr().err.startswith("floor: cannot be read (got 'psnr=a'); write METRIC=-0.5% for")
     assert not (tmp_path / "0").exists()
