@@ -56,6 +56,7 @@ def test_the_front_keeps_what_nothing_beats_the_cheapest_first(tmp_path: Path) -
 def test_sizes_that_differ_by_bytes_are_one(tmp_path: Path) -> None:
     for name, mean, graph in (("0", 35.0, 100_010), ("1", 30.0, 100_000)):
         job(tmp_path / name, psnr(mean), graph=graph)
+    assert findings(tmp_path).costs == []
     assert findings(tmp_path).fronts == {}
 
 

@@ -140,6 +140,14 @@ def test_the_pictures_are_those_of_the_front_and_the_best(tmp_path: Path) -> Non
     assert set(re.findall(r'alt="job (\d) of', html)) == {"0", "1"}
 
 
+def test_where_every_job_has_one_size_that_is_said(tmp_path: Path) -> None:
+    for name, mean in (("0", 30.0), ("1", 40.0)):
+        sweeps.job(tmp_path / name, sweeps.psnr(mean), graph=2048, overrides=[f"calib.alpha=0.{name}"])
+    text = words(written(tmp_path))
+    assert "Size of the ONNX graph is 2.000 KiB in every job: there is nothing to trade for it." in text
+    assert "Pareto" not in text
+
+
 def test_plots_are_inlined_with_their_text(tmp_path: Path) -> None:
     html = written(swept(tmp_path))
     drawn = re.findall(r"<svg .*?</svg>", html, re.DOTALL)
