@@ -20,7 +20,7 @@ demo: $(VENV)/installed  ## install, run the quickstart, print where its report 
 	$(BIN)/diffopt +recipe=quickstart
 
 test: $(VENV)/installed  ## install, run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .
@@ -31,8 +31,8 @@ check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
 golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a change of the key that is meant
 	$(BIN)/python -m pytest -q tests/test_golden.py --golden
 
-matrix: $(VENV)/installed  ## every family in every format through the whole chain; writes the README's table
-	$(BIN)/python -m pytest -q -m '' tests/test_matrix.py --matrix
+matrix: $(VENV)/installed  ## every family in every format through the whole chain, and calibrated bit for bit; writes the README's table
+	$(BIN)/python -m pytest -q -m '' tests/test_matrix.py tests/test_calibrate_families.py --matrix
 
 bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized and exported here; wants a GPU
 	$(BIN)/python tests/bench_observe.py sdxl flux_dev

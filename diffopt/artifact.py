@@ -34,6 +34,13 @@ class Embeddings(Artifact):
     passing = True
 
 
+class EvalEmbeddings(Artifact):
+    """The same of the evaluation's prompts, for the reference and every variant."""
+
+    kind = "eval-embeddings"
+    passing = True
+
+
 class CalibChunk(Artifact):
     """`extremes.safetensors`: per-channel absolute maxima of every quantizer input over one chunk of prompts.
 

@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diffopt import complaint, job, sweep, worker
+from diffopt import complaint, floor, job, sweep, worker
 from diffopt.completion import complete
-from diffopt.errors import ConfigError, DiffoptError, PlanError
+from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError
 from diffopt.job_table import ERROR
 from diffopt.run import RUN
 from diffopt.searchpath import bundled, register
@@ -158,14 +158,15 @@ def _one_of_many(config: DictConfig, settings: Any, directory: Path, overrides: 
     error = directory / ERROR
     error.unlink(missing_ok=True)  # of an earlier sweep into this directory
     search = not settings.sweeper._target_.endswith("BasicSweeper")
-    floors = [str(f) for f in settings.callbacks.sweep.get("floor") or []] if search else []
     try:
+        floors = floor.floors(settings.callbacks.sweep.get("floor")) if search else []
         return job.run(config, overrides, directory, settings.job.name, sweep=True, floors=floors)
     except Exception as e:
         text = str(e) if isinstance(e, DiffoptError | OSError) else f"{type(e).__name__}: {e}"
         log.debug("the job failed", exc_info=True)
         log.error("job %s failed, the sweep goes on: %s", settings.job.num, text)
-        (directory / RUN).unlink(missing_ok=True)  # of an earlier sweep too, or of a job whose objective was not measured
+        if not isinstance(e, GateError):  # what a gate was broken by is a result; another is of an earlier sweep
+            (directory / RUN).unlink(missing_ok=True)
         error.write_text(text)
         return None
 
@@ -199,6 +200,12 @@ def _store(arguments: list[str]) -> None:
     shelf.command(arguments)
 
 
+def _eval(arguments: list[str]) -> None:
+    from diffopt import evaluation
+
+    evaluation.command(arguments)
+
+
 def _doctor(arguments: list[str]) -> None:
     from diffopt import doctor
 
@@ -209,6 +216,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "report": _report,
     "store": _store,
+    "eval": _eval,
     "doctor": _doctor,
 }
 

@@ -6,6 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from diffopt.choices import nearest
+from diffopt.errors import DiffoptError
 from diffopt.groups import GROUPS, PICKS
 from diffopt.searchpath import recipe_dirs
 
@@ -15,6 +16,8 @@ UNREADABLE = ("mismatched input", "no viable alternative", "token recognition er
 
 def line(error: Exception, arguments: list[str]) -> str:
     """The text for the user; an error of ours is already one."""
+    if isinstance(error.__cause__, DiffoptError):  # of a callback's, which Hydra says is one of a call to a target
+        error = error.__cause__
     text = str(error)
     if found := re.search(r"Could not find '([\w./-]+)'", text):
         return _no_option(found[1], text)

@@ -129,7 +129,7 @@ PROBES: dict[str, Callable[[], Any]] = {
     "onnxruntime": onnxruntime,
     "tensorrt": tensorrt,
     "machine": machine,
-    "skimage": lambda: package("scikit-image"),
+    "scorers": lambda: {name: package(name) for name in ("scikit-image", "pytorch-msssim", "torchmetrics", "open-clip-torch")},
 }
 
 

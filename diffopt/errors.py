@@ -28,3 +28,7 @@ class StoreError(DiffoptError):
 
 class GateError(DiffoptError):
     """A stage finished, but what it made must not be trusted (nothing quantized, black images, ...)."""
+
+
+class MetricError(DiffoptError):
+    """A metric cannot be measured (weights that are not there, pictures too small); others can."""

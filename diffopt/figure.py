@@ -22,6 +22,12 @@ def figure(stat: dict[str, Any], unit: str = "") -> str:
     return f"{mean}{' ' if unit else ''}{unit}" + ("" if low is None else f" [{low}, {high}]")
 
 
+def signed(stat: dict[str, Any], unit: str = "") -> str:
+    """A difference with the signs of all three, e.g. `-0.02 [-0.11, +0.06]`."""
+    mean, low, high = (None if stat[k] is None else f"{stat[k]:+.{digits(stat)}f}" for k in ("mean", "low", "high"))
+    return f"{mean}{' ' if unit else ''}{unit}" + ("" if low is None else f" [{low}, {high}]")
+
+
 def pace(speedup: dict[str, Any]) -> str:
     """What the interval of a speedup says: at 1 candidate and baseline are equally fast."""
     low, high = (speedup["mean"] if speedup[k] is None else speedup[k] for k in ("low", "high"))

@@ -15,6 +15,7 @@ from diffopt.checks import check
 from diffopt.choices import choose
 from diffopt.environment import Environment
 from diffopt.errors import ConfigError, PlanError
+from diffopt.floor import Floor
 from diffopt.groups import PICKS
 from diffopt.plan import Plan, idle_overrides, make_plan
 from diffopt.run import Run
@@ -84,10 +85,10 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
 
 
 def run(
-    config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool, floors: Sequence[str] = ()
+    config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool, floors: Sequence[Floor] = ()
 ) -> float | list[float] | None:
     """Run one job in `directory` and write its page. Returns its objective under the floors, for Hydra's sweepers."""
-    from diffopt import report
+    from diffopt import gates, report
     from diffopt.runner import run_plan, write_run
 
     if sweep:
@@ -101,4 +102,5 @@ def run(
     page = report.write(directory)
     for line in [*report.summary(directory), f"report  {os.path.relpath(page)}"]:
         log.info("%s", line)
+    gates.enforce(Run(directory))
     return objective.of(Run(directory), config.get("objective"), floors)

@@ -38,8 +38,25 @@ class Row:
         """What the job was given for a swept key: its override, or the recipe's own value where that is a single one."""
         if key in self.overrides or not self.run:
             return self.overrides.get(key)
-        found = OmegaConf.select(OmegaConf.create(self.run.content["config"]), key)
+        found = OmegaConf.select(self.composed, key)
+        if OmegaConf.is_dict(found):
+            found = found.get("name")  # of a group its option's
         return None if found is None or OmegaConf.is_config(found) else str(found)
+
+    @cached_property
+    def composed(self) -> Any:
+        """The recipe as composed."""
+        return OmegaConf.create(self.run.content["config"] if self.run else "{}")
+
+    @property
+    def name(self) -> str:
+        """For people: `job 3`."""
+        return f"job {self.job}"
+
+    @property
+    def distinct(self) -> bool:
+        """Whether it came to an end, and no job before it is the same."""
+        return self.run is not None and self.twin is None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -51,9 +68,14 @@ class Row:
         return (self.run.size_of("export") or self.run.size_of("build")) if self.run else None
 
     @property
+    def speedup(self) -> dict[str, Any] | None:
+        """Over its baseline, end to end; None for a simulated format, whatever was timed."""
+        return self.run.speedup if self.run and not self.run.images["simulated"] else None
+
+    @property
     def seconds(self) -> float | None:
-        """The candidate's median per picture."""
-        timed = self.run and self.run.latency and self.run.latency.get("candidate")
+        """The candidate's median per picture, where its runtime has the format's kernels."""
+        timed = self.run and self.speedup and self.run.latency and self.run.latency.get("candidate")
         return timed["seconds_per_image"]["median"] if timed else None
 
 
@@ -85,6 +107,11 @@ def _composed(folder: Path) -> list[str]:
 def _split(override: str) -> tuple[str, str]:
     key, _, value = override.lstrip("+").partition("=")
     return key, value
+
+
+def settings(row: Row, keys: list[str]) -> str:
+    """What a job was given for the swept `keys`: `calib.alpha=0.8, format=fp8`."""
+    return ", ".join(f"{key}={value}" for key in keys if (value := row.value(key)) is not None)
 
 
 def swept(rows: list[Row]) -> list[str]:

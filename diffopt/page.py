@@ -26,6 +26,7 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"size": size, "machine": machine, "pace": pace}
+    environment.filters |= {"capitalize_first": lambda t: t[:1].upper() + t[1:], "lower_first": lambda t: t[:1].lower() + t[1:]}
     for name, written in (("figure", figure), ("number", number)):  # a console may lack the sign
         environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
     environment.globals |= {"picture": picture, "digits": digits, "version": __version__}

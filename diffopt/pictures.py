@@ -52,6 +52,34 @@ def write_index(out: Path, prompts: Sequence[str], seeds: Sequence[int], about: 
     (out / INDEX).write_text(json.dumps({**about, "images": rows}, indent=1))
 
 
+def check_distinct(out: Path, prompts: Sequence[str]) -> None:
+    """Raises GateError where two prompts have the very same picture.
+
+    Every prompt has a seed of its own, so equal pictures of two prompts come of a model that sees neither."""
+    first: dict[bytes, str] = {}
+    for i, prompt in enumerate(prompts):
+        picture = (out / f"{i:03}.png").read_bytes()  # equal pixels are equal bytes: one encoder wrote them
+        if first.setdefault(picture, prompt) != prompt:
+            raise GateError(
+                f"sample: two prompts have the very same picture (got it for {first[picture]!r} and {prompt!r}); "
+                "exclude layers or raise dtype"
+            )
+
+
+def paths(folder: Path) -> tuple[list[str], list[Path]]:
+    """Prompts and their pictures' files, in order."""
+    rows = json.loads((folder / INDEX).read_text())["images"]
+    return [row["prompt"] for row in rows], [folder / row["file"] for row in rows]
+
+
+def save_differences(folder: Path, ours: Sequence[Path], theirs: Sequence[Path], gain: int) -> None:
+    """Write `NNN.png`, `gain` x the absolute difference of each pair, into the new `folder`."""
+    folder.mkdir()
+    for i, pair in enumerate(zip(ours, theirs, strict=True)):
+        left, right = (np.asarray(Image.open(p).convert("RGB")).astype(np.int16) for p in pair)
+        Image.fromarray((np.abs(left - right) * gain).clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.png")
+
+
 def read(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Prompt and picture, uint8 [height, width, 3], in order."""
     for row in json.loads((folder / INDEX).read_text())["images"]:

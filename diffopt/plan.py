@@ -117,7 +117,8 @@ def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[s
     found = {}
     for key in keys:
         group, _, name = key.partition(".")
-        if name and group in GROUPS and key not in plan.used and name not in GROUPS[group].steers:
+        name = name.partition(".")[0]  # eval.gates.clip is of the field gates
+        if name and group in GROUPS and f"{group}.{name}" not in plan.used and name not in GROUPS[group].steers:
             if getattr(choices, group) is None:
                 found[key] = ("the group is not chosen", f"choose {group}=OPTION, or drop it")
             else:

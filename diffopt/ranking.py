@@ -1,20 +1,29 @@
-"""Which jobs of a sweep are best, and what the jobs shared."""
+"""Which jobs of a sweep are best, which cannot be told apart from the best, and which lie on a Pareto front."""
 
 import math
+from typing import Any
 
+from diffopt.cost import Cost
 from diffopt.job_table import Row
+
+FEW = 10
+"""Pictures below which nothing is called: a bootstrap of so few covers too little."""
 
 
 def first_metric(rows: list[Row]) -> str | None:
     return next((name for r in rows for name in r.metrics), None)
 
 
+def turn(metric: dict[str, Any]) -> int:
+    """What turns the metric so that more is better: 1 or -1."""
+    return 1 if metric["better"] == "higher" else -1
+
+
 def worth(row: Row, name: str | None) -> float:
     """The mean of the metric `name`, turned so that more is better; minus infinity where it was not measured."""
     if name is None or name not in row.metrics:
         return -math.inf
-    metric = row.metrics[name]
-    return float(metric["candidate"]["mean"]) * (1 if metric["better"] == "higher" else -1)
+    return float(row.metrics[name]["candidate"]["mean"]) * turn(row.metrics[name])
 
 
 def best(rows: list[Row]) -> Row | None:
@@ -23,40 +32,57 @@ def best(rows: list[Row]) -> Row | None:
     return max(rows, key=lambda r: worth(r, name)) if name else None
 
 
-def overlapping(rows: list[Row], top: Row) -> int:
-    """How many other distinct jobs have an interval of the first metric that meets the best job's."""
+def ahead(ours: Row, theirs: Row, name: str) -> dict[str, Any] | None:
+    """By how much `ours` is better in the metric, picture by picture, with the interval of that difference.
+
+    None where there are no pairs: the two drew other prompts, or the metric judges sets of pictures.
+    """
+    if not (ours.run and theirs.run and ours.run.score and theirs.run.score):
+        return None
+    if ours.run.score["prompts"] != theirs.run.score["prompts"] or "values" not in ours.metrics[name]:
+        return None
+    import numpy as np
+
+    from diffopt.statistics import interval
+
+    values, others = (np.array(r.metrics[name]["values"], dtype=float) for r in (ours, theirs))
+    return interval(turn(ours.metrics[name]) * (values - others))
+
+
+def untold(rows: list[Row], top: Row) -> list[Row]:
+    """The other distinct jobs that the sample does not tell apart from the best, by the first metric.
+
+    Judged by the interval of the paired difference; for jobs that drew other prompts by whether intervals overlap.
+    """
     name = first_metric(rows)
-    ranges = [(r.metrics[name]["candidate"], r) for r in rows if name in r.metrics and not r.twin]
-    ours = top.metrics[name]["candidate"] if name else {"low": None}
-    if ours["low"] is None:
-        return 0
-    return sum(
-        r is not top and s["low"] is not None and s["high"] >= ours["low"] and s["low"] <= ours["high"] for s, r in ranges
-    )
+    if name is None:
+        return []
+    found = []
+    for row in rows:
+        if row.distinct and row is not top and name in row.metrics:
+            apart = ahead(top, row, name)
+            ours, theirs = top.metrics[name]["candidate"], row.metrics[name]["candidate"]
+            if apart is not None:
+                same = apart["low"] is None or apart["n"] < FEW or apart["low"] <= 0
+            else:
+                same = None in (ours["low"], theirs["low"]) or (theirs["high"] >= ours["low"] and theirs["low"] <= ours["high"])
+            found += [row] if same else []
+    return found
 
 
-def front(rows: list[Row]) -> set[str]:
-    """The jobs that no other beats in quality, size and time at once; empty where quality is all that was measured."""
-    name = first_metric(rows)
-    costs = {r.job: (r.graph["bytes"] if r.graph else math.inf, r.seconds or math.inf) for r in rows}
-    points = {r.job: (worth(r, name), *(-c for c in costs[r.job])) for r in rows if name in r.metrics and not r.twin}
-    if len({p[1:] for p in points.values()}) < 2:
-        return set()
+def front(rows: list[Row], name: str | None, cost: Cost | None) -> list[Row]:
+    """The distinct jobs that no other beats in mean quality and cost at once, the cheapest first.
 
-    def beats(them: tuple[float, ...], ours: tuple[float, ...]) -> bool:
+    Empty where the cost is one for all: there is nothing to trade.
+    """
+    if cost is None or name is None:
+        return []
+    points = {r.job: (worth(r, name), -cost.rank(r.job)) for r in rows if name in r.metrics and r.job in cost.values}
+    if len({p[1] for p in points.values()}) < 2:
+        return []
+
+    def beats(them: tuple[float, float], ours: tuple[float, float]) -> bool:
         return them != ours and all(t >= o for t, o in zip(them, ours, strict=True))
 
-    return {job for job, ours in points.items() if not any(beats(them, ours) for them in points.values())}
-
-
-def artifacts(rows: list[Row]) -> dict[str, int]:
-    """Distinct artifacts of all jobs: `made` by this sweep, `found` in the store before; `shared` by several jobs."""
-    users: dict[tuple[str, str], set[str]] = {}
-    made = set()
-    for row in rows:
-        for step in row.run.content["steps"] if row.run else []:
-            if step["state"] != "spare":
-                key = (step["kind"], step["fingerprint"])
-                users.setdefault(key, set()).add(row.job)
-                made |= {key} if step["state"] == "made" else set()
-    return {"made": len(made), "found": len(users) - len(made), "shared": sum(len(u) > 1 for u in users.values())}
+    kept = [r for r in rows if r.job in points and not any(beats(p, points[r.job]) for p in points.values())]
+    return sorted(kept, key=lambda r: points[r.job][1], reverse=True)

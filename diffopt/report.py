@@ -1,6 +1,7 @@
 """The page of one run: a view of what run.json links to, made anew at any time. Imports no torch and no numpy."""
 
 from pathlib import Path
+from typing import Any
 
 from diffopt.arguments import Parser
 from diffopt.errors import ConfigError
@@ -25,15 +26,24 @@ def write(directory: Path) -> Path:
 def summary(directory: Path) -> list[str]:
     """The run in a few lines for the console: metrics, size, speed."""
     run = Run(directory)
-    rows = [(m["title"], f"{figure(m['candidate'], m['unit'])}  n={m['candidate']['n']}") for m in run.metrics.values()]
+    rows = [(m["title"], measured(m)) for m in run.metrics.values()]
     for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
         row, base = run.size_of(step), run.size_of("export.baseline")
         if row and (step != "quantize" or not run.size_of("export")):
             share = f", {row['share']:.1%} of the plain graph's {size(base['bytes'])}" if base else ""
             rows.append((what, size(row["bytes"]) + share))
     rows.append(("speed", speed(run)))
+    rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in run.gates]
     width = max(len(title) for title, _ in rows)
     return [f"{title:{width}}  {text}" for title, text in rows]
+
+
+def measured(metric: dict[str, Any]) -> str:
+    """The candidate's mean, its interval, and for a score of single pictures the verdict on the paired difference."""
+    text = figure(metric["candidate"], metric["unit"])
+    if "difference" in metric and "verdict" in metric:
+        return f"{text}  {metric['verdict']}"
+    return f"{text}  n={metric['candidate']['n']}"
 
 
 def speed(run: Run) -> str:
@@ -47,8 +57,19 @@ def command(arguments: list[str]) -> None:
     """`diffopt report DIRECTORY`. Raises ConfigError for a directory that is neither a run's nor a sweep's."""
     parser = Parser("diffopt report", description="Write the page of a run or of a sweep again.")
     parser.add_argument("directory", type=Path, help="outputs/runs/NAME/DATE or outputs/sweeps/NAME/DATE")
-    directory: Path = parser.parse_args(arguments).directory
+    parser.add_argument(
+        "--floor",
+        action="append",
+        default=[],
+        metavar="METRIC=AMOUNT",
+        help="of a sweep: name the smallest and the fastest job that keeps it, as clip=-0.5%% for the change from the "
+        "reference that is borne, or psnr=40 for the value itself; may be given several times",
+    )
+    given = parser.parse_args(arguments)
+    directory: Path = given.directory
     if (directory / RUN).is_file():
+        if given.floor:
+            raise ConfigError(f"floor: chooses among the jobs of a sweep (got the run {str(directory)!r}); drop it")
         if lost := Run(directory).lost:
             raise ConfigError(
                 f"report: the store has no {', '.join(lost)} of this run any more (got {str(directory)!r}); "
@@ -58,13 +79,16 @@ def command(arguments: list[str]) -> None:
         print("\n".join([*summary(directory), f"report  {page}"]))
     elif (directory / SWEEP).is_file() or any(directory.glob(f"*/{RUN}")):
         from diffopt import sweep
-        from diffopt.job_table import table
+        from diffopt.findings import Findings
+        from diffopt.floor import Floor
 
-        for row in table(directory):
+        found = Findings(directory, [Floor.parse(text) for text in given.floor] or sweep.stated(directory))
+        found.check()
+        for row in found.rows:
             if row.run and not row.run.lost:
                 write(row.run.directory)
-        page = sweep.write(directory)
-        print("\n".join([*sweep.summary(directory), f"report  {page}"]))
+        page = sweep.write(found)
+        print("\n".join([*sweep.summary(found), f"report  {page}"]))
     else:
         what = f"has no {RUN} and no {SWEEP}" if directory.is_dir() else "is not a directory"
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffopt.errors import ConfigError
+from diffopt.gates import Outcome, outcomes
 
 RUN = "run.json"
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -62,6 +63,16 @@ class Run:
         """By name, in the recipe's order."""
         found: dict[str, Any] = self.score["metrics"] if self.score else {}
         return found
+
+    @property
+    def first_metric(self) -> dict[str, Any] | None:
+        """The first that has a value for each picture."""
+        return next((m for m in self.metrics.values() if "values" in m), None)
+
+    @cached_property
+    def gates(self) -> list[Outcome]:
+        """What became of the recipe's gates."""
+        return outcomes(self)
 
     @cached_property
     def images(self) -> dict[str, Any]:
@@ -120,14 +131,17 @@ class Run:
         rows = []
         for i, row in enumerate(drawn):
             files = {k: self.directory / folder / row["file"] for k, folder in names.items()}
-            values = {name: m["values"][i] for name, m in self.metrics.items()}
+            values = {name: m["values"][i] for name, m in self.metrics.items() if "values" in m}
             theirs = {name: m["reference_values"][i] for name, m in self.metrics.items() if "reference_values" in m}
             there = {k: p for k, p in files.items() if p.is_file()}
-            same = {"candidate", "reference"} <= set(there) and there["candidate"].read_bytes() == there[
-                "reference"
-            ].read_bytes()
+            same = {"candidate", "reference"} <= set(there) and _same(there["candidate"], there["reference"])
             rows.append({**row, "number": i, "files": there, "same": same, "values": values, "theirs": theirs})
-        for name, metric in list(self.metrics.items())[:1]:
+        for name, metric in [(n, m) for n, m in self.metrics.items() if "values" in m][:1]:
             sign = 1 if metric["better"] == "higher" else -1
             rows.sort(key=lambda r: sign * (r["values"][name] - r["theirs"].get(name, 0.0)))
         return rows
+
+
+def _same(ours: Path, theirs: Path) -> bool:
+    """Sizes first: a sweep has thousands of pictures, of a megabyte each."""
+    return ours.stat().st_size == theirs.stat().st_size and ours.read_bytes() == theirs.read_bytes()

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,8 @@ WANTED = ["model_index.json", "*/*"]
 """Files of a hub repository that a diffusers pipeline is made of: those in its components' folders."""
 UNWANTED = ["*.bin", "*.ckpt", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.fp16.*", "*.non_ema.*"]
 """The same weights in other forms, which would be downloaded for nothing."""
+SCORER = ["*.json", "*.txt", "*.safetensors", "ImageReward.pt"]
+"""Files of a hub repository of a model that scores pictures, which lie at its top."""
 QUICK = 256 << 20  # bytes that planning may hash without being slow: about half a second
 
 
@@ -29,6 +31,8 @@ class Source:
     """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub."""
 
     name: str
+    scores: bool = False
+    """It scores pictures: its files on the hub are not in the folders of a pipeline."""
 
     @property
     def directory(self) -> Path | None:
@@ -57,7 +61,15 @@ def read(value: object) -> Source:
     return source
 
 
+def read_scorer(value: object) -> Source:
+    """As `read`; a file stands for the directory that it is in. Raises ValueError like it."""
+    if isinstance(value, str) and (path := asset.locate(value)).is_file():
+        value = str(path.parent)
+    return replace(read(value), scores=True)
+
+
 ModelSource = Annotated[Source, BeforeValidator(read), PlainSerializer(lambda s: s.name)]
+ScorerSource = Annotated[Source, BeforeValidator(read_scorer), PlainSerializer(lambda s: s.name)]
 
 
 @dataclass
@@ -99,13 +111,22 @@ class Sources:
         from huggingface_hub import constants, snapshot_download
 
         repo, commit = digest.removeprefix("hub:").split("@")
-        try:
+
+        def download(wanted: list[str], unwanted: list[str]) -> Path:
             offline = constants.HF_HUB_OFFLINE
             return Path(
                 snapshot_download(
-                    repo, revision=commit, local_files_only=offline, allow_patterns=WANTED, ignore_patterns=UNWANTED
+                    repo, revision=commit, local_files_only=offline, allow_patterns=wanted, ignore_patterns=unwanted
                 )
             )
+
+        try:
+            if not source.scores:
+                return download(WANTED, UNWANTED)
+            found = download(SCORER, [])
+            if not [*found.glob("*.safetensors"), *found.glob("*.pt")]:  # an older repository
+                found = download([*SCORER, "pytorch_model.bin", "open_clip_pytorch_model.bin"], [])
+            return found
         except Exception as e:
             raise _unreachable(source, e) from None
 

@@ -1,137 +1,87 @@
-"""The page of a sweep: a row a job, which jobs fell together, the best, and pictures to compare."""
+"""The page of a sweep: what to ship, the grid, the Pareto front, what was shared, a row a job, and pictures to compare."""
 
-import csv
-import json
-from collections.abc import Sequence
-from io import StringIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from diffopt import quiet, worker
-from diffopt.errors import DiffoptError
-from diffopt.figure import digits, figure
-from diffopt.job_table import Row, swept, table
+from diffopt import answer, quiet, results, worker
+from diffopt.cost import machines
+from diffopt.errors import ConfigError, DiffoptError
+from diffopt.figure import digits
+from diffopt.findings import Findings
+from diffopt.floor import Floor, floors
+from diffopt.job_table import ERROR, table
 from diffopt.page import PAGE, publish, render
-from diffopt.ranking import artifacts, best, first_metric, front, overlapping
+from diffopt.plotted import plotted
+from diffopt.strips import strips
 from diffopt.sweep_plan import plan_sweep
 
-STRIP = 8
-"""Prompts in the strip of small pictures."""
+MULTIRUN = "multirun.yaml"
+"""Hydra's own record of the sweep."""
 
 
-def strips(rows: list[Row]) -> list[dict[str, Any]]:
-    """Small pictures to compare, a strip for each set of references: its pairs of one job, and those of every job.
-
-    The prompts are those where the first metric, averaged over the jobs, is worst.
-    """
-    name = first_metric(rows)
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.run and not row.twin and row.run.images["images"]:
-            drawn = next((s["fingerprint"] for s in row.run.content["steps"] if s["name"] == "reference"), "")
-            groups.setdefault(drawn, []).append(row)
-    found = []
-    for group in groups.values():
-        runs = [r.run for r in group if r.run]
-        ranks: dict[int, int] = {}
-        for run in runs:
-            for rank, pair in enumerate(run.pairs):
-                ranks[pair["number"]] = ranks.get(pair["number"], 0) + rank
-        numbers = sorted(sorted(ranks, key=lambda i: ranks[i])[:STRIP] if name else sorted(ranks)[:STRIP])
-        pairs = [{p["number"]: p for p in run.pairs} for run in runs]
-        jobs = [(row, [p[i] for i in numbers]) for row, p in zip(group, pairs, strict=True)]
-        found.append({"reference": jobs[0][1], "jobs": jobs})
-    return found
+def stated(directory: Path) -> list[Floor]:
+    """The floors that the sweep itself was given, `hydra.callbacks.sweep.floor`."""
+    path = directory / MULTIRUN
+    given = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.sweep.floor") if path.is_file() else None
+    return floors(given)
 
 
-def summary(directory: Path) -> list[str]:
-    """The sweep in two lines for the console."""
-    rows = table(directory)
-    failed, distinct = sum(r.run is None for r in rows), sum(r.run is not None and not r.twin for r in rows)
-    count = artifacts(rows)
+def summary(found: Findings) -> list[str]:
+    """The sweep in a few lines for the console."""
+    accounts, failed = found.accounts, len(found.failed)
     lines = [
-        f"sweep   {len(rows)} jobs, {distinct} distinct"
+        f"sweep   {len(found.rows)} jobs, {found.distinct} distinct"
         + (f", {failed} failed" if failed else "")
-        + f"; {count['made']} artifacts "
-        f"made, {count['found']} found in the store, {count['shared']} shared by several jobs"
+        + f"; {accounts.made} artifacts made, {accounts.found} found in the store, {accounts.shared} shared by several jobs"
     ]
-    if (top := best(rows)) and (name := first_metric(rows)):
-        metric = top.metrics[name]
-        chosen = ", ".join(f"{k}={value}" for k in swept(rows) if (value := top.value(k)))
-        means = figure(metric["candidate"], metric["unit"])
-        lines.append(f"best    {metric['title']} {means}, job {top.job}" + (f": {chosen}" if chosen else ""))
-    return lines
+    lines += [f"same    {reason.text}" for reason in found.reasons]
+    if accounts.saved > 0:
+        lines.append(f"time    {accounts.spent:.1f} s of steps; each job alone would have taken {accounts.total:.1f} s in all")
+    if found.best and found.first:
+        given, apart = found.given(found.best), answer.apart(found)
+        lines.append(
+            f"best    {found.measured(found.best, found.first)}, job {found.best.job}"
+            + (f": {given}" if given else "")
+            + (f"; {apart}" if apart else "")
+        )
+    return lines + [f"floor   {line}" for line in answer.under(found)]
 
 
-def write(directory: Path) -> Path:
+def write(found: Findings) -> Path:
     """Write the sweep's report.html, results.csv and results.json. Returns the page."""
-    rows = table(directory)
-    records = [_record(r) for r in rows]
-    publish(directory / "results.json", json.dumps({"schema": "diffopt.sweep/1", "jobs": records}, indent=1))
-    lines = [{k: v for k, v in _flat(r).items() if v is not None} for r in records]
-    out = StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(k for line in lines for k in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    publish(directory / "results.csv", out.getvalue())
-    name, metrics = first_metric(rows), {k: m for r in reversed(rows) for k, m in r.metrics.items()}
-    stats = [r.metrics[name]["candidate"] for r in rows if name in r.metrics]
+    rows, directory = found.rows, found.directory
+    publish(directory / "results.json", results.as_json(found))
+    publish(directory / "results.csv", results.as_csv(found))
+    metrics = {k: m for r in reversed(rows) for k, m in r.metrics.items()}
+    stats = [r.metrics[found.first]["candidate"] for r in rows if found.first in r.metrics]
     ends = [v for s in stats for v in (s["low"], s["mean"], s["high"]) if v is not None]
-    top = best(rows)
     text = render(
         "sweep.html",
+        found=found,
         name=next((r.run.content["name"] for r in rows if r.run), directory.name),
         directory=directory,
         rows=rows,
-        swept=swept(rows),
+        swept=found.swept,
         metrics=metrics,
         decimals={k: min(4, max(digits(r.metrics[k]["candidate"]) for r in rows if k in r.metrics)) for k in metrics},
-        first=name,
+        first=found.first,
         ends=(min(ends), max(ends)) if ends else (0, 0),
-        best=top,
-        overlapping=overlapping(rows, top) if top else 0,
-        front=front(rows),
-        count=artifacts(rows),
-        strips=strips(rows),
+        best=found.best,
+        apart=answer.apart(found),
+        under=answer.under(found),
+        machines=machines(rows),
+        plots=plotted(found),
+        strips=strips(rows, found.shown),
         notes=list(dict.fromkeys(n for r in rows if r.run for n in r.run.content["notes"])),
+        lost=[r.job for r in rows if r.run and r.run.lost],
         pages={r.job: f"{r.job}/{PAGE}" for r in rows if (directory / r.job / PAGE).is_file()},
     )
     return publish(directory / PAGE, text)
-
-
-def _record(row: Row) -> dict[str, Any]:
-    speedup = row.run.speedup if row.run else None
-    return {
-        "job": row.job,
-        "recipe": row.run.content["name"] if row.run else None,
-        "overrides": row.overrides,
-        "metrics": {name: m["candidate"] for name, m in row.metrics.items()},
-        "graph_bytes": row.graph["bytes"] if row.graph else None,
-        "seconds_per_image": row.seconds,
-        "speedup": speedup,
-        "fell_together_with": row.twin,
-        "wanted": row.wanted,
-        "error": row.error,
-    }
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A line of results.csv: `metrics.psnr.mean` and so on as columns; overrides by their own names."""
-    line: dict[str, Any] = {}
-
-    def visit(value: Any, key: str) -> None:
-        if isinstance(value, dict):
-            for inner, v in value.items():
-                visit(v, f"{key}.{inner}" if key and key != "overrides" else inner)
-        else:
-            line[key] = value
-
-    visit(record, "")
-    return line
 
 
 class Refused(BaseException):
@@ -145,15 +95,15 @@ class Refused(BaseException):
 class WriteReport(Callback):
     """Plans the sweep before its jobs run, and writes its page when it is over, or was interrupted.
 
-    `floor` is what quality the best job must keep, as `clip=-0.5%`.
+    `floor` is what quality the best job must keep, as a recipe or the command line states it.
     """
 
     _running: "ClassVar[tuple[WriteReport, DictConfig] | None]" = None
     over: ClassVar[Path | None] = None
     """The directory of a sweep that has come to its end in this process, until `check` has looked at it."""
 
-    def __init__(self, floor: Sequence[str] = ()) -> None:
-        self.floor = [str(text) for text in floor]
+    def __init__(self, floor: Mapping[str, float | str] | Sequence[str] | None = None) -> None:
+        self.floors = floors(floor)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises Refused for a sweep that is no use; nothing has been written then."""
@@ -172,9 +122,9 @@ class WriteReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints, as the jobs' logging is taken down by now."""
         WriteReport._running, WriteReport.over = None, Path(config.hydra.sweep.dir)
-        directory = Path(config.hydra.sweep.dir)
-        page = write(directory)
-        print("\n".join([*summary(directory), f"report  {page}"]), flush=True)
+        found = self._findings(config)
+        page = write(found)
+        print("\n".join([*summary(found), f"report  {page}"]), flush=True)
 
     @classmethod
     def close(cls) -> None:
@@ -187,10 +137,23 @@ class WriteReport(Callback):
         """Raises DiffoptError for a sweep that is over, in which jobs failed."""
         if cls.over is None:
             return
-        rows, cls.over = table(cls.over), None
-        if failed := [r for r in rows if r.error]:
-            first = str(failed[0].error).splitlines()[0]
+        directory, cls.over = cls.over, None
+        rows = table(directory)
+        kept = {r.job: directory / r.job / ERROR for r in rows}  # a job that broke a gate has a result beside its error
+        errors = {r.job: r.error or kept[r.job].read_text() for r in rows if r.error or kept[r.job].is_file()}
+        for job, error in list(errors.items())[:1]:
+            said = error.splitlines()[0]
             raise DiffoptError(
-                f"sweep: {len(failed)} of {len(rows)} jobs failed (got of job {failed[0].job}: {first}); the page has every "
+                f"sweep: {len(errors)} of {len(rows)} jobs failed (got of job {job}: {said}); the page has every "
                 "error, the same command tries these again and takes the rest from the store"
             )
+
+    def _findings(self, config: DictConfig) -> Findings:
+        """What was made is not to be lost over a floor that cannot be judged."""
+        found = Findings(Path(config.hydra.sweep.dir), self.floors)
+        try:
+            found.check()
+        except ConfigError as e:
+            print(e, flush=True)
+            return Findings(found.directory, [])
+        return found

@@ -1,7 +1,8 @@
 """What observing costs: full-size backbones with random weights, plain and observed in turn. `bench_observe.py MODEL ...`
 
-Prints milliseconds of a forward of each, medians of ROUNDS after WARMUP, and their ratio. Two copies of a backbone are in
-memory, one of which is observed all the time.
+Prints milliseconds of a forward of each, medians of ROUNDS after WARMUP, and their ratio; with --kernels first on a GPU also
+how long either takes to be enqueued, and the kernels that take longest. Two copies of a backbone are in memory, one of which
+is observed all the time.
 """
 
 import json
@@ -24,7 +25,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def main() -> None:
     register()
-    for name in sys.argv[1:]:
+    names = [a for a in sys.argv[1:] if a != "--kernels"]
+    for name in names:
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             config = compose("config", [f"model={name}", "model.weights=random"])
         model = choose({"model": dict(config.model), "seed": 0, "store": "unused"}).model
@@ -32,6 +34,9 @@ def main() -> None:
         plain, watched = (backbone(model) for _ in range(2))
         inputs = example(model, plain)
         with torch.inference_mode(), observed(watched):
+            if names != sys.argv[1:]:
+                for module in (plain, watched):
+                    kernels(module, inputs)
             times = {"plain": [], "observed": []}
             for i in range(WARMUP + ROUNDS):
                 for kind, module in (("plain", plain), ("observed", watched)):
@@ -45,6 +50,22 @@ def main() -> None:
             flush=True,
         )
         del plain, watched
+
+
+def kernels(module: torch.nn.Module, inputs: dict, most: int = 12) -> None:
+    """Whether a forward is bound by its launches or by the GPU, and by what there."""
+    for _ in range(WARMUP):
+        timed(module, inputs)
+    started = now()
+    module(**inputs, return_dict=False)
+    enqueued = time.perf_counter()
+    print(f"enqueued in {1e3 * (enqueued - started):.1f} ms, done in {1e3 * (now() - started):.1f} ms")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        timed(module, inputs)
+    found = sorted(profile.key_averages(), key=lambda k: -k.self_device_time_total)
+    print(f"{sum(k.count for k in found)} kernels, {sum(k.self_device_time_total for k in found) / 1e3:.1f} ms")
+    for k in found[:most]:
+        print(f"  {k.self_device_time_total / 1e3:7.2f} ms {k.count:5d} {k.key[:120]}", flush=True)
 
 
 def timed(module: torch.nn.Module, inputs: dict) -> float:

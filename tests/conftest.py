@@ -6,6 +6,8 @@
 import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.py does, before anything loads torch
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import shutil
 import subprocess
@@ -32,7 +34,7 @@ PROBES: dict[str, Any] = {
     "onnxruntime": "1.24.0",
     "tensorrt": {"flavour": "tensorrt_rtx", "version": "1.7.1.116"},
     "machine": {"host": "00000000", "cpu": "a CPU", "cores": 2, "gpus": []},
-    "skimage": "0.25.0",
+    "scorers": {"scikit-image": "0.25.0", "pytorch-msssim": "1.0.0", "torchmetrics": "1.9.0", "open-clip-torch": "3.3.0"},
 }
 
 

@@ -303,8 +303,9 @@ def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(na
     folders = [tmp_path / "reference", tmp_path / "sample"]
     for out in folders:
         out.mkdir()
-    reference.run(b.context(folders[0]), b.call, view, b.pipeline(), 0)
-    sample.run(b.context(folders[1]), b.call, None, view, b.pipeline(), b.checkpoint("fp8"), 0)
+    texts = b.encoded(view.prompts, 2)
+    reference.run(b.context(folders[0]), b.call, view, b.pipeline(), texts, 0)
+    sample.run(b.context(folders[1]), b.call, None, view, b.pipeline(), texts, b.checkpoint("fp8"), 0)
     theirs, ours = (dict(pictures.read(out)) for out in folders)
     width = b.call.width * (4 if b.call.frames else 1)
     for prompt in PROMPTS:

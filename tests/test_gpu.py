@@ -184,7 +184,7 @@ def test_a_pipeline_on_cuda_draws_what_a_cpu_draws() -> None:
 @pytest.mark.parametrize(("name", "mha"), [("int8_sq", False), ("fp8", True), ("nvfp4", False)])
 def test_the_torch_runtime_draws_on_cuda(name: str, mha: bool) -> None:
     b = bench("bfloat16", device="cuda")
-    with RUNTIMES["torch"].running(b.context(), b.pipeline(), b.checkpoint(name, mha=mha), None) as run:
+    with RUNTIMES["torch"].running(b.context(), b.pipeline(), b.checkpoint(name, mha=mha), None, texts=True) as run:
         drawn = b.draw(run.pipe, ["red apple"], [1], 2)
     assert np.isfinite(drawn).all()
     assert np.ptp(drawn) > 0.01

@@ -116,6 +116,7 @@ def test_the_chunks_of_one_set_are_observed_once_for_every_format(plan):
 def test_the_reference_is_drawn_once_for_every_format(plan):
     made = [keys(plan(f"+recipe=emoji_{name}")) for name in ("int8_sq", "fp8", "fp4")]
     assert {k["reference"] for k in made} == {made[0]["reference"]}
+    assert {k["encode"] for k in made} == {made[0]["encode"]}
 
 
 def test_a_cache_changes_the_candidates_pictures_and_not_the_reference(fp8):
@@ -182,7 +183,7 @@ def test_prompts_that_are_not_used_are_out(int8, tmp_path):
 
 
 def test_the_number_of_pictures_draws_again_and_does_not_time_again(int8):
-    assert changed(int8(), int8("eval.size=32")) == {"reference", "sample", "score"}
+    assert changed(int8(), int8("eval.size=32")) == {"encode", "reference", "sample", "score"}
 
 
 # seed, batches, steps
@@ -203,11 +204,11 @@ def test_the_calibrations_denoising_steps_are_in(int8):
 
 
 def test_the_evaluations_batch_size_is_in_for_torch(fp8):
-    assert changed(fp8(), fp8("eval.batch_size=4")) == {"reference", "sample", "score"}
+    assert changed(fp8(), fp8("eval.batch_size=4")) == {"encode", "reference", "sample", "score"}
 
 
 def test_the_evaluations_batch_size_is_out_for_a_graph_that_brings_its_own(int8):
-    assert changed(int8(), int8("eval.batch_size=4")) == {"reference", "score"}
+    assert rekeyed(int8(), int8("eval.batch_size=4")) == {"encode", "reference"}
     assert rekeyed(int8(), int8("export.batch_size=2")) == {"export", "export.baseline"}
 
 
@@ -308,8 +309,8 @@ def test_the_onnx_version_is_in_only_for_the_export(int8):
     assert rekeyed(int8(), int8(probes={"onnx": "1.21.1"})) == {"export", "export.baseline"}
 
 
-def test_the_version_of_skimage_is_in_only_for_the_score(int8):
-    assert changed(int8(), int8(probes={"skimage": "0.26.0"})) == {"score"}
+def test_the_versions_of_what_scores_are_in_only_for_the_score(int8):
+    assert changed(int8(), int8(probes={"scorers": {"scikit-image": "0.26.0"}})) == {"score"}
 
 
 def test_the_machine_is_in_only_for_time(int8):

@@ -53,7 +53,7 @@ def test_a_format_without_calibration_needs_none(plan):
 
 
 def test_an_evaluation_alone_draws_and_scores_the_plain_model(plan):
-    assert set(names(plan(EMOJI, "eval=emoji", "eval.latency=false"))) == {"load", "reference", "sample", "score"}
+    assert set(names(plan(EMOJI, "eval=emoji", "eval.latency=false"))) == {"load", "encode", "reference", "sample", "score"}
 
 
 def test_export_onnx_builds_no_engine_plan(plan):
@@ -328,7 +328,7 @@ def test_stages_come_in_the_order_of_the_numbers_in_front_of_their_names(monkeyp
 
 def test_the_installed_stages_are_the_built_in_ones_in_their_order():
     built_in = ["load", "embed", "observe", "record", "merge", "quantize"]
-    built_in += ["export", "build", "reference", "sample", "time", "score"]
+    built_in += ["export", "build", "encode", "reference", "sample", "time", "score"]
     assert [s.name for s in stages() if s.run.__module__.startswith("diffopt.stages.")] == built_in
 
 

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from tiny import LAYERS, Bench, bench, call
 
 from diffopt import checkpoint, pictures
@@ -19,9 +20,11 @@ from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
 from diffopt.models.flux import FAMILY
 from diffopt.pipeline.open import open_pipeline
+from diffopt.pipeline.texts import regroup
 from diffopt.prompts import PromptSet
 from diffopt.runtimes import RUNTIMES, Running
 from diffopt.runtimes.onnxruntime import GraphBackbone, _session
+from diffopt.stages.reference import reference
 from diffopt.stages.sample import sample
 
 NEAR = 5e-3
@@ -108,7 +111,7 @@ def test_every_int8_product_runs_by_an_integer_kernel(tmp_path: Path) -> None:
 
 def running(runtime: str, subject: Any, cache: CacheView | None = None, b: Bench | None = None) -> Any:
     b = b or bench()
-    return RUNTIMES[runtime].running(b.context(), b.pipeline(), subject, cache)
+    return RUNTIMES[runtime].running(b.context(), b.pipeline(), subject, cache, texts=True)
 
 
 def test_a_pipeline_on_onnxruntime_draws_what_torch_draws() -> None:
@@ -124,7 +127,7 @@ def sampled(runtime: str, subject: Any, size: int) -> list[np.ndarray]:
     b = bench()
     context = b.context()
     view = RuntimeView(prompts=PromptSet("tests", b.prompts[:size]), batch_size=2, steps=2, runtime=runtime)
-    sample.run(context, b.call, None, view, b.pipeline(), subject, 5)
+    sample.run(context, b.call, None, view, b.pipeline(), b.encoded(view.prompts, 2), subject, 5)
     assert len(list(context.out.glob("*.png"))) == size
     return [picture for _, picture in pictures.read(context.out)]
 
@@ -135,6 +138,37 @@ def test_the_last_batch_of_a_graph_is_filled_up() -> None:
     assert len(ours) == 5
     for one, other in zip(ours, theirs, strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_neither_the_reference_nor_a_candidate_opens_the_text_encoders(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench()
+    view = RuntimeView(prompts=PromptSet("tests", b.prompts[:1]), batch_size=2, steps=1, runtime=runtime)
+    texts, subject = b.encoded(view.prompts, 2), b.graph(None) if runtime == "onnxruntime" else None
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a text encoder was opened")
+
+    for cls in (transformers.CLIPTextModel, transformers.T5EncoderModel):
+        monkeypatch.setattr(cls, "from_pretrained", never)
+    sample.run(b.context(), b.call, None, view, b.pipeline(), texts, subject, 5)
+    reference.run(b.context(), b.call, view, b.pipeline(), texts, 5)
+
+
+def test_regrouped_embeddings_keep_their_rows_and_fill_up_the_last_batch() -> None:
+    rows = torch.arange(5.0)
+    batches = [{"e": rows[:2, None, None].expand(2, 3, 1), "p": rows[:2, None]}]
+    batches += [{"e": rows[2:, None, None].expand(3, 3, 1), "p": rows[2:, None]}]
+    found = regroup(batches, 4)
+    assert [x["p"].flatten().tolist() for x in found] == [[0, 1, 2, 3], [4, 4, 4, 4]]
+    assert [x["e"][:, 2, 0].tolist() for x in found] == [[0, 1, 2, 3], [4, 4, 4, 4]]
+
+
+def test_regrouped_embeddings_of_different_lengths_are_padded_and_masked() -> None:
+    batches = [{"e": torch.ones(1, n, 2), "mask": torch.ones(1, n, dtype=torch.bool)} for n in (2, 3)]
+    (found,) = regroup(batches, 2)
+    assert found["mask"].tolist() == [[True, True, False], [True, True, True]]
+    assert found["e"][..., 0].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_pictures_of_the_torch_runtime_are_the_plain_pipelines() -> None:

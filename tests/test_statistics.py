@@ -1,10 +1,12 @@
 """Means with their uncertainty."""
 
+import time
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from diffopt.statistics import interval
+from diffopt.statistics import around, interval
 
 
 def normal(n: int, seed: int = 0) -> np.ndarray:
@@ -68,3 +70,23 @@ def test_the_same_values_give_the_same_interval() -> None:
 
 def test_what_is_returned_is_plain_numbers() -> None:
     assert {type(v) for v in interval(normal(5).astype(np.float32)).values()} == {float, int}
+
+
+def test_ten_thousand_resamples_of_a_thousand_values_take_less_than_a_second() -> None:
+    values = normal(1000)
+    interval(values[:2])  # imports scipy
+    started = time.process_time()
+    interval(values)
+    assert time.process_time() - started < 1
+
+
+def test_a_sets_interval_is_around_its_own_value_whatever_the_bias_of_the_resampled() -> None:
+    resampled = list(5 + np.random.default_rng(0).normal(0, 2, 4000))
+    found = around(10.0, resampled, 64)
+    assert (found["mean"], found["n"]) == (10.0, 64)
+    assert (found["low"], found["high"]) == pytest.approx((10 - 3.92, 10 + 3.92), abs=0.2)
+
+
+def test_a_sets_interval_does_not_go_below_no_distance() -> None:
+    assert around(0.1, [0.0, 5.0, 9.0], 3)["low"] == 0.0
+    assert around(0.1, [], 1)["low"] is None

@@ -9,7 +9,7 @@ import modelopt.torch.quantization as mtq
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from modelopt.torch.quantization.calib import MaxCalibrator
+from test_calibrate_families import Counter, StepCalibrator
 from test_calibrate_once import differing
 from tiny import bench
 
@@ -60,55 +60,16 @@ def run(model: torch.nn.Module, batches: range, on_step: Event, on_batch: Event 
             on_step()
 
 
-class Counter:
-    """The step of the plain loop, which its calibrators read."""
-
-    batch = step = -1
-
-
-class StepCalibrator(MaxCalibrator):
-    """The plain way: one maximum per batch and step, reduced when calibration ends."""
-
-    def __init__(self, percentile: float, method: str, num_bits: int = 8, axis: Any = None, unsigned: bool = False):
-        super().__init__(num_bits, axis, unsigned)
-        self.percentile, self.method = percentile, method
-        self.peaks: dict[tuple[int, int], torch.Tensor] = {}
-
-    def collect(self, x: torch.Tensor) -> None:
-        at = (Counter.batch, Counter.step)
-        self.peaks[at] = max(self.peaks.get(at, torch.zeros(())), x.detach().abs().max())
-
-    def compute_amax(self) -> torch.Tensor | None:
-        if not self.peaks:
-            return None
-        table = torch.tensor([[self.peaks[b, s] for s in range(STEPS)] for b in range(BATCHES)]).double()
-        table = table[:, : 3 if self.percentile == 0.6 else STEPS]
-        found = {
-            "default": table.max(),
-            "global_min": table.min(),
-            "min-max": table.max(0).values.min(),
-            "min-mean": table.mean(0).min(),
-            "mean-max": table.max(0).values.mean(),
-        }[self.method]
-        return found.float()
-
-
 def plain(unet: torch.nn.Module, name: str, percentile: float, method: str) -> torch.nn.Module:
     model, chosen = copy.deepcopy(unet), formats.method(name)
     rules = chosen.rules(["conv_in", "conv_out", "time_embedding"], [], False, convolutions=True)
     for rule in rules:
         if rule.get("parent_class") == "nn.Conv2d" and rule["quantizer_name"] == "*input_quantizer":
-            rule["cfg"] = rule["cfg"] | {"calibrator": (StepCalibrator, (percentile, method))}
-
-    def stepped() -> None:
-        Counter.step += 1
-
-    def batched() -> None:
-        Counter.batch, Counter.step = Counter.batch + 1, 0
+            rule["cfg"] = rule["cfg"] | {"calibrator": (StepCalibrator, (counted(STEPS, percentile), method))}
 
     def loop(m: torch.nn.Module) -> None:
         Counter.batch = -1
-        run(m, range(BATCHES), stepped, batched)
+        run(m, range(BATCHES), Counter.next_step, Counter.next_batch)
 
     with torch.no_grad():
         mtq.quantize(model, {"quant_cfg": rules, "algorithm": chosen.calibration(0.5)}, loop)

@@ -18,12 +18,14 @@ import torch
 from tiny_pipelines import DOUBLE, EMOJI, SINGLE, TINY
 
 from diffopt import asset, formats, models
-from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, OnnxGraph, Pipeline, Recording
+from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, EvalEmbeddings, OnnxGraph, Pipeline, Recording
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
+from diffopt.groups.calib import Collect
 from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
 from diffopt.stage import Context
+from diffopt.stages import encode
 from diffopt.stages.embed import PromptsView, embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
@@ -119,16 +121,28 @@ class Bench:
 
         return self._once(("texts", start, stop), make)
 
-    def view(self, start: int, stop: int, steps: int = STEPS) -> ChunkView:
-        part = PromptSet("tests", self.prompts[start:stop])
-        return ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=steps)
+    def encoded(self, prompts: PromptSet, batch: int) -> EvalEmbeddings:
+        """Embeddings of an evaluation's prompts."""
 
-    def chunk(self, start: int, stop: int) -> CalibChunk:
+        def make(ctx: Context) -> EvalEmbeddings:
+            given = {n: getattr(self.call, n) for n in TextView.model_fields}
+            view = encode.PromptsView(prompts=prompts, batch_size=batch)
+            encode.encode.run(ctx, TextView(**given), view, self.pipeline())
+            return EvalEmbeddings(ctx.out, "encoded")
+
+        return self._once(("encoded", prompts.prompts, batch), make)
+
+    def view(self, start: int, stop: int, steps: int = STEPS, per_step: bool = False) -> ChunkView:
+        part = PromptSet("tests", self.prompts[start:stop])
+        return ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=steps, per_step=per_step)
+
+    def chunk(self, start: int, stop: int, steps: int = STEPS, per_step: bool = False) -> CalibChunk:
         def make(ctx: Context) -> CalibChunk:
-            observe.run(ctx, self.call, self.view(start, stop), self.pipeline(), self.texts(start, stop), SEED)
+            view = self.view(start, stop, steps, per_step)
+            observe.run(ctx, self.call, view, self.pipeline(), self.texts(start, stop), SEED)
             return CalibChunk(ctx.out, "chunk")
 
-        return self._once(("chunk", start, stop), make)
+        return self._once(("chunk", start, stop, steps, per_step), make)
 
     def recordings(self, size: int, steps: int = STEPS) -> tuple[Recording, ...]:
         """Of the first `size` prompts, in chunks of CHUNK."""
@@ -141,17 +155,27 @@ class Bench:
 
         return self._once(("recording", start, stop, steps), make)
 
-    def stats(self, size: int) -> CalibStats:
+    def stats(self, size: int, steps: int = STEPS, per_step: bool = False) -> CalibStats:
         """Of the first `size` prompts, in chunks of CHUNK."""
 
         def make(ctx: Context) -> CalibStats:
-            merge.run(ctx, tuple(self.chunk(i, min(i + CHUNK, size)) for i in range(0, size, CHUNK)))
+            parts = [(i, min(i + CHUNK, size)) for i in range(0, size, CHUNK)]
+            merge.run(ctx, tuple(self.chunk(first, last, steps, per_step) for first, last in parts))
             return CalibStats(ctx.out, "stats")
 
-        return self._once(("stats", size), make)
+        return self._once(("stats", size, steps, per_step), make)
 
     def checkpoint(
-        self, name: str, *, alpha: float = 0.5, exclude: tuple[str, ...] = (), mha: bool = False, size: int = CHUNK
+        self,
+        name: str,
+        *,
+        alpha: float = 0.5,
+        exclude: tuple[str, ...] = (),
+        mha: bool = False,
+        size: int = CHUNK,
+        steps: int = STEPS,
+        percentile: float = 1.0,
+        collect: Collect = "default",
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
             method = formats.method(name)
@@ -162,13 +186,15 @@ class Bench:
                 block_size=method.block_size and BLOCK,
                 rank=method.rank and RANK,
             )
-            stats = self.stats(size) if method.observes else None
+            per_step = (percentile, collect) != (1.0, "default")
+            stats = self.stats(size, steps, per_step) if method.observes else None
             recordings = self.recordings(size) if method.search else ()
-            scale = None if method.algorithm is None else ScaleView(alpha=alpha)
+            view = ScaleView(alpha=alpha, percentile=percentile, collect_method=collect)
+            scale = None if method.algorithm is None else view
             quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
             return Checkpoint(ctx.out, "checkpoint")
 
-        return self._once((name, alpha, exclude, mha, size), make)
+        return self._once((name, alpha, exclude, mha, size, steps, percentile, collect), make)
 
     def graph(
         self,

@@ -1,19 +1,31 @@
-"""`eval=`: the pictures that are drawn, by which runtime, and what is measured on them."""
+"""`eval=`: the pictures that are drawn, by which runtime, what is measured on them, and what they must reach."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from diffopt import gates
+from diffopt.metrics import METRICS, SOURCES
 from diffopt.prompts import Prompts
-from diffopt.source import ModelSource
+from diffopt.source import ScorerSource
 from diffopt.view import Choices, Group, View
 
 
+def _installed(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"is not a metric that is installed; there are {', '.join(METRICS)}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_installed)]
+
+
 class Eval(Group):
-    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "latency"})
+    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "latency", "gates"})
 
     prompts: Prompts
-    """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub."""
+    """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub, or the name of
+    a set that the field uses, `drawbench` or `drawbench:FILE` (diffopt/prompts.py lists them)."""
     size: int = Field(ge=1)
     """Prompts to use, from the first; one picture each."""
     batch_size: int = Field(ge=1)
@@ -22,10 +34,17 @@ class Eval(Group):
     """Denoising steps per picture."""
     runtime: Literal["torch", "onnxruntime"]
     """What draws the candidate's pictures."""
-    metrics: list[Literal["psnr", "ssim", "clip"]]
-    """What is measured on the pictures; without any they are only drawn, or timed."""
-    clip: ModelSource | None
-    """The CLIP model that scores: a directory, `asset:DIR` or hub id that transformers' CLIPModel loads."""
+    metrics: list[MetricName]
+    """What is measured on the pictures, of diffopt/metrics; without any they are only drawn, or timed."""
+    clip: ScorerSource | None
+    """The CLIP that scores (clip, clip-iqa): a directory, `asset:DIR` or hub id that transformers or open_clip loads."""
+    imagereward: ScorerSource | None
+    """ImageReward.pt and med_config.json: their directory, or a hub id."""
+    features: ScorerSource | None
+    """The model whose features fid and cmmd compare: a directory, `asset:DIR` or hub id of transformers' image models."""
+    gates: dict[str, float | str]
+    """What must be reached, by metric: `20` the candidate's mean, `-0.5%` its change from the reference's mean; and for
+    `latency` the speedup over the baseline, `1.0x`. A broken gate fails the run, which keeps all that it made."""
     latency: bool
     """Time the candidate beside its full-precision baseline, where the runtime has kernels for the format."""
     warmup: int = Field(ge=1)
@@ -40,8 +59,11 @@ class Eval(Group):
                 f"size: is more than the {len(self.prompts)} prompts of {self.prompts.where} (got {self.size}); "
                 "lower it, or give a longer file"
             )
-        if "clip" in self.metrics and self.clip is None:
-            raise ValueError("clip: the metric clip needs a CLIP model (got None); give a directory or a hub id")
+        for metric in (METRICS[name] for name in self.metrics):
+            for source in metric.needs:
+                if getattr(self, source) is None:
+                    raise ValueError(f"{source}: the metric {metric.name} needs it (got None); give {SOURCES[source]}")
+        gates.check(self.gates, self.metrics, self.latency)
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"metrics: names one twice (got {self.metrics}); name each once")
         return self

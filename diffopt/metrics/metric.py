@@ -1,32 +1,89 @@
-"""What a metric is, and which there are. Importing this imports no library of theirs."""
+"""What a metric is, and what it scores with. Importing this imports no library that computes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffopt.errors import MetricError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from diffopt.metrics.encoder import Encoder
+
+SOURCES = {
+    "clip": "a CLIP model: a directory or hub id that transformers' CLIPModel or open_clip loads",
+    "imagereward": "the directory of ImageReward.pt and med_config.json, which https://huggingface.co/THUDM/ImageReward has",
+    "features": "an image model whose features are compared: a directory or hub id that transformers' AutoModel loads",
+}
+"""What metrics need beside pictures: fields of the group `eval`, and flags of `diffopt eval`."""
+
+
+def _as_it_is(picture: "np.ndarray") -> "np.ndarray":
+    return picture
+
+
+class Scorer:
+    """A metric with its weights in memory."""
+
+    prepare: "Callable[[np.ndarray], Any]" = staticmethod(_as_it_is)
+    """What of a picture, uint8 [height, width, 3], the model is given. Called in the threads that read pictures, and once
+    for all scorers that have the same function."""
+
+    def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> "Sequence[float] | np.ndarray":
+        """A value per prepared picture, [n]; of a metric that judges sets, a row of features per picture, [n, d].
+
+        `references` are the prepared pictures of the same prompts in full precision, for a metric that judges pairs.
+        """
+        raise NotImplementedError
+
+    def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> dict[str, Any]:
+        """{mean, low, high, n} of two sets' features [n, d]; for a metric that judges sets. The interval is by bootstrap."""
+        raise NotImplementedError
+
+
+@dataclass
+class Weights:
+    """Where the models that score are, by the names of SOURCES; each is loaded once, however many metrics use it."""
+
+    directories: dict[str, Path]
+    device: str = "cpu"
+    _loaded: dict[tuple[str, Path], Any] = field(default_factory=dict)
+
+    def directory(self, name: str) -> Path:
+        """Raises MetricError where it was not given."""
+        if name not in self.directories:
+            raise MetricError(f"{name}: is not given (got None); give {SOURCES[name]}")
+        return self.directories[name]
+
+    def encoder(self, name: str) -> "Encoder":
+        """The model of `name` as an encoder of pictures, and of texts where it is a CLIP."""
+        from diffopt.metrics.encoder import load
+
+        return self.load("encoder", self.directory(name), lambda path: load(path, self.device))  # type: ignore[no-any-return]
+
+    def load(self, kind: str, path: Path, open: Callable[[Path], Any]) -> Any:
+        if (kind, path) not in self._loaded:
+            self._loaded[kind, path] = open(path)
+        return self._loaded[kind, path]
 
 
 @dataclass(frozen=True)
 class Metric:
+    """One metric. A package of its own adds one by an entry point of the group `diffopt.metrics`: `name = module:METRIC`."""
+
     name: str
     title: str
     unit: str
-    paired: bool
-    """True: a distance between candidate and reference. False: a score of one picture, given for both."""
-    better: str
-    """`higher` or `lower`."""
+    better: Literal["higher", "lower"]
+    judges: Literal["picture", "pair", "set"]
+    """One picture, given for reference and candidate alike; a picture beside its reference; or two sets of pictures."""
+    open: Callable[[Weights], Scorer]
+    """Raises MetricError for weights that cannot be loaded."""
+    needs: tuple[str, ...] = ()
+    """Names of SOURCES."""
 
-    def scorer(self, clip: Any, device: str) -> Callable[..., list[float]]:
-        """`scorer` of the module diffopt.metrics.NAME: prompts, candidates [, references] -> a value per picture."""
-        found: Callable[..., list[float]] = import_module(f"diffopt.metrics.{self.name}").scorer(clip, device)
-        return found
-
-
-METRICS = {
-    m.name: m
-    for m in (
-        Metric("psnr", "PSNR", "dB", paired=True, better="higher"),
-        Metric("ssim", "SSIM", "", paired=True, better="higher"),
-        Metric("clip", "CLIP score", "", paired=False, better="higher"),
-    )
-}
+    @property
+    def paired(self) -> bool:
+        return self.judges == "pair"

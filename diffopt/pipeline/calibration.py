@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from safetensors.torch import load_file
 
 from diffopt.artifact import Embeddings, Pipeline
 from diffopt.groups import CallView, ChunkView
 from diffopt.pipeline.draw import batches, draw
 from diffopt.pipeline.open import family_of, open_denoiser
+from diffopt.pipeline.texts import load
 from diffopt.stage import Context
 
 
@@ -33,11 +33,8 @@ class Calibration:
         on_step: Callable[[], None],
     ) -> None:
         """Denoise every prompt of the chunk. `on_step` is called after each step of each batch."""
-        stored = load_file(texts.path / "embeddings.safetensors", self.device)
-        for number, (first, prompts) in enumerate(batches(chunk.prompts, chunk.batch_size)):
-            mark = f"{number:04}."
-            # Cloned, because tensors of a mapped file lie where they lie, and some CPU kernels sum otherwise there.
-            batch = {n.removeprefix(mark): x.clone() for n, x in stored.items() if n.startswith(mark)}
+        todo = zip(batches(chunk.prompts, chunk.batch_size), load(texts, self.device), strict=True)
+        for (first, prompts), batch in todo:
             seeds = [seed + chunk.start + first + i for i in range(len(prompts))]
             arguments = self.family.arguments(model)
             draw(self.pipe, batch, seeds, chunk.n_steps, arguments, decode=False, on_step=on_step)

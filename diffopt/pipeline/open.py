@@ -22,16 +22,18 @@ from diffopt.stage import Context
 quiet.libraries()
 
 
-def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | None = None) -> Any:
+def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | None = None, *, texts: bool = True) -> Any:
     """The diffusers pipeline on the run's device, in the pinned dtype, silent; with `backbone` in the place of its own.
 
-    With random weights it has no text encoders.
+    With random weights, or without `texts`, it has no text encoders, and takes embeddings alone.
     """
     pinned = pipeline.json("pipeline.json")
     own: dict[str, Any] = _backbones(pinned, backbone) if backbone is not None else {}
+    if not texts or pinned["weights"] == "random":
+        own |= dict.fromkeys(_texts(ctx, pinned))
     if pinned["weights"] == "random":
-        own = own or _backbones(pinned, open_backbone(ctx, pipeline))
-        own |= dict.fromkeys(_texts(ctx, pinned)) | {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()}
+        own = own if backbone is not None else own | _backbones(pinned, open_backbone(ctx, pipeline))
+        own |= {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()}
     return place(_assemble(ctx, pinned, own), ctx.device)
 
 

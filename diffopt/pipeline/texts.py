@@ -1,15 +1,18 @@
 """Prompts as the backbone sees them: embeddings by the text encoders, or random ones of their shape for random weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from diffopt.artifact import Pipeline
+from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline
 from diffopt.errors import PlanError
 from diffopt.models import family
+from diffopt.pipeline.open import open_texts
 from diffopt.stage import Context
 
 Texts = dict[str, torch.Tensor]
@@ -26,6 +29,51 @@ def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], 
         return _drawn(ctx, pinned, prompts, model)
     with torch.inference_mode():
         return family(pinned["family"]).embed(pipe, list(prompts), model)
+
+
+def encoder(ctx: Context, pipeline: Pipeline, model: Any) -> Callable[[Sequence[str]], Texts]:
+    """Encodes a batch of prompts by the text encoders alone, which are held for the stage's next step."""
+    random = pipeline.json("pipeline.json")["weights"] == "random"
+    pipe = None if random else ctx.held.get(pipeline.fingerprint, lambda: open_texts(ctx, pipeline))
+    return lambda prompts: encode(ctx, pipe, pipeline, prompts, model)
+
+
+FILE = "embeddings.safetensors"
+
+
+def save(out: Path, batches: Iterable[Texts]) -> None:
+    """Write them as `BATCH.ARGUMENT`, to `embeddings.safetensors` of the directory."""
+    stored = {f"{i:04}.{name}": x.cpu().contiguous() for i, texts in enumerate(batches) for name, x in texts.items()}
+    save_file(stored, out / FILE)
+
+
+def load(embeddings: Embeddings | EvalEmbeddings, device: str) -> list[Texts]:
+    """Batch by batch what `save` has written."""
+    found: dict[str, Texts] = {}
+    for key, x in sorted(load_file(embeddings.path / FILE, device).items()):
+        number, _, name = key.partition(".")
+        # Cloned, because tensors of a mapped file lie where they lie, and some CPU kernels sum otherwise there.
+        found.setdefault(number, {})[name] = x.clone()
+    return list(found.values())
+
+
+def regroup(batches: Sequence[Texts], size: int) -> list[Texts]:
+    """The same rows in batches of `size`, the last one filled up with its last row.
+
+    Where batches are padded to different lengths, the shorter ones get zeros, and False in their masks.
+    """
+    found: Texts = {}
+    for name in batches[0]:
+        parts = [texts[name] for texts in batches]
+        longest = max(x.shape[1] for x in parts) if parts[0].dim() > 1 else 0
+        rows = torch.cat([_padded(x, longest) if longest else x for x in parts])
+        found[name] = torch.cat([rows, rows[-1:].expand(-len(rows) % size, *rows.shape[1:])])
+    many = len(next(iter(found.values())))
+    return [{name: x[i : i + size].clone() for name, x in found.items()} for i in range(0, many, size)]
+
+
+def _padded(x: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)
 
 
 def check_length(pipe: Any, prompts: Sequence[str], model: Any, where: str) -> None:

@@ -32,9 +32,13 @@ class Runtime:
     probes: tuple[str, ...]
     """What of the environment decides its results, besides the numerics of torch."""
 
-    def running(self, *arguments: Any) -> AbstractContextManager[Running]:
-        """`running(ctx, pipeline, subject, cache)` of the module diffopt.runtimes.NAME."""
-        found: AbstractContextManager[Running] = import_module(f"diffopt.runtimes.{self.name}").running(*arguments)
+    def running(self, *arguments: Any, texts: bool) -> AbstractContextManager[Running]:
+        """`running(ctx, pipeline, subject, cache, texts=)` of the module diffopt.runtimes.NAME.
+
+        Without `texts` the pipeline has no text encoders, and takes embeddings alone.
+        """
+        run = import_module(f"diffopt.runtimes.{self.name}").running
+        found: AbstractContextManager[Running] = run(*arguments, texts=texts)
         return found
 
 

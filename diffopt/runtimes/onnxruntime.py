@@ -19,10 +19,10 @@ from diffopt.worker import THREADS
 
 
 @contextmanager
-def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheView | None) -> Iterator[Running]:
+def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheView | None, *, texts: bool) -> Iterator[Running]:
     """A pipeline whose backbone is the graph, for the graph's own batch size. The other parts stay with torch."""
     family = family_of(pipeline)
-    pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline)
+    pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
     for name, part in subject.parts().items():
         head = part.json("graph.json")
         setattr(pipe, name, GraphBackbone(_session(part, head), head, family, getattr(pipe, name)))

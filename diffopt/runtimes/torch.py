@@ -18,10 +18,12 @@ from diffopt.stage import Context
 
 
 @contextmanager
-def running(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, cache: CacheView | None) -> Iterator[Running]:
+def running(
+    ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, cache: CacheView | None, *, texts: bool
+) -> Iterator[Running]:
     """A pipeline whose backbone is the checkpoint's, for any batch size. Raises GateError for a cache that never hit."""
     family = family_of(pipeline)
-    pipe = open_pipeline(ctx, pipeline, restore(ctx, pipeline, subject) if subject else None)
+    pipe = open_pipeline(ctx, pipeline, restore(ctx, pipeline, subject) if subject else None, texts=texts)
     backbones = [getattr(pipe, name) for name in pipeline.json("pipeline.json")["backbones"]]
     blocks = [block for backbone in backbones for name in family.blocks for block in getattr(backbone, name)]
     calls = _counted(backbones, blocks)

@@ -31,16 +31,8 @@ class PromptsView(View, of=Calib):
 
 @stage(version=1, when="calib", probes=("numerics",))
 def embed(ctx: Context, model: TextView, calib: PromptsView, pipeline: Pipeline) -> Embeddings:
-    from safetensors.torch import save_file
-
     from diffopt.pipeline.draw import batches
-    from diffopt.pipeline.open import open_texts
-    from diffopt.pipeline.texts import encode
+    from diffopt.pipeline.texts import encoder, save
 
-    random = pipeline.json("pipeline.json")["weights"] == "random"
-    pipe = None if random else ctx.held.get(pipeline.fingerprint, lambda: open_texts(ctx, pipeline))
-    found = {}
-    for number, (_, prompts) in enumerate(batches(calib.prompts, calib.batch_size)):
-        for name, tensor in encode(ctx, pipe, pipeline, prompts, model).items():
-            found[f"{number:04}.{name}"] = tensor.cpu().contiguous()
-    save_file(found, ctx.out / "embeddings.safetensors")
+    encode = encoder(ctx, pipeline, model)
+    save(ctx.out, (encode(prompts) for _, prompts in batches(calib.prompts, calib.batch_size)))

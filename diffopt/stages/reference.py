@@ -1,24 +1,26 @@
 """reference: the evaluation's prompts and seeds in full precision, with no cache, by torch."""
 
-from diffopt.artifact import Pipeline, ReferenceImages
+from diffopt.artifact import EvalEmbeddings, Pipeline, ReferenceImages
 from diffopt.groups import CallView, DrawView
 from diffopt.stage import Context, stage
 
 
-@stage(version=1, when="eval", probes=("numerics",))
-def reference(ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline, seed: int) -> ReferenceImages:
+@stage(version=2, when="eval", probes=("numerics",))
+def reference(
+    ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline, texts: EvalEmbeddings, seed: int
+) -> ReferenceImages:
     from diffopt import pictures
     from diffopt.pipeline.draw import batches, draw
     from diffopt.pipeline.open import family_of, open_pipeline
-    from diffopt.pipeline.texts import encode
+    from diffopt.pipeline.texts import load
 
-    pipe, arguments = open_pipeline(ctx, pipeline), family_of(pipeline).arguments(model)
+    pipe, arguments = open_pipeline(ctx, pipeline, texts=False), family_of(pipeline).arguments(model)
     seeds = [seed + i for i in range(len(eval.prompts))]
     todo = list(batches(eval.prompts, eval.batch_size))
     with ctx.progress(len(todo) * eval.steps) as tick:
-        for first, prompts in todo:
-            texts = encode(ctx, pipe, pipeline, prompts, model)
-            drawn = draw(pipe, texts, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
+        for (first, prompts), batch in zip(todo, load(texts, ctx.device), strict=True):
+            drawn = draw(pipe, batch, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
             pictures.check(drawn, prompts)
             pictures.save(ctx.out, first, pictures.strip(drawn))
+    pictures.check_distinct(ctx.out, eval.prompts.prompts)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})

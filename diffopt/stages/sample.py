@@ -1,6 +1,6 @@
 """sample: the candidate's pictures of the same prompts and seeds, drawn by the chosen runtime."""
 
-from diffopt.artifact import Checkpoint, Images, OnnxGraph, Pipeline
+from diffopt.artifact import Checkpoint, EvalEmbeddings, Images, OnnxGraph, Pipeline
 from diffopt.groups import CallView
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
@@ -8,33 +8,35 @@ from diffopt.runtimes import RUNTIMES
 from diffopt.stage import Context, stage
 
 
-@stage(version=1, when="eval", probes=("numerics",))
+@stage(version=2, when="eval", probes=("numerics",))
 def sample(
     ctx: Context,
     model: CallView,
     cache: CacheView | None,
     eval: RuntimeView,
     pipeline: Pipeline,
+    texts: EvalEmbeddings,
     subject: Checkpoint | OnnxGraph | None,
     seed: int,
 ) -> Images:
     from diffopt import pictures
     from diffopt.pipeline.draw import batches, draw
     from diffopt.pipeline.open import family_of
-    from diffopt.pipeline.texts import encode
+    from diffopt.pipeline.texts import load, regroup
 
     runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
     seeds = [seed + i for i in range(len(eval.prompts))]
-    with runtime.running(ctx, pipeline, subject, cache) as run:
+    with runtime.running(ctx, pipeline, subject, cache, texts=False) as run:
         size = run.batch or eval.batch_size
         todo = list(batches(eval.prompts, size))
+        encoded = load(texts, "cpu" if run.batch else ctx.device)
+        encoded = regroup(encoded, size) if run.batch else encoded
         with ctx.progress(len(todo) * eval.steps) as tick:
-            for first, prompts in todo:
+            for (first, prompts), batch in zip(todo, encoded, strict=True):
                 spare = size - len(prompts) if run.batch else 0  # a graph's batch is fixed: fill the last one up
                 these = seeds[first : first + len(prompts)]
-                texts = encode(ctx, run.pipe, pipeline, [*prompts, *prompts[-1:] * spare], model)
                 numbers = [*these, *these[-1:] * spare]
-                drawn = draw(run.pipe, texts, numbers, eval.steps, arguments, on_step=tick)[: len(prompts)]
+                drawn = draw(run.pipe, batch, numbers, eval.steps, arguments, on_step=tick)[: len(prompts)]
                 pictures.check(drawn, prompts)
                 pictures.save(ctx.out, first, pictures.strip(drawn))
         computed = run.computed()
@@ -44,6 +46,7 @@ def sample(
         "simulated": _format(subject) not in runtime.kernels,
         "computed_blocks": computed,
     }
+    pictures.check_distinct(ctx.out, eval.prompts.prompts)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, about)
 
 

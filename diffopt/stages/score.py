@@ -1,4 +1,4 @@
-"""score: every metric on every picture, candidate against reference, with intervals.
+"""score: every metric on every picture, candidate against reference, with intervals and verdicts.
 
 `metrics.json`, schema diffopt.metrics/1:
     prompts                     the prompts, in order
@@ -6,20 +6,20 @@
     metrics.NAME.title          the metric's name for people
     metrics.NAME.unit, better   its unit and which way is better
     metrics.NAME.candidate      {mean, low, high, n}: mean and 95% bootstrap interval over the pictures
-    metrics.NAME.values         the value of every picture
+    metrics.NAME.values         the value of every picture; not of a metric that judges whole sets (FID, CMMD)
     metrics.NAME.reference      for scores of one picture: the same of the reference,
     metrics.NAME.reference_values  its values,
     metrics.NAME.difference     and candidate - reference, pair by pair, with its interval
+    metrics.NAME.verdict        what that shows, and what it cannot show
 `difference/NNN.png` is 8 x the absolute difference of a pair.
 """
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 from diffopt.artifact import Images, Metrics, ReferenceImages
-from diffopt.groups import Eval
-from diffopt.metrics import METRICS
-from diffopt.source import ModelSource
+from diffopt.groups.eval import Eval, MetricName
+from diffopt.source import ScorerSource
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, View
 
@@ -27,50 +27,47 @@ GAIN = 8
 
 
 class ScoreView(View, of=Eval):
-    metrics: list[Literal["psnr", "ssim", "clip"]]
-    clip: ModelSource | None
+    metrics: list[MetricName]
+    clip: ScorerSource | None
+    imagereward: ScorerSource | None
+    features: ScorerSource | None
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        scores = choices.eval is not None and "clip" in choices.eval.metrics
-        return cls.drawn_from() - (frozenset() if scores else {"clip"})
+        from diffopt.metrics import METRICS, SOURCES
+
+        chosen = choices.eval.metrics if choices.eval else []
+        return cls.drawn_from() - (set(SOURCES) - {source for name in chosen for source in METRICS[name].needs})
 
 
-@stage(version=1, when="eval", probes=("numerics", "skimage"))
+@stage(version=2, when="eval", probes=("numerics", "scorers"))
 def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Images) -> Metrics:
-    import numpy as np
-    from PIL import Image
-
     from diffopt import pictures
-    from diffopt.statistics import interval
+    from diffopt.errors import GateError, MetricError
+    from diffopt.measure import BATCH, measure
+    from diffopt.metrics import METRICS, Weights
+    from diffopt.summary import summarise
 
-    prompts = [prompt for prompt, _ in pictures.read(images.path)]
-    candidates = [picture for _, picture in pictures.read(images.path)]
-    references = [picture for _, picture in pictures.read(reference.path)]
-    clip = ctx.locate(ctx.digest(eval.clip)) if eval.clip and "clip" in eval.metrics else None
+    prompts, ours = pictures.paths(images.path)
+    _, theirs = pictures.paths(reference.path)
+    needed = dict.fromkeys(source for name in eval.metrics for source in METRICS[name].needs)
+    weights = Weights({s: ctx.locate(ctx.digest(getattr(eval, s))) for s in needed}, ctx.device)
+    scorers = {name: METRICS[name].open(weights) for name in eval.metrics}
+    with ctx.progress(2 * -(-len(prompts) // BATCH)) as tick:
+        measured = measure(prompts, {"reference": theirs, "candidate": ours}, scorers, "reference", tick)
+    if measured.flaws:
+        raise GateError("\n".join(measured.flaws))
+    if measured.failed:
+        raise MetricError("\n".join(measured.failed.values()))
     found: dict[str, Any] = {}
-    for name in eval.metrics:
+    for name, scorer in scorers.items():
         metric = METRICS[name]
-        scorer = metric.scorer(clip, ctx.device)
-        values = np.array(scorer(prompts, candidates, references) if metric.paired else scorer(prompts, candidates))
-        found[name] = {
-            "title": metric.title,
-            "unit": metric.unit,
-            "better": metric.better,
-            "candidate": interval(values),
-            "values": values.tolist(),
-        }
-        if not metric.paired:
-            theirs = np.array(scorer(prompts, references))
-            found[name] |= {
-                "reference": interval(theirs),
-                "reference_values": theirs.tolist(),
-                "difference": interval(values - theirs),
-            }
-    folder = ctx.out / "difference"
-    folder.mkdir()
-    for i, (ours, theirs) in enumerate(zip(candidates, references, strict=True)):
-        apart = np.abs(ours.astype(np.int16) - theirs.astype(np.int16)) * GAIN
-        Image.fromarray(apart.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.png")
+        by_model = summarise(name, measured, scorer, "reference")
+        candidate, base = by_model["candidate"], by_model.get("reference")
+        found[name] = {"title": metric.title, "unit": metric.unit, "better": metric.better}
+        found[name] |= {"candidate" if key == "stat" else key: value for key, value in candidate.items()}
+        if base:
+            found[name] |= {"reference": base["stat"], "reference_values": base["values"]}
+    pictures.save_differences(ctx.out / "difference", ours, theirs, GAIN)
     content = {"schema": "diffopt.metrics/1", "prompts": prompts, "metrics": found, "difference_gain": GAIN}
     (ctx.out / "metrics.json").write_text(json.dumps(content, indent=1))

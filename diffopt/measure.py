@@ -1,0 +1,160 @@
+"""Pictures through scorers: read and prepared by threads, scored in batches while the next ones are read."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffopt.errors import MetricError
+from diffopt.metrics import METRICS, Scorer
+
+BATCH = 32
+"""Pictures of one model that are scored at once; fixed, since it changes last bits."""
+AHEAD = 2
+"""Batches that are read before they are needed."""
+
+
+@dataclass
+class Measured:
+    """Row i of every array is prompt i; NaN where a picture of it could not be read."""
+
+    values: dict[str, dict[str, np.ndarray]]
+    """By metric and model [n], or [n, d] features of a metric that judges sets."""
+    kept: np.ndarray
+    """Bool [n]: every model's picture was read."""
+    flaws: list[str]
+    """A line for each picture that could not be read, is of one colour, or is another prompt's."""
+    failed: dict[str, str]
+    """By metric, why it was not measured to the end."""
+    same: dict[str, np.ndarray]
+    """By model, bool [n]: the picture is the reference's, pixel by pixel."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One picture: its forms by the function that prepared them, or why there is none."""
+
+    forms: dict[Any, Any]
+    digest: str = ""
+    flat: bool = False
+    error: str | None = None
+
+
+def measure(
+    prompts: Sequence[str],
+    pictures: Mapping[str, Sequence[Path]],
+    scorers: dict[str, Scorer],
+    reference: str | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Every metric of `scorers` on the pictures of every model, a path for each prompt.
+
+    What judges pairs is given the `reference` model's pictures beside each other model's. A picture that cannot be read
+    leaves its row out; a scorer that raises MetricError is given up. `tick` is called after each batch of each model.
+    """
+    n, models = len(prompts), list(pictures)
+    found: dict[str, dict[str, list[Any]]] = {name: {m: [] for m in models} for name in scorers}
+    read: dict[str, list[_Read]] = {m: [] for m in models}
+    failed: dict[str, str] = {}
+    prepares = list(dict.fromkeys(s.prepare for s in scorers.values()))
+    for start, rows in zip(range(0, n, BATCH), _batches(n, pictures, prepares), strict=True):
+        kept = [i for i in range(len(next(iter(rows.values())))) if not any(rows[m][i].error for m in models)]
+        batch = [prompts[start + i] for i in kept]
+        forms = {m: {p: [rows[m][i].forms[p] for i in kept] for p in prepares} for m in models}
+        for model in models:
+            for name, scorer in scorers.items():
+                pair = METRICS[name].paired
+                if name in failed or not kept or (pair and model == reference):
+                    continue
+                theirs = forms[reference][scorer.prepare] if pair and reference else None
+                try:
+                    values = np.asarray(scorer.score(forms[model][scorer.prepare], batch, theirs))
+                    found[name][model].append(_spread(values, kept, len(rows[model])))
+                except (MetricError, ValueError) as e:  # pictures of unequal size have no distance
+                    failed[name] = (
+                        str(e) if isinstance(e, MetricError) else f"{name}: cannot be measured ({e}); check the sizes"
+                    )
+            read[model] += [_Read({}, r.digest, r.flat, r.error) for r in rows[model]]
+            tick()
+    arrays = {
+        name: {m: np.concatenate(parts) for m, parts in by_model.items() if parts}
+        for name, by_model in found.items()
+        if name not in failed
+    }
+    all_kept = np.array([not any(read[m][i].error for m in models) for i in range(n)])
+    same = {
+        m: np.array([o.digest == r.digest for o, r in zip(read[m], read[reference], strict=True)]) for m in models if reference
+    }
+    return Measured(arrays, all_kept, _flaws(prompts, pictures, read), failed, same)
+
+
+def _batches(n: int, pictures: Mapping[str, Sequence[Path]], prepares: list[Any]) -> Iterator[dict[str, list[_Read]]]:
+    """The rows of a batch by model, in order; those of the next ones are being read meanwhile."""
+    models = list(pictures)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+
+        def submitted() -> Iterator[dict[str, list[Future[_Read]]]]:
+            for start in range(0, n, BATCH):
+                stop = min(start + BATCH, n)
+                yield {m: [pool.submit(_read, pictures[m][i], prepares) for i in range(start, stop)] for m in models}
+
+        waiting = submitted()
+        ready = list(islice(waiting, AHEAD))
+        while ready:
+            yield {m: [f.result() for f in futures] for m, futures in ready.pop(0).items()}
+            ready += islice(waiting, 1)
+
+
+def _read(path: Path, prepares: list[Any]) -> _Read:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            picture = np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        return _Read({}, error=f"{path}: is not there")
+    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture
+        return _Read({}, error=f"{path}: cannot be read as a picture ({(str(e).splitlines() or [type(e).__name__])[0][:120]})")
+    flat = bool(np.ptp(picture.reshape(-1, 3), axis=0).max() == 0)
+    return _Read({p: p(picture) for p in prepares}, hashlib.sha1(picture.tobytes()).hexdigest(), flat)
+
+
+def _spread(values: np.ndarray, kept: list[int], n: int) -> np.ndarray:
+    if len(values) != len(kept):
+        raise ValueError(f"gave {len(values)} values for {len(kept)} pictures")
+    whole = np.full((n, *values.shape[1:]), np.nan)
+    whole[kept] = values
+    return whole
+
+
+def _flaws(prompts: Sequence[str], pictures: Mapping[str, Sequence[Path]], read: dict[str, list[_Read]]) -> list[str]:
+    """What a model that succeeded in name only leaves behind."""
+    found = []
+    for model, rows in read.items():
+        found += [
+            f"{r.error} (got it for {model!r}, {p!r}); its prompt is left out"
+            for p, r in zip(prompts, rows, strict=True)
+            if r.error
+        ]
+        found += [
+            f"{pictures[model][i]}: has one colour (got it for {model!r}, {prompts[i]!r}); draw it again"
+            for i, r in enumerate(rows)
+            if r.flat
+        ]
+        alike: dict[str, dict[str, int]] = defaultdict(dict)
+        for i, r in enumerate(rows):
+            if not r.error and not r.flat:
+                alike[r.digest].setdefault(prompts[i], i)
+        for first, second, *_ in (list(a.values()) for a in alike.values() if len(a) > 1):
+            found.append(
+                f"{pictures[model][second]}: is the picture of another prompt too "
+                f"(got it for {prompts[first]!r} and {prompts[second]!r} of {model!r}); draw them again"
+            )
+    return found

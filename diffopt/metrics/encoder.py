@@ -1,0 +1,120 @@
+"""A model that turns pictures, and texts where it is a CLIP, into embeddings; shared by the metrics that use the same one."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffopt.errors import MetricError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+OPEN_CLIP = "open_clip_config.json"
+
+
+@dataclass
+class Encoder:
+    """Embeddings of pictures and texts. The last batch of each is kept: several metrics and models ask for the same."""
+
+    prepare: "Callable[[np.ndarray], Tensor]"
+    """A picture, uint8 [height, width, 3], as the model takes it, float [3, side, side]."""
+    embed: "Callable[[Tensor], Tensor]"
+    """[n, 3, side, side] -> [n, d]."""
+    read: "Callable[[list[str]], Tensor] | None"
+    """n texts -> [n, d]; None of a model that reads none."""
+    device: str
+    _pictures: "tuple[list[Any], Tensor] | None" = field(default=None, repr=False)
+    _texts: "tuple[list[str], Tensor] | None" = field(default=None, repr=False)
+
+    def pictures(self, prepared: list[Any]) -> "Tensor":
+        """[n, d], as the model gives them."""
+        import torch
+
+        if self._pictures is None or self._pictures[0] is not prepared:
+            with torch.inference_mode():
+                self._pictures = prepared, self.embed(torch.stack(prepared).to(self.device)).float()
+        return self._pictures[1]
+
+    def texts(self, texts: list[str]) -> "Tensor":
+        """[n, d]. Raises MetricError where the model reads no text."""
+        import torch
+
+        if self.read is None:
+            raise MetricError("clip: the model has no text encoder (got one of pictures alone); give a CLIP model")
+        if self._texts is None or self._texts[0] != texts:
+            with torch.inference_mode():
+                self._texts = [*texts], self.read(texts).float()
+        return self._texts[1]
+
+
+def load(path: Path, device: str) -> Encoder:
+    """A transformers CLIPModel, an open_clip checkpoint, or any of transformers' image models, from their directory.
+
+    Raises MetricError for what is none of these.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+        if config.get("model_type") == "clip":
+            return _clip(path, device)
+        if (path / OPEN_CLIP).is_file():
+            return _open_clip(path, device)
+        if config:
+            return _image_model(path, device)
+    except Exception as e:  # transformers, open_clip and safetensors each have errors of their own
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
+        raise MetricError(f"{path.name}: cannot be loaded as a model of pictures ({reason}); download it again") from None
+    raise MetricError(f"{path.name}: has neither config.json nor {OPEN_CLIP} (got {str(path)!r}); give a model's directory")
+
+
+def _clip(path: Path, device: str) -> Encoder:
+    from transformers import CLIPModel, CLIPProcessor
+
+    model, processor = CLIPModel.from_pretrained(path).eval().to(device), CLIPProcessor.from_pretrained(path)
+    longest = model.config.text_config.max_position_embeddings
+
+    def prepare(picture: "np.ndarray") -> "Tensor":
+        return processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
+
+    def embed(pixels: "Tensor") -> "Tensor":
+        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)  # type: ignore[no-any-return]
+
+    def read(texts: list[str]) -> "Tensor":
+        tokens = processor.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        return model.text_projection(model.text_model(**tokens.to(device)).pooler_output)  # type: ignore[no-any-return]
+
+    return Encoder(prepare, embed, read, device)
+
+
+def _open_clip(path: Path, device: str) -> Encoder:
+    import open_clip
+    from PIL import Image
+
+    name = f"local-dir:{path}"
+    model, _, transform = open_clip.create_model_and_transforms(name, device=device)
+    tokenizer = open_clip.get_tokenizer(name)
+    model.eval()
+
+    def prepare(picture: "np.ndarray") -> "Tensor":
+        return transform(Image.fromarray(picture))  # type: ignore[no-any-return]
+
+    def read(texts: list[str]) -> "Tensor":
+        return model.encode_text(tokenizer(texts).to(device))  # type: ignore[no-any-return]
+
+    return Encoder(prepare, model.encode_image, read, device)
+
+
+def _image_model(path: Path, device: str) -> Encoder:
+    from transformers import AutoImageProcessor, AutoModel
+
+    model, processor = AutoModel.from_pretrained(path).eval().to(device), AutoImageProcessor.from_pretrained(path)
+
+    def prepare(picture: "np.ndarray") -> "Tensor":
+        return processor(images=[picture], return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
+
+    def embed(pixels: "Tensor") -> "Tensor":
+        return model(pixel_values=pixels).pooler_output.flatten(1)  # type: ignore[no-any-return]
+
+    return Encoder(prepare, embed, None, device)
