@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_report import scored
 
 from diffopt import measure
 from diffopt.cli import main
@@ -231,6 +232,51 @@ def test_pictures_of_unequal_size_leave_the_distances_out(data: Path, evaluated:
     assert "CLIP score" in out[0]
     assert "PSNR" not in out[0]
     assert err[0].startswith("psnr: cannot be measured (")
+
+
+# Runs and sweeps.
+
+
+def sweep(directory: Path, formats: list[str]) -> Path:
+    for i, name in enumerate(formats):
+        job = scored(directory / str(i), fingerprint=str(i) * 16, overrides=[f"format={name}"])
+        for step in ("reference", "sample"):
+            for k in range(3):
+                pixels = np.random.default_rng(k).integers(20, 200, (48, 48, 3)) + (0 if step == "reference" else 4 * i + 1)
+                Image.fromarray(pixels.astype(np.uint8)).save(job / step / f"{k:03}.png")
+    (directory / "multirun.yaml").write_text("")
+    return directory
+
+
+def said_of(directory: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    main(["eval", "--data-path", str(directory), "--metrics", "psnr"])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_all_jobs_of_a_sweep_are_in_one_table_beside_their_reference(tmp_path: Path, capsys) -> None:
+    out = said_of(sweep(tmp_path / "sweep", ["fp8", "int4_awq"]), capsys)
+    assert [line.split()[0] for line in out[1:4]] == ["reference", "fp8", "int4_awq"]
+    assert any("PSNR, order: fp8 and int4_awq: no difference shown" in line for line in out)  # of three prompts
+
+
+def test_a_run_is_its_candidate_beside_its_reference(tmp_path: Path, capsys) -> None:
+    out = said_of(sweep(tmp_path / "sweep", ["fp8"]) / "0", capsys)
+    assert [line.split()[0] for line in out[1:3]] == ["reference", "int8_sq"]  # the format of its recipe
+
+
+def test_jobs_with_other_prompts_are_no_pairs(tmp_path: Path, capsys) -> None:
+    directory = sweep(tmp_path / "sweep", ["fp8", "int4_awq"])
+    path = directory / "1" / "sample" / "images.json"
+    path.write_text(path.read_text().replace("red", "blue"))
+    with pytest.raises(SystemExit):
+        said_of(directory, capsys)
+    assert "a job drew other prompts or seeds than" in capsys.readouterr().err
+
+
+def test_a_directory_without_runs_is_refused(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        said_of(tmp_path, capsys)
+    assert capsys.readouterr().err.startswith("--data-path: is no run or sweep (got ")
 
 
 # The loop.
