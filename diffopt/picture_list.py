@@ -56,13 +56,19 @@ def read(path: Path, root: Path | None = None) -> PictureList:
     return PictureList(prompts, pictures)
 
 
-def of_runs(directory: Path) -> PictureList:
-    """The pictures of a run, or of all jobs of a sweep, beside their full-precision `reference`.
+FULL = "full precision"
 
-    A job's model is called by what was swept (`format=fp8` is `fp8`), a run's by its format. Raises ConfigError where
-    jobs did not draw the same prompts and seeds.
+
+def of_runs(directories: list[Path]) -> PictureList:
+    """The pictures of runs, and of all jobs of sweeps, beside the first one's full-precision reference.
+
+    A model is called by what tells its run from the others (`format=fp8` is `fp8`), or else by its format. Raises
+    ConfigError where the runs did not draw the same prompts and seeds.
     """
-    files = [directory / RUN] if (directory / RUN).is_file() else sorted(directory.glob(f"**/{RUN}"), key=_number)
+    files: list[Path] = []
+    for directory in directories:
+        there = directory / RUN
+        files += [there] if there.is_file() else sorted(directory.glob(f"**/{RUN}"), key=_number)
     runs = [Run(path.parent) for path in files]
     found: dict[str, list[Path]] = {}
     drawn: list[tuple[str, int]] = []
@@ -73,14 +79,14 @@ def of_runs(directory: Path) -> PictureList:
             raise ConfigError(f"--data-path: a run has no pictures with references (got {str(run.directory)!r}); leave it out")
         if drawn and these != drawn:
             raise ConfigError(
-                f"--data-path: a job drew other prompts or seeds than {str(runs[0].directory)!r} "
+                f"--data-path: a run drew other prompts or seeds than {str(runs[0].directory)!r} "
                 f"(got {str(run.directory)!r}); their pictures are no pairs"
             )
         drawn = these
-        found.setdefault("reference", [run.directory / "reference" / row["file"] for row in base])
+        found.setdefault(FULL, [run.directory / "reference" / row["file"] for row in base])
         found[name] = [run.directory / "sample" / row["file"] for row in images]
     if not found:
-        raise ConfigError(f"--data-path: is no run or sweep (got {str(directory)!r}); name one, or a JSON file")
+        raise ConfigError(f"--data-path: is no run or sweep (got {', '.join(map(str, directories))}); name one, or a JSON file")
     return PictureList([prompt for prompt, _ in drawn], found)
 
 

@@ -248,20 +248,27 @@ def sweep(directory: Path, formats: list[str]) -> Path:
     return directory
 
 
-def said_of(directory: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    main(["eval", "--data-path", str(directory), "--metrics", "psnr"])
+def said_of(*directories: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    main(["eval", "--data-path", *map(str, directories), "--metrics", "psnr"])
     return capsys.readouterr().out.splitlines()
 
 
 def test_all_jobs_of_a_sweep_are_in_one_table_beside_their_reference(tmp_path: Path, capsys) -> None:
-    out = said_of(sweep(tmp_path / "sweep", ["fp8", "int4_awq"]), capsys)
-    assert [line.split()[0] for line in out[1:4]] == ["reference", "fp8", "int4_awq"]
+    out = said_of(sweep(tmp_path / "sweep", ["fp8", "int4_awq"]), capsys=capsys)
+    assert [line.split()[0] for line in out[1:4]] == ["full", "fp8", "int4_awq"]
     assert any("PSNR, order: fp8 and int4_awq: no difference shown" in line for line in out)  # of three prompts
 
 
 def test_a_run_is_its_candidate_beside_its_reference(tmp_path: Path, capsys) -> None:
-    out = said_of(sweep(tmp_path / "sweep", ["fp8"]) / "0", capsys)
-    assert [line.split()[0] for line in out[1:3]] == ["reference", "int8_sq"]  # the format of its recipe
+    out = said_of(sweep(tmp_path / "sweep", ["fp8"]) / "0", capsys=capsys)
+    assert [line.split()[0] for line in out[1:3]] == ["full", "int8_sq"]  # the format of its recipe
+
+
+def test_runs_of_several_directories_are_in_one_table(tmp_path: Path, capsys) -> None:
+    both = sweep(tmp_path / "a", ["fp8", "int4_awq"])
+    alone = sweep(tmp_path / "b", ["nvfp4"]) / "0"
+    out = said_of(both, alone, capsys=capsys)
+    assert [line.split()[0] for line in out[1:5]] == ["full", "fp8", "int4_awq", "nvfp4"]
 
 
 def test_jobs_with_other_prompts_are_no_pairs(tmp_path: Path, capsys) -> None:
@@ -269,13 +276,13 @@ def test_jobs_with_other_prompts_are_no_pairs(tmp_path: Path, capsys) -> None:
     path = directory / "1" / "sample" / "images.json"
     path.write_text(path.read_text().replace("red", "blue"))
     with pytest.raises(SystemExit):
-        said_of(directory, capsys)
-    assert "a job drew other prompts or seeds than" in capsys.readouterr().err
+        said_of(directory, capsys=capsys)
+    assert "a run drew other prompts or seeds than" in capsys.readouterr().err
 
 
 def test_a_directory_without_runs_is_refused(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
-        said_of(tmp_path, capsys)
+        said_of(tmp_path, capsys=capsys)
     assert capsys.readouterr().err.startswith("--data-path: is no run or sweep (got ")
 
 
