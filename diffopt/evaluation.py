@@ -21,12 +21,13 @@ DEFAULTS = {
     "features": "openai/clip-vit-large-patch14-336",
 }
 """The weights of published numbers, as in conf/eval/default.yaml."""
+DATA = '[{"prompt": ..., "images": {"MODEL": "PATH"}}], paths relative to the file; or directories of runs and sweeps'
 
 
 def command(arguments: list[str]) -> None:
     """`diffopt eval`. Prints what could be measured; raises ConfigError or MetricError, whose lines say what could not."""
     parser = Parser("diffopt eval", description="Score the pictures of any models; the first one named is the reference.")
-    parser.add_argument("--data-path", type=Path, required=True, help='[{"prompt": ..., "images": {"MODEL": "PATH"}}]')
+    parser.add_argument("--data-path", type=Path, nargs="+", required=True, metavar="PATH", help=DATA)
     parser.add_argument("--metrics", nargs="+", default=["imagereward"], metavar="NAME", help=", ".join(METRICS))
     parser.add_argument("--reference", metavar="MODEL", help="what the others are compared with; `none` for no comparison")
     parser.add_argument("--root", type=Path, help="refuse pictures outside this directory")
@@ -34,7 +35,7 @@ def command(arguments: list[str]) -> None:
     for name, about in SOURCES.items():
         parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="MODEL", help=f"{about} ({DEFAULTS[name]})")
     given = parser.parse_args(arguments)
-    listed = picture_list.read(given.data_path, given.root)
+    listed = _listed(given.data_path, given.root)
     reference = _reference(given.reference, [*listed.pictures])
     _check_metrics(given.metrics, reference)
     content, problems = evaluate(listed, given.metrics, reference, {name: getattr(given, name) for name in SOURCES})
@@ -46,6 +47,14 @@ def command(arguments: list[str]) -> None:
         print(f"report  {publish(given.output / PAGE, render('eval.html', e=content))}")
     if problems:
         raise MetricError("\n".join(problems))
+
+
+def _listed(paths: list[Path], root: Path | None) -> PictureList:
+    if all(path.is_dir() for path in paths):
+        return picture_list.of_runs(paths)
+    if len(paths) > 1:
+        raise ConfigError(f"--data-path: several must be directories of runs (got {', '.join(map(str, paths))}); give one file")
+    return picture_list.read(paths[0], root)
 
 
 def _reference(asked: str | None, models: list[str]) -> str | None:

@@ -1,5 +1,6 @@
 """Gates of a recipe: what a run must reach. They are read when the run is over, so a change of one computes nothing again."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def enforce(run: "Run") -> None:
         raise GateError(
             "\n".join(
                 f"eval.gates.{o.gate.name}: is not reached (got {o.found}, asked {o.gate}); "
-                f"everything made is kept in {run.directory}"
+                f"everything made is kept in {os.path.relpath(run.directory)}"
                 for o in broken
             )
         )

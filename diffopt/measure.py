@@ -74,17 +74,22 @@ def measure(
                 if name in failed or not kept or (pair and model == reference):
                     continue
                 theirs = forms[reference][scorer.prepare] if pair and reference else None
+                ours = forms[model][scorer.prepare]
                 try:
-                    values = np.asarray(scorer.score(forms[model][scorer.prepare], batch, theirs))
-                    found[name][model].append(_spread(values, kept, len(rows[model])))
-                except (MetricError, ValueError) as e:  # pictures of unequal size have no distance
-                    failed[name] = (
-                        str(e) if isinstance(e, MetricError) else f"{name}: cannot be measured ({e}); check the sizes"
-                    )
+                    if theirs is not None:
+                        _check_sizes(name, model, ours, theirs, batch)
+                    values = np.asarray(scorer.score(ours, batch, theirs))
+                    if len(values) != len(kept):
+                        raise MetricError(
+                            f"{name}: gave {len(values)} values for {len(kept)} pictures (got a broken metric); mend it"
+                        )
+                    found[name][model].append((start + np.array(kept), values))
+                except MetricError as e:
+                    failed[name] = str(e)
             read[model] += [_Read({}, r.digest, r.flat, r.error) for r in rows[model]]
             tick()
     arrays = {
-        name: {m: np.concatenate(parts) for m, parts in by_model.items() if parts}
+        name: {m: _whole(parts, n) for m, parts in by_model.items() if parts}
         for name, by_model in found.items()
         if name not in failed
     }
@@ -117,20 +122,31 @@ def _read(path: Path, prepares: list[Any]) -> _Read:
 
     try:
         with Image.open(path) as image:
-            picture = np.asarray(image.convert("RGB"))
+            picture = np.array(image.convert("RGB"))  # a copy: torch warns of what is read-only
+        forms = {p: p(picture) for p in prepares}
     except FileNotFoundError:
         return _Read({}, error=f"{path}: is not there")
-    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture
+    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture, processors too
         return _Read({}, error=f"{path}: cannot be read as a picture ({(str(e).splitlines() or [type(e).__name__])[0][:120]})")
-    flat = bool(np.ptp(picture.reshape(-1, 3), axis=0).max() == 0)
-    return _Read({p: p(picture) for p in prepares}, hashlib.sha1(picture.tobytes()).hexdigest(), flat)
+    first = picture[0, 0]
+    flat = bool((picture[::16, ::16] == first).all() and (picture == first).all())  # all of it is 7 ms of 512 x 512
+    return _Read(forms, hashlib.sha1(picture.tobytes()).hexdigest(), flat)
 
 
-def _spread(values: np.ndarray, kept: list[int], n: int) -> np.ndarray:
-    if len(values) != len(kept):
-        raise ValueError(f"gave {len(values)} values for {len(kept)} pictures")
-    whole = np.full((n, *values.shape[1:]), np.nan)
-    whole[kept] = values
+def _check_sizes(name: str, model: str, ours: list[Any], theirs: list[Any], prompts: list[str]) -> None:
+    for one, other, prompt in zip(ours, theirs, prompts, strict=True):
+        if one.shape != other.shape:
+            sizes = " beside ".join(f"{p.shape[1]} x {p.shape[0]}" for p in (one, other))
+            raise MetricError(
+                f"{name}: two pictures of {prompt!r} have unequal sizes (got {sizes}, {model!r}); draw them in one size"
+            )
+
+
+def _whole(parts: list[tuple[np.ndarray, np.ndarray]], n: int) -> np.ndarray:
+    """The values of all rows, NaN where none was measured."""
+    whole = np.full((n, *parts[0][1].shape[1:]), np.nan)
+    for rows, values in parts:
+        whole[rows] = values
     return whole
 
 

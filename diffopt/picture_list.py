@@ -1,11 +1,13 @@
 """The JSON that names prompts and each model's picture of them: `[{"prompt": ..., "images": {"MODEL": "PATH"}}]`."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffopt.errors import ConfigError
+from diffopt.run import RUN, Run
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,57 @@ def read(path: Path, root: Path | None = None) -> PictureList:
     if errors:
         raise ConfigError("\n".join(errors))
     return PictureList(prompts, pictures)
+
+
+FULL = "full precision"
+
+
+def of_runs(directories: list[Path]) -> PictureList:
+    """The pictures of runs, and of all jobs of sweeps, beside the first one's full-precision reference.
+
+    A model is called by what tells its run from the others (`format=fp8` is `fp8`), or else by its format. Raises
+    ConfigError where the runs did not draw the same prompts and seeds.
+    """
+    files: list[Path] = []
+    for directory in directories:
+        there = directory / RUN
+        files += [there] if there.is_file() else sorted(directory.glob(f"**/{RUN}"), key=_number)
+    runs = [Run(path.parent) for path in files]
+    found: dict[str, list[Path]] = {}
+    drawn: list[tuple[str, int]] = []
+    for name, run in zip(_names(runs), runs, strict=True):
+        images, base = run.images["images"], (run.read("reference", "images.json") or {"images": []})["images"]
+        these = [(row["prompt"], row["seed"]) for row in images]
+        if not images or not base:
+            raise ConfigError(f"--data-path: a run has no pictures with references (got {str(run.directory)!r}); leave it out")
+        if drawn and these != drawn:
+            raise ConfigError(
+                f"--data-path: a run drew other prompts or seeds than {str(runs[0].directory)!r} "
+                f"(got {str(run.directory)!r}); their pictures are no pairs"
+            )
+        drawn = these
+        found.setdefault(FULL, [run.directory / "reference" / row["file"] for row in base])
+        found[name] = [run.directory / "sample" / row["file"] for row in images]
+    if not found:
+        raise ConfigError(f"--data-path: is no run or sweep (got {', '.join(map(str, directories))}); name one, or a JSON file")
+    return PictureList([prompt for prompt, _ in drawn], found)
+
+
+def _number(path: Path) -> list[int | str]:
+    """Job 10 comes after job 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def _names(runs: list[Run]) -> list[str]:
+    """What tells each run from the others: the overrides that not all have, or the format where there are none."""
+    given = [dict(o.lstrip("+").split("=", 1) for o in run.content["overrides"] if "=" in o) for run in runs]
+    told = [{k: v for k, v in mine.items() if any(other.get(k) != v for other in given)} for mine in given]
+    return [
+        ", ".join(v if k == "format" else f"{k}={v}" for k, v in mine.items())
+        or run.config["format"].get("name")
+        or "candidate"
+        for mine, run in zip(told, runs, strict=True)
+    ]
 
 
 def _has_images(row: Any) -> bool:

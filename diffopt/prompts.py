@@ -7,12 +7,15 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from diffopt import asset
+from diffopt import asset, prompt_sets
 from diffopt.fingerprint import fingerprint
 
 HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<column>.+)")
 """A column of a data set on the Hugging Face hub: `hub:ORG/NAME[@REVISION]:COLUMN`."""
 MOST = 10_000  # prompts taken of a data set, from its first row: a set of captions can have millions
+
+
+TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class PromptSet:
 
 
 def read(value: object) -> PromptSet:
-    """Read a prompt set: a text file with a prompt a line, JSON (strings, or objects with a `prompt`), or a hub data set.
+    """Read a prompt set: a text file with a prompt a line, JSON (strings, or objects with a `prompt`), a CSV or TSV with a
+    column of prompts, a hub data set, or a set of diffopt/prompt_sets.py by its name.
 
     Raises ValueError, which names the file, for what cannot be read or holds no prompt.
     """
@@ -42,20 +46,47 @@ def read(value: object) -> PromptSet:
         return value
     if not isinstance(value, str) or not value:
         raise ValueError("is not the path of a file of prompts; give a .txt with a prompt a line, or a .json")
+    name, file = prompt_sets.split(value)
+    if name and not file:
+        return _named(name)
     if value.startswith("hub:"):
         return PromptSet(value, _from_hub(value))
-    path = asset.locate(value)
+    path = asset.locate(file or value)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("is not a text file; give a .txt with a prompt a line, or a .json") from None
     except OSError as e:
         raise ValueError(f"cannot be read ({(e.strerror or str(e)).lower()}); check the path") from None
-    prompts = _from_json(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
+    kind = path.suffix.lower()
+    if kind in TABLES:
+        prompts = prompt_sets.from_table(text, TABLES[kind])
+    else:
+        prompts = _from_json(text) if kind == ".json" else [line.strip() for line in text.splitlines()]
     prompts = [p for p in prompts if p]
     if not prompts:
         raise ValueError("holds no prompt; write one a line")
     return PromptSet(value, tuple(prompts))
+
+
+def _named(name: str) -> PromptSet:
+    if name in prompt_sets.PACKAGED:
+        return PromptSet(name, read(prompt_sets.PACKAGED[name]).prompts)
+    if name in prompt_sets.HUB_COLUMNS:
+        return PromptSet(name, _from_hub(prompt_sets.HUB_COLUMNS[name]))
+    from huggingface_hub import constants, hf_hub_download
+
+    repo, file = prompt_sets.HUB_FILES[name]
+    try:
+        path = hf_hub_download(repo, file, repo_type="dataset", local_files_only=constants.HF_HUB_OFFLINE)
+    except Exception as e:  # the hub client has many errors
+        raise ValueError(_unreachable(e) + f", or give a copy of its {file} by {name}:FILE") from None
+    return PromptSet(name, read(path).prompts)
+
+
+def _unreachable(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+    return f"cannot be read from the hub ({reason}); check the name and the network, or set HF_TOKEN"
 
 
 def _from_json(text: str) -> list[str]:
@@ -63,6 +94,8 @@ def _from_json(text: str) -> list[str]:
         rows = json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"is not valid JSON (line {e.lineno}: {e.msg.lower()}); mend the file") from None
+    if isinstance(rows, dict) and (of_set := prompt_sets.from_object(rows)) is not None:
+        return of_set
     prompts = [row.get("prompt") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else [None]
     texts = [p for p in prompts if isinstance(p, str)]
     if len(texts) != len(prompts):
@@ -92,8 +125,8 @@ def _from_hub(value: str) -> tuple[str, ...]:
         rows = load_dataset(folder, split="train", streaming=True)
         texts = [row.get(found["column"]) for row in rows.take(MOST)]
     except Exception as e:  # the hub client, the network and the readers each have errors of their own
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")[:160]
-        raise ValueError(f"cannot be read from the hub ({reason}); check the name and the network, or set HF_TOKEN") from None
+        raise ValueError(_unreachable(e)) from None
+    texts = [t[0] if isinstance(t, list) and t else t for t in texts]  # of several captions of a picture the first
     prompts = tuple(t.strip() for t in texts if isinstance(t, str) and t.strip())
     if not prompts:
         raise ValueError(f"has no texts in the column {found['column']!r}; there are {', '.join(rows.column_names or [])}")

@@ -103,12 +103,14 @@ def test_help_lists_every_recipe(help_text):
     assert line.removeprefix("recipe: ").split(", ") == RECIPES
 
 
-@pytest.mark.parametrize("command", ["plan", "report", "store", "doctor"])
+@pytest.mark.parametrize("command", ["plan", "report", "store", "eval", "doctor"])
 def test_help_lists_every_command(help_text, command):
     assert f"\ndiffopt {command}" in help_text
 
 
-@pytest.mark.parametrize("arguments", [["plan", "+recipe=emoji_fp8"], ["--help"], ["store", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["plan", "+recipe=emoji_fp8"], ["--help"], ["store", "--help"], ["eval", "--help"]], ids=" ".join
+)
 def test_what_must_be_quick_imports_no_large_library(tmp_path, arguments):
     code = (
         "import atexit, sys\n"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_report import scored
 
 from diffopt import measure
 from diffopt.cli import main
@@ -230,7 +231,61 @@ def test_pictures_of_unequal_size_leave_the_distances_out(data: Path, evaluated:
     assert code == 1
     assert "CLIP score" in out[0]
     assert "PSNR" not in out[0]
-    assert err[0].startswith("psnr: cannot be measured (")
+    assert err == [
+        "psnr: two pictures of 'a red kite 2' have unequal sizes (got 48 x 40 beside 48 x 48, 'far'); draw them in one size"
+    ]
+
+
+# Runs and sweeps.
+
+
+def sweep(directory: Path, formats: list[str]) -> Path:
+    for i, name in enumerate(formats):
+        job = scored(directory / str(i), fingerprint=str(i) * 16, overrides=[f"format={name}"])
+        for step in ("reference", "sample"):
+            for k in range(3):
+                pixels = np.random.default_rng(k).integers(20, 200, (48, 48, 3)) + (0 if step == "reference" else 4 * i + 1)
+                Image.fromarray(pixels.astype(np.uint8)).save(job / step / f"{k:03}.png")
+    (directory / "multirun.yaml").write_text("")
+    return directory
+
+
+def said_of(*directories: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    main(["eval", "--data-path", *map(str, directories), "--metrics", "psnr"])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_all_jobs_of_a_sweep_are_in_one_table_beside_their_reference(tmp_path: Path, capsys) -> None:
+    out = said_of(sweep(tmp_path / "sweep", ["fp8", "int4_awq"]), capsys=capsys)
+    assert [line.split()[0] for line in out[1:4]] == ["full", "fp8", "int4_awq"]
+    assert any("PSNR, order: fp8 and int4_awq: no difference shown" in line for line in out)  # of three prompts
+
+
+def test_a_run_is_its_candidate_beside_its_reference(tmp_path: Path, capsys) -> None:
+    out = said_of(sweep(tmp_path / "sweep", ["fp8"]) / "0", capsys=capsys)
+    assert [line.split()[0] for line in out[1:3]] == ["full", "int8_sq"]  # the format of its recipe
+
+
+def test_runs_of_several_directories_are_in_one_table(tmp_path: Path, capsys) -> None:
+    both = sweep(tmp_path / "a", ["fp8", "int4_awq"])
+    alone = sweep(tmp_path / "b", ["nvfp4"]) / "0"
+    out = said_of(both, alone, capsys=capsys)
+    assert [line.split()[0] for line in out[1:5]] == ["full", "fp8", "int4_awq", "nvfp4"]
+
+
+def test_jobs_with_other_prompts_are_no_pairs(tmp_path: Path, capsys) -> None:
+    directory = sweep(tmp_path / "sweep", ["fp8", "int4_awq"])
+    path = directory / "1" / "sample" / "images.json"
+    path.write_text(path.read_text().replace("red", "blue"))
+    with pytest.raises(SystemExit):
+        said_of(directory, capsys=capsys)
+    assert "a run drew other prompts or seeds than" in capsys.readouterr().err
+
+
+def test_a_directory_without_runs_is_refused(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        said_of(tmp_path, capsys=capsys)
+    assert capsys.readouterr().err.startswith("--data-path: is no run or sweep (got ")
 
 
 # The loop.
@@ -259,6 +314,19 @@ def test_pictures_are_read_while_the_model_is_busy(data: Path, monkeypatch: pyte
     measure.measure(["a"] * N, {"full": paths}, {"clip": slow})
     assert events[: events.index("scored")].count("read") > 2  # more than the batch that was scored
     assert events.count("read") == N  # each once
+
+
+def test_a_batch_of_nothing_but_missing_pictures_shifts_no_value(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {m: [data / m / f"{i}.png" for i in range(N)] for m in ("full", "far")}
+    psnr, prompts = METRIC.open(Weights({})), ["x"] * N
+    whole = measure.measure(prompts, paths, {"psnr": psnr}, "full").values["psnr"]["far"]
+    monkeypatch.setattr(measure, "BATCH", 2)
+    for i in (2, 3):
+        paths["far"][i].unlink()
+    found = measure.measure(prompts, paths, {"psnr": psnr}, "full")
+    assert np.flatnonzero(~found.kept).tolist() == [2, 3]
+    assert np.array_equal(found.values["psnr"]["far"][found.kept], whole[found.kept])
+    assert len(found.flaws) == 2
 
 
 def test_values_stay_with_their_prompts_and_models(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

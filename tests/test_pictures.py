@@ -89,6 +89,14 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert content[0].keys() == {"000.png", pictures.INDEX}
 
 
+def test_the_very_same_picture_for_two_prompts_is_refused(tmp_path: Path) -> None:
+    one = batch(1)
+    pictures.save(tmp_path, 0, np.concatenate([one, one]))
+    pictures.check_distinct(tmp_path, ["a cat", "a cat"])  # of the same prompt it may be
+    with pytest.raises(GateError, match=r"two prompts have the very same picture \(got it for 'a cat' and 'a dog'\)"):
+        pictures.check_distinct(tmp_path, ["a cat", "a dog"])
+
+
 def video(frames: int) -> np.ndarray:
     """Two videos whose every pixel has its frame's number."""
     return np.broadcast_to(np.arange(frames, dtype=np.float32)[None, :, None, None, None], (2, frames, 8, 6, 3))

@@ -180,3 +180,53 @@ def test_the_packages_captions_are_not_cut_by_clip(name: str) -> None:
 @pytest.mark.parametrize(("calibrated", "drawn"), [("calibration", "evaluation"), ("videos", "videos_evaluation")])
 def test_what_is_drawn_is_not_what_was_calibrated_on(calibrated: str, drawn: str) -> None:
     assert not set(read(f"asset:prompts/{calibrated}.txt").prompts) & set(read(f"asset:prompts/{drawn}.txt").prompts)
+
+
+# the sets that the field quotes
+
+
+def test_the_embedded_set_is_the_packages_64_captions():
+    assert read("embedded").digest == read("asset:prompts/evaluation.txt").digest
+    assert len(read("embedded")) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("drawbench.csv", 'Prompts,Category\n"a cat, red",Colors\na dog,Colors\n'),
+        ("PartiPrompts.tsv", "Prompt\tCategory\tChallenge\tNote\na cat, red\tAnimals\tBasic\t\na dog\tAnimals\tBasic\t\n"),
+        ("meta_data.json", '{"9f": {"category": "x", "prompt": "a cat, red"}, "0a": {"category": "y", "prompt": "a dog"}}'),
+        (
+            "captions_val2014.json",
+            json.dumps(
+                {
+                    "images": [{"id": 7}],
+                    "annotations": [
+                        {"image_id": 7, "id": 1, "caption": "a cat, red"},
+                        {"image_id": 9, "id": 2, "caption": "a dog\n"},
+                        {"image_id": 7, "id": 3, "caption": "a second caption of the same picture"},
+                    ],
+                }
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "coco:", "drawbench:"])
+def test_a_sets_own_file_is_read_with_or_without_its_name(file, name, content, prefix):
+    assert read(prefix + file(name, content)).prompts == ("a cat, red", "a dog")
+
+
+def test_a_table_without_a_column_of_prompts_is_refused_with_what_it_has(file):
+    with pytest.raises(ValueError, match=r"has no column of prompts among Category, Note; call one Prompt"):
+        read(file("p.csv", "Category,Note\nx,y\n"))
+
+
+def test_of_several_captions_of_a_picture_the_first_is_taken_from_the_hub(hub):
+    assert read(hub([{"captions": ["a cat", "the cat"]}, {"captions": ["a dog"]}]) + ":captions").prompts == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize(("name", "copy"), [("mjhq", "meta_data.json by mjhq:FILE"), ("partiprompts", "PartiPrompts.tsv by p")])
+def test_a_named_set_that_cannot_be_had_says_what_file_to_give(hub, name, copy):
+    hub([{"x": "y"}])
+    with pytest.raises(ValueError, match=rf"cannot be read from the hub .*, or give a copy of its {copy}"):
+        read(name)

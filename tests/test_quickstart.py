@@ -121,6 +121,24 @@ def test_quality_and_size_are_what_int8_gives(first: Path) -> None:
 @pytest.mark.skipif(
     not {"avx512_vnni", "avx_vnni"} & set(environment.cpu()["flags"]), reason="this CPU has no integer dot product (VNNI)"
 )
+def test_a_broken_gate_fails_the_run_and_keeps_all_that_it_made(first: Path, recipe: tuple[str, ...]) -> None:
+    arguments = [sys.executable, "-m", "diffopt", *recipe, "+eval.gates.psnr=90", "+eval.gates.clip=-50%"]
+    done = subprocess.run(arguments, cwd=first, capture_output=True, text=True, timeout=400)
+    run = last_run(first)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("eval.gates.psnr: is not reached (got ")
+    assert line.endswith(f"asked psnr: 90); everything made is kept in {run.relative_to(first)}")
+    assert {s["state"] for s in steps(run).values()} == {"cached"}
+    assert "is broken" in (run / "report.html").read_text()
+
+
+def test_the_score_says_what_the_paired_difference_shows(first: Path) -> None:
+    found = json.loads((last_run(first) / "score/metrics.json").read_text())["metrics"]
+    assert found["clip"]["verdict"].startswith("too few to call at n=4: ")
+    assert found["psnr"]["verdict"].startswith("distance from the reference at n=4: ")
+
+
 def test_int8_is_faster_than_full_precision_in_the_same_runtime(first: Path) -> None:
     latency = json.loads((last_run(first) / "time/latency.json").read_text())
     assert latency["machine"]["cpu"]

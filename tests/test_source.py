@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import filter_repo_objects
 
 from diffopt import source
 from diffopt.errors import PlanError
-from diffopt.source import Source, Sources, read
+from diffopt.source import Source, Sources, read, read_scorer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -334,3 +335,52 @@ def test_of_a_hub_repository_only_the_files_of_the_pipeline_are_downloaded():
         "unet/model.fp16.safetensors",
     ]
     assert list(filter_repo_objects(wanted + spare, allow_patterns=WANTED, ignore_patterns=UNWANTED)) == wanted
+
+
+# models that score pictures
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """`downloads(where, *files)`: a hub whose repository has these files; the list of patterns asked for, call by call."""
+    import huggingface_hub
+
+    def of(where, *files):
+        asked = []
+
+        def snapshot_download(repo, revision, local_files_only, allow_patterns, ignore_patterns):
+            asked.append(allow_patterns)
+            for name in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+                (where / name).write_text("x")
+            return str(where)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return asked
+
+    return of
+
+
+def scorer(memory, name):
+    sources = Sources(memory)
+    return sources.locate(sources.pinned(read_scorer(f"{name}@{'a' * 40}")))
+
+
+def test_a_model_that_scores_is_downloaded_from_the_top_of_its_repository(memory, downloads, tmp_path):
+    files = ("config.json", "merges.txt", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
+    (tmp_path / "snapshot").mkdir()
+    asked = downloads(tmp_path / "snapshot", *files)
+    found = scorer(memory, "openai/clip")
+    assert {p.name for p in found.iterdir()} == {"config.json", "merges.txt", "model.safetensors"}
+    assert len(asked) == 1
+
+
+def test_of_an_older_repository_the_weights_are_taken_in_the_form_that_it_has(memory, downloads, tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    asked = downloads(tmp_path / "snapshot", "config.json", "pytorch_model.bin", "tf_model.h5")
+    assert {p.name for p in scorer(memory, "openai/clip").iterdir()} == {"config.json", "pytorch_model.bin"}
+    assert len(asked) == 2
+
+
+def test_a_file_of_weights_stands_for_its_directory(tmp_path):
+    (tmp_path / "ImageReward.pt").write_text("x")
+    assert read_scorer(str(tmp_path / "ImageReward.pt")).directory == tmp_path

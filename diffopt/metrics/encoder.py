@@ -76,7 +76,7 @@ def _clip(path: Path, device: str) -> Encoder:
     longest = model.config.text_config.max_position_embeddings
 
     def prepare(picture: "np.ndarray") -> "Tensor":
-        return processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
+        return processor.image_processor([picture], return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]  # type: ignore[no-any-return]
 
     def embed(pixels: "Tensor") -> "Tensor":
         return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)  # type: ignore[no-any-return]
@@ -112,7 +112,7 @@ def _image_model(path: Path, device: str) -> Encoder:
     model, processor = AutoModel.from_pretrained(path).eval().to(device), AutoImageProcessor.from_pretrained(path)
 
     def prepare(picture: "np.ndarray") -> "Tensor":
-        return processor(images=[picture], return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
+        return processor([picture], return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]  # type: ignore[no-any-return]
 
     def embed(pixels: "Tensor") -> "Tensor":
         return model(pixel_values=pixels).pooler_output.flatten(1)  # type: ignore[no-any-return]

@@ -1,0 +1,87 @@
+"""What scoring costs beside the bare forward: 1,000 pictures through a CLIP of ViT-B/32's size, and the bootstrap.
+
+    python tests/bench_eval.py [PICTURES [SIDE]]
+
+Random weights (the arithmetic is the same), pictures of 512 x 512 by default. `bare` is the model alone on prepared pixels
+and tokens, in the same batches; `eval` is `measure`, from PNGs on disk to values. The two are run in turn, in parts of 100
+pictures, so that a change of the machine's speed meets both. On a machine that others use, read the processor time.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+
+from diffopt import asset
+from diffopt.measure import BATCH, measure
+from diffopt.metrics import METRICS, Weights
+from diffopt.statistics import interval
+
+PART = 3 * BATCH
+
+
+def clip(folder: Path) -> Path:
+    """openai/clip-vit-base-patch32's sizes, with the embedded model's tokenizer."""
+    processor = CLIPProcessor.from_pretrained(asset.locate("asset:emoji/emoji-clip"))
+    processor.image_processor.size = {"shortest_edge": 224}
+    processor.image_processor.crop_size = {"height": 224, "width": 224}
+    processor.save_pretrained(folder)
+    text = {"vocab_size": len(processor.tokenizer), "eos_token_id": processor.tokenizer.eos_token_id}
+    CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)  # the defaults are those of ViT-B/32
+    return folder
+
+
+def pictures(folder: Path, many: int, side: int) -> list[Path]:
+    """Smooth noise, which PNG packs about as well as a photograph."""
+    rng, found = np.random.default_rng(0), []
+    for i in range(many):
+        small = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
+        smooth = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC)).astype(int) + rng.integers(
+            -4, 5, (side, side, 3)
+        )
+        found.append(folder / f"{i:04}.png")
+        Image.fromarray(smooth.clip(0, 255).astype(np.uint8)).save(found[-1])
+    return found
+
+
+def main(many: int = 1000, side: int = 512) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        paths, prompts = pictures(Path(temporary), many, side), [f"a photo of number {i}" for i in range(many)]
+        scorer = METRICS["clip"].open(Weights({"clip": clip(Path(temporary) / "clip")}))
+        pixels = scorer.prepare(np.asarray(Image.open(paths[0])))
+        spent = np.zeros((2, 2))  # bare and eval; seconds of the clock and of the processor
+        values = []
+        for start in range(-PART, many, PART):  # the first part warms up
+            part = slice(max(start, 0), min(max(start, 0) + PART, many))
+            clocks = [now()]
+            for first in range(part.start, part.stop, BATCH):
+                texts = prompts[first : min(first + BATCH, part.stop)]
+                scorer.score([pixels] * len(texts), texts, None)
+            clocks.append(now())
+            found = measure(prompts[part], {"m": paths[part]}, {"clip": scorer}).values["clip"]["m"]
+            clocks.append(now())
+            if start >= 0:
+                spent += np.diff(clocks, axis=0)
+                values.append(found)
+        began = time.process_time()
+        interval(np.concatenate(values))
+        bootstrap = time.process_time() - began
+    print(f"{many} pictures of {side} x {side}, batches of {BATCH}, {torch.get_num_threads()} threads")
+    for name, (clock, processor) in zip(("bare forward", "diffopt eval"), spent, strict=True):
+        print(f"{name}  {clock:7.1f} s, {processor:7.1f} s of processor time")
+    clock, processor = spent[1] / spent[0]
+    print(f"ratio         {clock:7.3f}    {processor:7.3f}")
+    print(f"bootstrap     {bootstrap:7.3f} s of processor time for 10,000 samples over {many}")
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
