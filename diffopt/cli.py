@@ -117,7 +117,7 @@ def _hydra(arguments: list[str]) -> None:
         sweep.WriteReport.close()
         if isinstance(e, Exception):
             if reason := complaint.of_launcher(e):
-                raise DiffoptError(reason) from e
+                raise DiffoptError(reason) from None
             sweep.WriteReport.check()  # a search in which every job failed ends in an error of Optuna's
         raise
     if _refused:
