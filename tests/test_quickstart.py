@@ -105,7 +105,16 @@ main(sys.argv[1:])
 assert len(opened) == 3, opened  # observe, quantize and export have each opened one
 assert not any(n for _, n in found), found
 """
-    diffopt(tmp_path, "model=emoji_flux", "format=int8_sq", "calib=emoji", "calib.size=2", "calib.n_steps=2", "export=onnx", code=code)
+    diffopt(
+        tmp_path,
+        "model=emoji_flux",
+        "format=int8_sq",
+        "calib=emoji",
+        "calib.size=2",
+        "calib.n_steps=2",
+        "export=onnx",
+        code=code,
+    )
 
 
 def test_quality_and_size_are_what_int8_gives(first: Path) -> None:

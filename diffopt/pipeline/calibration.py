@@ -32,12 +32,15 @@ class Calibration:
         seed: int,
         on_step: Callable[[], None],
     ) -> None:
-        """Denoise every prompt of the chunk. `on_step` is called after each step of each batch."""
+        """Denoise every prompt of the chunk. `on_step` is called after each step of each batch.
+
+        `texts` are of these prompts, or of more that begin with them.
+        """
         stored = load_file(texts.path / "embeddings.safetensors", self.device)
         for number, (first, prompts) in enumerate(batches(chunk.prompts, chunk.batch_size)):
             mark = f"{number:04}."
             # Cloned, because tensors of a mapped file lie where they lie, and some CPU kernels sum otherwise there.
-            batch = {n.removeprefix(mark): x.clone() for n, x in stored.items() if n.startswith(mark)}
+            batch = {n.removeprefix(mark): x[: len(prompts)].clone() for n, x in stored.items() if n.startswith(mark)}
             seeds = [seed + chunk.start + first + i for i in range(len(prompts))]
             arguments = self.family.arguments(model)
             draw(self.pipe, batch, seeds, chunk.n_steps, arguments, decode=False, on_step=on_step)
