@@ -16,19 +16,56 @@ import torch
 from diffopt.block_arithmetic import simulated
 from diffopt.checkpoint import check, quantize
 from diffopt.formats.method import Method
+from diffopt.search import smoothing
 
-Layers = Mapping[str, torch.nn.Module]
+Layers = Mapping[str, Any]
 Sums = dict[str, torch.Tensor]
 """`energy` and format name -> FP64 []: of a layer's outputs in one denoising step, of their errors."""
 
 
-def variants(layers: Layers, method: Method, alpha: float | None, extremes: Mapping[str, torch.Tensor]) -> Layers:
-    """The layers, by name, as `method` quantizes them; they share the weights, but for smoothing, which changes them.
+@dataclass(frozen=True)
+class Variant:
+    """A layer in a format. It shares the weight with the plain layer, and smooths it anew for every call: a second model's
+    weights would often not fit beside the first's."""
+
+    layer: Any
+    smoothing: torch.Tensor | None = None
+    """What SmoothQuant multiplies the weight's input channels by, FP32 [in]."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self.layer
+        if layer.weight.device != x.device:  # where a backbone is streamed to a GPU, its layers lie elsewhere
+            layer = copy.deepcopy(layer).to(x.device)
+        weight = layer.weight
+        if self.smoothing is not None:
+            smooth = (weight * self.smoothing.to(x.device)[None, :]).to(weight.dtype)  # as modelopt computes it
+            layer._parameters["weight"] = torch.nn.Parameter(smooth, requires_grad=False)
+        try:
+            found: torch.Tensor = layer(x)
+        finally:
+            layer._parameters["weight"] = weight
+        return found
+
+
+def variants(layers: Layers, method: Method, alpha: float | None, extremes: Mapping[str, torch.Tensor]) -> dict[str, Variant]:
+    """The layers, by name, as `method` quantizes them.
 
     Raises GateError where a layer was not observed, or only with inf or NaN.
     """
+    if method.algorithm != "smoothquant":
+        return {n: Variant(x) for n, x in _quantized(layers, method, alpha, extremes).items()}
+    found = {}
+    for name, layer in layers.items():  # one at a time, since each is smoothed in a copy
+        with smoothing() as scales:
+            (double,) = _quantized({name: layer}, method, alpha, extremes).values()
+        scale = scales.get(double)
+        double._parameters["weight"] = torch.nn.Parameter(layer.weight.data, requires_grad=False)
+        found[name] = Variant(double, None if scale is None else (1 / scale).flatten())  # a convolution is not smoothed
+    return found
+
+
+def _quantized(layers: Layers, method: Method, alpha: float | None, extremes: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     tree = torch.nn.Module()
-    copied = method.algorithm == "smoothquant"
     for name, layer in layers.items():
         *above, last = name.split(".")
         parent = tree
@@ -36,31 +73,31 @@ def variants(layers: Layers, method: Method, alpha: float | None, extremes: Mapp
             if part not in parent._modules:
                 parent.add_module(part, torch.nn.Module())
             parent = parent.get_submodule(part)
-        parent.add_module(last, _double(layer, copied))
-    rules = method.rules([], [], False, convolutions=True)
+        parent.add_module(last, _double(layer, copied=method.algorithm == "smoothquant"))
     seen = {n: x for n, x in extremes.items() if n.rpartition(".")[0] in layers}
-    quantize(tree.eval(), rules, method.calibration(alpha), seen)
+    quantize(tree.eval(), method.rules([], [], False, convolutions=True), method.calibration(alpha), seen)
     check(tree, list(layers))
     return {name: tree.get_submodule(name) for name in layers}
 
 
-def _double(layer: torch.nn.Module, copied: bool) -> torch.nn.Module:
-    """The layer again, without hooks, with the same storages or copies of them."""
+def _double(layer: Any, copied: bool) -> torch.nn.Module:
+    """The layer again, without hooks, with the same storages; of the weight with a copy where that will be changed."""
     double = copy.copy(layer)
     given = {n: None if p is None else torch.nn.Parameter(p.data, requires_grad=False) for n, p in layer._parameters.items()}
-    if copied and (weight := given["weight"]) is not None:
-        given["weight"] = torch.nn.Parameter(weight.data.clone(), requires_grad=False)
+    if copied:
+        given["weight"] = torch.nn.Parameter(layer.weight.data.clone(), requires_grad=False)
     double.__dict__ |= {"_parameters": given, "_buffers": dict(layer._buffers), "_modules": {}}
     double.__dict__ |= {n: OrderedDict() for n in double.__dict__ if n.endswith("_hooks") or "_hooks_" in n}
     double.__dict__.pop("forward", None)
-    return double
+    found: torch.nn.Module = double
+    return found
 
 
 @dataclass
 class Probe:
     """Fills while the backbone runs; `end` is to be called after every denoising step."""
 
-    variants: Mapping[str, Layers]
+    variants: Mapping[str, Mapping[str, Variant]]
     products: dict[str, int] = field(default_factory=dict)
     """Multiply-accumulates of each layer in all calls."""
     _now: dict[str, Sums] = field(default_factory=dict)
@@ -73,7 +110,7 @@ class Probe:
         self._add(sums, "energy", plain)
         for method, layers in self.variants.items():
             if name in layers:
-                self._add(sums, method, _on(layers[name], x)(x).float() - plain)
+                self._add(sums, method, layers[name](x).float() - plain)
         self.products[name] = self.products.get(name, 0) + output.numel() * layer.weight[0].numel()
 
     def end(self) -> None:
@@ -102,13 +139,8 @@ class Probe:
         sums[key] = sums[key] + found if key in sums else found
 
 
-def _on(layer: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
-    """The layer on the device of its input: where a backbone is streamed to a GPU, its layers lie elsewhere."""
-    return layer if next(layer.parameters()).device == x.device else copy.deepcopy(layer).to(x.device)
-
-
 @contextmanager
-def probed(layers: Layers, made: Mapping[str, Layers]) -> Iterator[Probe]:
+def probed(layers: Layers, made: Mapping[str, Mapping[str, Variant]]) -> Iterator[Probe]:
     """Watch the layers of a backbone while the block runs it in full precision."""
     probe = Probe(made)
 
