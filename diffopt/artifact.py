@@ -65,6 +65,18 @@ class Recording(Artifact):
     passing = True
 
 
+class Sensitivity(Artifact):
+    """`sensitivity.json`: the relative output error of every layer in every format, denoising step by step."""
+
+    kind = "sensitivity"
+
+
+class Mix(Artifact):
+    """`mix.json`: for every layer a format, within a budget."""
+
+    kind = "mix"
+
+
 class Checkpoint(Artifact):
     """`checkpoint.json`, `quantizers.safetensors`, and `extremes.safetensors` where nothing was searched.
 

@@ -5,7 +5,8 @@ The weights are derived again from the source.
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,47 @@ __all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore"
 def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
     """Quantize `model` in place with modelopt, calibrated on recorded extremes.
 
-    Raises GateError for extremes that are not finite, as an overflow in a 16-bit model leaves.
+    A list of algorithms is of a mix of formats: each calibrates those layers that are its own. Raises GateError for
+    extremes that are not finite, as an overflow in a 16-bit model leaves.
     """
     if broken := [name for name, x in extremes.items() if not torch.isfinite(x).all()]:
         raise GateError(
             f"quantize: {broken[0]} saw inf or NaN in calibration (got {len(broken)} such); set another model.dtype"
         )
+    in_turn = algorithm if isinstance(algorithm, list) else []
     with torch.no_grad(), simulated():
-        mtq.quantize(model, {"quant_cfg": copy.deepcopy(rules), "algorithm": algorithm}, replay(extremes))
+        config = {"quant_cfg": copy.deepcopy(rules), "algorithm": None if in_turn else algorithm}
+        mtq.quantize(model, config, replay(extremes))
+        smoothed = _smoothed(model) if in_turn else set()
+        for step in in_turn:
+            with _only(model, smoothed, smoothing=step != "max"):
+                mtq.calibrate(model, step, replay(extremes))
+
+
+def _smoothed(model: torch.nn.Module) -> set[str]:
+    """Quantizers of the linear layers whose inputs' extremes are to be taken by channel, which SmoothQuant moves."""
+    found = set()
+    for name, module in model.named_modules():
+        entering = getattr(module, "input_quantizer", None)
+        if entering is not None and entering.is_enabled and (entering.num_bits, entering.axis) == (8, -1):
+            found |= {f"{name}.input_quantizer", f"{name}.weight_quantizer"}
+    return found
+
+
+@contextmanager
+def _only(model: torch.nn.Module, smoothed: set[str], smoothing: bool) -> Iterator[None]:
+    """Within it, only those quantizers are on that one algorithm calibrates: modelopt's SmoothQuant would take the inputs
+    of every format by channel, and its maxima those of what is smoothed once more."""
+    off = []
+    for name, quantizer in quantizers(model):
+        if quantizer.is_enabled and ((name in smoothed) != smoothing or quantizer.is_mx_format):
+            quantizer.disable()
+            off.append(quantizer)
+    try:
+        yield
+    finally:
+        for quantizer in off:
+            quantizer.enable()
 
 
 def quantized_layers(model: torch.nn.Module) -> list[str]:

@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from diffopt import formats, models
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
+from diffopt.rates import PEAK
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
 
 
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
-    reasons = [*_format(choices), *_cache(choices), *_export(choices, environment), *_runtime(choices, environment)]
+    reasons = [
+        *_format(choices),
+        *_sense(choices),
+        *_cache(choices),
+        *_export(choices, environment),
+        *_runtime(choices, environment),
+    ]
     if reasons:
         raise PlanError("\n".join(reasons))
 
@@ -26,6 +33,25 @@ def _format(choices: Choices) -> Iterator[str]:
         yield (
             f"format.quantize_mha: Model-Optimizer cannot quantize the attention of {choices.model.family} (got true); drop it"
         )
+
+
+def _sense(choices: Choices) -> Iterator[str]:
+    sense, picked = choices.sense, choices.format
+    if sense and choices.calib and sense.size > choices.calib.size:
+        yield f"sense.size: is more than the calib.size={choices.calib.size} prompts (got {sense.size}); lower it"
+    if sense and picked and picked.name == "auto":
+        for name in {*picked.candidates} - {*sense.formats, "full"}:
+            yield (
+                f"format.candidates: {name} is not tried by sense.formats={sense.formats} (got {picked.candidates}); "
+                "add it there, or drop it here"
+            )
+    if picked and picked.name == "auto" and picked.budget and picked.budget.gpu:
+        gpu = picked.budget.gpu
+        for name in {*picked.candidates} - {*PEAK[gpu]}:
+            yield (
+                f"format.candidates: the tensor cores of {gpu} have no {name} (got {picked.candidates}); drop it, "
+                "or set another format.budget.gpu"
+            )
 
 
 def _cache(choices: Choices) -> Iterator[str]:
@@ -47,11 +73,11 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
         )
     dtype = export.high_precision_dtype or choices.model.dtype
     if picked:
-        method = formats.method(picked.name)
-        if method.export_dtype and dtype == "float32":
+        blocks = next((m for m in formats.methods(picked) if m.export_dtype), None)
+        if blocks and dtype == "float32":
             yield (
-                f"export.high_precision_dtype: {picked.name} does not export from float32: {method.export_reason} "
-                f"(got {dtype}); set export.high_precision_dtype={method.export_dtype}"
+                f"export.high_precision_dtype: {blocks.name} does not export from float32: {blocks.export_reason} "
+                f"(got {dtype}); set export.high_precision_dtype={blocks.export_dtype}"
             )
         if picked.quantize_mha and dtype == "float32":
             yield (

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from diffopt.errors import ConfigError
 from diffopt.groups import GROUPS, PICKS
@@ -74,9 +74,17 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
         what, _, advice = message.partition("; ")
         return f"{where}: {what} (got {got!r}); {advice}"
     if kind == "extra_forbidden":
-        return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), schema.model_fields)}"
+        return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), _within(schema, error['loc'][:-1]))}"
     message = message[0].lower() + message[1:]
     return f"{where}: {message.replace('input should be', 'must be')} (got {got!r}); {ADVICE.get(kind, 'mend it')}"
+
+
+def _within(schema: type[BaseModel], path: Iterable[Any]) -> Iterable[str]:
+    """Fields of the schema, or of that of its field with fields of its own."""
+    for name in path:
+        parts = get_args(schema.model_fields[name].annotation) if name in schema.model_fields else ()
+        schema = next((t for t in parts if isinstance(t, type) and issubclass(t, BaseModel)), schema)
+    return schema.model_fields
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -58,7 +58,8 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     except OmegaConfBaseException as e:
         raise ConfigError(f"config: {str(e).splitlines()[0]} (got an interpolation); mend the recipe") from None
     for group in PICKS:
-        if f"~{group}" in overrides:  # a recipe's values for it may still be there; without the option they are nothing
+        # A recipe's values for it may still be there; without the option they are nothing. A sweep says `~group=null`.
+        if {f"~{group}", f"~{group}=null"} & {*overrides}:
             plain[group] = None
     if isinstance(plain.get("recipe"), dict):
         raise ConfigError("recipe: its first line is not `# @package _global_` (got it in a package of its own); add that line")

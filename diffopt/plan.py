@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph
+from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph, Sensitivity
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
@@ -82,6 +82,8 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
     """The kinds that the choices ask for, and notes on what they cannot have."""
     found: list[type[Artifact]] = []
     notes: list[str] = []
+    if choices.sense:
+        found.append(Sensitivity)
     if choices.export:
         found.append(EnginePlan if choices.export.engine else OnnxGraph)
     if choices.eval:
@@ -95,10 +97,10 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             found.append(Images)
     if _random(choices):
         notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
-    if not found and choices.format:
+    if not {*found} - {Sensitivity} and choices.format:
         found.append(Checkpoint)
     if not found:
-        raise PlanError("recipe: nothing to make (no format, export or eval chosen); `diffopt --help` lists the recipes")
+        raise PlanError("recipe: nothing to make (no format, sense, export or eval chosen); `diffopt --help` lists the recipes")
     return found, notes
 
 
@@ -116,8 +118,8 @@ def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[s
     """Of these keys those that no step reads and nothing is planned by: why, and what to do."""
     found = {}
     for key in keys:
-        group, _, name = key.partition(".")
-        name = name.partition(".")[0]  # eval.gates.clip is of the field gates
+        group, _, within = key.partition(".")
+        name = within.partition(".")[0]  # of a field with fields of its own, as format.budget.bits
         if name and group in GROUPS and f"{group}.{name}" not in plan.used and name not in GROUPS[group].steers:
             if getattr(choices, group) is None:
                 found[key] = ("the group is not chosen", f"choose {group}=OPTION, or drop it")
@@ -253,7 +255,10 @@ class _Planner:
                     pending |= digest is None
                     config[group][key] = digest or f"unresolved:{value.name}"
         parents: dict[str, Any] = {}
+        silent = {p.name for p in stage.params if p.under and p.under.silent}
         for param, value in inputs.items():
+            if not value and param in silent:
+                continue
             for parent in value if isinstance(value, list) else [value] if value else []:
                 pending |= parent.pending
             parents[param] = [p.fingerprint for p in value] if isinstance(value, list) else value and value.fingerprint

@@ -51,7 +51,8 @@ def _format(choices: Choices, layers: list[Layer], kept: list[str]) -> Iterator[
     if chosen is None:
         return
     method = formats.method(chosen.name)
-    there = [x for x in without(layers, kept) if x.kind == "linear" or (x.kind == "convolution" and method.convolution)]
+    convolutions = any(m.convolution for m in formats.methods(chosen))
+    there = [x for x in without(layers, kept) if x.kind == "linear" or (x.kind == "convolution" and convolutions)]
     left = without(there, chosen.exclude)
     for glob in chosen.exclude:
         if len(without(there, [glob])) == len(there):
@@ -95,7 +96,8 @@ def _disk(ctx: Context, choices: Choices, pinned: dict[str, Any]) -> Iterator[st
     if choices.export is None:
         return
     plain = BYTES[choices.export.high_precision_dtype or pinned["dtype"]]
-    bits = formats.method(choices.format.name).bits(choices.format.block_size) if choices.format else 8 * plain
+    packed = [m.bits(choices.format.block_size) for m in formats.methods(choices.format)] if choices.format else []
+    bits = min(packed, default=8 * plain)
     need, free = int(pinned["parameters"] * bits / 8), disk_usage(ctx.out).free
     if need > free:
         yield (

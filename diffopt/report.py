@@ -1,5 +1,6 @@
 """The page of one run: a view of what run.json links to, made anew at any time. Imports no torch and no numpy."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from diffopt.errors import ConfigError
 from diffopt.figure import figure, machine, pace, size
 from diffopt.page import PAGE, publish, render
 from diffopt.run import RUN, Run
+from diffopt.sensitivity import WORST, Reading
 
 SWEEP = "multirun.yaml"
 SHOWN = 200
@@ -19,8 +21,22 @@ def write(directory: Path) -> Path:
     run = Run(directory)
     kinds = [k for k in ("reference", "candidate", "difference") if any(k in p["files"] for p in run.pairs)]
     records = {s["name"]: run.read(s["name"], "record.json") for s in run.content["steps"]}
-    text = render("run.html", run=run, kinds=kinds, shown=SHOWN, records=records)
+    measured = run.read("sense", "sensitivity.json")
+    reading = Reading(measured) if measured else None
+    plots = _plots(reading) if reading else []
+    content = {"kinds": kinds, "shown": SHOWN, "records": records, "reading": reading, "plots": plots, "worst": WORST}
+    text = render("run.html", run=run, **content)
     return publish(directory / PAGE, text)
+
+
+def _plots(reading: Reading) -> list[tuple[str, str]]:
+    """The plots of a sensitivity as data URIs, and what they show."""
+    from diffopt.sensitivity_plot import bars, heat
+
+    return [
+        (heat(reading), "Relative output error of every layer in every denoising step, a map for each format"),
+        (bars(reading), "The layers with the largest relative output error, sorted, for each format"),
+    ]
 
 
 def summary(directory: Path) -> list[str]:
@@ -32,6 +48,14 @@ def summary(directory: Path) -> list[str]:
         if row and (step != "quantize" or not run.size_of("export")):
             share = f", {row['share']:.1%} of the plain graph's {size(base['bytes'])}" if base else ""
             rows.append((what, size(row["bytes"]) + share))
+    if measured := run.read("sense", "sensitivity.json"):
+        reading = Reading(measured)
+        for name in reading.formats:
+            top = reading.worst(name)[0]
+            rows.append((f"worst {name}", f"{top.name}: output off by {top.error:.2%}"))
+    if mix := run.read("mix", "mix.json"):
+        counted = Counter(x["format"] for x in mix["layers"])
+        rows.append(("mix", f"{mix['bits']:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))
     rows.append(("speed", speed(run)))
     rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in run.gates]
     width = max(len(title) for title, _ in rows)

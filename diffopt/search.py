@@ -41,7 +41,7 @@ def search(model: torch.nn.Module, rules: list[Rule], algorithm: Any, loop: Call
     Raises GateError when a layer was never reached, or by NaN, which would then be quantized without its search; and where
     a maximum is not finite.
     """
-    with torch.no_grad(), simulated(), _smoothing() as scales:
+    with torch.no_grad(), simulated(), smoothing() as scales:
         try:
             mtq.quantize(model, {"quant_cfg": copy.deepcopy(rules), "algorithm": algorithm}, loop)
         except AssertionError as e:
@@ -137,7 +137,7 @@ def _add_mode(model: torch.nn.Module, algorithm: Any) -> None:
 
 
 @contextmanager
-def _smoothing() -> Iterator[dict[torch.nn.Module, torch.Tensor]]:
+def smoothing() -> Iterator[dict[torch.nn.Module, torch.Tensor]]:
     """Within it, the scales by which modelopt smooths, by layer, in FP32: what it keeps of them is in the model's dtype."""
     smooth = model_calib.apply_pre_quant_scale_and_smooth
     scales: dict[torch.nn.Module, torch.Tensor] = {}

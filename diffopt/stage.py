@@ -24,6 +24,8 @@ class Under:
     """`Annotated[CalibStats | None, Under(test)]`: an input that is taken, and then needed, under choices that pass `test`."""
 
     test: Callable[[Choices], bool]
+    silent: bool = False
+    """Not taken, it is left out of the identity: for an input that a stage got when it had artifacts in stores already."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """Extremes by denoising step: what INT8 convolutions of a UNet can draw their input's scale from."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 
 from diffopt.groups.calib import Collect, counted
 
@@ -61,3 +64,12 @@ def reduce(table: torch.Tensor, percentile: float, method: Collect) -> torch.Ten
     }
     one: torch.Tensor = found[method].reshape(1)
     return one
+
+
+def drawn(stats: Path, percentile: float, method: Collect) -> dict[str, torch.Tensor]:
+    """The extremes of calibration statistics; the convolution inputs' as drawn from the steps, where those were kept."""
+    found = load_file(stats / "extremes.safetensors")
+    if (stats / "steps.safetensors").is_file():
+        for name, table in load_file(stats / "steps.safetensors").items():
+            found[name] = reduce(table, percentile, method).to(found[name].dtype)
+    return found

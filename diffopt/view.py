@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 if TYPE_CHECKING:
-    from diffopt.groups import Calib, Eval, Export, Format, Model
+    from diffopt.groups import Calib, Eval, Export, Format, Model, Sense
 
 
 class Group(BaseModel):
@@ -38,6 +38,7 @@ class Choices:
     model: "Model | None" = None
     format: "Format | None" = None
     calib: "Calib | None" = None
+    sense: "Sense | None" = None
     cache: Group | None = None
     train: Group | None = None
     export: "Export | None" = None
@@ -45,7 +46,7 @@ class Choices:
 
     def baseline(self) -> "Choices":
         """The same work in full precision: nothing that changes the model or its arithmetic."""
-        return replace(self, format=None, calib=None, cache=None, train=None)
+        return replace(self, format=None, calib=None, sense=None, cache=None, train=None)
 
 
 class View(BaseModel):

@@ -19,7 +19,7 @@ from diffopt.searchpath import bundled, register
 from diffopt.store import Store
 
 RECIPES = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))
-GROUPS = ["model", "format", "calib", "cache", "export", "eval"]
+GROUPS = ["model", "format", "calib", "sense", "cache", "export", "eval"]
 
 
 @dataclass(frozen=True)

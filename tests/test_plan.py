@@ -3,6 +3,7 @@
 from importlib.metadata import EntryPoint
 
 import pytest
+from omegaconf import OmegaConf
 
 import diffopt.stage
 from diffopt.artifact import Artifact, Checkpoint, Pipeline
@@ -10,6 +11,7 @@ from diffopt.choices import choose
 from diffopt.environment import Environment
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import CallView, Export, FormatView, Model
+from diffopt.job import prepare
 from diffopt.plan import make_plan
 from diffopt.stage import Context, stage, stages
 from diffopt.view import View
@@ -58,6 +60,14 @@ def test_an_evaluation_alone_draws_and_scores_the_plain_model(plan):
 
 def test_export_onnx_builds_no_engine_plan(plan):
     assert "build" not in names(plan("+recipe=emoji_fp8", "export=onnx"))
+
+
+@pytest.mark.parametrize("spelling", ["~export", "~export=null"])
+def test_a_group_set_to_null_drops_the_values_that_a_recipe_gave_it(config, spelling):
+    # `export=null` is the first in a single run, the second in a job of a sweep.
+    given = OmegaConf.create(config("+recipe=emoji_fp4", "~export"))
+    made = prepare(given, [spelling], dry=True, sweep=True).plan
+    assert "export" not in names(made)
 
 
 def test_export_tensorrt_builds_one(plan):
@@ -327,7 +337,7 @@ def test_stages_come_in_the_order_of_the_numbers_in_front_of_their_names(monkeyp
 
 
 def test_the_installed_stages_are_the_built_in_ones_in_their_order():
-    built_in = ["load", "embed", "observe", "record", "merge", "quantize"]
+    built_in = ["load", "embed", "observe", "record", "merge", "sense", "mix", "quantize"]
     built_in += ["export", "build", "encode", "reference", "sample", "time", "score"]
     assert [s.name for s in stages() if s.run.__module__.startswith("diffopt.stages.")] == built_in
 

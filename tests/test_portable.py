@@ -124,5 +124,6 @@ def test_a_bare_export_needs_no_model(tmp_path: Path) -> None:
 def test_every_format_is_in_the_list() -> None:
     assert {n for n in NAMES if formats.method(n)} == {p.stem for p in Path(formats.__path__[0]).glob("*.py")} - {
         "__init__",
+        "auto",
         "method",
     }

@@ -6,12 +6,14 @@ from diffopt.groups.eval import DrawView, Eval
 from diffopt.groups.export import Export
 from diffopt.groups.format import Format, FormatView
 from diffopt.groups.model import CallView, Model
+from diffopt.groups.sense import Sense
 from diffopt.view import Group
 
 GROUPS: dict[str, type[Group]] = {
     "model": Model,
     "format": Format,
     "calib": Calib,
+    "sense": Sense,
     "cache": Cache,
     "export": Export,
     "eval": Eval,
@@ -34,4 +36,5 @@ __all__ = [
     "FormatView",
     "Model",
     "ScaleView",
+    "Sense",
 ]

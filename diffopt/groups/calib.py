@@ -72,7 +72,7 @@ def reads_steps(choices: Choices) -> bool:
     """Whether `percentile` and `collect_method` have an effect: the family has convolutions and the format INT8 for them."""
     if choices.format is None or choices.model is None:
         return False
-    return models.family(choices.model.family).convolutions and formats.method(choices.format.name).steps
+    return models.family(choices.model.family).convolutions and any(m.steps for m in formats.methods(choices.format))
 
 
 class ChunkView(View, of=Calib):
@@ -128,6 +128,6 @@ class ScaleView(View, of=Calib):
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         found = {"percentile", "collect_method"} if reads_steps(choices) else set()
-        if choices.format is not None and formats.method(choices.format.name).algorithm == "smoothquant":
+        if choices.format is not None and any(m.algorithm == "smoothquant" for m in formats.methods(choices.format)):
             found.add("alpha")
         return frozenset(found)

@@ -1,13 +1,80 @@
 """`format=`: the number format that the backbone is quantized to."""
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffopt import formats
+from diffopt.rates import PEAK, Gpu
 from diffopt.view import Choices, Group, View
 
-Name = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8"]
+Name = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "auto"]
+Candidate = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "full"]
+
+MEASURABLE = ("int8", "int8_sq", "fp8", "nvfp4", "mxfp8")
+"""Formats that are known from extremes alone."""
+
+
+def _percent(text: str) -> str:
+    number = text.removesuffix("%")
+    try:
+        fits = text.endswith("%") and 0 < float(number) <= 100
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError("is not a share; give a percentage above 0% and up to 100%")
+    return f"{float(number):g}%"
+
+
+Percent = Annotated[str, AfterValidator(_percent)]
+"""`60%`."""
+
+
+def share(percent: str) -> float:
+    return float(percent.removesuffix("%")) / 100
+
+
+class Budget(BaseModel):
+    """What a mix of formats may cost, over the layers that it is chosen for. All limits that are set hold together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    bits: float | None = Field(default=None, gt=0, le=32)
+    """Bits per weight on average, block scales included."""
+    bytes: int | str | None = None
+    """Of the layers' weights as stored: a number, or a percentage of what they take in the model's precision."""
+    time: Percent | None = Field(default=None)
+    """Of their products: a percentage of the time in 16 bits on `gpu`. An estimate from peak rates (diffopt/rates.py)."""
+    gpu: Gpu | None = Field(default=None)
+
+    @field_validator("bytes")
+    @classmethod
+    def _number_or_share(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str):
+            return _percent(value)
+        if value is not None and value < 1:
+            raise ValueError("is not a size; give a number of bytes, or a percentage")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.bits is None and self.bytes is None and self.time is None:
+            raise ValueError("sets no limit; give budget.bits, budget.bytes or budget.time with budget.gpu")
+        if (self.time is None) != (self.gpu is None):
+            raise ValueError(f"time and gpu go together; give both, or neither: {', '.join(PEAK)} are known")
+        return self
+
+
+def check_measurable(names: Sequence[str]) -> None:
+    """Raises ValueError for a format of which one pass cannot tell what a layer would be, and for one named twice."""
+    if searching := [n for n in names if n != "full" and formats.method(n).search]:
+        raise ValueError(
+            f"{searching[0]} is found by a search over many inputs, which one pass does not make; "
+            f"choose of {', '.join(MEASURABLE)}"
+        )
+    if len({*names}) != len(names):
+        raise ValueError("names one twice; name each once")
 
 
 class Format(Group):
@@ -15,6 +82,8 @@ class Format(Group):
         "block_size": "a format whose blocks can be chosen (int4_awq, w4a8_awq)",
         "rank": "SVDQuant",
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
+        "candidates": "format=auto",
+        "budget": "format=auto",
     }
 
     name: Name
@@ -27,6 +96,24 @@ class Format(Group):
     """Weights that share a scale, along a layer's input features; null takes the format's default."""
     rank: int | None = Field(default=None, ge=1)
     """Rank of the part of each weight that SVDQuant keeps beside it; null takes the format's default."""
+    candidates: list[Candidate] = Field(default=[])
+    """Of `auto`: the formats that a layer is given one of; `full` leaves it as it is."""
+    budget: Budget | None = None
+    """Of `auto`: what the mix may cost."""
+
+    @model_validator(mode="after")
+    def _has_candidates(self) -> Self:
+        if self.name == "auto":
+            if not {*self.candidates} - {"full"}:
+                raise ValueError(f"candidates: names no format to choose of (got {self.candidates}); give two or more")
+            try:
+                check_measurable(self.candidates)
+            except ValueError as e:
+                what, _, advice = str(e).partition("; ")
+                raise ValueError(f"candidates: {what} (got {self.candidates}); {advice}") from None
+            if self.budget is None:
+                raise ValueError("budget: is not set (got None); give budget.bits, budget.bytes or budget.time with budget.gpu")
+        return self
 
 
 class FormatView(View, of=Format):
@@ -59,3 +146,11 @@ class FormatView(View, of=Format):
                 rank=method.rank and (group.rank or method.rank),
             )
         ]
+
+
+class MixView(View, of=Format):
+    """What `auto` chooses under."""
+
+    candidates: list[Candidate]
+    budget: Budget | None
+    exclude: list[str]

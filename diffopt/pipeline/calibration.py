@@ -32,9 +32,12 @@ class Calibration:
         seed: int,
         on_step: Callable[[], None],
     ) -> None:
-        """Denoise every prompt of the chunk. `on_step` is called after each step of each batch."""
-        todo = zip(batches(chunk.prompts, chunk.batch_size), load(texts, self.device), strict=True)
-        for (first, prompts), batch in todo:
+        """Denoise every prompt of the chunk. `on_step` is called after each step of each batch.
+
+        `texts` are of these prompts, or of more that begin with them.
+        """
+        for (first, prompts), encoded in zip(batches(chunk.prompts, chunk.batch_size), load(texts, self.device), strict=False):
+            batch = {name: x[: len(prompts)] for name, x in encoded.items()}
             seeds = [seed + chunk.start + first + i for i in range(len(prompts))]
             arguments = self.family.arguments(model)
             draw(self.pipe, batch, seeds, chunk.n_steps, arguments, decode=False, on_step=on_step)

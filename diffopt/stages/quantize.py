@@ -3,18 +3,23 @@
 from typing import Annotated, Any
 
 from diffopt import formats
-from diffopt.artifact import CalibStats, Checkpoint, Pipeline, Recording
+from diffopt.artifact import CalibStats, Checkpoint, Mix, Pipeline, Recording
+from diffopt.formats import auto
 from diffopt.groups import FormatView, ScaleView
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
 
 
 def observes(choices: Choices) -> bool:
-    return choices.format is not None and formats.method(choices.format.name).observes
+    return choices.format is not None and any(m.observes for m in formats.methods(choices.format))
 
 
 def searches(choices: Choices) -> bool:
-    return choices.format is not None and formats.method(choices.format.name).search
+    return choices.format is not None and any(m.search for m in formats.methods(choices.format))
+
+
+def mixes(choices: Choices) -> bool:
+    return choices.format is not None and choices.format.name == "auto"
 
 
 @stage(version=2, when="format", probes=("numerics", "modelopt"))
@@ -25,12 +30,14 @@ def quantize(
     pipeline: Pipeline,
     stats: Annotated[CalibStats | None, Under(observes)],
     recordings: Annotated[tuple[Recording, ...], Under(searches)],
+    mix: Annotated[Mix | None, Under(mixes, silent=True)] = None,
 ) -> Checkpoint:
     from diffopt import checkpoint
     from diffopt.layers import expected_layers
     from diffopt.pipeline.open import family_of, open_backbone
     from diffopt.recording import count, replay
     from diffopt.search import search
+    from diffopt.step_extremes import drawn
 
     backbone, family = open_backbone(ctx, pipeline), family_of(pipeline)
     method = formats.method(format.name)
@@ -49,6 +56,12 @@ def quantize(
         "rules": rules,
         "algorithm": algorithm,
     }
+    if mix:
+        mixed = mix.json("mix.json")
+        names = {x["name"]: x["format"] for x in mixed["layers"] if x["format"] != auto.FULL}
+        rules, expected = auto.rules(mixed["layers"]), list(names)
+        algorithm = auto.calibration(names.values(), calib.alpha if calib else None)
+        head |= {"weight_bits": round(mixed["bits"], 3), "rules": rules, "algorithm": algorithm, "mix": names}
     if method.search:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:
@@ -56,22 +69,7 @@ def quantize(
         checkpoint.check(backbone, expected, inputs=method.input is not None)
         checkpoint.save_found(ctx.out, head | {"layers": checkpoint.quantized_layers(backbone)}, found)
     else:
-        extremes = _extremes(stats, calib)
+        extremes = drawn(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
         checkpoint.quantize(backbone, rules, algorithm, extremes)
         checkpoint.check(backbone, expected)
         checkpoint.save(ctx.out, head | {"layers": checkpoint.quantized_layers(backbone)}, backbone, extremes)
-
-
-def _extremes(stats: CalibStats | None, calib: ScaleView | None) -> dict[str, Any]:
-    """What was observed; the convolution inputs' as `calib.percentile` and `calib.collect_method` draw them from the steps."""
-    from safetensors.torch import load_file
-
-    from diffopt.step_extremes import reduce
-
-    if stats is None or calib is None:
-        return {}
-    found = load_file(stats.path / "extremes.safetensors")
-    if (stats.path / "steps.safetensors").is_file():
-        for name, table in load_file(stats.path / "steps.safetensors").items():
-            found[name] = reduce(table, calib.percentile, calib.collect_method).to(found[name].dtype)
-    return found

@@ -1,0 +1,55 @@
+"""`sense=`: how much every layer is hurt by every format, measured in one pass of the full-precision model."""
+
+from typing import Self
+
+from pydantic import Field, field_validator
+
+from diffopt import formats
+from diffopt.groups.calib import Calib, Collect, reads_steps
+from diffopt.groups.format import MEASURABLE, Name, check_measurable
+from diffopt.prompts import Prompts
+from diffopt.view import Choices, Group, View
+
+
+class Sense(Group):
+    formats: list[Name] = Field(min_length=1)
+    """Formats in which every layer is tried; of those that need no search."""
+    size: int = Field(ge=1)
+    """Prompts to measure on: the first of `calib.prompts`, in its batches and denoising steps."""
+
+    @field_validator("formats")
+    @classmethod
+    def _measurable(cls, names: list[str]) -> list[str]:
+        if "auto" in names:
+            raise ValueError(f"auto is a choice among formats, not one; choose of {', '.join(MEASURABLE)}")
+        check_measurable(names)
+        return names
+
+
+class SenseView(View, of=Sense):
+    formats: list[Name]
+
+
+class ProbeView(View, of=Calib):
+    """The prompts that are measured on, and how the formats draw their scales from the statistics."""
+
+    prompts: Prompts
+    batch_size: int
+    chunk: int
+    n_steps: int
+    alpha: float
+    percentile: float = 1.0
+    collect_method: Collect = "default"
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        idle = set() if reads_steps(choices) else {"percentile", "collect_method"}
+        smoothed = choices.sense and any(formats.method(n).algorithm == "smoothquant" for n in choices.sense.formats)
+        return cls.drawn_from() - idle - (set() if smoothed else {"alpha"})
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Calib)
+        size = min(choices.sense.size if choices.sense else group.size, group.size)
+        others = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
+        return [cls(prompts=group.prompts.part(0, size), **others)]

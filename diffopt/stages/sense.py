@@ -1,0 +1,87 @@
+"""sense: one pass of the full-precision model, every layer of it tried in several formats beside.
+
+`sensitivity.json`, schema diffopt.sensitivity/1:
+    formats                 those that were tried
+    prompts, steps, alpha   what was run, and SmoothQuant's strength where it was tried
+    layers[].name, kind     the layer, `linear` or `convolution`
+    layers[].weights        their number
+    layers[].products       multiply-accumulates per picture and denoising step
+    layers[].energy         sum of the squares of its full-precision outputs, for every denoising step
+    layers[].error.FORMAT   the same of the difference that the format makes: over `energy`, the relative error squared
+"""
+
+import json
+
+from diffopt import formats
+from diffopt.artifact import CalibStats, Embeddings, Pipeline, Sensitivity
+from diffopt.groups import CallView, ChunkView
+from diffopt.groups.sense import ProbeView, SenseView
+from diffopt.prompts import PromptSet
+from diffopt.stage import Context, stage
+
+
+@stage(version=1, when="sense", probes=("numerics", "modelopt"))
+def sense(
+    ctx: Context,
+    model: CallView,
+    sense: SenseView,
+    calib: ProbeView,
+    pipeline: Pipeline,
+    stats: CalibStats,
+    texts: tuple[Embeddings, ...],
+    seed: int,
+) -> Sensitivity:
+    from diffopt.layers import Layer, taken
+    from diffopt.pipeline.calibration import Calibration
+    from diffopt.probe import probed, variants
+    from diffopt.step_extremes import drawn
+
+    run, pinned = Calibration(ctx, pipeline), pipeline.json("pipeline.json")
+    kept = run.family.kept(pinned["blocks"], pinned["backbones"])
+    known = [Layer(**{**row, "shape": tuple(row["shape"])}) for row in pipeline.json("layers.json")]
+    methods = [formats.method(n) for n in sense.formats]
+    there = {m.name: taken(known, kept, run.family.convolutions and bool(m.convolution)) for m in methods}
+    modules = {x.name: run.backbone.get_submodule(x.name) for layers in there.values() for x in layers}
+    extremes = drawn(stats.path, calib.percentile, calib.collect_method)
+    made = {m.name: variants({x.name: modules[x.name] for x in there[m.name]}, m, calib.alpha, extremes) for m in methods}
+    chunks = _chunks(calib)
+    with probed(modules, made) as probe, ctx.progress(sum(c.calls for c in chunks)) as tick:
+
+        def stepped() -> None:
+            probe.end()
+            tick()
+
+        for embedded, chunk in zip(texts, chunks, strict=False):
+            run(embedded, chunk, model, seed, stepped)
+    table = probe.table(sum(c.batches for c in chunks))
+    steps, prompts = len(next(iter(table.values()))["energy"]), len(calib.prompts)
+    layers = [
+        {
+            "name": x.name,
+            "kind": x.kind,
+            "weights": modules[x.name].weight.numel(),  # type: ignore[operator]
+            "products": probe.products[x.name] / (prompts * steps),
+            "energy": table[x.name].pop("energy"),
+            "error": table[x.name],
+        }
+        for x in known
+        if x.name in table
+    ]
+    content = {
+        "schema": "diffopt.sensitivity/1",
+        "formats": sense.formats,
+        "prompts": prompts,
+        "steps": steps,
+        "alpha": calib.alpha if any(m.algorithm == "smoothquant" for m in methods) else None,
+        "layers": layers,
+    }
+    (ctx.out / "sensitivity.json").write_text(json.dumps(content))
+
+
+def _chunks(calib: ProbeView) -> list[ChunkView]:
+    """The prompts as the calibration's chunks have them."""
+    found, many = [], len(calib.prompts)
+    for start in range(0, many, calib.chunk):
+        part: PromptSet = calib.prompts.part(start, min(start + calib.chunk, many))
+        found.append(ChunkView(prompts=part, start=start, batch_size=calib.batch_size, n_steps=calib.n_steps))
+    return found

@@ -1,0 +1,334 @@
+"""`format=auto`: a format for every layer, the least summed error within the budget, and a checkpoint like any other."""
+
+import itertools
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_sensitivity import ALPHA, measure, measured
+from tiny import CHUNK, bench, call, emoji, folder
+
+from diffopt import checkpoint, environment, formats, mixture, rates
+from diffopt.artifact import Checkpoint, Mix, OnnxGraph
+from diffopt.choices import choose
+from diffopt.errors import ConfigError, PlanError
+from diffopt.extremes import quantizers
+from diffopt.formats import auto
+from diffopt.groups import FormatView, ScaleView
+from diffopt.groups.format import Budget, MixView
+from diffopt.mixture import Limit, Option
+from diffopt.pipeline.open import open_pipeline
+from diffopt.portable import portable
+from diffopt.stages.build import BuilderView, build
+from diffopt.stages.export import GraphView, SizeView, export
+from diffopt.stages.mix import mix
+from diffopt.stages.quantize import quantize
+
+CANDIDATES = ("nvfp4", "fp8", "int8_sq", "mxfp8")
+
+
+@cache
+def mixed(candidates: tuple[str, ...] = CANDIDATES, exclude: tuple[str, ...] = (), **budget: Any) -> Mix:
+    ctx = bench().context()
+    view = MixView(candidates=list(candidates), budget=Budget(**budget), exclude=list(exclude))
+    mix.run(ctx, view, bench().pipeline(), measured())
+    return Mix(ctx.out, "mix")
+
+
+def rows_of(family: str = "flux") -> list[dict[str, Any]]:
+    """Name, kind and weights of every layer that a format quantizes."""
+    b = bench(family=family)
+    head = b.checkpoint("int8_sq", alpha=ALPHA).json(checkpoint.HEAD)
+    kinds = {x["name"]: x["kind"] for x in b.pipeline().json("layers.json")}
+    return [{"name": n, "kind": kinds[n], "weights": 1} for n in head["layers"]]
+
+
+def formats_of(content: Mix) -> dict[str, str]:
+    return {x["name"]: x["format"] for x in content.json("mix.json")["layers"]}
+
+
+# The choice.
+
+
+def random_options(seed: int, layers: int = 6) -> list[list[Option]]:
+    draw = np.random.default_rng(seed)
+    names = ("nvfp4", "fp8", "int8_sq")
+    return [[Option(n, *map(float, draw.uniform(0.1, 1, 3) * [1e-3, 100, 10])) for n in names] for _ in range(layers)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_no_other_mix_within_the_budget_has_a_smaller_error(seed: int, share: float) -> None:
+    layers = random_options(seed)
+    budget = []
+    for field, cost in (("bits", "bits"), ("time", "time")):
+        ends = [sum(end(getattr(o, cost) for o in x) for x in layers) for end in (min, max)]
+        budget.append(Limit(field, cost, ends[0] + share * (ends[1] - ends[0]), 1))
+
+    def fits(options: Any) -> bool:
+        return all(sum(getattr(o, x.cost) for o in options) <= x.most for x in budget)
+
+    best = min((m for m in itertools.product(*layers) if fits(m)), key=lambda m: sum(o.error for o in m))
+    found = mixture.choose(layers, budget)
+    assert fits(found)
+    assert sum(o.error for o in found) <= sum(o.error for o in best) * (1 + 2 * mixture.GAP)
+
+
+def test_a_budget_that_is_just_what_a_format_takes_is_enough() -> None:
+    layers = [[Option("fp8", 1.0, 8 * n, n), Option("full", 0.0, 16 * n, n)] for n in (3.0, 70_001.0, 123_456_789.0)]
+    total = sum(x[0].bits for x in layers)
+    assert [o.format for o in mixture.choose(layers, [Limit("bits", "bits", total, 1)])] == ["fp8"] * 3
+
+
+def test_a_budget_that_nothing_keeps_is_refused_with_the_least_there_is() -> None:
+    with pytest.raises(PlanError, match=r"^format\.budget\.bits: .* the least is 4\.5 \(got 4\.2\); raise it"):
+        mixed(bits=4.2)
+
+
+@pytest.mark.parametrize("bits", [4.6, 5.5, 7.0, 8.0])
+def test_the_budget_is_kept_and_no_uniform_format_within_it_has_a_smaller_error(bits: float) -> None:
+    content = mixed(bits=bits).json("mix.json")
+    taken = sum(x["weights"] * formats.method(x["format"]).weight_bits for x in content["layers"])
+    assert taken <= bits * sum(x["weights"] for x in content["layers"])
+    within = [u for u in content["uniform"].values() if u["fits"]]
+    assert within
+    assert all(content["error"] <= u["error"] for u in within)
+    assert content["error"] < content["uniform"]["nvfp4"]["error"]
+
+
+def test_a_larger_budget_never_gives_a_larger_error() -> None:
+    errors = [mixed(bits=b).json("mix.json")["error"] for b in (4.6, 5.5, 7.0, 8.0)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1]
+
+
+def test_a_share_of_the_bytes_is_of_the_models_precision() -> None:
+    content = mixed(bytes="20%").json("mix.json")
+    assert content["bytes"] <= 0.2 * content["plain_bytes"]
+    assert content["plain_bytes"] == 4 * sum(x["weights"] for x in content["layers"])
+    assert (
+        formats_of(mixed(bytes="20%"))
+        == formats_of(mixed(bits=6.4))
+        == formats_of(mixed(bytes=int(content["plain_bytes"] / 5)))
+    )
+
+
+def test_a_share_of_the_time_is_estimated_from_the_data_sheet() -> None:
+    content = mixed(("nvfp4", "fp8", "full"), time="40%", gpu="b200").json("mix.json")
+    rows = {x["name"]: x for x in measured().json("sensitivity.json")["layers"]}
+    whole = sum(x["products"] for x in rows.values())
+    taken = sum(rows[x["name"]]["products"] * rates.share("b200", x["format"]) for x in content["layers"])
+    assert content["time"] == pytest.approx(taken / whole)
+    assert content["time"] <= 0.4
+    assert rates.share("b200", "nvfp4") == 0.25
+
+
+def test_layers_that_are_excluded_are_not_in_the_mix() -> None:
+    names = formats_of(mixed(exclude=("transformer_blocks.0",), bits=6.0))
+    assert names
+    assert not [n for n in names if n.startswith("transformer_blocks.0.")]
+
+
+def test_a_candidate_may_be_to_leave_a_layer_as_it_is() -> None:
+    names = formats_of(mixed(("nvfp4", "full"), bits=16.0))
+    assert {*names.values()} == {"nvfp4", "full"}
+
+
+# The checkpoint.
+
+
+@cache
+def in_turn(names: tuple[str, ...], family: str = "flux") -> Mix:
+    """A mix by hand: the layers take these formats one after the other, a convolution the first that quantizes it."""
+    ctx, rows = bench(family=family).context(), rows_of(family)
+    for i, row in enumerate(rows):
+        row["format"] = names[i % len(names)]
+        if row["kind"] == "convolution":
+            row["format"] = next(n for n in names if formats.method(n).convolution)
+    (ctx.out / "mix.json").write_text(json.dumps({"layers": rows, "bits": 6.5}))
+    return Mix(ctx.out, "mix")
+
+
+@cache
+def made(names: tuple[str, ...], family: str = "flux") -> Checkpoint:
+    b = bench(family=family)
+    ctx, chosen = b.context(), FormatView(name="auto", exclude=[], quantize_mha=False)
+    quantize.run(ctx, chosen, ScaleView(alpha=ALPHA), b.pipeline(), b.stats(CHUNK), (), in_turn(names, family))
+    return Checkpoint(ctx.out, "checkpoint")
+
+
+@cache
+def restored(*names: str) -> torch.nn.Module:
+    return checkpoint.restore(bench().context(), bench().pipeline(), made(names))
+
+
+def test_every_layer_is_to_the_bit_what_it_is_in_its_format_alone() -> None:
+    b, model = bench(), restored(*CANDIDATES)
+    for name in CANDIDATES:
+        alone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, alpha=ALPHA))
+        layers = [n for n, f in formats_of(in_turn(CANDIDATES)).items() if f == name]
+        assert layers
+        for layer in layers:
+            ours, theirs = model.get_submodule(layer).state_dict(), alone.get_submodule(layer).state_dict()
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+        there = {n: q for n, q in quantizers(model) if n.rpartition(".")[0] in layers}
+        for n, quantizer in quantizers(alone):
+            if n.rpartition(".")[0] in layers:
+                for attribute in ("is_enabled", "num_bits", "axis", "block_sizes"):
+                    assert getattr(there[n], attribute) == getattr(quantizer, attribute), (n, attribute)
+
+
+def test_the_checkpoint_says_what_each_layer_is() -> None:
+    head = made(CANDIDATES).json(checkpoint.HEAD)
+    assert (head["format"], head["weight_bits"]) == ("auto", 6.5)
+    assert head["mix"] == formats_of(in_turn(CANDIDATES))
+    assert set(head["layers"]) == set(head["mix"])
+
+
+def test_plain_modelopt_restores_a_mix_to_the_bit() -> None:
+    import modelopt.torch.opt as mto
+
+    b, path = bench(), folder() / "mix.pt"
+    ours = call(restored(*CANDIDATES), b.inputs())
+    portable(restored(*CANDIDATES), path)
+    theirs = b.backbone()
+    mto.restore(theirs, path)
+    assert torch.equal(call(theirs, b.inputs()), ours)
+    assert not torch.equal(call(b.backbone(), b.inputs()), ours)
+
+
+def test_a_mix_of_one_format_is_that_format() -> None:
+    b = bench()
+    alone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq", alpha=ALPHA))
+    assert torch.equal(call(restored("int8_sq"), b.inputs()), call(alone, b.inputs()))
+
+
+def test_a_layer_that_is_left_as_it_is_is_in_no_checkpoint() -> None:
+    names = formats_of(in_turn(("fp8", "full")))
+    head = made(("fp8", "full")).json(checkpoint.HEAD)
+    assert set(head["layers"]) == {n for n, f in names.items() if f == "fp8"} < set(names)
+
+
+def test_convolutions_beside_smoothed_layers_are_calibrated_on_plain_maxima() -> None:
+    b = bench(family="sd21")
+    model = checkpoint.restore(b.context(), b.pipeline(), made(("int8_sq", "nvfp4"), "sd21"))
+    alone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq", alpha=ALPHA))
+    convolutions = [x["name"] for x in rows_of("sd21") if x["kind"] == "convolution"]
+    assert convolutions
+    for name in convolutions:
+        ours, theirs = model.get_submodule(name).state_dict(), alone.get_submodule(name).state_dict()
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+# The graph and the plan.
+
+
+THREE = ("nvfp4", "fp8", "int8_sq")
+
+
+@cache
+def graph() -> OnnxGraph:
+    b = bench()
+    ctx, size = b.context(), SizeView(**{n: getattr(b.call, n) for n in SizeView.model_fields})
+    view = GraphView(opset=20, batch_size=1, max_batch_size=None, high_precision_dtype="float16")
+    export.run(ctx, size, view, b.pipeline(), made(THREE))
+    return OnnxGraph(ctx.out, "graph")
+
+
+def test_the_graph_stores_every_weight_in_its_layers_format() -> None:
+    counted = [*formats_of(in_turn(THREE)).values()]
+    kinds = {"int8_sq": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN, "nvfp4": onnx.TensorProto.FLOAT4E2M1}
+    stored = onnx.load(graph().path / "model.onnx").graph.initializer
+    for name, kind in kinds.items():
+        matrices = [i for i in stored if len(i.dims) == 2 and i.data_type == kind and not i.name.endswith("block_scale")]
+        assert len(matrices) == counted.count(name) > 0
+    head = graph().json("graph.json")
+    assert head["quantized_products"] == head["quantized_layers"] == len(counted)
+
+
+@pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")
+def test_a_plan_is_built_of_a_mix() -> None:
+    ctx = bench().context()
+    build.run(ctx, BuilderView(builder_optimization_level=0), graph())
+    assert json.loads((ctx.out / "plan.json").read_text())["format"] == "auto"
+    assert (ctx.out / "model.plan").stat().st_size > 100_000
+
+
+# What is refused.
+
+
+AUTO = ("model=emoji_flux", "format=auto", "calib=emoji", "sense=default")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["format.candidates=[fp8,int4_awq]"], r"format\.candidates: int4_awq is found by a search .*\(got .*\); choose of"),
+        (["format.candidates=[full]"], r"format\.candidates: names no format .*\(got \['full'\]\); give two"),
+        (["format.budget.bits=null"], r"format\.budget: sets no limit \(got .*\); give budget\.bits"),
+        (["format.budget.time=50%"], r"format\.budget: time and gpu go together \(got .*\); give both"),
+        (["format.budget.bytes=much"], r"format\.budget\.bytes: is not a share \(got 'much'\); give a percentage"),
+        (["format.budget.bytes=0"], r"format\.budget\.bytes: is not a size \(got 0\); give a number"),
+        (["+format.budget.bit=3"], r"format\.budget\.bit: no such key \(got 3\); did you mean bits\?"),
+    ],
+)
+def test_a_wrong_budget_or_candidate_is_one_line(overrides: list[str], line: str, config: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{line}[^\n]*$"):
+        choose(config(*AUTO, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["~sense"], r"quantize: needs a mix|mix: needs a sensitivity .* choose sense=OPTION"),
+        (["sense.formats=[fp8,nvfp4]"], r"format\.candidates: int8_sq is not tried by sense\.formats"),
+        (["format.budget.time=50%", "format.budget.gpu=h100"], r"format\.candidates: the tensor cores of h100 have no nvfp4"),
+        (["+format.quantize_mha=true"], r"format\.quantize_mha: auto has no quantized attention"),
+        (["export=onnx"], r"export\.high_precision_dtype: nvfp4 does not export from float32"),
+    ],
+)
+def test_what_a_mix_lacks_is_said_before_anything_runs(overrides: list[str], line: str, plan: Any) -> None:
+    with pytest.raises(PlanError, match=line):
+        plan(*AUTO, *overrides)
+
+
+def test_a_budget_under_another_format_is_refused(plan: Any) -> None:
+    with pytest.raises(PlanError, match=r"format\.budget\.bits: has no effect under format=fp8, since format=auto alone reads"):
+        plan("model=emoji_flux", "format=fp8", "calib=emoji", "+format.budget.bits=5")
+
+
+def test_a_field_of_the_budget_changes_the_mix_and_not_the_measurement(plan: Any) -> None:
+    one, other = ({s.name: s.fingerprint for s in plan(*AUTO, *o, sweep=True).steps} for o in ([], ["format.budget.bits=5"]))
+    assert {n for n in one if one[n] != other[n]} == {"mix", "quantize"}
+
+
+# What it is worth.
+
+
+def test_a_mix_draws_closer_to_full_precision_than_the_worse_format_of_its_size() -> None:
+    b, pair = emoji(), ("fp8", "int8_sq")
+    ctx, sensed = b.context(), measure(b, pair, 2, alpha=0.2)
+    mix.run(ctx, MixView(candidates=list(pair), budget=Budget(bits=8.0), exclude=[]), b.pipeline(), sensed)
+    layers = Mix(ctx.out, "mix").json("mix.json")["layers"]
+    assert {x["format"] for x in layers} == {*pair}
+    extremes = load_file(b.stats(CHUNK).path / "extremes.safetensors")
+
+    def drawn(layers: list[dict[str, Any]]) -> np.ndarray:
+        backbone = b.backbone()
+        if layers:
+            checkpoint.quantize(backbone, auto.rules(layers), auto.calibration({x["format"] for x in layers}, 0.2), extremes)
+        return b.draw(open_pipeline(b.context(), b.pipeline(), backbone), list(b.prompts), list(range(7)), 4)
+
+    plain = drawn([])
+
+    def psnr(layers: list[dict[str, Any]]) -> np.ndarray:
+        return -10 * np.log10(((drawn(layers) - plain) ** 2).reshape(7, -1).mean(1))
+
+    better = psnr(layers) - psnr([{**x, "format": "fp8"} for x in layers])
+    assert better.mean() > 1  # dB; over 16 pictures of 10 steps it is 3.3

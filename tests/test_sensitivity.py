@@ -1,0 +1,257 @@
+"""How far each layer is off in each format: the figures are those of the shipped arithmetic, step by step."""
+
+import base64
+import json
+import math
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import yaml
+from test_calibrate_once import pipeline_loop
+from test_report import artifact, made, page, words
+from tiny import BATCH, CHUNK, SEED, STEPS, Bench, bench
+
+from diffopt import checkpoint, sensitivity_plot
+from diffopt.artifact import Sensitivity
+from diffopt.block_arithmetic import simulated
+from diffopt.choices import choose
+from diffopt.errors import ConfigError, GateError, PlanError
+from diffopt.groups.format import MEASURABLE
+from diffopt.groups.sense import ProbeView, SenseView
+from diffopt.layers import Layer, without
+from diffopt.pipeline.open import open_pipeline
+from diffopt.prompts import PromptSet
+from diffopt.sensitivity import Reading
+from diffopt.stages.sense import sense
+
+SIZE, ALPHA = 3, 0.5
+
+
+@cache
+def measured(family: str = "flux", formats: tuple[str, ...] = MEASURABLE, size: int = SIZE) -> Sensitivity:
+    return measure(bench(family=family), formats, size)
+
+
+def measure(b: Bench, formats: tuple[str, ...], size: int, alpha: float = ALPHA) -> Sensitivity:
+    ctx = b.context()
+    prompts = PromptSet("tests", b.prompts[:size])
+    view = ProbeView(prompts=prompts, batch_size=BATCH, chunk=CHUNK, n_steps=STEPS, alpha=alpha)
+    texts = tuple(b.texts(i, min(i + CHUNK, 7)) for i in range(0, 7, CHUNK))
+    sense.run(ctx, b.call, SenseView(formats=list(formats)), view, b.pipeline(), b.stats(CHUNK), texts, SEED)
+    return Sensitivity(ctx.out, "sensitivity")
+
+
+def reading(family: str = "flux", **kw: Any) -> Reading:
+    return Reading(measured(family, **kw).json("sensitivity.json"))
+
+
+@cache
+def inputs() -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """By layer: its input and full-precision output in every backbone call of modelopt's own kind of loop."""
+    b = bench()
+    pipe = open_pipeline(b.context(), b.pipeline())
+    found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for name, module in pipe.transformer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            seen = found.setdefault(name, [])
+            module.register_forward_hook(lambda _, args, out, seen=seen: seen.append((args[0].clone(), out.clone())))
+    with torch.inference_mode():
+        pipeline_loop(b, pipe, SIZE)(pipe.transformer)
+    return found
+
+
+@pytest.mark.parametrize("name", MEASURABLE)
+def test_an_error_is_to_the_bit_that_of_the_layer_of_an_ordinary_checkpoint(name: str) -> None:
+    b = bench()
+    model = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, alpha=ALPHA))
+    layers = {x["name"]: x for x in measured().json("sensitivity.json")["layers"]}
+    assert set(layers) == set(checkpoint.quantized_layers(model))
+    for layer, row in layers.items():
+        sums = torch.zeros(2, STEPS, dtype=torch.float64)
+        for call, (x, plain) in enumerate(inputs()[layer]):
+            with torch.inference_mode(), simulated():
+                error = model.get_submodule(layer)(x).float() - plain.float()
+            sums[0, call % STEPS] += error.square().sum(dtype=torch.float64)
+            sums[1, call % STEPS] += plain.float().square().sum(dtype=torch.float64)
+        assert row["error"][name] == sums[0].tolist()
+        assert row["energy"] == sums[1].tolist()
+
+
+def test_every_layer_has_an_error_for_every_step() -> None:
+    found = reading()
+    assert found.content["steps"] == STEPS
+    for name in MEASURABLE:
+        assert len(found.layers(name)) == len(found.content["layers"])
+        assert all(len(x.steps) == STEPS and all(0 < s < 1 for s in x.steps) for x in found.layers(name))
+    assert any(x.steps[0] != x.steps[1] for x in found.layers("fp8"))
+
+
+def test_four_bits_hurt_more_than_eight() -> None:
+    found = reading()
+    for four, eight in zip(found.layers("nvfp4"), found.layers("fp8"), strict=True):
+        assert four.error > eight.error
+
+
+def test_the_model_is_run_as_if_nothing_was_measured() -> None:
+    """Full-precision inputs everywhere: an error is not what a layer inherits."""
+    alone = measured(formats=("nvfp4",)).json("sensitivity.json")["layers"]
+    together = measured().json("sensitivity.json")["layers"]
+    assert [x["energy"] for x in alone] == [x["energy"] for x in together]
+    assert [x["error"]["nvfp4"] for x in alone] == [x["error"]["nvfp4"] for x in together]
+
+
+def test_products_are_counted_per_picture_and_step() -> None:
+    rows = {x["name"]: x for x in measured().json("sensitivity.json")["layers"]}
+    name = "transformer_blocks.0.ff.net.2"
+    (x, _), *_ = inputs()[name]
+    assert rows[name]["products"] == rows[name]["weights"] * x.shape[1]
+
+
+def test_measuring_leaves_the_backbone_as_it_was() -> None:
+    from diffopt.formats import method
+    from diffopt.probe import probed, variants
+    from diffopt.step_extremes import drawn
+
+    b = bench()
+    model, name = b.backbone(), "transformer_blocks.0.attn.to_q"
+    before = {n: x.clone() for n, x in model.state_dict().items()}
+    layer = model.get_submodule(name)
+    tried = variants({name: layer}, method("int8_sq"), ALPHA, drawn(b.stats(CHUNK).path, 1.0, "default"))
+    with probed({name: layer}, {"int8_sq": tried}):
+        pass
+    assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
+    assert not layer._forward_hooks
+    assert tried[name].layer.weight.data_ptr() == layer.weight.data_ptr()
+
+
+def test_convolutions_are_measured_in_the_formats_that_quantize_them() -> None:
+    rows = measured("sd21", ("int8_sq", "nvfp4"), 2).json("sensitivity.json")["layers"]
+    convolutions = [x for x in rows if x["kind"] == "convolution"]
+    assert convolutions
+    assert all(set(x["error"]) == ({"int8_sq"} if x["kind"] == "convolution" else {"int8_sq", "nvfp4"}) for x in rows)
+
+
+def test_a_backbone_that_is_not_called_in_a_step_has_no_error_there() -> None:
+    found = reading("wan", formats=("fp8",), size=2)
+    each = {x.name.partition(".")[0]: x.steps for x in found.layers("fp8")}
+    assert set(each) == {"transformer", "transformer_2"}
+    for steps in zip(*each.values(), strict=True):
+        assert sum(s is None for s in steps) == 1
+
+
+def test_a_layer_that_was_never_observed_is_refused() -> None:
+    from diffopt.formats import method
+    from diffopt.probe import variants
+
+    name = "transformer_blocks.0.attn.to_q"
+    with pytest.raises(GateError, match=name):
+        variants({name: bench().backbone().get_submodule(name)}, method("fp8"), None, {})
+
+
+# What is asked for.
+
+
+def refused(plan: Any, *overrides: str) -> str:
+    with pytest.raises((ConfigError, PlanError)) as caught:
+        plan("model=emoji_flux", *overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["int4_awq", "w4a8_awq", "nvfp4_svdquant"])
+def test_a_format_that_searches_is_refused_with_the_reason(name: str, config: Any) -> None:
+    given = config("model=emoji_flux", "calib=emoji", "sense=default", f"sense.formats=[fp8,{name}]")
+    with pytest.raises(ConfigError, match=rf"sense\.formats: {name} is found by a search .* \(got .*\); choose of int8, "):
+        choose(given)
+
+
+def test_a_sensitivity_is_planned_without_a_format(plan: Any) -> None:
+    steps = [s.name for s in plan("+recipe=emoji_sensitivity").steps]
+    assert steps == ["load", "embed.0", "embed.1", "observe.0", "observe.1", "merge", "sense"]
+
+
+def test_a_sensitivity_without_a_calibration_set_is_refused(plan: Any) -> None:
+    assert "choose calib=OPTION" in refused(plan, "sense=default")
+
+
+def test_more_prompts_than_are_calibrated_on_are_refused(plan: Any) -> None:
+    assert refused(plan, "calib=emoji", "sense=default", "sense.size=17").startswith("sense.size: ")
+
+
+def test_alpha_is_part_of_the_key_only_where_something_is_smoothed(plan: Any) -> None:
+    def key(*overrides: str) -> str:
+        return plan("+recipe=emoji_sensitivity", *overrides, sweep=True).steps[-1].fingerprint
+
+    assert key() != key("calib.alpha=0.7")
+    assert key("sense.formats=[fp8]") == key("sense.formats=[fp8]", "calib.alpha=0.7")
+
+
+# What is shown.
+
+
+def test_the_exclusions_are_the_worst_layers_and_name_nothing_else() -> None:
+    found = reading()
+    out = [x.name for x in found.exclusions("nvfp4")]
+    assert out == [x.name for x in found.worst("nvfp4")][: len(out)]
+    every = [Layer(x["name"], x["kind"], ()) for x in found.content["layers"]]
+    left = {x.name for x in without(every, out)}
+    assert {x.name for x in every} - left == set(out)
+    assert 1 <= len(out) <= len(every) / 10
+
+
+def test_the_exclusions_can_be_pasted_into_a_recipe(config: Any) -> None:
+    pasted = yaml.safe_load(reading().block("nvfp4"))
+    given = config("model=emoji_flux", "format=nvfp4", "calib=emoji")
+    given["format"] |= pasted["format"]
+    chosen = choose(given).format
+    assert chosen is not None
+    assert chosen.exclude == [x.name for x in reading().exclusions("nvfp4")]
+
+
+def test_one_layer_with_most_of_the_error_is_excluded_alone() -> None:
+    def row(i: int, error: float) -> dict[str, Any]:
+        return {"name": f"b.{i}", "kind": "linear", "weights": 4, "products": 4, "energy": [1.0], "error": {"fp8": [error]}}
+
+    rows = [row(i, 0.5 if i == 3 else 0.001) for i in range(40)]
+    found = Reading({"formats": ["fp8"], "steps": 1, "layers": rows})
+    assert [x.name for x in found.exclusions("fp8")] == ["b.3"]
+    assert found.worst("fp8")[0].error == pytest.approx(math.sqrt(0.5))
+
+
+def svg(uri: str) -> Iterator[str]:
+    """The texts of a plot."""
+    tree = ElementTree.fromstring(base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,")))
+    for element in tree.iter("{http://www.w3.org/2000/svg}text"):
+        yield "".join(element.itertext()).strip()
+
+
+@pytest.mark.parametrize("draw", [sensitivity_plot.heat, sensitivity_plot.bars])
+def test_a_plot_names_formats_layers_and_units(draw: Any) -> None:
+    found = reading()
+    texts = " ".join(svg(draw(found)))
+    assert "relative output error, %" in texts
+    assert all(name in texts for name in MEASURABLE)
+    assert found.worst("fp8")[0].name in texts
+    assert draw is sensitivity_plot.bars or "denoising step" in texts
+
+
+def test_a_plot_has_the_same_bytes_every_time() -> None:
+    assert sensitivity_plot.heat(reading()) == sensitivity_plot.heat(reading())
+
+
+def test_the_page_shows_the_worst_layers_the_plots_and_the_exclusions(tmp_path: Path) -> None:
+    content = measured().json("sensitivity.json")
+    artifact(tmp_path, "sense", {"sensitivity.json": json.loads(json.dumps(content))})
+    html = page(made(tmp_path, {"sense": "5" * 16}))
+    found = reading()
+    for name in MEASURABLE:
+        worst = found.worst(name)[0]
+        assert f"{worst.name} {100 * worst.error:.2f} " in words(html)
+        assert found.block(name) in html
+    assert len(re.findall('src="data:image/svg', html)) == 2
+    assert not re.search(r"https?://", html)
