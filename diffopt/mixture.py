@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from diffopt import formats, rates
 from diffopt.errors import PlanError
 from diffopt.formats.auto import FULL
@@ -101,6 +99,7 @@ def _broken(choices: Sequence[Sequence[Option]], limit: Limit) -> list[str]:
 
 
 def _solved(choices: Sequence[Sequence[Option]], budget: Sequence[Limit]) -> list[Option]:
+    import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
