@@ -9,6 +9,7 @@ from diffopt import picture_list
 from diffopt.arguments import Parser
 from diffopt.errors import ConfigError, DiffoptError, MetricError
 from diffopt.figure import figure
+from diffopt.gallery import SCRIPT, SHOWN, of_evaluation
 from diffopt.metrics import METRICS, SOURCES, Scorer, Weights
 from diffopt.page import PAGE, publish, render
 from diffopt.picture_list import PictureList
@@ -43,7 +44,8 @@ def command(arguments: list[str]) -> None:
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
         publish(given.output / RESULT, json.dumps(content, indent=1))
-        print(f"report  {publish(given.output / PAGE, render('eval.html', e=content))}")
+        shown = of_evaluation(content, listed.pictures, given.output, SHOWN)
+        print(f"report  {publish(given.output / PAGE, render('eval.html', script=SCRIPT, e=content, gallery=shown))}")
     if problems:
         raise MetricError("\n".join(problems))
 
