@@ -61,6 +61,8 @@ def _reference(asked: str | None, models: list[str]) -> str | None:
 def _check_metrics(names: list[str], reference: str | None) -> None:
     if unknown := [n for n in names if n not in METRICS]:
         raise ConfigError(f"--metrics: no such metric (got {unknown[0]!r}); there are {', '.join(METRICS)}")
+    if films := [n for n in names if METRICS[n].of_video]:
+        raise ConfigError(f"--metrics: judges videos (got {films[0]!r}, and a list of pictures); leave it out")
     if twice := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"--metrics: names one twice (got {twice[0]!r}); name each once")
     if reference is None and (alone := [n for n in names if METRICS[n].judges != "picture"]):
