@@ -231,4 +231,9 @@ def test_the_page_has_a_contact_sheet_with_the_reference_above_and_a_video_that_
     assert first.evaluate(loaded) == 3 + 2 * 3 + 2
     tops = [first.locator(".sheet tr").nth(i).bounding_box()["y"] for i in range(2)]
     assert tops[0] < tops[1]
+    first.locator(".sheet tr").nth(1).locator("a").nth(1).click()  # the candidate's second frame
+    assert page.locator("#under img").get_attribute("src") == first.locator(".sheet a").nth(1).get_attribute("href")
+    assert page.locator("#over img").get_attribute("src") == first.locator(".sheet a").nth(3 + 1).get_attribute("href")
+    page.select_option("#viewer-frame", label="frame 3")
+    assert page.locator("#over img").get_attribute("src") == first.locator(".sheet a").nth(3 + 2).get_attribute("href")
     page.close()

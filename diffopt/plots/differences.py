@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffopt.plots.canvas import ACCENT, COLOURS, INK, sheet
+from diffopt.plots.canvas import COLOURS, INK, sheet
 
 MARKED = 100
 """Pairs up to which each is a dot; more are a line."""
@@ -27,9 +27,11 @@ def differences(metric: dict[str, Any]) -> str:
         if paired:
             axes.fill_between(places, values, 0, color=COLOURS[0], alpha=0.18, linewidth=0)
             axes.axhline(0, color=INK, linewidth=1.2, label="no change")
-        axes.axhline(stat["mean"], color=ACCENT, linewidth=1.4, label="mean" if stat["low"] is None else "mean, 95% interval")
+        axes.axhline(
+            stat["mean"], color=COLOURS[1], linewidth=1.4, label="mean" if stat["low"] is None else "mean, 95% interval"
+        )
         if stat["low"] is not None:
-            axes.axhspan(stat["low"], stat["high"], color=ACCENT, alpha=0.2, linewidth=0)
+            axes.axhspan(stat["low"], stat["high"], color=COLOURS[1], alpha=0.25, linewidth=0)
         unit = f", {metric['unit']}" if metric["unit"] else ""
         axes.set(xlabel="pairs, the worst first", ylabel=f"{'difference' if paired else metric['title']}{unit}", title=title)
         axes.set_xlim(0.5, len(values) + 0.5)

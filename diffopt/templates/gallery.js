@@ -8,8 +8,18 @@
     item,
     prompt: item.querySelector("h3").textContent,
     ranks: item.dataset.ranks.split(" ").map(Number),
-    figures: [...item.querySelectorAll("figure[data-kind]")],
+    views: views([...item.querySelectorAll("figure[data-kind]")]),
   }));
+
+  // What can be compared of a pair: its pictures, and of a video each of its frames.
+  function views(figures) {
+    const found = new Map();
+    for (const figure of figures) {
+      const frame = figure.dataset.frame || "";
+      found.set(frame, [...(found.get(frame) || []), figure]);
+    }
+    return found;
+  }
   let shown = pairs;
 
   // Order and filter.
@@ -35,7 +45,7 @@
   // The viewer: two pictures, one over the other, cut at a line.
 
   const byId = (id) => document.getElementById(id);
-  const [stage, cut, right] = [byId("stage"), byId("viewer-cut"), byId("viewer-right")];
+  const [stage, cut, right, frame] = ["stage", "viewer-cut", "viewer-right", "viewer-frame"].map(byId);
   const [under, over] = [byId("under").firstChild, byId("over").firstChild];
   const LARGEST = 32;
   let current = null;
@@ -61,8 +71,9 @@
   }
 
   function choose() {
-    const [left] = current.figures;
-    const other = current.figures[Number(right.value)] || left;
+    const figures = current.views.get(frame.value);
+    const [left] = figures;
+    const other = figures[Number(right.value)] || left;
     put(under, left);
     put(over, other);
     stage.querySelector(".left").textContent = left.dataset.kind;
@@ -70,21 +81,31 @@
     byId("viewer-left").textContent = left.dataset.kind;
   }
 
-  function show(pair, kind) {
+  function show(pair, kind, number = frame.value) {
     const wanted = kind || right.selectedOptions[0]?.textContent;
     current = pair;
     byId("viewer-prompt").textContent = pair.prompt;
     byId("viewer-place").textContent = `${shown.indexOf(pair) + 1} of ${shown.length}`;
     byId("viewer-values").replaceChildren(...[...pair.item.querySelector(".values").children].map((x) => x.cloneNode(true)));
-    const others = pair.figures.map((figure, i) => [figure.dataset.kind, i]).slice(1);
+    const numbers = [...pair.views.keys()];
+    number = pair.views.has(number) ? number : numbers[0];
+    frame.replaceChildren(...numbers.map((n) => new Option(n ? `frame ${n}` : "four frames", n, false, n === number)));
+    frame.parentElement.hidden = numbers.length === 1;
+    const figures = pair.views.get(number);
+    const others = figures.map((figure, i) => [figure.dataset.kind, i]).slice(1);
     right.replaceChildren(...others.map(([name, i]) => new Option(name, i, false, name === wanted)));
     right.disabled = cut.disabled = others.length === 0;
     choose();
-    const image = pair.figures[0].querySelector("img");
-    stage.style.setProperty("--ratio", `${image.getAttribute("width")} / ${image.getAttribute("height")}`);
-    stage.style.setProperty("--aspect", image.getAttribute("width") / image.getAttribute("height"));
+    const image = figures[0].querySelector("img");
+    shape(image.getAttribute("width"), image.getAttribute("height"));
     if (!viewer.open) viewer.showModal();
     draw();
+  }
+
+  function shape(width, height) {
+    if (!(width > 0 && height > 0)) return;
+    stage.style.setProperty("--ratio", `${width} / ${height}`);
+    stage.style.setProperty("--aspect", width / height);
   }
 
   function magnify(factor, at) {
@@ -124,20 +145,23 @@
     if (!figure || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey || event.button) return;
     event.preventDefault();
     const pair = pairs.find((pair) => pair.item.contains(figure));
-    show(pair, pair.figures.indexOf(figure) > 0 ? figure.dataset.kind : undefined);
+    const number = figure.dataset.frame || "";
+    show(pair, pair.views.get(number).indexOf(figure) > 0 ? figure.dataset.kind : undefined, number);
   }
   list.addEventListener("click", opened);
   list.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.target.href) opened(event); });
 
   viewer.addEventListener("click", (event) => actions[event.target.dataset.do]?.());
   viewer.addEventListener("keydown", (event) => {
-    if (event.target === right || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
     const action = keys[event.key];
     if (action) { event.preventDefault(); action(); }
   });
   cut.addEventListener("input", draw);
   right.addEventListener("change", choose);
-  for (const image of [under, over]) image.addEventListener("load", draw);
+  frame.addEventListener("change", () => show(current));
+  under.addEventListener("load", () => { shape(under.naturalWidth, under.naturalHeight); draw(); });
+  over.addEventListener("load", draw);
   new ResizeObserver(() => { if (viewer.open) draw(); }).observe(stage);
 
   stage.addEventListener("wheel", (event) => {
