@@ -152,7 +152,7 @@ def _gallery(
             pair.ranks.append(place)
     kinds = list(dict.fromkeys(p.kind for pair in pairs for p in pair.pictures))
     pairs = sorted(pairs, key=lambda p: p.ranks[0])
-    return Gallery(pairs, [*(f"worst {o} first" for o in orders), "as the prompts are"], kinds, total, inline)
+    return Gallery(pairs, [*(f"worst {o} first" for o in orders), "in the prompts' order"], kinds, total, inline)
 
 
 def _picture(kind: str, path: Path, directory: Path, inline: bool) -> Picture:

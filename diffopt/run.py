@@ -64,11 +64,6 @@ class Run:
         found: dict[str, Any] = self.score["metrics"] if self.score else {}
         return found
 
-    @property
-    def first_metric(self) -> dict[str, Any] | None:
-        """The first that has a value for each picture."""
-        return next((m for m in self.metrics.values() if "values" in m), None)
-
     @cached_property
     def gates(self) -> list[Outcome]:
         """What became of the recipe's gates."""

@@ -309,8 +309,8 @@ def test_pages_are_written_without_torch_and_without_plots_by_no_library(
     assert done.stderr.strip() == ""
 
 
-def screenshot(file: Path, out: Path, profile: Path) -> np.ndarray:
-    """The page in a headless Chromium without network, uint8 [2400, 1280, 3]; skips where there is none."""
+def screenshot(file: Path, out: Path, profile: Path, height: int = 2400) -> np.ndarray:
+    """The page in a headless Chromium without network, uint8 [height, 1280, 3]; skips where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next((b for b in map(shutil.which, names) if b), None)
     if browser is None:
@@ -324,7 +324,7 @@ def screenshot(file: Path, out: Path, profile: Path) -> np.ndarray:
         "--disable-background-networking",
     ]
     flags += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}"]
-    flags += ["--window-size=1280,2400", f"--screenshot={out}", file.resolve().as_uri()]
+    flags += [f"--window-size=1280,{height}", f"--screenshot={out}", file.resolve().as_uri()]
     subprocess.run([browser, *flags], check=True, capture_output=True, timeout=120)
     with Image.open(out) as image:
         return np.asarray(image.convert("RGB"))
