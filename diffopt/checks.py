@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from diffopt import formats, models
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
+from diffopt.metrics import METRICS
 from diffopt.rates import PEAK
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
@@ -94,6 +95,9 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
             f"eval.metrics: random weights draw noise, which has no quality (got {', '.join(choices.eval.metrics)}); "
             "set eval.metrics=[] for times alone, or model.weights=pretrained"
         )
+    if choices.model and models.family(choices.model.family).frame_step is None:
+        for metric in (m for m in choices.eval.metrics if METRICS[m].of_video):
+            yield f"eval.metrics: {metric} judges videos, {choices.model.family} draws pictures (got {metric}); leave it out"
     runtime = RUNTIMES[choices.eval.runtime]
     name = choices.format.name if choices.format else None
     if name not in runtime.kernels and not runtime.simulates:

@@ -9,6 +9,7 @@ from diffopt import picture_list
 from diffopt.arguments import Parser
 from diffopt.errors import ConfigError, DiffoptError, MetricError
 from diffopt.figure import figure
+from diffopt.gallery import SCRIPT, SHOWN, of_evaluation
 from diffopt.metrics import METRICS, SOURCES, Scorer, Weights
 from diffopt.page import PAGE, publish, render
 from diffopt.picture_list import PictureList
@@ -44,7 +45,8 @@ def command(arguments: list[str]) -> None:
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
         publish(given.output / RESULT, json.dumps(content, indent=1))
-        print(f"report  {publish(given.output / PAGE, render('eval.html', e=content))}")
+        shown = of_evaluation(content, listed.pictures, given.output, SHOWN)
+        print(f"report  {publish(given.output / PAGE, render('eval.html', script=SCRIPT, e=content, gallery=shown))}")
     if problems:
         raise MetricError("\n".join(problems))
 
@@ -68,6 +70,8 @@ def _reference(asked: str | None, models: list[str]) -> str | None:
 def _check_metrics(names: list[str], reference: str | None) -> None:
     if unknown := [n for n in names if n not in METRICS]:
         raise ConfigError(f"--metrics: no such metric (got {unknown[0]!r}); there are {', '.join(METRICS)}")
+    if films := [n for n in names if METRICS[n].of_video]:
+        raise ConfigError(f"--metrics: judges videos (got {films[0]!r}, and a list of pictures); leave it out")
     if twice := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"--metrics: names one twice (got {twice[0]!r}); name each once")
     if reference is None and (alone := [n for n in names if METRICS[n].judges != "picture"]):

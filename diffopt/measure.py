@@ -1,4 +1,4 @@
-"""Pictures through scorers: read and prepared by threads, scored in batches while the next ones are read."""
+"""Pictures and videos through scorers: read and prepared by threads, scored in batches while the next ones are read."""
 
 import hashlib
 import os
@@ -17,6 +17,8 @@ from diffopt.metrics import METRICS, Scorer
 
 BATCH = 32
 """Pictures of one model that are scored at once; fixed, since it changes last bits."""
+Judged = Mapping[str, Sequence[Path | Sequence[Path]]]
+"""By model, of each prompt a picture's file, or the files of a video's frames."""
 AHEAD = 2
 """Batches that are read before they are needed."""
 
@@ -39,9 +41,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Read:
-    """One picture: its forms by the function that prepared them, or why there is none."""
+    """A picture, or a video's frames: their forms by the function that prepared them, or why there are none."""
 
-    forms: dict[Any, Any]
+    forms: dict[Any, list[Any]]
     digest: str = ""
     flat: bool = False
     error: str | None = None
@@ -49,12 +51,14 @@ class _Read:
 
 def measure(
     prompts: Sequence[str],
-    pictures: Mapping[str, Sequence[Path]],
+    pictures: Judged,
     scorers: dict[str, Scorer],
     reference: str | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Every metric of `scorers` on the pictures of every model, a path for each prompt.
+    """Every metric of `scorers` on the pictures or videos of every model, one for each prompt.
+
+    What judges pictures is given each frame of a video as one, and the video has the mean of its frames, or of their features.
 
     What judges pairs is given the `reference` model's pictures beside each other model's. A picture that cannot be read
     leaves its row out; a scorer that raises MetricError is given up. `tick` is called after each batch of each model.
@@ -64,26 +68,33 @@ def measure(
     read: dict[str, list[_Read]] = {m: [] for m in models}
     failed: dict[str, str] = {}
     prepares = list(dict.fromkeys(s.prepare for s in scorers.values()))
-    for start, rows in zip(range(0, n, BATCH), _batches(n, pictures, prepares), strict=True):
+    size = batch(pictures)
+    for start, rows in zip(range(0, n, size), _batches(n, size, pictures, prepares), strict=True):
         kept = [i for i in range(len(next(iter(rows.values())))) if not any(rows[m][i].error for m in models)]
-        batch = [prompts[start + i] for i in kept]
-        forms = {m: {p: [rows[m][i].forms[p] for i in kept] for p in prepares} for m in models}
+        asked = [prompts[start + i] for i in kept]
+        videos = {m: {p: [rows[m][i].forms[p] for i in kept] for p in prepares} for m in models}
+        # Made once: an encoder knows by the list that another metric has asked for the same pictures.
+        frames = {m: {p: [f for v in videos[m][p] for f in v] for p in prepares} for m in models}
+        lengths = {m: [len(v) for v in videos[m][prepares[0]]] if prepares else [] for m in models}
         for model in models:
             for name, scorer in scorers.items():
-                pair = METRICS[name].paired
+                pair, forms = METRICS[name].paired, videos if METRICS[name].of_video else frames
                 if name in failed or not kept or (pair and model == reference):
                     continue
                 theirs = forms[reference][scorer.prepare] if pair and reference else None
                 ours = forms[model][scorer.prepare]
                 try:
-                    if theirs is not None:
-                        _check_sizes(name, model, ours, theirs, batch)
-                    values = np.asarray(scorer.score(ours, batch, theirs))
-                    if len(values) != len(kept):
+                    whole = METRICS[name].of_video
+                    texts = [p for p, many in zip(asked, lengths[model], strict=True) for _ in range(many)]
+                    if theirs is not None and reference:
+                        shown, against = frames[model][scorer.prepare], frames[reference][scorer.prepare]
+                        _check_sizes(name, model, shown, against, texts)
+                    values = np.asarray(scorer.score(ours, asked if whole else texts, theirs))
+                    if len(values) != len(ours):
                         raise MetricError(
-                            f"{name}: gave {len(values)} values for {len(kept)} pictures (got a broken metric); mend it"
+                            f"{name}: gave {len(values)} values for {len(ours)} pictures (got a broken metric); mend it"
                         )
-                    found[name][model].append((start + np.array(kept), values))
+                    found[name][model].append((start + np.array(kept), values if whole else _means(values, lengths[model])))
                 except MetricError as e:
                     failed[name] = str(e)
             read[model] += [_Read({}, r.digest, r.flat, r.error) for r in rows[model]]
@@ -100,15 +111,33 @@ def measure(
     return Measured(arrays, all_kept, _flaws(prompts, pictures, read), failed, same)
 
 
-def _batches(n: int, pictures: Mapping[str, Sequence[Path]], prepares: list[Any]) -> Iterator[dict[str, list[_Read]]]:
+def batch(pictures: Judged) -> int:
+    """Prompts that are scored at once: BATCH pictures, or the videos that have so many frames, at least one."""
+    longest = max((len(_files(p)) for paths in pictures.values() for p in paths), default=1)
+    return max(1, BATCH // max(longest, 1))
+
+
+def _files(picture: Path | Sequence[Path]) -> Sequence[Path]:
+    return [picture] if isinstance(picture, Path) else picture
+
+
+def _means(values: np.ndarray, lengths: list[int]) -> np.ndarray:
+    """Of the frames of each video, [frames, ...] -> [videos, ...]."""
+    if all(many == 1 for many in lengths):
+        return values
+    ends = np.cumsum(lengths)[:-1]
+    return np.stack([part.mean(0, dtype=np.float64) for part in np.split(values, ends)])
+
+
+def _batches(n: int, size: int, pictures: Judged, prepares: list[Any]) -> Iterator[dict[str, list[_Read]]]:
     """The rows of a batch by model, in order; those of the next ones are being read meanwhile."""
     models = list(pictures)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
 
         def submitted() -> Iterator[dict[str, list[Future[_Read]]]]:
-            for start in range(0, n, BATCH):
-                stop = min(start + BATCH, n)
-                yield {m: [pool.submit(_read, pictures[m][i], prepares) for i in range(start, stop)] for m in models}
+            for start in range(0, n, size):
+                stop = min(start + size, n)
+                yield {m: [pool.submit(_read, _files(pictures[m][i]), prepares) for i in range(start, stop)] for m in models}
 
         waiting = submitted()
         ready = list(islice(waiting, AHEAD))
@@ -117,23 +146,34 @@ def _batches(n: int, pictures: Mapping[str, Sequence[Path]], prepares: list[Any]
             ready += islice(waiting, 1)
 
 
-def _read(path: Path, prepares: list[Any]) -> _Read:
+def _read(paths: Sequence[Path], prepares: list[Any]) -> _Read:
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            picture = np.array(image.convert("RGB"))  # a copy: torch warns of what is read-only
-        forms = {p: p(picture) for p in prepares}
-    except FileNotFoundError:
-        return _Read({}, error=f"{path}: is not there")
-    except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture, processors too
-        return _Read({}, error=f"{path}: cannot be read as a picture ({(str(e).splitlines() or [type(e).__name__])[0][:120]})")
-    first = picture[0, 0]
-    flat = bool((picture[::16, ::16] == first).all() and (picture == first).all())  # all of it is 7 ms of 512 x 512
-    return _Read(forms, hashlib.sha1(picture.tobytes()).hexdigest(), flat)
+    forms: dict[Any, list[Any]] = {p: [] for p in prepares}
+    digest, flat = hashlib.sha1(), True
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                picture = np.array(image.convert("RGB"))  # a copy: torch warns of what is read-only
+            for prepare in prepares:
+                forms[prepare].append(prepare(picture))
+        except FileNotFoundError:
+            return _Read({}, error=f"{path}: is not there")
+        except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture, processors too
+            reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+            return _Read({}, error=f"{path}: cannot be read as a picture ({reason})")
+        first = picture[0, 0]
+        flat &= bool((picture[::16, ::16] == first).all() and (picture == first).all())  # all of it is 7 ms of 512 x 512
+        digest.update(picture.tobytes())
+    return _Read(forms, digest.hexdigest(), flat)
 
 
 def _check_sizes(name: str, model: str, ours: list[Any], theirs: list[Any], prompts: list[str]) -> None:
+    if len(ours) != len(theirs):
+        raise MetricError(
+            f"{name}: the videos have unequal numbers of frames (got {len(ours)} beside {len(theirs)}, {model!r}); "
+            "draw them in one length"
+        )
     for one, other, prompt in zip(ours, theirs, prompts, strict=True):
         if one.shape != other.shape:
             sizes = " beside ".join(f"{p.shape[1]} x {p.shape[0]}" for p in (one, other))
@@ -150,7 +190,7 @@ def _whole(parts: list[tuple[np.ndarray, np.ndarray]], n: int) -> np.ndarray:
     return whole
 
 
-def _flaws(prompts: Sequence[str], pictures: Mapping[str, Sequence[Path]], read: dict[str, list[_Read]]) -> list[str]:
+def _flaws(prompts: Sequence[str], pictures: Judged, read: dict[str, list[_Read]]) -> list[str]:
     """What a model that succeeded in name only leaves behind."""
     found = []
     for model, rows in read.items():
@@ -160,7 +200,7 @@ def _flaws(prompts: Sequence[str], pictures: Mapping[str, Sequence[Path]], read:
             if r.error
         ]
         found += [
-            f"{pictures[model][i]}: has one colour (got it for {model!r}, {prompts[i]!r}); draw it again"
+            f"{_named(pictures[model][i])}: has one colour (got it for {model!r}, {prompts[i]!r}); draw it again"
             for i, r in enumerate(rows)
             if r.flat
         ]
@@ -170,7 +210,12 @@ def _flaws(prompts: Sequence[str], pictures: Mapping[str, Sequence[Path]], read:
                 alike[r.digest].setdefault(prompts[i], i)
         for first, second, *_ in (list(a.values()) for a in alike.values() if len(a) > 1):
             found.append(
-                f"{pictures[model][second]}: is the picture of another prompt too "
+                f"{_named(pictures[model][second])}: is the picture of another prompt too "
                 f"(got it for {prompts[first]!r} and {prompts[second]!r} of {model!r}); draw them again"
             )
     return found
+
+
+def _named(picture: Path | Sequence[Path]) -> Path:
+    """The file, or the directory of a video's frames."""
+    return picture if isinstance(picture, Path) else picture[0].parent if len(picture) > 1 else picture[0]

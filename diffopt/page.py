@@ -1,6 +1,7 @@
-"""Self-contained HTML pages: rendered from diffopt/templates, pictures inside, published whole or not at all."""
+"""HTML pages: rendered from diffopt/templates, with nothing to fetch from a network, published whole or not at all."""
 
 import base64
+import hashlib
 import os
 from io import BytesIO
 from pathlib import Path
@@ -10,16 +11,17 @@ from diffopt import __version__
 from diffopt.figure import digits, figure, machine, number, pace, size
 
 PAGE = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW = 512
-"""Pixels of the longer side. A larger picture is shown as a JPEG of this size: 64 of 1024 x 1024 would be 300 MB."""
+"""Pixels of the longer side. A larger picture is inlined as a JPEG of this size: 64 of 1024 x 1024 would be 300 MB."""
 
 
-def render(template: str, **content: Any) -> str:
-    """A page from diffopt/templates. Every value is escaped."""
+def render(template: str, script: str = "", **content: Any) -> str:
+    """A page from diffopt/templates. Every value is escaped; of scripts the browser runs `script`, also of there, alone."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -29,8 +31,10 @@ def render(template: str, **content: Any) -> str:
     environment.filters |= {"capitalize_first": lambda t: t[:1].upper() + t[1:], "lower_first": lambda t: t[:1].lower() + t[1:]}
     for name, written in (("figure", figure), ("number", number)):  # a console may lack the sign
         environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
-    environment.globals |= {"picture": picture, "digits": digits, "version": __version__}
-    return environment.get_template(template).render(content)
+    environment.globals |= {"picture": picture, "digits": digits, "version": __version__, "preview": PREVIEW}
+    code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return environment.get_template(template).render(content, script=code, script_digest=digest)
 
 
 def publish(path: Path, text: str) -> Path:
@@ -47,7 +51,7 @@ def publish(path: Path, text: str) -> Path:
 def picture(path: Path, limit: int = PREVIEW) -> dict[str, Any]:
     """A PNG for the page: `uri` with the data in it, `width` and `height` in pixels, and whether it was made smaller."""
     data, kind = path.read_bytes(), "png"
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")  # the PNG's header, IHDR
+    width, height = _extent(data)
     smaller = max(width, height) > limit
     if smaller:
         from PIL import Image
@@ -59,3 +63,20 @@ def picture(path: Path, limit: int = PREVIEW) -> dict[str, Any]:
         data = out.getvalue()
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"uri": uri, "width": width, "height": height, "smaller": smaller}
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels; of what is no PNG, by Pillow."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    if head[:4] == b"\x89PNG":
+        return _extent(head)
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width, height = image.size
+        return width, height
+
+
+def _extent(head: bytes) -> tuple[int, int]:
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")  # IHDR, which comes first

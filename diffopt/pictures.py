@@ -1,7 +1,7 @@
 """Pictures on disk: one PNG per prompt, and the gate that none of them is broken."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ SHOWN = 4
 def strip(drawn: np.ndarray) -> np.ndarray:
     """One picture of each video, four frames evenly spaced from the first to the last side by side; pictures as they are.
 
-    A video is judged by this picture, so what happens between its frames is not judged: no metric here knows time.
+    It stands for the video on pages; what is judged are the frames that diffopt/videos.py keeps.
     Takes [n, frames, height, width, 3], gives [n, height, 4 x width, 3].
     """
     if drawn.ndim == 4:
@@ -47,8 +47,16 @@ def save(out: Path, first: int, pictures: np.ndarray) -> None:
         Image.fromarray((picture * 255).round().astype(np.uint8)).save(out / f"{first + i:03}.png")
 
 
-def write_index(out: Path, prompts: Sequence[str], seeds: Sequence[int], about: dict[str, object]) -> None:
-    rows = [{"file": f"{i:03}.png", "prompt": p, "seed": s} for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
+def write_index(
+    out: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    about: dict[str, object],
+    more: Sequence[Mapping[str, object]] | None = None,
+) -> None:
+    """Write images.json: `about` all of them, and a row for each with `more` of its own."""
+    each = zip(prompts, seeds, more or [{}] * len(prompts), strict=True)
+    rows = [{"file": f"{i:03}.png", "prompt": p, "seed": s, **own} for i, (p, s, own) in enumerate(each)]
     (out / INDEX).write_text(json.dumps({**about, "images": rows}, indent=1))
 
 
@@ -70,6 +78,12 @@ def paths(folder: Path) -> tuple[list[str], list[Path]]:
     """Prompts and their pictures' files, in order."""
     rows = json.loads((folder / INDEX).read_text())["images"]
     return [row["prompt"] for row in rows], [folder / row["file"] for row in rows]
+
+
+def frames(folder: Path) -> list[list[Path]]:
+    """What is judged of each prompt, in order: the frames of a video, or the one picture."""
+    rows = json.loads((folder / INDEX).read_text())["images"]
+    return [[folder / name for name in row.get("frames", [row["file"]])] for row in rows]
 
 
 def save_differences(folder: Path, ours: Sequence[Path], theirs: Sequence[Path], gain: int) -> None:

@@ -7,29 +7,32 @@ from typing import Any
 from diffopt.arguments import Parser
 from diffopt.errors import ConfigError
 from diffopt.figure import figure, machine, pace, size
+from diffopt.gallery import SCRIPT, SHOWN, of_run
 from diffopt.page import PAGE, publish, render
 from diffopt.run import RUN, Run
 from diffopt.sensitivity import WORST, Reading
 
 SWEEP = "multirun.yaml"
-SHOWN = 200
-"""Pairs of pictures on one page; beyond it only the worst, so that the page stays one that a browser opens."""
+INLINED = 200
+"""SHOWN of a page that has the pictures in it."""
 
 
-def write(directory: Path) -> Path:
-    """Write the run's page, report.html. Raises ConfigError where `directory` is not a run's."""
+def write(directory: Path, inline: bool = False) -> Path:
+    """Write the run's page, report.html. Raises ConfigError where `directory` is not a run's.
+
+    The page shows the pictures of the run's directory; with `inline` it has small copies of them, and can be passed on alone.
+    """
     run = Run(directory)
-    kinds = [k for k in ("reference", "candidate", "difference") if any(k in p["files"] for p in run.pairs)]
+    shown = of_run(run, INLINED if inline else SHOWN, inline)
     records = {s["name"]: run.read(s["name"], "record.json") for s in run.content["steps"]}
-    measured = run.read("sense", "sensitivity.json")
-    reading = Reading(measured) if measured else None
-    plots = _plots(reading) if reading else []
-    content = {"kinds": kinds, "shown": SHOWN, "records": records, "reading": reading, "plots": plots, "worst": WORST}
-    text = render("run.html", run=run, **content)
+    sensed = run.read("sense", "sensitivity.json")
+    reading = Reading(sensed) if sensed else None
+    content = {"reading": reading, "maps": _maps(reading) if reading else [], "worst": WORST, "plots": _plots(run)}
+    text = render("run.html", script=SCRIPT, run=run, gallery=shown, records=records, **content)
     return publish(directory / PAGE, text)
 
 
-def _plots(reading: Reading) -> list[tuple[str, str]]:
+def _maps(reading: Reading) -> list[tuple[str, str]]:
     """The plots of a sensitivity as data URIs, and what they show."""
     from diffopt.sensitivity_plot import bars, heat
 
@@ -37,6 +40,16 @@ def _plots(reading: Reading) -> list[tuple[str, str]]:
         (heat(reading), "Relative output error of every layer in every denoising step, a map for each format"),
         (bars(reading), "The layers with the largest relative output error, sorted, for each format"),
     ]
+
+
+def _plots(run: Run) -> dict[str, str]:
+    """By metric, of those that have a value for each pair: an SVG of them. Where nothing was measured nothing is imported."""
+    metrics = {name: m for name, m in run.metrics.items() if "values" in m}
+    if not metrics:
+        return {}
+    from diffopt.plots import differences
+
+    return {name: differences(m) for name, m in metrics.items()}
 
 
 def summary(directory: Path) -> list[str]:
@@ -48,8 +61,8 @@ def summary(directory: Path) -> list[str]:
         if row and (step != "quantize" or not run.size_of("export")):
             share = f", {row['share']:.1%} of the plain graph's {size(base['bytes'])}" if base else ""
             rows.append((what, size(row["bytes"]) + share))
-    if measured := run.read("sense", "sensitivity.json"):
-        reading = Reading(measured)
+    if sensed := run.read("sense", "sensitivity.json"):
+        reading = Reading(sensed)
         for name in reading.formats:
             top = reading.worst(name)[0]
             rows.append((f"worst {name}", f"{top.name}: output off by {top.error:.2%}"))
@@ -89,6 +102,7 @@ def command(arguments: list[str]) -> None:
         help="of a sweep: name the smallest and the fastest job that keeps it, as clip=-0.5%% for the change from the "
         "reference that is borne, or psnr=40 for the value itself; may be given several times",
     )
+    parser.add_argument("--inline", action="store_true", help="small copies of the pictures in the page, to pass it on alone")
     given = parser.parse_args(arguments)
     directory: Path = given.directory
     if (directory / RUN).is_file():
@@ -99,7 +113,7 @@ def command(arguments: list[str]) -> None:
                 f"report: the store has no {', '.join(lost)} of this run any more (got {str(directory)!r}); "
                 "its page is left as it is, the recipe makes a new one"
             )
-        page = write(directory)
+        page = write(directory, given.inline)
         print("\n".join([*summary(directory), f"report  {page}"]))
     elif (directory / SWEEP).is_file() or any(directory.glob(f"*/{RUN}")):
         from diffopt import sweep
@@ -110,7 +124,7 @@ def command(arguments: list[str]) -> None:
         found.check()
         for row in found.rows:
             if row.run and not row.run.lost:
-                write(row.run.directory)
+                write(row.run.directory, given.inline)
         page = sweep.write(found)
         print("\n".join([*sweep.summary(found), f"report  {page}"]))
     else:

@@ -64,11 +64,6 @@ class Run:
         found: dict[str, Any] = self.score["metrics"] if self.score else {}
         return found
 
-    @property
-    def first_metric(self) -> dict[str, Any] | None:
-        """The first that has a value for each picture."""
-        return next((m for m in self.metrics.values() if "values" in m), None)
-
     @cached_property
     def gates(self) -> list[Outcome]:
         """What became of the recipe's gates."""
@@ -135,11 +130,21 @@ class Run:
             theirs = {name: m["reference_values"][i] for name, m in self.metrics.items() if "reference_values" in m}
             there = {k: p for k, p in files.items() if p.is_file()}
             same = {"candidate", "reference"} <= set(there) and _same(there["candidate"], there["reference"])
-            rows.append({**row, "number": i, "files": there, "same": same, "values": values, "theirs": theirs})
+            pair = {"number": i, "files": there, "same": same, "values": values, "theirs": theirs}
+            rows.append({**row, **pair, "videos": self._videos(row, names)})
         for name, metric in [(n, m) for n, m in self.metrics.items() if "values" in m][:1]:
             sign = 1 if metric["better"] == "higher" else -1
             rows.sort(key=lambda r: sign * (r["values"][name] - r["theirs"].get(name, 0.0)))
         return rows
+
+    def _videos(self, row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+        """By kind, of a video: `frames`, the files that are judged, and `plays`, one that a browser plays."""
+        found = {}
+        for kind in ("reference", "candidate") if "frames" in row else ():
+            folder = self.directory / names[kind]
+            if (folder / row["plays"]).is_file():
+                found[kind] = {"frames": [folder / name for name in row["frames"]], "plays": folder / row["plays"]}
+        return found
 
 
 def _same(ours: Path, theirs: Path) -> bool:

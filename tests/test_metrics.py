@@ -419,6 +419,8 @@ def test_the_metrics_say_what_they_judge_and_which_way_is_better() -> None:
         ("imagereward", "picture", "higher"),
         ("fid", "set", "lower"),
         ("cmmd", "set", "lower"),
+        ("dtssd", "pair", "lower"),
+        ("clip-temporal", "picture", "higher"),
     }
 
 

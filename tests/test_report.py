@@ -112,20 +112,29 @@ def words(html: str) -> str:
     return re.sub(r"\s+", " ", unescape(text).translate({0x2013: "-", 0x2212: "-", 0xD7: "x"}))
 
 
-def test_the_page_fetches_nothing(tmp_path: Path) -> None:
+def test_the_page_fetches_nothing_but_the_pictures_beside_it(tmp_path: Path) -> None:
     html = page(scored(tmp_path))
-    targets = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']?([^"'\s>]*)""", html)
+    targets = re.findall(r"""\s(?:src|href|srcset|action)\s*=\s*["']([^"']*)["']""", html)
+    pictures = [t for t in targets if t.endswith(".png")]
+    assert len(pictures) == 2 * 3 * len(PROMPTS)  # shown, and linked
+    assert all((tmp_path / t).is_file() for t in pictures)
+    assert all(t.startswith(("data:", "#")) for t in targets if t not in pictures)
+    assert not re.search(r"https?://|//\w+\.\w+/|url\(|@import|<script src|<link rel=.stylesheet|<iframe", html)
+    assert "default-src 'none'; img-src data: 'self' file:;" in html  # and the browser is told to see to it
+
+
+def test_with_inline_the_page_has_the_pictures_in_it_and_links_nothing(tmp_path: Path) -> None:
+    html = report.write(scored(tmp_path), inline=True).read_text()
+    targets = re.findall(r"""\s(?:src|href)\s*=\s*["']([^"']*)["']""", html)
     assert len([t for t in targets if t.startswith("data:image/png;base64,")]) == 3 * len(PROMPTS)
     assert all(t.startswith(("data:", "#")) for t in targets)
-    assert not re.search(r"https?://|//\w+\.\w+/|url\(|@import|<script|<link rel=.stylesheet|<iframe", html)
-    assert "default-src 'none'" in html  # and the browser is told to see to it
 
 
 def test_every_prompt_is_there_and_escaped(tmp_path: Path) -> None:
     html = page(scored(tmp_path))
     for prompt in ("a red &lt;kite&gt;", "two apples &amp; a pear", "&lt;script&gt;alert(1)&lt;/script&gt;"):
         assert f"<h3>{prompt}</h3>" in html
-    assert "<script" not in html
+    assert "<script>alert" not in html
 
 
 def test_overrides_notes_and_config_are_escaped(tmp_path: Path) -> None:
@@ -147,7 +156,7 @@ def test_the_worst_pair_by_the_first_metric_comes_first(tmp_path: Path) -> None:
 
 
 def test_every_picture_has_an_alternative_text_and_small_ones_are_enlarged_unblurred(tmp_path: Path) -> None:
-    tags = re.findall(r"<img [^>]*>", page(scored(tmp_path)))
+    tags = re.findall(r"<img src[^>]*>", page(scored(tmp_path)))
     assert len(tags) == 3 * len(PROMPTS)
     assert all(re.search(r'alt="[^"]+ of: [^"]+"', t) and 'class="pixels"' in t for t in tags)
 
@@ -215,8 +224,8 @@ def test_a_checkpoint_alone_has_a_page(tmp_path: Path) -> None:
     assert "No speed is claimed" in text
 
 
-def test_a_large_picture_is_shown_smaller_and_the_page_says_so(tmp_path: Path) -> None:
-    html = page(scored(tmp_path, side=PREVIEW + 1))
+def test_an_inlined_large_picture_is_shown_smaller_and_the_page_says_so(tmp_path: Path) -> None:
+    html = report.write(scored(tmp_path, side=PREVIEW + 1), inline=True).read_text()
     assert "data:image/jpeg;base64," in html
     assert "data:image/png" not in html
     assert "Shown smaller than they are" in html
@@ -281,17 +290,22 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     assert page(scored(tmp_path)) == page(tmp_path)
 
 
-def test_pages_are_written_without_torch_and_numpy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("made_by", "libraries"), [(scored, ["torch"]), (exported, ["torch", "numpy", "PIL", "matplotlib"])], ids=["plots", "none"]
+)
+def test_pages_are_written_without_torch_and_without_plots_by_no_library(
+    tmp_path: Path, made_by: Any, libraries: list[str]
+) -> None:
     code = (
         "import sys; from pathlib import Path; from diffopt import report, sweep; report.write(Path(sys.argv[1])); "
-        "sys.exit(str({'torch', 'numpy', 'PIL'} & set(sys.modules) or ''))"
+        f"sys.exit(str(set({libraries}) & set(sys.modules) or ''))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(scored(tmp_path))], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(made_by(tmp_path))], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
 
 
-def screenshot(file: Path, out: Path, profile: Path) -> np.ndarray:
-    """The page in a headless Chromium without network, uint8 [2400, 1280, 3]; skips where there is none."""
+def screenshot(file: Path, out: Path, profile: Path, height: int = 2400) -> np.ndarray:
+    """The page in a headless Chromium without network, uint8 [height, 1280, 3]; skips where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next((b for b in map(shutil.which, names) if b), None)
     if browser is None:
@@ -305,7 +319,7 @@ def screenshot(file: Path, out: Path, profile: Path) -> np.ndarray:
         "--disable-background-networking",
     ]
     flags += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}"]
-    flags += ["--window-size=1280,2400", f"--screenshot={out}", file.resolve().as_uri()]
+    flags += [f"--window-size=1280,{height}", f"--screenshot={out}", file.resolve().as_uri()]
     subprocess.run([browser, *flags], check=True, capture_output=True, timeout=120)
     with Image.open(out) as image:
         return np.asarray(image.convert("RGB"))
@@ -322,7 +336,7 @@ def test_a_browser_shows_the_pictures_enlarged(tmp_path: Path) -> None:
 
 
 def test_the_browser_test_would_see_pictures_that_do_not_load(tmp_path: Path) -> None:
-    html = page(scored(tmp_path / "run")).replace("data:image/png;base64,", "data:image/png;base64,AAAA")
-    (tmp_path / "broken.html").write_text(html)
-    shown = screenshot(tmp_path / "broken.html", tmp_path / "page.png", tmp_path / "profile")
+    html = page(scored(tmp_path / "run")).replace('src="', 'src="no')
+    (tmp_path / "run" / "broken.html").write_text(html)
+    shown = screenshot(tmp_path / "run" / "broken.html", tmp_path / "page.png", tmp_path / "profile")
     assert count(shown, MAGENTA) == count(shown, GREEN) == 0

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffopt import gates
+from diffopt import gates, models
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.prompts import Prompts
 from diffopt.source import ScorerSource
@@ -22,6 +22,7 @@ MetricName = Annotated[str, AfterValidator(_installed)]
 
 class Eval(Group):
     steers: ClassVar[frozenset[str]] = frozenset({"runtime", "latency", "gates"})
+    readers: ClassVar[dict[str, str]] = {"frames": "a model of videos"}
 
     prompts: Prompts
     """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub, or the name of
@@ -32,6 +33,9 @@ class Eval(Group):
     """Pictures per pipeline call of the torch runtime; a graph brings its own."""
     steps: int = Field(ge=1)
     """Denoising steps per picture."""
+    frames: int | None = Field(ge=2)
+    """Frames of a video that are kept and judged, evenly spaced from the first to the last, at most those it has; null takes
+    all. Every metric of pictures is taken of each and averaged over the video."""
     runtime: Literal["torch", "onnxruntime"]
     """What draws the candidate's pictures."""
     metrics: list[MetricName]
@@ -70,20 +74,27 @@ class Eval(Group):
 
 
 class DrawView(View, of=Eval):
-    """The pictures that are drawn: of the first `size` prompts."""
+    """The pictures that are drawn: of the first `size` prompts; and of a video the frames that are kept."""
 
     prompts: Prompts
     batch_size: int
     steps: int
+    frames: int | None = None
 
     @classmethod
     def drawn_from(cls) -> frozenset[str]:
-        return frozenset({"prompts", "size", "batch_size", "steps"})
+        return frozenset({"prompts", "size", "batch_size", "steps", "frames"})
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        films = choices.model is not None and models.family(choices.model.family).frame_step is not None
+        return cls.drawn_from() - (set() if films else {"frames"})
 
     @classmethod
     def draw(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Eval)
-        return [cls(prompts=group.prompts.part(0, group.size), batch_size=group.batch_size, steps=group.steps)]
+        same = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
+        return [cls(prompts=group.prompts.part(0, group.size), **same)]
 
 
 class RuntimeView(DrawView, of=Eval):
@@ -98,10 +109,4 @@ class RuntimeView(DrawView, of=Eval):
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         graph = choices.eval is not None and choices.eval.runtime != "torch"
-        return cls.drawn_from() - ({"batch_size"} if graph else set())
-
-    @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
-        assert isinstance(group, Eval)
-        prompts = group.prompts.part(0, group.size)
-        return [cls(prompts=prompts, batch_size=group.batch_size, steps=group.steps, runtime=group.runtime)]
+        return super().used(choices) - ({"batch_size"} if graph else set())

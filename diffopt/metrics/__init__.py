@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from diffopt.errors import MetricError
 from diffopt.metrics.metric import SOURCES, Metric, Scorer, Weights
 
-OURS = ("psnr", "ssim", "ms-ssim", "lpips", "clip", "clip-iqa", "imagereward", "fid", "cmmd")
+OURS = ("psnr", "ssim", "ms-ssim", "lpips", "clip", "clip-iqa", "imagereward", "fid", "cmmd", "dtssd", "clip-temporal")
 GROUP = "diffopt.metrics"
 
 

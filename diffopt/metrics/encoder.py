@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import is_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ class Encoder:
         """[n, d], as the model gives them."""
         import torch
 
-        if self._pictures is None or self._pictures[0] is not prepared:
+        known = self._pictures[0] if self._pictures else []
+        same = len(known) == len(prepared) and all(map(is_, known, prepared))
+        if self._pictures is None or not same:
             with torch.inference_mode():
                 self._pictures = prepared, self.embed(torch.stack(prepared).to(self.device)).float()
         return self._pictures[1]

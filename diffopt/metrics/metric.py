@@ -83,6 +83,9 @@ class Metric:
     """Raises MetricError for weights that cannot be loaded."""
     needs: tuple[str, ...] = ()
     """Names of SOURCES."""
+    of_video: bool = False
+    """Its scorer is given videos, a list of prepared frames each. Without it each frame is scored as a picture, and a video
+    has the mean of its frames."""
 
     @property
     def paired(self) -> bool:

@@ -63,6 +63,8 @@ class Family:
     """So many blocks at either end of the first of `blocks` stay in full precision too."""
     frame_step: int | None = None
     """Videos have a multiple of this many frames, plus one; None for pictures."""
+    frame_rate: Callable[[Json], int] = lambda _vae: 25
+    """Frames a second at which its videos are played, from the VAE's config."""
     reads: frozenset[str] = frozenset({"guidance_scale", "negative_prompt", "max_sequence_length"})
     """Those fields of the group `model` beside the size that its pipeline takes; the others must not be set."""
     guidance: Literal["none", "batched", "separate"] = "batched"

@@ -94,6 +94,7 @@ FAMILY = Family(
     ends=3,
     size_step=SPACE,
     frame_step=TIME,
+    frame_rate=lambda _: FRAME_RATE,
     arguments=arguments,
     embed=embed,
     embeddings=embeddings,

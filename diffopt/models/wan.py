@@ -55,6 +55,11 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     }
 
 
+def frame_rate(vae: Json) -> int:
+    """Of Wan's own configs: 24 for TI2V-5B, the one with the VAE of Wan 2.2, and 16 for the others."""
+    return 24 if vae.get("is_residual") else 16
+
+
 def largest(config: Json) -> int:
     """Each of time, height and width has rope_max_seq_len positions of a patch."""
     return int(config["rope_max_seq_len"] * config["patch_size"][1] * SPACE)
@@ -75,6 +80,7 @@ FAMILY = Family(
     ends=3,
     size_step=16,
     frame_step=TIME,
+    frame_rate=frame_rate,
     reads=frozenset({"guidance_scale", "guidance_scale_2", "negative_prompt", "max_sequence_length"}),
     guidance="separate",
     largest=largest,

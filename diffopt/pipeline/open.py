@@ -147,3 +147,8 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
+
+
+def frame_rate(ctx: Context, pipeline: Pipeline) -> int:
+    """Frames a second at which a video of this model is played."""
+    return family_of(pipeline).frame_rate(config(ctx, pipeline.json("pipeline.json"), "vae"))

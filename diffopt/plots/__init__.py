@@ -1,7 +1,8 @@
-"""Plots of a sweep by matplotlib, as SVG for the page: one file a kind. Nothing here imports it before it draws."""
+"""Plots of a run or a sweep by matplotlib, as SVG for the page: one file a kind. Nothing imports it before it draws."""
 
+from diffopt.plots.differences import differences
 from diffopt.plots.heat import heat, points
 from diffopt.plots.lines import dots, lines
 from diffopt.plots.trade import trade
 
-__all__ = ["dots", "heat", "lines", "points", "trade"]
+__all__ = ["differences", "dots", "heat", "lines", "points", "trade"]

@@ -9,18 +9,20 @@ from diffopt.stage import Context, stage
 def reference(
     ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline, texts: EvalEmbeddings, seed: int
 ) -> ReferenceImages:
-    from diffopt import pictures
+    from diffopt import pictures, videos
     from diffopt.pipeline.draw import batches, draw
-    from diffopt.pipeline.open import family_of, open_pipeline
+    from diffopt.pipeline.open import family_of, frame_rate, open_pipeline
     from diffopt.pipeline.texts import load
 
     pipe, arguments = open_pipeline(ctx, pipeline, texts=False), family_of(pipeline).arguments(model)
+    rate = frame_rate(ctx, pipeline)
     seeds = [seed + i for i in range(len(eval.prompts))]
     todo = list(batches(eval.prompts, eval.batch_size))
+    rows: list[dict[str, object]] = []
     with ctx.progress(len(todo) * eval.steps) as tick:
         for (first, prompts), batch in zip(todo, load(texts, ctx.device), strict=True):
             drawn = draw(pipe, batch, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
             pictures.check(drawn, prompts)
-            pictures.save(ctx.out, first, pictures.strip(drawn))
+            rows += videos.save(ctx.out, first, drawn, eval.frames, rate)
     pictures.check_distinct(ctx.out, eval.prompts.prompts)
-    pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None})
+    pictures.write_index(ctx.out, eval.prompts.prompts, seeds, {"runtime": "torch", "format": None}, rows)

@@ -19,13 +19,15 @@ def sample(
     subject: Checkpoint | OnnxGraph | None,
     seed: int,
 ) -> Images:
-    from diffopt import pictures
+    from diffopt import pictures, videos
     from diffopt.pipeline.draw import batches, draw
-    from diffopt.pipeline.open import family_of
+    from diffopt.pipeline.open import family_of, frame_rate
     from diffopt.pipeline.texts import load, regroup
 
     runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
+    rate = frame_rate(ctx, pipeline)
     seeds = [seed + i for i in range(len(eval.prompts))]
+    rows: list[dict[str, object]] = []
     with runtime.running(ctx, pipeline, subject, cache, texts=False) as run:
         size = run.batch or eval.batch_size
         todo = list(batches(eval.prompts, size))
@@ -38,7 +40,7 @@ def sample(
                 numbers = [*these, *these[-1:] * spare]
                 drawn = draw(run.pipe, batch, numbers, eval.steps, arguments, on_step=tick)[: len(prompts)]
                 pictures.check(drawn, prompts)
-                pictures.save(ctx.out, first, pictures.strip(drawn))
+                rows += videos.save(ctx.out, first, drawn, eval.frames, rate)
         computed = run.computed()
     about: dict[str, object] = {
         "runtime": eval.runtime,
@@ -47,7 +49,7 @@ def sample(
         "computed_blocks": computed,
     }
     pictures.check_distinct(ctx.out, eval.prompts.prompts)
-    pictures.write_index(ctx.out, eval.prompts.prompts, seeds, about)
+    pictures.write_index(ctx.out, eval.prompts.prompts, seeds, about, rows)
 
 
 def _format(subject: Checkpoint | OnnxGraph | None) -> str | None:

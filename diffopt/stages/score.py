@@ -2,6 +2,7 @@
 
 `metrics.json`, schema diffopt.metrics/1:
     prompts                     the prompts, in order
+    frames                      of videos: how many of each are judged; a value is the mean over them, an interval over videos
     difference_gain             by how much the difference pictures are amplified
     metrics.NAME.title          the metric's name for people
     metrics.NAME.unit, better   its unit and which way is better
@@ -44,17 +45,18 @@ class ScoreView(View, of=Eval):
 def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Images) -> Metrics:
     from diffopt import pictures
     from diffopt.errors import GateError, MetricError
-    from diffopt.measure import BATCH, measure
+    from diffopt.measure import batch, measure
     from diffopt.metrics import METRICS, Weights
     from diffopt.summary import summarise
 
     prompts, ours = pictures.paths(images.path)
     _, theirs = pictures.paths(reference.path)
+    judged = {"reference": pictures.frames(reference.path), "candidate": pictures.frames(images.path)}
     needed = dict.fromkeys(source for name in eval.metrics for source in METRICS[name].needs)
     weights = Weights({s: ctx.locate(ctx.digest(getattr(eval, s))) for s in needed}, ctx.device)
     scorers = {name: METRICS[name].open(weights) for name in eval.metrics}
-    with ctx.progress(2 * -(-len(prompts) // BATCH)) as tick:
-        measured = measure(prompts, {"reference": theirs, "candidate": ours}, scorers, "reference", tick)
+    with ctx.progress(2 * -(-len(prompts) // batch(judged))) as tick:
+        measured = measure(prompts, judged, scorers, "reference", tick)
     if measured.flaws:
         raise GateError("\n".join(measured.flaws))
     if measured.failed:
@@ -69,5 +71,7 @@ def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Ima
         if base:
             found[name] |= {"reference": base["stat"], "reference_values": base["values"]}
     pictures.save_differences(ctx.out / "difference", ours, theirs, GAIN)
-    content = {"schema": "diffopt.metrics/1", "prompts": prompts, "metrics": found, "difference_gain": GAIN}
+    content: dict[str, Any] = {"schema": "diffopt.metrics/1", "prompts": prompts, "metrics": found, "difference_gain": GAIN}
+    if (many := len(judged["reference"][0])) > 1:
+        content["frames"] = many
     (ctx.out / "metrics.json").write_text(json.dumps(content, indent=1))
