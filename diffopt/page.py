@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ PREVIEW = 512
 
 def render(template: str, script: str = "", **content: Any) -> str:
     """A page from diffopt/templates. Every value is escaped; of scripts the browser runs `script`, also of there, alone."""
+    code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    found: str = _templates().get_template(template).render(content, script=code, script_digest=digest)
+    return found
+
+
+@cache
+def _templates() -> Any:
+    """The templates compiled, once for all jobs of a sweep."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -32,9 +42,7 @@ def render(template: str, script: str = "", **content: Any) -> str:
     for name, written in (("figure", figure), ("number", number)):  # a console may lack the sign
         environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
     environment.globals |= {"picture": picture, "digits": digits, "version": __version__, "preview": PREVIEW}
-    code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
-    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    return environment.get_template(template).render(content, script=code, script_digest=digest)
+    return environment
 
 
 def publish(path: Path, text: str) -> Path:
