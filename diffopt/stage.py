@@ -48,9 +48,11 @@ class Context:
 
 
 class Held:
-    """What a stage has opened and its next step needs again: a model, for the next chunk of prompts."""
+    """What a stage has opened and its next step needs again: a model, for the next chunk of prompts or job of a sweep."""
 
     def __init__(self) -> None:
+        self.owner = ""
+        """The stage."""
         self._key: Any = None
         self._value: Any = None
 
@@ -60,6 +62,14 @@ class Held:
             self.drop()
             self._key, self._value = key, open()
         return self._value
+
+    def hand_to(self, owner: str) -> bool:
+        """Whether another stage held it, so that it was let go."""
+        if owner == self.owner:
+            return False
+        self.drop()
+        self.owner = owner
+        return True
 
     def drop(self) -> None:
         self._key = self._value = None

@@ -82,6 +82,14 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
 
 
+def empty_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
+    """The same modules as `open_backbone` gives, on the meta device."""
+    pinned = pipeline.json("pipeline.json")
+    with init_empty_weights():
+        found = {n: _class(ctx, pinned, n).from_config(config(ctx, pinned, n)).eval() for n in pinned["backbones"]}
+    return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
+
+
 def family_of(pipeline: Pipeline) -> Family:
     return family(pipeline.json("pipeline.json")["family"])
 
