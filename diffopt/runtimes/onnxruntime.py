@@ -26,7 +26,7 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
     for name, part in subject.parts().items():
         head = part.json("graph.json")
         setattr(pipe, name, GraphBackbone(_session(part, head), head, family, getattr(pipe, name)))
-    yield Running(pipe, subject.json("graph.json")["batch_size"], lambda: 1.0)
+    yield Running(pipe, subject.json("graph.json")["batch_size"])
 
 
 def _session(graph: OnnxGraph, head: dict[str, Any]) -> onnxruntime.InferenceSession:
