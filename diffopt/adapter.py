@@ -129,7 +129,7 @@ def fit(keys: Shapes, layers: Mapping[str, Shapes | None]) -> Fit:
     for (component, layer), found in halves.items():
         weight = (layers[component] or {})[layer]
         if not {*HALVES} <= set(found):
-            strangers += [f"{component}.{layer}.{half}" for half in found]
+            strangers += [k for k in keys if _parts(k)[:2] == (component, layer)]
             continue
         (rank, *inner), (outer, *_) = found["lora_A"], found["lora_B"]
         if (outer, *inner) != weight or found["lora_B"][1] != rank:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 FILE = "pytorch_lora_weights.safetensors"
 ATTENTION = ["to_q", "to_k", "to_out.0"]
-TEXT = ["q_proj", "v_proj"]
+TEXT = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
 def adapter(
@@ -42,6 +42,20 @@ def adapter(
         about[f"{kind}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
     pipe.save_lora_weights(directory, **layers, **about)
     return directory / FILE
+
+
+def kohya_flux(out: Path, width: int, blocks: int, alpha: float, rank: int = 4) -> Path:
+    """An adapter for FLUX's double blocks in the names of kohya's scripts: q, k and v are one layer there."""
+    torch.manual_seed(3)
+    found = {}
+    for i in range(blocks):
+        for layer, outer in (("img_attn_proj", 1), ("img_attn_qkv", 3), ("txt_attn_qkv", 3)):
+            stem = f"lora_unet_double_blocks_{i}_{layer}"
+            found[f"{stem}.lora_down.weight"] = torch.randn(rank, width) * 0.1
+            found[f"{stem}.lora_up.weight"] = torch.randn(outer * width, rank) * 0.1
+            found[f"{stem}.alpha"] = torch.tensor(alpha)
+    save_file(found, out)
+    return out
 
 
 def kohya(path: Path, out: Path, alpha: float) -> Path:

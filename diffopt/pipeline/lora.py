@@ -1,7 +1,7 @@
 """Adapters fused into what they were trained for, by diffusers' own loaders: checked by name, then nothing of them is left."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,9 @@ from diffopt.stage import Context
 
 FILE = "lora.json"
 """Of a Pipeline with adapters: for each, `layers` by component, which are the ones that it must hit when it is fused."""
+INNER = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
+ENDS = (*INNER, ".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", ".alpha")
+"""Of keys: the half of a product that is never zero when training begins, and all there are."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -53,11 +56,11 @@ def matched(
     `absent` names components that the model has but not here. Raises PlanError for an adapter that does not fit.
     """
     pipeline = getattr(diffusers, kind.pipeline)
-    tensors = {key: _Traced.of(x, key) for key, x in load_file(path).items()}
+    tensors: Tensors = {key: _Traced.of(x, key) for key, x in load_file(path).items()}
     try:
         state, alphas, _ = _converted(pipeline, tensors, modules)
     except (ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
+        reason = (" ".join(str(e).split()) or type(e).__name__)[:160]
         raise PlanError(
             f"{where}: diffusers cannot read it for {kind.name}: {reason} (got {adapter.path.name!r}); "
             "give an adapter that was trained on this model"
@@ -178,11 +181,22 @@ def _weights(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {n: tuple(m.weight.shape) for n, m in module.named_modules() if isinstance(m, kinds)}
 
 
-def _dropped(tensors: Iterable[str], made: list[Any], names: list[str]) -> set[str]:
-    """Keys of which nothing was made. An alpha is a number in the end; it goes with the product that it scales."""
+def _dropped(tensors: Tensors, made: list[Any], names: list[str]) -> set[str]:
+    """Keys of which nothing was made, but for those that would change nothing: a product with a half of zeros.
+
+    An alpha is a number in the end; it goes with the product that it scales.
+    """
     used = {k for x in made for k in _Traced.origins(x)} | {*names}
-    stems = {k.partition(".lora_")[0].partition(".lora.")[0] for k in used}
-    return {k for k in tensors if k not in used and not (k.endswith(".alpha") and k.removesuffix(".alpha") in stems)}
+    stems = {_stem(k) for k in used}
+    lost = {k for k in tensors if k not in used and not (k.endswith(".alpha") and _stem(k) in stems)}
+    idle = {_stem(k) for k in lost if not k.endswith((*INNER, ".alpha")) and not tensors[k].any()}
+    acting = {_stem(k) for k in lost if not k.endswith((*INNER, ".alpha")) and tensors[k].any()}
+    return {k for k in lost if _stem(k) not in idle - acting}
+
+
+def _stem(key: str) -> str:
+    """The layer's name in a key, in any layout."""
+    return next((key.removesuffix(end) for end in ENDS if key.endswith(end)), key)
 
 
 class _Traced(torch.Tensor):
