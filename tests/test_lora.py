@@ -15,7 +15,7 @@ from tiny_pipelines import DOUBLE, TINY, WIDTH
 
 from diffopt import models
 from diffopt.adapter import Adapter
-from diffopt.errors import GateError, PlanError
+from diffopt.errors import GateError, PlanError, StoreError
 from diffopt.pipeline import lora
 from diffopt.pipeline.open import open_backbone, open_denoiser, open_pipeline, open_texts
 from diffopt.portable import portable
@@ -304,3 +304,20 @@ def test_a_second_backbone_that_the_model_lacks_is_refused() -> None:
 def test_a_family_takes_adapters_where_diffusers_has_a_loader(name: str) -> None:
     family = models.family(name)
     assert family.lora == hasattr(getattr(diffusers, family.pipeline), "lora_state_dict")
+
+
+# Out of the store.
+
+
+def test_a_fused_checkpoint_is_exported_where_its_adapter_is_there(tmp_path: Path) -> None:
+    from test_portable import export, stored
+
+    b = fused("flux", (made("flux"), 0.7))
+    store, source = stored(b, "fp8", tmp_path / "store"), f"--source={b.source}"
+    with pytest.raises(StoreError, match=r"store export: an adapter that is fused into the model is not there .* --lora=FILE"):
+        export(store, "b" * 16, str(tmp_path / "out"), source)
+    assert not (tmp_path / "out").exists()
+    export(store, "b" * 16, str(tmp_path / "out"), source, f"--lora={made('flux')}")
+    saved_weights = torch.load(tmp_path / "out" / "modelopt.pt", weights_only=False)["model_state_dict"]
+    hand = by_hand("flux", (made("flux"), 0.7)).transformer.state_dict()
+    assert all(torch.equal(saved_weights[key], x) for key, x in hand.items())
