@@ -197,14 +197,14 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Bench]:
     return fused("flux", (path, 0.9)), Bench(folder(), str(where), call=called(32, 16, long_prompts="cut"))
 
 
-@pytest.mark.parametrize("name", [None, "fp8", "int8_sq"])
+@pytest.mark.parametrize("name", [None, "fp8", pytest.param("int8_sq", marks=pytest.mark.matrix)])
 def test_the_graph_is_that_of_a_model_saved_after_fusing(name: str | None, twins: tuple[Bench, Bench]) -> None:
     ours, theirs = (b.graph(name).path / "model.onnx" for b in twins)
     assert ours.read_bytes() == theirs.read_bytes()
     assert ours.read_bytes() != (bench().graph(name).path / "model.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["int8_sq", "int4_awq"])
+@pytest.mark.parametrize("name", ["int8_sq", pytest.param("int4_awq", marks=pytest.mark.matrix)])
 def test_the_checkpoint_is_that_of_a_model_saved_after_fusing(name: str, twins: tuple[Bench, Bench]) -> None:
     ours, theirs = (b.checkpoint(name).path for b in twins)
     files = sorted(p.name for p in theirs.iterdir())
