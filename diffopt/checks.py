@@ -1,20 +1,27 @@
 """What is refused before anything runs: combinations that this machine or a runtime cannot do. One line each."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from diffopt import formats, models
+from diffopt.adapter import Shapes, fit, plain, shapes
 from diffopt.caches import METHODS, Settings
 from diffopt.environment import Environment, package
 from diffopt.errors import PlanError
+from diffopt.groups import Model
 from diffopt.metrics import METRICS
 from diffopt.rates import PEAK
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
 
+TEXTS = ("text_encoder", "text_encoder_2")
+"""Parts that adapters are trained for beside backbones; their layers are not known before they are built."""
+
 
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
     reasons = [
+        *_lora(choices),
         *_format(choices),
         *_sense(choices),
         *_cache(choices),
@@ -23,6 +30,59 @@ def check(choices: Choices, environment: Environment) -> None:
     ]
     if reasons:
         raise PlanError("\n".join(reasons))
+
+
+def _lora(choices: Choices) -> Iterator[str]:
+    """What the files' headers tell; `load` judges what must be converted to be matched, and what is on the hub."""
+    model = choices.model
+    if model is None or not model.lora:
+        return
+    family = models.family(model.family)
+    if not family.lora:
+        yield f"model.lora: diffusers has no LoRA loader for {family.pipeline} (got {model.lora[0].path.name!r}); drop it"
+        return
+    layers = _weights(model)
+    for i, adapter in enumerate(model.lora):
+        where, name = f"model.lora.{i}", adapter.path.name
+        if adapter.backbone not in (None, *family.backbones):
+            there = ", ".join(family.backbones)
+            yield f"{where}.backbone: {family.name} has no such backbone (got {adapter.backbone!r}); there are {there}"
+            continue
+        if adapter.path.local is None:
+            continue
+        try:
+            keys = shapes(adapter.path.local)
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            yield f"{where}.path: {what} (got {name!r}); {advice}"
+            continue
+        if not any("lora" in k for k in keys):
+            first = f", the first {next(iter(keys))}" if keys else ""
+            yield f"{where}.path: holds no LoRA (got {name!r}: {len(keys)} tensors{first}); give the file of an adapter"
+        elif magnitudes := [k for k in keys if "dora_scale" in k or "magnitude" in k]:
+            yield (
+                f"{where}.path: is a DoRA, whose magnitudes diffusers would leave out (got {name!r}: {len(magnitudes)} of "
+                "them); give a plain LoRA, or a model that it was merged into"
+            )
+        elif layers and plain(keys, {*family.backbones, *TEXTS}):
+            first, own = f"{family.backbones[0]}.", f"{adapter.backbone or family.backbones[0]}."
+            named = {own + k.removeprefix(first) if k.startswith(first) else k: x for k, x in keys.items()}
+            if complaint := fit(named, layers | dict.fromkeys(TEXTS)).complaint(name, len(keys)):
+                yield f"{where}: {complaint}"
+
+
+def _weights(model: Model) -> dict[str, Shapes | None]:
+    """Sizes of the layers of a local model's backbones, by their files' headers; empty where these do not tell."""
+    directory = model.source.directory if model.weights == "pretrained" else None
+    found: dict[str, Shapes | None] = {}
+    for name in models.family(model.family).backbones if directory else ():
+        assert directory is not None
+        own: dict[str, tuple[int, ...]] = {}
+        for path in (directory / name).glob("*.safetensors"):
+            with suppress(ValueError):  # a broken model is said to be one where it is opened
+                own |= shapes(path)
+        found[name] = {k.removesuffix(".weight"): x for k, x in own.items() if k.endswith(".weight") and len(x) > 1}
+    return {n: x for n, x in found.items() if x}
 
 
 def _format(choices: Choices) -> Iterator[str]:

@@ -101,6 +101,9 @@ class Run:
         if pipeline:
             many, dtype = pipeline["parameters"], pipeline["dtype"]
             note = f"{many / 1e6:,.1f} million parameters in {dtype}"
+            for adapter in pipeline.get("lora", []):
+                hits = ", ".join(f"{n} layers of {component}" for component, n in adapter["hits"].items())
+                note += f"; {Path(adapter['name']).name} at scale {adapter['scale']:g} fused into {hits}"
             rows.append({"step": "load", "what": "Source backbone", "bytes": many * BYTES.get(dtype, 4), "note": note})
         if checkpoint and (taken := self.taken("quantize")):
             note = "only what differs from the source: scales and extremes, no weights"

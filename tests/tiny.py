@@ -86,6 +86,7 @@ class Bench:
     device: str = "cpu"
     family: str = "flux"
     weights: str = "pretrained"
+    lora: list[Any] = field(default_factory=list)
     made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,9 +99,8 @@ class Bench:
 
     def pipeline(self) -> Pipeline:
         def make(ctx: Context) -> Pipeline:
-            view = LoadView(
-                family=self.family, source=Source(self.source), weights=self.weights, dtype=self.dtype, scheduler=None
-            )
+            source = {"source": Source(self.source), "weights": self.weights, "dtype": self.dtype, "lora": self.lora}
+            view = LoadView(family=self.family, scheduler=None, **source)
             load.run(ctx, view)
             return Pipeline(ctx.out, "pipeline")
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from diffopt import models
+from diffopt.adapter import Adapter
 from diffopt.source import ModelSource, Source
 from diffopt.view import Choices, Group, View
 
@@ -35,6 +36,8 @@ class Model(Group):
     """`random` draws weights of the architecture's size: for planning, timing and testing, never for quality."""
     dtype: Dtype
     """What the weights are cast to when loaded."""
+    lora: list[Adapter] = Field(default_factory=list)
+    """LoRA adapters that are fused into the model before anything else is done with it."""
     scheduler: str | None = None
     """A diffusers scheduler class instead of the source's own; it takes over the source's settings."""
     height: int = Field(ge=8)
@@ -81,9 +84,17 @@ class Model(Group):
                 raise ValueError(f"{name}: {self.family} does not read it (got {getattr(self, name)!r}); drop it")
         if "max_sequence_length" in takes and self.max_sequence_length is None:
             raise ValueError("max_sequence_length: is not set (got None); give the tokens that the text encoder is padded to")
+        for i, adapter in enumerate(self.lora):
+            if any(_target(adapter) == _target(other) for other in self.lora[:i]):
+                raise ValueError(f"lora: names one twice (got {adapter.path.name!r}); name it once, with its whole scale")
         if self.scheduler is not None and self.scheduler not in (there := _schedulers()):
             raise ValueError(f"scheduler: diffusers has no such class (got {self.scheduler!r}); one of {', '.join(there)}")
         return self
+
+
+def _target(adapter: Adapter) -> tuple[Source, str | None]:
+    """What must not be fused twice."""
+    return adapter.path, adapter.backbone
 
 
 def _check_index(directory: Path, source: Source, family: str) -> None:

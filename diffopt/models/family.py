@@ -73,6 +73,8 @@ class Family:
     """Whether its backbone has convolutions that INT8 and FP8 quantize."""
     attention: bool = True
     """Whether modelopt can quantize its attention."""
+    lora: bool = True
+    """Whether diffusers has a LoRA loader for its pipeline."""
     block_cache: bool = True
     """Whether diffusers' block caches know its blocks."""
     cached: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from diffopt import quiet
 from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError
 from diffopt.models import Family, family
+from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
 from diffopt.stage import Context
@@ -31,23 +32,24 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
     own: dict[str, Any] = _backbones(pinned, backbone) if backbone is not None else {}
     if not texts or pinned["weights"] == "random":
         own |= dict.fromkeys(_texts(ctx, pinned))
+    if backbone is None and (pinned["weights"] == "random" or pinned.get("lora")):
+        own |= _backbones(pinned, open_backbone(ctx, pipeline))
     if pinned["weights"] == "random":
-        own = own if backbone is not None else own | _backbones(pinned, open_backbone(ctx, pipeline))
         own |= {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()}
-    return place(_assemble(ctx, pinned, own), ctx.device)
+    return place(_assemble(ctx, pipeline, own), ctx.device)
 
 
 def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
     pinned = pipeline.json("pipeline.json")
-    return place(_assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae"])), ctx.device)
+    return place(_assemble(ctx, pipeline, dict.fromkeys([*pinned["backbones"], "vae"])), ctx.device)
 
 
 def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its tokenizers. Not for random weights, which have none."""
     pinned = pipeline.json("pipeline.json")
     models = [name for name in _texts(ctx, pinned) if not name.startswith("tokenizer")]
-    return _assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae", *models]))
+    return _assemble(ctx, pipeline, dict.fromkeys([*pinned["backbones"], "vae", *models]))
 
 
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
@@ -56,13 +58,13 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     with init_empty_weights():
         vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
     own = _backbones(pinned, open_backbone(ctx, pipeline))
-    pipe = _assemble(ctx, pinned, own | dict.fromkeys(_texts(ctx, pinned)) | {"vae": vae})
+    pipe = _assemble(ctx, pipeline, own | dict.fromkeys(_texts(ctx, pinned)) | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     return place(pipe, ctx.device)
 
 
 def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
-    """The denoising network alone, in evaluation mode, on the run's device where it fits, else on the CPU.
+    """The denoising network alone, its adapters fused, in evaluation mode, on the run's device where it fits, else on the CPU.
 
     A pipeline with several has them in a ModuleDict, by name.
     """
@@ -77,8 +79,10 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
         else:
             cls = getattr(diffusers, family_of(pipeline).backbone_class)
             how = {"subfolder": name, "torch_dtype": getattr(torch, pinned["dtype"])}
-            found[name] = _read(cls, directory, **how).to(device)
-        found[name].eval()
+            found[name] = _read(cls, directory, **how)
+        # Pretrained weights are read to the CPU: fused there they are the same on every device, and a GPU holds them once.
+        fuse(ctx, pipeline, {name: found[name]})
+        found[name] = found[name].to(device).eval()
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
 
 
@@ -112,13 +116,16 @@ def _texts(ctx: Context, pinned: dict[str, Any]) -> list[str]:
     return [k for k in parts if k not in (*pinned["backbones"], "vae", "scheduler")]
 
 
-def _assemble(ctx: Context, pinned: dict[str, Any], own: dict[str, Any]) -> Any:
-    """The pipeline of the components `own`, those that are None left out, and the source's for the rest."""
+def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
+    """The pipeline of the components `own`, those that are None left out, and the source's for the rest, adapters fused."""
+    pinned = pipeline.json("pipeline.json")
     directory = ctx.locate(pinned["source"])
     own = own | {"scheduler": scheduler(directory, pinned["scheduler"])}
     cls = getattr(diffusers, family(pinned["family"]).pipeline)
     pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned["dtype"]), **own)
     pipe.set_progress_bar_config(disable=True)
+    read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}
+    fuse(ctx, pipeline, read)
     return pipe
 
 
