@@ -57,4 +57,5 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    unpack=flux.unpack,
 )

@@ -89,4 +89,5 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    timed=True,
 )
