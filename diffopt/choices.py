@@ -48,8 +48,6 @@ def choose(config: dict[str, Any]) -> Choices:
                 groups[name] = schema.model_validate(value)
             except ValidationError as e:
                 errors += [explain(name, schema, x) for x in e.errors()]
-    if config.get("train") is not None:
-        errors.append(f"train: nothing trains yet (got {config['train']!r}); drop it")
     store = config.get("store")
     if not isinstance(store, str) or not store:
         errors.append(f"store: is not a path (got {store!r}); give a directory, or set DIFFOPT_STORE")
