@@ -1,6 +1,7 @@
 """What is refused before anything runs: combinations that this machine or a runtime cannot do. One line each."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from diffopt import formats, models
 from diffopt.environment import Environment
@@ -17,6 +18,7 @@ def check(choices: Choices, environment: Environment) -> None:
         *_format(choices),
         *_sense(choices),
         *_cache(choices),
+        *_data(choices),
         *_export(choices, environment),
         *_runtime(choices, environment),
     ]
@@ -60,6 +62,15 @@ def _cache(choices: Choices) -> Iterator[str]:
         yield (
             f"cache: diffusers' FirstBlockCache does not know the blocks of {choices.model.family} "
             f"(got cache={choices.cache.model_dump().get('method')}); drop the cache"
+        )
+
+
+def _data(choices: Choices) -> Iterator[str]:
+    source = choices.train.data.source if choices.train else None
+    if source and find_spec("datasets") is None:
+        yield (
+            f"train.data.source: pictures are read by the package datasets, which is not there (got {source.name!r}); "
+            "pip install 'diffopt[datasets]'"
         )
 
 

@@ -142,7 +142,8 @@ class Sources:
         repo, commit = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "").split("@")
 
         def download(wanted: list[str], unwanted: list[str]) -> Path:
-            how = {"repo_type": source.repo_type, "revision": commit, "local_files_only": constants.HF_HUB_OFFLINE}
+            offline = constants.HF_HUB_OFFLINE
+            how: Any = {"repo_type": source.repo_type, "revision": commit, "local_files_only": offline}
             return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=unwanted, **how))
 
         try:
@@ -223,7 +224,7 @@ def _commit(source: Source) -> str:
     repo, revision = source.hub
     try:
         if constants.HF_HUB_OFFLINE:
-            how = {"repo_type": source.repo_type, "revision": revision}
+            how: Any = {"repo_type": source.repo_type, "revision": revision}
             return Path(snapshot_download(repo, local_files_only=True, **how)).name
         ask = HfApi().dataset_info if source.data else HfApi().model_info
         return str(ask(repo, revision=revision).sha)

@@ -1,12 +1,13 @@
 """`train.data`: what is trained on, and the parts of it that stages read."""
 
-import os
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from diffopt.prompts import Prompts, PromptSet
+from diffopt import models
+from diffopt.prompts import Prompts, PromptSet, read
 from diffopt.source import Source, read_data
+from diffopt.view import Choices
 
 SYNTHETIC = "synthetic"
 BATCH, CHUNK, STEPS = 4, 16, 20
@@ -63,21 +64,36 @@ class Data(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        idle = {"caption": self.caption, "small": self.small}
+        idle: dict[str, Any] = {"caption": self.caption, "small": self.small}
         if not self.synthetic:
             idle = {"prompts": self.prompts and self.prompts.where, "steps": self.steps, "chunk": self.chunk}
         for name, value in idle.items():
             if value is not None:
                 reads = "the data are synthetic" if self.synthetic else "only source=synthetic reads it"
-                raise ValueError(f"{name}: has no effect, since {reads} (got {value!r}); drop it")
-        if self.synthetic and (chunk := self.chunk or CHUNK) % (batch := self.batch_size or BATCH):
+                raise ValueError(f"{name}: has no effect, since {reads} (got {value!r}); drop it, or all by train.data=SOURCE")
+        if self.synthetic and (chunk := self.chunk or CHUNK) % self.batch:
             raise ValueError(
-                f"chunk: is not a multiple of train.data.batch_size={batch} (got {chunk}); batches must not cross chunks"
+                f"chunk: is not a multiple of train.data.batch_size={self.batch} (got {chunk}); batches must not cross chunks"
             )
         return self
 
-    def drawn(self, videos: bool) -> PromptSet:
-        """The prompt of every item that the model draws, in order; `videos` tells what it draws."""
-        found = self.prompts or _packaged(PACKAGED_VIDEOS if videos else PACKAGED)
+    def drawn(self, choices: Choices) -> PromptSet:
+        """The prompt of every item that the model draws, in order."""
+        assert choices.model is not None
+        videos = models.family(choices.model.family).frame_step is not None
+        found = self.prompts or read(PACKAGED_VIDEOS if videos else PACKAGED)
         many = self.size or len(found)
         return PromptSet(found.where, tuple(found.prompts[i % len(found)] for i in range(many)))
+
+    def chunks(self, choices: Choices) -> list[tuple[int, PromptSet]]:
+        """Index of the first item, and the prompts, of each chunk of those."""
+        items, chunk = self.drawn(choices), self.chunk or CHUNK
+        return [(start, items.part(start, min(start + chunk, len(items)))) for start in range(0, len(items), chunk)]
+
+    @property
+    def batch(self) -> int:
+        return self.batch_size or BATCH
+
+
+def synthetic(choices: Choices) -> bool:
+    return choices.train is not None and choices.train.data.synthetic

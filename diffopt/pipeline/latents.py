@@ -15,14 +15,16 @@ def encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
     shift, scale = (_beside(x, found) for x in normalisation(vae))
-    return ((found - shift) * scale).float().cpu()
+    latents: torch.Tensor = (found - shift) * scale
+    return latents.float().cpu()
 
 
 def normalisation(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Shift and scale, FP32 [channels] or []: a backbone's latents are (the VAE's - shift) * scale.
 
     The VAEs of FLUX and SD3 tell them by `shift_factor` and `scaling_factor`, those of UNets by the latter or by it and a
-    mean and a deviation of each channel, those of videos by mean and deviation: LTX's beside its weights, others' in the config.
+    mean and a deviation of each channel, those of videos by mean and deviation: LTX's beside its weights, others' in
+    the config.
     """
     config, known = vae.config, dict(vae.named_buffers())
     mean, deviation = (known.get(name, getattr(config, name, None)) for name in ("latents_mean", "latents_std"))
