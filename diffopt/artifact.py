@@ -77,6 +77,20 @@ class Mix(Artifact):
     kind = "mix"
 
 
+class TrainTexts(Artifact):
+    """As Embeddings, of one chunk of the prompts that training data are drawn from."""
+
+    kind = "train-texts"
+    passing = True
+
+
+class TrainLatents(Artifact):
+    """`latents.safetensors`: what the full-precision model draws of one chunk of prompts, `latents` FP32 [n, ...]."""
+
+    kind = "train-latents"
+    passing = True
+
+
 class TrainSet(Artifact):
     """What is trained on: `set.json`, `latents.safetensors` and `texts.safetensors`.
 

@@ -32,6 +32,7 @@ def check(choices: Choices, environment: Environment) -> None:
         *_sense(choices),
         *_cache(choices),
         *_train(choices),
+        *_data(choices),
         *_export(choices, environment),
         *_runtime(choices, environment),
     ]
@@ -94,6 +95,15 @@ def _train(choices: Choices) -> Iterator[str]:
         yield (
             f"train.optimizer: {train.optimizer} needs the package bitsandbytes (got {train.optimizer!r}); "
             "pip install 'diffopt[train8bit]', or set train.optimizer=adamw"
+        )
+
+
+def _data(choices: Choices) -> Iterator[str]:
+    source = choices.train.data.source if choices.train else None
+    if source and find_spec("datasets") is None:
+        yield (
+            f"train.data.source: pictures are read by the package datasets, which is not there (got {source.name!r}); "
+            "pip install 'diffopt[datasets]'"
         )
 
 

@@ -1,6 +1,6 @@
 """What can be refused once the model's configs are known, before anything computes: one line each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from math import gcd
 from shutil import disk_usage
@@ -10,6 +10,7 @@ from diffopt import environment, formats, models
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
 from diffopt.figure import size
+from diffopt.groups.data import STEPS, Data
 from diffopt.layers import Layer, without
 from diffopt.run import BYTES
 from diffopt.stage import Context
@@ -155,8 +156,23 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
     if choices.eval:
         check_steps(own, choices.eval.steps, "eval.steps")
         sets.append(("eval.prompts", choices.eval.prompts.prompts[: choices.eval.size]))
+    if choices.train:
+        data = choices.train.data
+        if data.synthetic:
+            check_steps(own, data.steps or STEPS, "train.data.steps")
+        where = "train.data.prompts" if data.synthetic else "train.data.source"
+        sets.append((where, tuple(dict.fromkeys(_trained(ctx, choices, data)))))
     assert choices.model is not None
     if sets and pinned["weights"] != "random" and choices.model.long_prompts == "refuse":
         pipe = open_tokenizers(ctx, pipeline)
         for where, prompts in sets:
             check_length(pipe, prompts, choices.model, where)
+
+
+def _trained(ctx: Context, choices: Choices, data: Data) -> Sequence[str]:
+    """The prompts that are trained on. Reads no picture of one's own, only which there are and their captions."""
+    from diffopt.captioned import Captioned
+
+    if data.source is None:
+        return data.drawn(choices).prompts
+    return Captioned(ctx.locate(ctx.digest(data.source)), data.source.name, data.size, data.caption).captions

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from diffopt import models
+from diffopt.groups.data import Data
 from diffopt.groups.model import Dtype
-from diffopt.prompts import Prompts
 from diffopt.view import Choices, Group, View
 
 
@@ -46,26 +46,6 @@ def _known(name: str) -> str:
 OptimizerName = Annotated[str, AfterValidator(_known)]
 Schedule = Literal["constant", "linear", "cosine"]
 PART = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-
-
-class Data(BaseModel):
-    """What is trained on."""
-
-    model_config = PART
-
-    source: Literal["synthetic", "folder", "hub"]
-    """`synthetic`: the full-precision model draws the latents from prompts; `folder`: pictures with captions in a
-    metadata.jsonl; `hub`: a data set of the hub."""
-    path: str | None = None
-    """Of `folder`: the directory."""
-    name: str | None = None
-    """Of `hub`: ORG/NAME[@REVISION]."""
-    prompts: Prompts | None = None
-    """Of `synthetic`: a file of prompts, as everywhere."""
-    size: int | None = Field(default=None, ge=1)
-    """Items to use, from the first; null takes all."""
-    steps: int | None = Field(default=None, ge=1)
-    """Of `synthetic`: denoising steps per item."""
 
 
 class Lora(BaseModel):

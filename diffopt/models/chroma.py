@@ -70,4 +70,5 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    unpack=flux.unpack,
 )

@@ -94,6 +94,10 @@ class Family:
     """Most pixels of a side, from the backbone's config, where positions are limited."""
     coarser: Callable[[Json, Json], int | None] = lambda _backbone, _vae: None
     """The size step of one model, from its backbone's and its VAE's config, where the family's models differ."""
+    timed: bool = False
+    """Whether its VAE's pixels and latents have an axis of time, as videos have: [b, channels, frames, h, w]."""
+    unpack: Callable[[Any, "torch.Tensor", Any], "torch.Tensor"] = lambda _pipe, latents, _model: latents
+    """The latents that its pipeline gives in the shape that its VAE decodes, from the pipeline, those latents, model."""
 
     def guided(self, model: Any) -> bool:
         """Whether a call of the pipeline computes an unconditional prediction too."""

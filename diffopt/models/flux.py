@@ -26,6 +26,12 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
     }
 
 
+def unpack(pipe: Any, latents: "torch.Tensor", model: Any) -> "torch.Tensor":
+    """[b, tokens, 4 x channels] to [b, channels, h, w]."""
+    found: torch.Tensor = pipe._unpack_latents(latents, model.height, model.width, pipe.vae_scale_factor)
+    return found
+
+
 def picture_tokens(vae: Json, size: Size) -> int:
     """Latents are packed 2x2, so a picture of h x w pixels has (h / 2s) * (w / 2s) tokens, s being the VAE's scale."""
     from diffopt.models.example import vae_scale
@@ -99,4 +105,5 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    unpack=unpack,
 )

@@ -52,6 +52,15 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
     return paired(shapes, FAMILY.guided(model))
 
 
+def unpack(pipe: Any, latents: "torch.Tensor", model: Any) -> "torch.Tensor":
+    """[b, tokens, channels] to [b, channels, frames, h, w]."""
+    space, time = pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio
+    extent = (model.frames - 1) // time + 1, model.height // space, model.width // space
+    patch = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+    found: torch.Tensor = pipe._unpack_latents(latents, *extent, *patch)
+    return found
+
+
 def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     """A video of f frames of h x w pixels has ((f - 1) / t + 1) * (h / s) * (w / s) tokens, t and s being the VAE's.
 
@@ -111,4 +120,6 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    timed=True,
+    unpack=unpack,
 )

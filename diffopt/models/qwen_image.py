@@ -40,6 +40,12 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
     return paired(shapes, FAMILY.guided(model))
 
 
+def unpack(pipe: Any, latents: "torch.Tensor", model: Any) -> "torch.Tensor":
+    """[b, tokens, 4 x channels] to [b, channels, 1, h, w]: its VAE is one of videos."""
+    found: torch.Tensor = pipe._unpack_latents(latents, model.height, model.width, pipe.vae_scale_factor)
+    return found
+
+
 def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     """Latents are packed 2x2, so a picture of h x w pixels has (h / 2s) * (w / 2s) tokens, s being the VAE's scale.
 
@@ -89,4 +95,6 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    timed=True,
+    unpack=unpack,
 )

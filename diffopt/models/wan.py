@@ -96,4 +96,5 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    timed=True,
 )
