@@ -11,6 +11,19 @@ from diffopt.rates import PEAK
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
 
+TRACKERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "mlflow": "mlflow",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+"""accelerate's trackers, and the package of each."""
+
 
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
@@ -18,6 +31,7 @@ def check(choices: Choices, environment: Environment) -> None:
         *_format(choices),
         *_sense(choices),
         *_cache(choices),
+        *_train(choices),
         *_data(choices),
         *_export(choices, environment),
         *_runtime(choices, environment),
@@ -62,6 +76,25 @@ def _cache(choices: Choices) -> Iterator[str]:
         yield (
             f"cache: diffusers' FirstBlockCache does not know the blocks of {choices.model.family} "
             f"(got cache={choices.cache.model_dump().get('method')}); drop the cache"
+        )
+
+
+def _train(choices: Choices) -> Iterator[str]:
+    train = choices.train
+    if train is None or choices.model is None:
+        return
+    family = models.family(choices.model.family)
+    if family.conditions is None:
+        yield f"train: how {choices.model.family} is trained is not known here (got train=...); drop train"
+    for name in train.trackers:
+        if name not in TRACKERS:
+            yield f"train.trackers: accelerate has no such tracker (got {name!r}); there are {', '.join(TRACKERS)}"
+        elif find_spec(TRACKERS[name]) is None:
+            yield f"train.trackers: {name} is not installed (got {name!r}); pip install {TRACKERS[name]}, or leave it out"
+    if train.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
+        yield (
+            f"train.optimizer: {train.optimizer} needs the package bitsandbytes (got {train.optimizer!r}); "
+            "pip install 'diffopt[train8bit]', or set train.optimizer=adamw"
         )
 
 

@@ -1,6 +1,7 @@
 """What can be refused once the model's configs are known, before anything computes: one line each."""
 
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from math import gcd
 from shutil import disk_usage
 from typing import Any
@@ -13,6 +14,7 @@ from diffopt.groups.data import STEPS, Data
 from diffopt.layers import Layer, without
 from diffopt.run import BYTES
 from diffopt.stage import Context
+from diffopt.training.footprint import footprint
 from diffopt.view import Choices
 
 HEAD_STEP = 16  # channels; FP8 attention kernels take heads of multiples of it
@@ -30,6 +32,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
         *_size(choices, pinned["largest"], pinned["size_step"]),
         *_format(choices, layers, kept),
         *_memory(pinned),
+        *_train(choices, pinned, layers, kept),
         *_disk(ctx, choices, pinned),
     ]
     if reasons:
@@ -90,6 +93,37 @@ def _memory(pinned: dict[str, Any]) -> Iterator[str]:
             f"model: its backbone weighs {size(need)} in {pinned['dtype']}, but RAM and GPU have {size(have)} together "
             f"(got {pinned['parameters'] / 1e9:.1f} billion parameters); use a larger machine, or a 16-bit model.dtype"
         )
+
+
+def _train(choices: Choices, pinned: dict[str, Any], layers: list[Layer], kept: list[str]) -> Iterator[str]:
+    """What training takes beside the model's own weights, and what is to be trained or compared by name."""
+    train, gpus = choices.train, environment.gpus()
+    if train is None:
+        return
+    linear = [x for x in without(layers, kept) if x.kind == "linear"]
+    targeted = [x for x in linear if train.lora and any(fnmatch(x.name, glob) for glob in train.lora.targets)]
+    adapted = sum((x.shape[0] + x.shape[1]) * train.lora.rank for x in targeted) if train.lora else 0
+    need = footprint(train, pinned["parameters"], adapted, pinned["dtype"], bool(gpus))
+    have = max((g["memory"] for g in gpus), default=environment.ram())
+    if need.total > have:
+        yield (
+            f"train: takes about {size(need.total)} ({need}), but {'the GPU' if gpus else 'RAM'} has {size(have)} "
+            f"(got {pinned['parameters'] / 1e9:.2f} billion parameters); set train.optimizer=adamw8bit, train.weights=null, "
+            "train.lora, or train.distillation.teacher.offload=true, or use a larger machine"
+        )
+    if need.offloaded > environment.ram():
+        yield (
+            f"train.distillation.teacher.offload: the teacher weighs {size(need.offloaded)}, but RAM has "
+            f"{size(environment.ram())} (got true); set train.distillation.teacher.storage=float8_e4m3fn"
+        )
+    if train.precision == "float16" and not gpus:
+        yield "train.precision: float16 is for GPUs, where its gradients are scaled (got float16); set bfloat16 or float32"
+    if train.optimizer.endswith("8bit") and not gpus:
+        yield f"train.optimizer: {train.optimizer} wants a GPU (got none here); set train.optimizer=adamw"
+    there = [f"{group}.{i}" for group, many in pinned["blocks"].items() for i in range(many)]
+    for glob in train.distillation.blocks if train.distillation else []:
+        if not any(fnmatch(name, glob) for name in there):
+            yield f"train.distillation.blocks: matches no block (got {glob!r}); use a block's name, e.g. {there[0]!r}"
 
 
 def _disk(ctx: Context, choices: Choices, pinned: dict[str, Any]) -> Iterator[str]:

@@ -1,14 +1,49 @@
 """`train=`: training with the quantizers in place, on data (QAT) or by the full-precision model as teacher (QAD)."""
 
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from diffopt import models
 from diffopt.groups.data import Data
 from diffopt.groups.model import Dtype
 from diffopt.view import Choices, Group, View
 
+
+@dataclass(frozen=True)
+class Optimizer:
+    cls: str
+    """In torch.optim, or for 8 bits in bitsandbytes.optim."""
+    states: float
+    """Numbers that it keeps for each weight."""
+    bytes: float | None = None
+    """Of such a number; None where it is of the weight's own precision."""
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer("AdamW", 2),
+    "adam": Optimizer("Adam", 2),
+    "nadam": Optimizer("NAdam", 2),
+    "radam": Optimizer("RAdam", 2),
+    "adamax": Optimizer("Adamax", 2),
+    "rmsprop": Optimizer("RMSprop", 1),
+    "adafactor": Optimizer("Adafactor", 0.01),
+    "sgd": Optimizer("SGD", 0),
+    "adamw8bit": Optimizer("AdamW8bit", 2, 1.02),
+    "adam8bit": Optimizer("Adam8bit", 2, 1.02),
+    "lion8bit": Optimizer("Lion8bit", 1, 1.02),
+}
+"""By name in a recipe. Those of 8 bits come with the extra train8bit and want a GPU."""
+
+
+def _known(name: str) -> str:
+    if name not in OPTIMIZERS:
+        raise ValueError(f"is no optimizer that is known; there are {', '.join(OPTIMIZERS)}")
+    return name
+
+
+OptimizerName = Annotated[str, AfterValidator(_known)]
 Schedule = Literal["constant", "linear", "cosine"]
 PART = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -78,7 +113,6 @@ class Validation(BaseModel):
 class Train(Group):
     readers: ClassVar[dict[str, str]] = {
         "unconditional": "a model that is guided (model.guidance_scale above 1)",
-        "warmup": "a schedule",
     }
 
     data: Data
@@ -88,8 +122,8 @@ class Train(Group):
     """Items per optimizer step, over all devices."""
     micro_batch: int | None = Field(ge=1)
     """Items per backbone call: gradients of several are accumulated. null takes the whole batch at once."""
-    optimizer: str
-    """`adamw`, `adamw8bit` (extra train8bit), or any other class of torch.optim by its name."""
+    optimizer: OptimizerName
+    """One of OPTIMIZERS."""
     learning_rate: float = Field(gt=0, lt=1)
     weight_decay: float = Field(ge=0, lt=1)
     schedule: Schedule
@@ -140,7 +174,7 @@ class TrainView(View, of=Train):
     steps: int
     batch_size: int
     micro_batch: int | None
-    optimizer: str
+    optimizer: OptimizerName
     learning_rate: float
     weight_decay: float
     schedule: Schedule

@@ -1,5 +1,6 @@
 """FLUX.1: dev, schnell, and everything else with a FluxTransformer2DModel."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models.family import Family, Json, Size
@@ -75,6 +76,17 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     return tokens(backbone, vae, size) | pooled | guidance
 
 
+def packed(latents: "torch.Tensor") -> "torch.Tensor":
+    """[b, channels, h, w] in 2x2 patches: [b, h w / 4, 4 channels]."""
+    b, channels, h, w = latents.shape
+    found = latents.reshape(b, channels, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return found.reshape(b, (h // 2) * (w // 2), channels * 4)
+
+
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "pooled_projections": texts["pooled_prompt_embeds"]}
+
+
 FAMILY = Family(
     name="flux",
     pipeline="FluxPipeline",
@@ -86,6 +98,9 @@ FAMILY = Family(
     reads=frozenset({"guidance_scale", "max_sequence_length"}),
     guidance="none",
     unbatched=("img_ids", "txt_ids"),
+    conditions=conditions,
+    pack=packed,
+    clock=1.0,
     arguments=arguments,
     embed=embed,
     embeddings=embeddings,

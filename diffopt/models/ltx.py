@@ -1,5 +1,6 @@
 """LTX-Video."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models.family import Family, Json, Size, paired, present
@@ -93,6 +94,15 @@ def compression(vae: Json) -> tuple[int, int]:
     return space or vae.get("patch_size", 4) * levels, time or vae.get("patch_size_t", 1) * levels
 
 
+def packed(latents: "torch.Tensor") -> "torch.Tensor":
+    """[b, channels, frames, h, w] to [b, frames h w, channels]: its patches are single latents."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "encoder_attention_mask": texts["prompt_attention_mask"]}
+
+
 FAMILY = Family(
     name="ltx",
     pipeline="LTXPipeline",
@@ -105,6 +115,8 @@ FAMILY = Family(
     frame_step=TIME,
     frame_rate=lambda _: FRAME_RATE,
     arguments=arguments,
+    conditions=conditions,
+    pack=packed,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,

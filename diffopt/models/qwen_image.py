@@ -1,7 +1,9 @@
 """Qwen-Image."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from diffopt.models import flux
 from diffopt.models.family import Family, Json, Size, paired, present
 
 if TYPE_CHECKING:
@@ -68,6 +70,15 @@ def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     }
 
 
+def packed(latents: "torch.Tensor") -> "torch.Tensor":
+    """[b, channels, 1, h, w], its VAE being one of videos, to FLUX's tokens."""
+    return flux.packed(latents.squeeze(2) if latents.dim() == 5 else latents)
+
+
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "encoder_hidden_states_mask": texts["prompt_embeds_mask"]}
+
+
 FAMILY = Family(
     name="qwen_image",
     pipeline="QwenImagePipeline",
@@ -78,6 +89,9 @@ FAMILY = Family(
     size_step=16,
     guidance="separate",
     arguments=arguments,
+    conditions=conditions,
+    pack=packed,
+    clock=1.0,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
