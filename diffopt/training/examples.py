@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from diffopt.artifact import TrainSet
 from diffopt.errors import GateError, PlanError
-from diffopt.pipeline.texts import Texts
+from diffopt.pipeline.texts import Texts, padded
 
 NEGATIVE = "negative_"
 
@@ -57,6 +57,10 @@ class Examples:
         self.latents = latents[kept]
         self.text = torch.tensor([about["text"][i] for i in kept])
         self.texts: Texts = {n: x.clone() for n, x in load_file(data.path / "texts.safetensors").items()}
+        for name in [n for n in self.texts if NEGATIVE + n in self.texts and self.texts[n].dim() > 1]:
+            pair = name, NEGATIVE + name
+            longest = max(self.texts[n].shape[1] for n in pair)
+            self.texts |= {n: padded(self.texts[n], longest) for n in pair}
         self.batch, self.unconditional, self.seed = batch, unconditional, seed
         self._order: tuple[int, torch.Tensor] | None = None
 

@@ -88,6 +88,8 @@ class Training:
         with self.ctx.progress(train.steps) as tick:
             for _ in range(self.log.step):
                 tick()
+            if self.validator and not self.log.step:
+                self._validate()  # what it starts from, which is the best until another is better
             while self.log.step < train.steps and not self.stopped:
                 self._step(self.log.step)
                 self.log.step += 1
@@ -152,7 +154,7 @@ class Training:
             self.average.copy_to(self.parameters.values())
         sheet = self.sheets / f"{step:06}.png"
         score = validator(self.subject.whole, sheet)
-        if validator.better(score, self.log.best and self.log.best["score"]):
+        if validator.better(score, self.log.best["score"] if self.log.best else None):
             self.log.best, self.log.stale = {"step": step, "score": score}, 0
             if validator.how.patience:
                 self.keeper.save_best(step, dict(self.parameters))

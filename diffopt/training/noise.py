@@ -1,5 +1,6 @@
 """What a model was trained to undo: how its latents are noised, how much of it at a time, and what it is to predict."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +23,9 @@ class Flow:
     """The backbone's timestep at s = 1."""
 
     def levels(self, normal: torch.Tensor, tokens: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-        """s in low..high, [b], for standard normal numbers [b]: evenly, or logit-normal(0, 1) as SD3 was trained (Esser et
-        al. 2024, 3.1), then shifted to where the scheduler takes a picture of so many tokens."""
-        even = torch.special.ndtr(normal.double())
-        if self.density == "logit_normal":
-            even = torch.sigmoid(normal.double())
-        shifted = self._shifted(even.clamp(1e-6, 1 - 1e-6), tokens)
-        return (low + (high - low) * shifted).float()
+        """s, FP32 [b], of standard normal numbers [b]: distributed as the family was trained, shifted to where the scheduler
+        takes a picture of so many tokens, and of that the part between `low` and `high`."""
+        return _between(normal, low, high, lambda share: self._shifted(_spread(share, self.density), tokens)).float()
 
     def _shifted(self, s: torch.Tensor, tokens: int) -> torch.Tensor:
         config = self.scheduler.config
@@ -39,7 +36,7 @@ class Flow:
             found: torch.Tensor = self.scheduler.time_shift(mu, 1.0, s)
             return found
         shift = config.get("shift") or config.get("flow_shift") or 1.0
-        return shift * s / (1 + (shift - 1) * s)
+        return s * shift / (1 + (shift - 1) * s)
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         s = _beside(levels, latents)
@@ -62,9 +59,9 @@ class Diffusion:
     density: Density
 
     def levels(self, normal: torch.Tensor, tokens: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-        even = torch.sigmoid(normal.double()) if self.density == "logit_normal" else torch.special.ndtr(normal.double())
         steps = self.schedule.config.num_train_timesteps
-        return ((low + (high - low) * even) * steps).long().clamp(0, steps - 1)
+        share = _between(normal, low, high, lambda share: _spread(share, self.density))
+        return (share * steps).long().clamp(0, steps - 1)
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.schedule.add_noise(latents, noise, levels)
@@ -96,6 +93,20 @@ def of(family: Family, scheduler: Any, density: str) -> Flow | Diffusion:
     if (kind := scheduler.config.get("prediction_type")) not in ("epsilon", "v_prediction", "sample"):
         raise PlanError(f"train: {type(scheduler).__name__} predicts what no loss is known for (got {kind!r}); drop train")
     return Diffusion(DDPMScheduler.from_config(scheduler.config), drawn)
+
+
+def _spread(share: torch.Tensor, density: Density) -> torch.Tensor:
+    """The number in 0..1 below which there is such a share of the density: SD3's is logit-normal(0, 1) (Esser et al. 2024)."""
+    return torch.sigmoid(torch.special.ndtri(share)) if density == "logit_normal" else share
+
+
+def _between(normal: torch.Tensor, low: float, high: float, level: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Levels between the two, of a distribution whose level below which there is a share of it `level` tells."""
+    edge = 1e-6
+    shares = torch.linspace(edge, 1 - edge, 10_001, dtype=torch.float64)
+    ends = torch.searchsorted(level(shares), torch.tensor([low, high], dtype=torch.float64)).clamp(max=len(shares) - 1)
+    first, last = shares[ends]
+    return level(first + (last - first) * torch.special.ndtr(normal.double())).clamp(low, high)
 
 
 def _beside(levels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
