@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from huggingface_hub import constants
-from PIL import Image
 from pictures_with_captions import caption, describe, folder, shape
+from PIL import Image
 
 from diffopt.captioned import Captioned
 from diffopt.errors import PlanError
@@ -28,9 +28,13 @@ def opened(where: Path, **how: Any) -> Captioned:
 
 def refused(data: Captioned, extent: Extent = SIDE, small: Any = "refuse") -> str:
     """The line by which the captions or the pictures are refused."""
-    with pytest.raises(PlanError) as caught:
+
+    def looked_at() -> None:
         assert data.captions
         data.unreadable(extent, small)
+
+    with pytest.raises(PlanError) as caught:
+        looked_at()
     said = str(caught.value)
     assert HOUSE_STYLE.fullmatch(said), said
     return said

@@ -7,7 +7,7 @@ from diffopt.stage import Context, stage
 
 @stage(version=1, when="train", probes=("numerics", "modelopt"))
 def train(
-    ctx: Context, model: CallView, train: TrainView, pipeline: Pipeline, checkpoint: Checkpoint, data: TrainSet, seed: int
+    ctx: Context, model: CallView, train: TrainView, pipeline: Pipeline, data: TrainSet, checkpoint: Checkpoint, seed: int
 ) -> Checkpoint:
     from diffopt.training.run import run
 
