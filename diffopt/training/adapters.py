@@ -17,7 +17,7 @@ DOWN, UP = "adapter_down", "adapter_up"
 
 
 class Adapters:
-    """Parameters of the quantized layers of `model`, which are trained alone."""
+    """FP32 parameters of the quantized layers of `model`, which are trained alone."""
 
     def __init__(self, model: torch.nn.Module, layers: list[str], lora: Lora, seed: int):
         """Raises PlanError where a glob names no quantized linear layer."""
@@ -35,8 +35,8 @@ class Adapters:
         for number, layer in enumerate(self.layers.values()):
             out, entering = layer.weight.shape
             down = torch.randn(lora.rank, entering, generator=generator(seed, "adapter", number)) / entering**0.5
-            layer.register_parameter(DOWN, torch.nn.Parameter(down.to(layer.weight)))
-            layer.register_parameter(UP, torch.nn.Parameter(layer.weight.new_zeros(out, lora.rank)))
+            layer.register_parameter(DOWN, torch.nn.Parameter(down.to(layer.weight.device)))
+            layer.register_parameter(UP, torch.nn.Parameter(torch.zeros(out, lora.rank, device=layer.weight.device)))
 
             def added(_quantizer: Any, args: tuple[Any, ...], layer: Any = layer) -> tuple[Any, ...]:
                 return (args[0] + self._product(layer), *args[1:])
@@ -44,8 +44,10 @@ class Adapters:
             self._hooks.append(layer.weight_quantizer.register_forward_pre_hook(added))
 
     def _product(self, layer: Any) -> torch.Tensor:
-        found: torch.Tensor = self.scale * (getattr(layer, UP) @ getattr(layer, DOWN))
-        return found
+        weight = layer._parameters["weight"]
+        with torch.autocast(weight.device.type, enabled=False):  # as it will be when it is merged
+            found: torch.Tensor = self.scale * (getattr(layer, UP) @ getattr(layer, DOWN))
+        return found.to(weight.dtype)
 
     @torch.no_grad()
     def merge(self) -> list[str]:

@@ -30,13 +30,13 @@ class Footprint:
 def footprint(train: Train, parameters: int, adapted: int, dtype: str, gpu: bool) -> Footprint:
     """Of a backbone with so many `parameters` in `dtype`, of which LoRA would train `adapted`."""
     width = BYTES[train.weights or dtype]
-    trained = adapted if train.lora else parameters
+    trained, of_trained = (adapted, 4) if train.lora else (parameters, width)  # adapters are FP32
     how = OPTIMIZERS[train.optimizer]
     parts = {
-        "weights": parameters * width,
-        "gradients": trained * width,
-        "optimizer": round(trained * how.states * (how.bytes or width)),
-        "moving average": trained * width if train.ema else 0,
+        "weights": parameters * width + (adapted * 4 if train.lora else 0),
+        "gradients": trained * of_trained,
+        "optimizer": round(trained * how.states * (how.bytes or of_trained)),
+        "moving average": trained * of_trained if train.ema else 0,
     }
     teacher = 0
     if train.distillation:

@@ -166,7 +166,8 @@ class Training:
         self.accelerator.log({validator.how.metric: score}, step=step)
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
-                tracker.log_images({"validation": np.asarray(Image.open(sheet))[None]}, step=step)
+                rows_last = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"validation": np.asarray(Image.open(sheet))[None]}, step=step, **rows_last)
 
     @torch.no_grad()
     def _settle(self) -> None:
