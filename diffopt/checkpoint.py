@@ -1,10 +1,11 @@
-"""A PTQ checkpoint: the rules, and the extremes that its quantizers saw or what a search found.
+"""A checkpoint: the rules, and the extremes that its quantizers saw or what a search found.
 
-The weights are derived again from the source.
+The weights are derived again from the source; a trained checkpoint has its own beside.
 """
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,9 @@ from diffopt.search import DerivedError, Found, rebuild
 from diffopt.stage import Context
 
 HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.safetensors"
+WEIGHTS = "weights.safetensors"
 
-__all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "state"]
+__all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "save_trained", "state"]
 
 
 def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
@@ -129,14 +131,42 @@ def save_found(out: Path, head: dict[str, Any], found: Found) -> None:
     (out / HEAD).write_text(json.dumps(head, indent=1))
 
 
+def save_trained(out: Path, ptq: Checkpoint, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the checkpoint of a model that was made from another by training these weights; its quantizers stay."""
+    for name in (HEAD, EXTREMES, STATE):
+        if (ptq.path / name).is_file():
+            shutil.copyfile(ptq.path / name, out / name)
+    save_file({n: x.detach().cpu().contiguous() for n, x in sorted(weights.items())}, out / WEIGHTS)
+
+
 def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> torch.nn.Module:
     """The backbone as the checkpoint left it, bit for bit; the plain one for None.
 
-    Raises StoreError when the scales derived now differ from those stored, as another modelopt may give.
+    Raises StoreError when the scales derived now differ from those stored, as another modelopt may give, and for a
+    checkpoint of another architecture.
     """
     model = open_backbone(ctx, pipeline)
     if checkpoint is None:
         return model
+    _derive(model, checkpoint)
+    if (checkpoint.path / WEIGHTS).is_file():
+        _put_trained(model, checkpoint)
+    return model
+
+
+def _put_trained(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    own = dict(model.named_parameters())
+    for name, weight in load_file(checkpoint.path / WEIGHTS).items():
+        if name not in own or own[name].shape != weight.shape or own[name].dtype != weight.dtype:
+            raise StoreError(
+                f"checkpoint: {checkpoint.fingerprint}: its weights are not of this model (got {name} of "
+                f"{list(weight.shape)} in {weight.dtype}); train it again on this one"
+            )
+        own[name].data.copy_(weight)
+
+
+def _derive(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Make of the plain `model` what was calibrated."""
     head, stored = checkpoint.json(HEAD), load_file(checkpoint.path / STATE)
     rules = [_rule(r) for r in head["rules"]]
     if not (checkpoint.path / EXTREMES).is_file():
@@ -144,13 +174,12 @@ def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> 
             rebuild(model, rules, head["algorithm"], stored)
         except DerivedError as e:
             raise StoreError(_otherwise(checkpoint, str(e))) from None
-        return model
+        return
     quantize(model, rules, head["algorithm"], load_file(checkpoint.path / EXTREMES))
     derived = state(model)
     wrong = [n for n in {*stored, *derived} if n not in stored or n not in derived or not torch.equal(stored[n], derived[n])]
     if wrong:
         raise StoreError(_otherwise(checkpoint, f"{len(wrong)} scales, the first {sorted(wrong)[0]}"))
-    return model
 
 
 def _otherwise(checkpoint: Checkpoint, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 
 from diffopt import formats, models
 from diffopt.adapter import Shapes, fit, plain, shapes
@@ -16,6 +17,18 @@ from diffopt.view import Choices
 
 TEXTS = ("text_encoder", "text_encoder_2")
 """Parts that adapters are trained for beside backbones; their layers are not known before they are built."""
+TRACKERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "mlflow": "mlflow",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+"""accelerate's trackers, and the package of each."""
 
 
 def check(choices: Choices, environment: Environment) -> None:
@@ -25,6 +38,8 @@ def check(choices: Choices, environment: Environment) -> None:
         *_format(choices),
         *_sense(choices),
         *_cache(choices),
+        *_train(choices),
+        *_data(choices),
         *_export(choices, environment),
         *_runtime(choices, environment),
     ]
@@ -128,6 +143,34 @@ def _cache(choices: Choices) -> Iterator[str]:
         yield f"cache: {method.package[0]} is not installed (got cache={method.name}); `{method.package[1]}`"
     if choices.eval and (misfit := choices.cache.misfit(family, choices.eval.steps)):
         yield f"cache.{misfit}"
+
+
+def _train(choices: Choices) -> Iterator[str]:
+    train = choices.train
+    if train is None or choices.model is None:
+        return
+    family = models.family(choices.model.family)
+    if family.conditions is None:
+        yield f"train: how {choices.model.family} is trained is not known here (got train=...); drop train"
+    for name in train.trackers:
+        if name not in TRACKERS:
+            yield f"train.trackers: accelerate has no such tracker (got {name!r}); there are {', '.join(TRACKERS)}"
+        elif find_spec(TRACKERS[name]) is None:
+            yield f"train.trackers: {name} is not installed (got {name!r}); pip install {TRACKERS[name]}, or leave it out"
+    if train.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
+        yield (
+            f"train.optimizer: {train.optimizer} needs the package bitsandbytes (got {train.optimizer!r}); "
+            "pip install 'diffopt[train8bit]', or set train.optimizer=adamw"
+        )
+
+
+def _data(choices: Choices) -> Iterator[str]:
+    source = choices.train.data.source if choices.train else None
+    if source and find_spec("datasets") is None:
+        yield (
+            f"train.data.source: pictures are read by the package datasets, which is not there (got {source.name!r}); "
+            "pip install 'diffopt[datasets]'"
+        )
 
 
 def _export(choices: Choices, environment: Environment) -> Iterator[str]:

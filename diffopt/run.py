@@ -41,7 +41,9 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The recipe as composed; a group that was not chosen is an empty dict."""
         found: Any = OmegaConf.to_container(OmegaConf.create(self.content["config"]), resolve=False)
-        return {group: found.get(group) or {} for group in ("model", "format", "calib", "sense", "cache", "export", "eval")}
+        return {
+            group: found.get(group) or {} for group in ("model", "format", "calib", "sense", "cache", "train", "export", "eval")
+        }
 
     def read(self, step: str, name: str) -> Any | None:
         """The parsed file `name` of a step's artifact; None where the plan had no such step, or the store lost it."""

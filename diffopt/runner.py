@@ -131,13 +131,14 @@ def _make(step: Step, store: Store, sources: Sources) -> None:
                 else None
             )
         device = "cuda" if gpus() else "cpu"
-        context = Context(out, sources.pinned, sources.locate, device, step.name, _held)
+        context = Context(out, sources.pinned, sources.locate, device, step.name, _held, store.kept(step.fingerprint))
         with hushed(), peaks() as peak:
             if "modelopt" in step.stage.probes:
                 _libraries()
             step.stage.run(context, **arguments)
         provenance["peak_bytes"] = peak
         provenance["seconds"] = round(time.monotonic() - started, 3)
+    store.remove(store.kept(step.fingerprint))
 
 
 @cache

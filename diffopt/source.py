@@ -16,6 +16,7 @@ from diffopt.errors import PlanError, SourceError
 from diffopt.fingerprint import fingerprint
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB, DATA_SETS = "hub:", "datasets/"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WANTED = ["model_index.json", "*/*"]
 """Files of a hub repository that a diffusers pipeline is made of: those in its components' folders."""
@@ -26,6 +27,9 @@ SCORER = ["*.json", "*.txt", "*.safetensors", "ImageReward.pt"]
 SUFFIX = ".safetensors"
 ADAPTER = "*.safetensors"
 """Of a hub repository of an adapter that names no file: the one at its top."""
+PICTURES = [f"*.{e}" for e in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "zip", "tar")]
+DATA = ["*.parquet", "*.arrow", "*.csv", "*.json", "*.jsonl", "README.md", *PICTURES]
+"""Files of a hub repository of a data set, and the card that says which of them are which."""
 QUICK = 256 << 20  # bytes that planning may hash without being slow: about half a second
 
 
@@ -38,6 +42,8 @@ class Source:
     """It scores pictures: its files on the hub are not in the folders of a pipeline."""
     adapter: str | None = None
     """It is a LoRA adapter: a local file, or on the hub the one that this glob names."""
+    data: bool = False
+    """It is a data set: `name` is a directory, or `hub:ORG/NAME[@REVISION]`, which is another repository than a model's."""
 
     @property
     def directory(self) -> Path | None:
@@ -54,9 +60,14 @@ class Source:
     @property
     def hub(self) -> tuple[str, str]:
         """Repository and revision on the hub."""
-        found = HUB_ID.fullmatch(self.name)
+        found = HUB_ID.fullmatch(self.name.removeprefix(HUB) if self.data else self.name)
         assert found is not None  # `read` lets nothing else through
         return found["repo"], found["revision"] or "main"
+
+    @property
+    def repo_type(self) -> str:
+        """The hub client's name of its kind of repository."""
+        return "dataset" if self.data else "model"
 
 
 def read(value: object) -> Source:
@@ -92,6 +103,23 @@ def read_adapter(value: object) -> Source:
     return source
 
 
+def read_data(value: object) -> Source:
+    """A data set. Raises ValueError for what can be neither a directory with files nor a data set on the hub."""
+    if isinstance(value, Source):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("is no data; give synthetic, a directory of pictures with captions, or hub:ORG/NAME")
+    source = Source(value, data=True)
+    if value.startswith(HUB):
+        if not HUB_ID.fullmatch(value.removeprefix(HUB)):
+            raise ValueError("is not a data set; write hub:ORG/NAME or hub:ORG/NAME@REVISION")
+    elif source.directory is None:
+        raise ValueError("is not a directory; check the path, or write hub:ORG/NAME for a data set of the hub, or synthetic")
+    elif not _files(source.directory):
+        raise ValueError("is an empty directory; put pictures in it, and a metadata.jsonl with file_name and text of each")
+    return source
+
+
 ModelSource = Annotated[Source, BeforeValidator(read), PlainSerializer(lambda s: s.name)]
 ScorerSource = Annotated[Source, BeforeValidator(read_scorer), PlainSerializer(lambda s: s.name)]
 AdapterSource = Annotated[Source, BeforeValidator(read_adapter), PlainSerializer(lambda s: s.name)]
@@ -112,7 +140,8 @@ class Sources:
     """What a dry one has answered: the jobs of a sweep ask for the same sources."""
 
     def digest(self, source: Source) -> str | None:
-        """`sha256:...` of the files, `hub:REPO@COMMIT`, or of an adapter `hub:REPO@COMMIT:FILE`; None only when `dry`."""
+        """`sha256:...` of the files, `hub:REPO@COMMIT`, of a data set `hub:datasets/REPO@COMMIT`, or of an adapter
+        `hub:REPO@COMMIT:FILE`; None only when `dry`."""
         if self.dry:
             if source not in self.seen:
                 self.seen[source] = self._content(source.local) if source.local else self._hub(source)
@@ -135,17 +164,17 @@ class Sources:
             return source.local
         from huggingface_hub import constants, snapshot_download
 
-        repo, commit = digest.removeprefix("hub:").partition(":")[0].split("@")
+        pinned = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "")
+        repo, commit = pinned.partition(":")[0].split("@")
 
         def download(wanted: list[str], unwanted: list[str]) -> Path:
             offline = constants.HF_HUB_OFFLINE
-            return Path(
-                snapshot_download(
-                    repo, revision=commit, local_files_only=offline, allow_patterns=wanted, ignore_patterns=unwanted
-                )
-            )
+            how: Any = {"repo_type": source.repo_type, "revision": commit, "local_files_only": offline}
+            return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=unwanted, **how))
 
         try:
+            if source.data:
+                return download(DATA, [])
             if not source.scores:
                 found = download([source.adapter] if source.adapter else WANTED, [] if source.adapter else UNWANTED)
                 return _only_file(found, source) if source.adapter else found
@@ -174,17 +203,18 @@ class Sources:
 
     def _hub(self, source: Source) -> str | None:
         repo, revision = source.hub
+        repo = (DATA_SETS if source.data else "") + repo
         file = f":{source.adapter}" if source.adapter else ""
         if COMMIT.fullmatch(revision):
-            return f"hub:{repo}@{revision}{file}"
+            return f"{HUB}{repo}@{revision}{file}"
         known = self._remembered()
         if commit := known.get(f"{repo}@{revision}"):
-            return f"hub:{repo}@{commit}{file}"
+            return f"{HUB}{repo}@{commit}{file}"
         if self.dry:
             return None
         commit = _commit(source)
         self._remember(known | {f"{repo}@{revision}": commit})
-        return f"hub:{repo}@{commit}{file}"
+        return f"{HUB}{repo}@{commit}{file}"
 
     def _remembered(self) -> dict[str, Any]:
         try:
@@ -236,8 +266,10 @@ def _commit(source: Source) -> str:
     repo, revision = source.hub
     try:
         if constants.HF_HUB_OFFLINE:
-            return Path(snapshot_download(repo, revision=revision, local_files_only=True)).name
-        return str(HfApi().model_info(repo, revision=revision).sha)
+            how: Any = {"repo_type": source.repo_type, "revision": revision}
+            return Path(snapshot_download(repo, local_files_only=True, **how)).name
+        ask = HfApi().dataset_info if source.data else HfApi().model_info
+        return str(ask(repo, revision=revision).sha)
     except Exception as e:
         raise _unreachable(source, e) from None
 

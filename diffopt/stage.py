@@ -41,6 +41,8 @@ class Context:
     device: str = "cpu"
     title: str = ""
     held: "Held" = field(default_factory=lambda: Held())
+    kept: Path | None = None
+    """A directory, perhaps not there yet, that outlives a killed run: the next one of the same step finds it."""
 
     def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `total` ticks on a terminal; yields the function that ticks."""

@@ -87,10 +87,25 @@ class Family:
     """Backbone inputs without a batch axis."""
     nested: Mapping[str, str] = field(default_factory=dict)
     """Inputs that the backbone takes within a dict, by the name of that argument."""
+    conditions: "Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]] | None" = None
+    """Backbone inputs that stand for a batch of texts, from the embeddings of `embed` without the negative ones and the
+    packed latents; None where its training is not known."""
+    pack: "Callable[[torch.Tensor], torch.Tensor]" = lambda latents: latents
+    """The VAE's latents [b, channels, (frames,) h, w] as the backbone takes and predicts them."""
+    noisy: str = "hidden_states"
+    """The backbone input that they are."""
+    clock: float = 1000.0
+    """The timestep of pure noise, where noise levels are those of a rectified flow."""
+    density: Literal["logit_normal", "uniform"] = "logit_normal"
+    """How noise levels were drawn when it was trained, before the scheduler's shift."""
     largest: Callable[[Json], int | None] = lambda _: None
     """Most pixels of a side, from the backbone's config, where positions are limited."""
     coarser: Callable[[Json, Json], int | None] = lambda _backbone, _vae: None
     """The size step of one model, from its backbone's and its VAE's config, where the family's models differ."""
+    timed: bool = False
+    """Whether its VAE's pixels and latents have an axis of time, as videos have: [b, channels, frames, h, w]."""
+    unpack: Callable[[Any, "torch.Tensor", Any], "torch.Tensor"] = lambda _pipe, latents, _model: latents
+    """The latents that its pipeline gives in the shape that its VAE decodes, from the pipeline, those latents, model."""
 
     def guided(self, model: Any) -> bool:
         """Whether a call of the pipeline computes an unconditional prediction too."""

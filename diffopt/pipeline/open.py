@@ -63,6 +63,15 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     return place(pipe, ctx.device)
 
 
+def open_vae(ctx: Context, pipeline: Pipeline) -> Any:
+    """The VAE alone, in evaluation mode, in FP32: it is small, and some overflow in 16 bits."""
+    pinned = pipeline.json("pipeline.json")
+    if pinned["weights"] == "random":
+        return _drawn(ctx, pinned, "vae", ctx.device).float().eval()
+    cls, directory = _class(ctx, pinned, "vae"), ctx.locate(pinned["source"])
+    return _read(cls, directory, subfolder="vae", torch_dtype=torch.float32).to(ctx.device).eval()
+
+
 def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     """The denoising network alone, its adapters fused, in evaluation mode, on the run's device where it fits, else on the CPU.
 

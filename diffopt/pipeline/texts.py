@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline
+from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline, TrainTexts
 from diffopt.errors import PlanError
 from diffopt.models import family
 from diffopt.pipeline.open import open_texts
@@ -47,7 +47,7 @@ def save(out: Path, batches: Iterable[Texts]) -> None:
     save_file(stored, out / FILE)
 
 
-def load(embeddings: Embeddings | EvalEmbeddings, device: str) -> list[Texts]:
+def load(embeddings: Embeddings | EvalEmbeddings | TrainTexts, device: str) -> list[Texts]:
     """Batch by batch what `save` has written."""
     found: dict[str, Texts] = {}
     for key, x in sorted(load_file(embeddings.path / FILE, device).items()):
@@ -66,13 +66,14 @@ def regroup(batches: Sequence[Texts], size: int) -> list[Texts]:
     for name in batches[0]:
         parts = [texts[name] for texts in batches]
         longest = max(x.shape[1] for x in parts) if parts[0].dim() > 1 else 0
-        rows = torch.cat([_padded(x, longest) if longest else x for x in parts])
+        rows = torch.cat([padded(x, longest) if longest else x for x in parts])
         found[name] = torch.cat([rows, rows[-1:].expand(-len(rows) % size, *rows.shape[1:])])
     many = len(next(iter(found.values())))
     return [{name: x[i : i + size].clone() for name, x in found.items()} for i in range(0, many, size)]
 
 
-def _padded(x: torch.Tensor, length: int) -> torch.Tensor:
+def padded(x: torch.Tensor, length: int) -> torch.Tensor:
+    """[b, tokens, ...] with zeros behind the tokens, False in a mask."""
     return torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)
 
 
