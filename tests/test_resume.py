@@ -42,7 +42,7 @@ test_resume.go(Path(sys.argv[1]), Path(sys.argv[2]), bench())
 def go(out: Path, kept: Path, b: Any, **changes: Any) -> Checkpoint:
     out.mkdir(exist_ok=True)
     ctx = Context(out, b.sources.pinned, b.sources.locate, b.device, kept=kept)
-    train.run(ctx, b.call, trainsets.view(**HOW | changes), b.pipeline(), b.checkpoint("fp8"), data(b), SEED)
+    train.run(ctx, b.call, trainsets.view(**HOW | changes), b.pipeline(), data(b), b.checkpoint("fp8"), SEED)
     return Checkpoint(out, "trained")
 
 

@@ -63,7 +63,7 @@ def data(b: Bench, items: int = 8) -> TrainSet:
 
 def trained(b: Bench, name: str = "fp8", ptq: Checkpoint | None = None, seed: int = SEED, **changes: Any) -> Checkpoint:
     ctx = b.context()
-    train.run(ctx, b.call, trainsets.view(**changes), b.pipeline(), ptq or b.checkpoint(name), data(b), seed)
+    train.run(ctx, b.call, trainsets.view(**changes), b.pipeline(), data(b), ptq or b.checkpoint(name), seed)
     return Checkpoint(ctx.out, "trained")
 
 
@@ -297,7 +297,12 @@ def test_unconditional_rows_get_the_negative_prompt() -> None:
 # What comes out.
 
 
-@pytest.mark.parametrize("tiny", FAMILIES)
+def some(names: list[str], few: tuple[str, ...]) -> list[Any]:
+    """All of them in `make matrix`, a few in every run of the tests."""
+    return [n if n in few else pytest.param(n, marks=pytest.mark.matrix) for n in names]
+
+
+@pytest.mark.parametrize("tiny", some(FAMILIES, ("sd3", "sdxl", "sd21")))
 def test_every_family_trains_and_comes_back_bit_for_bit(tiny: str) -> None:
     b = bench(family=tiny)
     made = trained(b, "fp8", steps=2, distillation=trainsets.QAD | {"task": 0.5})
@@ -314,7 +319,10 @@ def test_every_family_trains_and_comes_back_bit_for_bit(tiny: str) -> None:
     assert all(torch.equal(scales[0][n], scales[1][n]) for n in scales[1])
 
 
-@pytest.mark.parametrize("name", ["int8_sq", "nvfp4", "mxfp8", "int4_awq", "w4a8_awq", "nvfp4_svdquant"])
+FORMATS = ["int8_sq", "nvfp4", "mxfp8", "int4_awq", "w4a8_awq", "nvfp4_svdquant"]
+
+
+@pytest.mark.parametrize("name", some(FORMATS, ("int8_sq", "nvfp4_svdquant")))
 def test_every_format_trains(name: str) -> None:
     b = bench()
     made = trained(b, name, steps=2)
@@ -323,9 +331,41 @@ def test_every_format_trains(name: str) -> None:
     assert not torch.equal(call(model, b.inputs()), call(before, b.inputs()))
 
 
+def test_a_graph_has_the_trained_weights() -> None:
+    import onnxruntime
+
+    from diffopt.stages.export import GraphView, SizeView, export
+
+    b = bench()
+    made, ctx = trained(b, "int8", learning_rate=1e-2), b.context()
+    size = SizeView(**{n: getattr(b.call, n) for n in SizeView.model_fields})
+    export.run(ctx, size, GraphView(opset=20, batch_size=1, max_batch_size=None, high_precision_dtype=None), b.pipeline(), made)
+    model = checkpoint.restore(b.context(), b.pipeline(), made)
+    wanted, before = (
+        call(model, b.inputs()),
+        call(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8")), b.inputs()),
+    )
+    session = onnxruntime.InferenceSession(ctx.out / "model.onnx", providers=["CPUExecutionProvider"])
+    inputs = {n.name: b.inputs()[n.name].numpy() for n in session.get_inputs()}
+    found = torch.from_numpy(session.run(None, inputs)[0])
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+    assert (found - before).norm() > 0.1 * wanted.norm()
+
+
+def test_plain_modelopt_restores_a_trained_checkpoint(tmp_path: Path) -> None:
+    import modelopt.torch.opt as mto
+
+    from diffopt.portable import FILE, portable
+
+    b = bench()
+    model = checkpoint.restore(b.context(), b.pipeline(), trained(b, "nvfp4"))
+    portable(model, tmp_path / FILE)
+    assert torch.equal(call(mto.restore(b.backbone(), tmp_path / FILE), b.inputs()), call(model, b.inputs()))
+
+
 def test_the_loss_falls() -> None:
     b = bench()
-    lots = about(trained(b, "nvfp4", steps=30, learning_rate=1e-3, distillation=trainsets.QAD, batch_size=8))
+    lots = about(trained(b, "nvfp4", steps=20, learning_rate=1e-3, distillation=trainsets.QAD))
     each = [x["loss"] for x in lots["losses"]]
     assert sum(each[-5:]) < 0.5 * sum(each[:5])
 
@@ -542,7 +582,7 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     with pytest.raises(
         GateError, match=r"train: the loss or its gradient is inf or NaN in step \d+ .*lower train.learning_rate"
     ):
-        train.run(ctx, b.call, view, b.pipeline(), b.checkpoint("fp8"), huge, SEED)
+        train.run(ctx, b.call, view, b.pipeline(), huge, b.checkpoint("fp8"), SEED)
 
 
 def _of(stored: TrainSet) -> tuple[list[str], list[int]]:
@@ -554,7 +594,7 @@ def test_latents_of_another_size_are_refused() -> None:
     b = bench()
     small = trainsets.write(folder(), torch.randn(4, 4, 8, 8), texts(b, ["a", "b"]), ["a", "b"], [0, 0, 1, 1])
     with pytest.raises(PlanError, match=r"train\.data: latents are not of model\.height=32"):
-        train.run(b.context(), b.call, trainsets.view(), b.pipeline(), b.checkpoint("fp8"), small, SEED)
+        train.run(b.context(), b.call, trainsets.view(), b.pipeline(), small, b.checkpoint("fp8"), SEED)
 
 
 def test_a_trained_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:

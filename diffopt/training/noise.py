@@ -35,7 +35,7 @@ class Flow:
             mu = least + (most - least) * (tokens - few) / (many - few)  # as the pipelines' calculate_shift
             found: torch.Tensor = self.scheduler.time_shift(mu, 1.0, s)
             return found
-        shift = config.get("shift") or config.get("flow_shift") or 1.0
+        shift: float = config.get("shift") or config.get("flow_shift") or 1.0
         return s * shift / (1 + (shift - 1) * s)
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ class Diffusion:
     density: Density
 
     def levels(self, normal: torch.Tensor, tokens: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-        steps = self.schedule.config.num_train_timesteps
+        steps: int = self.schedule.config.num_train_timesteps
         share = _between(normal, low, high, lambda share: _spread(share, self.density))
         return (share * steps).long().clamp(0, steps - 1)
 
