@@ -191,7 +191,8 @@ class _Planner:
         alternatives: list[dict[str, View | None]] = [{}]
         used: set[str] = set()
         for param in (p for p in stage.params if p.role == "view"):
-            group: Group | None = getattr(choices, param.name)
+            read = param.under is None or param.under.test(choices)
+            group: Group | None = getattr(choices, param.name) if read else None
             view = param.types[0]
             assert issubclass(view, View)
             if group is None and not param.optional:
@@ -244,9 +245,10 @@ class _Planner:
     ) -> Step:
         config: dict[str, Any] = {}
         pending = False
+        silent = {p.name for p in stage.params if p.under and p.under.silent}
         for group, view in views.items():
             if view is None:
-                config[group] = None
+                config |= {} if group in silent else {group: None}
                 continue
             config[group] = view.identity(frozenset(k.partition(".")[2] for k in used if k.startswith(f"{group}.")))
             for key, value in view:
@@ -255,7 +257,6 @@ class _Planner:
                     pending |= digest is None
                     config[group][key] = digest or f"unresolved:{value.name}"
         parents: dict[str, Any] = {}
-        silent = {p.name for p in stage.params if p.under and p.under.silent}
         for param, value in inputs.items():
             if not value and param in silent:
                 continue
