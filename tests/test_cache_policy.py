@@ -11,8 +11,8 @@ DIT = block_names({"transformer_blocks": 2, "single_transformer_blocks": 3})
 
 
 def test_blocks_are_named_in_the_order_in_which_they_are_called():
-    assert UNET == [*(f"down_blocks.{i}" for i in range(3)), "mid_block", *(f"up_blocks.{i}" for i in range(3))]
-    assert DIT == ["transformer_blocks.0", "transformer_blocks.1", *(f"single_transformer_blocks.{i}" for i in range(3))]
+    assert [*(f"down_blocks.{i}" for i in range(3)), "mid_block", *(f"up_blocks.{i}" for i in range(3))] == UNET
+    assert ["transformer_blocks.0", "transformer_blocks.1", *(f"single_transformer_blocks.{i}" for i in range(3))] == DIT
 
 
 @pytest.mark.parametrize(
