@@ -87,7 +87,10 @@ class Checkpoint(Artifact):
 
 
 class OnnxGraph(Artifact):
-    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers; several in a folder each."""
+    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers; several in a folder each.
+
+    One that is cut at reused blocks is `model.0.onnx`, `model.1.onnx` ... instead, which `graph.json` tells of.
+    """
 
     kind = "onnx"
 
@@ -96,9 +99,17 @@ class OnnxGraph(Artifact):
         names: list[str] = self.json("graph.json")["backbones"]
         return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}
 
+    def files(self) -> dict[str, Any]:
+        """By the graph's file, or the files of its parts in their order, the profile; of one backbone."""
+        head = self.json("graph.json")
+        return {p["file"]: p["profile"] for p in head.get("pieces", [{"file": "model.onnx", "profile": head["profile"]}])}
+
 
 class EnginePlan(Artifact):
-    """`model.plan` and `plan.json`: a serialized TensorRT engine, its builder, target and profiles."""
+    """`model.plan` and `plan.json`: a serialized TensorRT engine, its builder, target and profiles.
+
+    Of a graph that is cut there is one a part, `model.0.plan` ..., to be run as the graph's `graph.json` says.
+    """
 
     kind = "engine"
 

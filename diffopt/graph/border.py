@@ -1,29 +1,17 @@
-"""Borders: what modules of a backbone give, told from all else in the traced graph by an operator of our own."""
+"""Borders: what leaves reused blocks of a backbone, told from all else in the traced graph by an operator of our own."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+from diffopt.caches.stretch import States, Stretch, states_of
+
 BORDER = "Border"
-"""The operator's type. It gives its first input; what a stretch was given is its second one where that counts."""
+"""The operator's type. It gives its first input; the second, where a change is reused, is what that is a change to."""
 DOMAIN = "diffopt"
-
-States = tuple[torch.Tensor | None, ...]
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Modules of a backbone one after the other, of which a step can reuse what the last one gave."""
-
-    first: str
-    last: str
-    entering: Callable[[tuple[Any, ...], dict[str, Any]], States] | None = None
-    """For reuse of what the stretch added: the states among the first one's arguments, as the last one gives them, with None
-    for those that it does not give."""
 
 
 class _Border(torch.autograd.Function):
@@ -39,11 +27,9 @@ class _Border(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def bordered(backbone: torch.nn.Module, stretches: Sequence[Stretch]) -> Iterator[None]:
+def bordered(stretches: Sequence[Stretch]) -> Iterator[None]:
     """Every tensor that leaves one of the stretches is traced as the output of a border."""
-    hooks: list[Any] = []
-    for stretch in stretches:
-        hooks += _hooks(backbone, stretch)
+    hooks = [hook for stretch in stretches for hook in _hooks(stretch)]
     try:
         yield
     finally:
@@ -51,23 +37,24 @@ def bordered(backbone: torch.nn.Module, stretches: Sequence[Stretch]) -> Iterato
             hook.remove()
 
 
-def _hooks(backbone: torch.nn.Module, stretch: Stretch) -> Iterator[Any]:
+def _hooks(stretch: Stretch) -> Iterator[Any]:
+    modules = [*stretch.modules.values()]
+    first, last = modules[0], modules[-1]
+    states = states_of(first)
     entered: States = ()
-    states = stretch.entering
 
     def enter(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal entered
-        assert states is not None
         entered = states(args, kwargs)
 
     def leave(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-        if states is None:
+        if not stretch.residual:
             return tree_map_only(torch.Tensor, _Border.apply, output)
         pair = isinstance(output, tuple)
         left = output if pair else (None, output)
         found = tuple(x if x is None or e is None else _Border.apply(x, e) for x, e in zip(left, entered, strict=True))
         return found if pair else found[-1]
 
-    if states is not None:
-        yield backbone.get_submodule(stretch.first).register_forward_pre_hook(enter, with_kwargs=True)
-    yield backbone.get_submodule(stretch.last).register_forward_hook(leave)
+    if stretch.residual:
+        yield first.register_forward_pre_hook(enter, with_kwargs=True)
+    yield last.register_forward_hook(leave)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from diffopt.graph.border import DOMAIN, Stretch
+from diffopt.caches.stretch import Stretch
+from diffopt.graph.border import DOMAIN
 from diffopt.graph.cut import Part, cut
 from diffopt.graph.extent import Extent, Shapes, extents
 from diffopt.graph.trace import BATCH
@@ -16,7 +17,7 @@ class Cut:
     """Where a backbone's graph is cut, and the calls that its parts must take."""
 
     stretches: Sequence[Stretch]
-    """Of the backbone: a step that reuses takes what they give from an earlier step."""
+    """Of the backbone: a step that reuses takes what leaves them from an earlier step."""
     calls: Mapping[str, Shapes] = field(default_factory=dict)
     """Shapes of the batched inputs for the batches `min`, `opt` and `max`, their first axis; empty for a static graph."""
 

@@ -62,7 +62,7 @@ def write(
     for _, quantizer in quantizers(backbone):
         quantizer.trt_high_precision_dtype = PRECISION[dtype]
     with tempfile.TemporaryDirectory(dir=path.parent) as raw:
-        with bordered(backbone, cut.stretches if cut else ()):
+        with bordered(cut.stretches if cut else ()):
             trace(backbone, inputs, Path(raw) / "model.onnx", opset, batch_axes, arguments)
         model = onnx.load(Path(raw) / "model.onnx")
         traced = onnx.load(Path(raw) / "model.onnx") if cut else None
