@@ -83,11 +83,11 @@ def _no_key(key: str, given: str) -> str:
     if key == "recipe":
         return f"recipe: is added to the config, so with a plus (got recipe={given}); +recipe={given}"
     group, _, name = key.partition(".")
-    if group in GROUPS and name in GROUPS[group].model_fields:
-        reader = GROUPS[group].readers.get(name, "another option of the group")
+    if group in GROUPS and name in GROUPS[group].fields():
+        reader = GROUPS[group].reader(name) or "another option of the group"
         return f"{key}: has no effect here, since {reader} alone reads it (got {given}); drop it"
     if group in GROUPS and name:
-        return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].model_fields)}"
+        return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].fields())}"
     known = [*PICKS, "seed", "store", "objective"]
     if name:
         return f"{key}: no such group (got {group!r}); {nearest(group, known)}"

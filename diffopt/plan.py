@@ -125,7 +125,7 @@ def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[s
                 found[key] = ("the group is not chosen", f"choose {group}=OPTION, or drop it")
             else:
                 picked = f"format={choices.format.name}" if choices.format else "these choices"
-                reader = GROUPS[group].readers.get(name)
+                reader = GROUPS[group].reader(name)
                 found[key] = (
                     f"has no effect under {picked}" + (f", since {reader} alone reads it" if reader else ""),
                     "drop it",

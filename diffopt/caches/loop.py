@@ -25,6 +25,8 @@ class Loop:
         self.begin = begin
         self.index = 0
         """Of the pass, from 0."""
+        self.runs = 0
+        """How many have begun or ended: a run's own number."""
         self._passes: list[tuple[int, int]] = []
         self._calls: Counter[int] = Counter()
         self._scheduler: Any = None
@@ -83,5 +85,6 @@ class Loop:
 
     def _restart(self, passes: list[tuple[int, int]]) -> None:
         self._passes, self.index = passes, 0
+        self.runs += 1
         self._calls.clear()
         self.begin()

@@ -1,0 +1,109 @@
+"""cache-dit behind diffopt's protocol: it patches the pipeline while it works, and its blocks are counted."""
+
+from typing import Any
+
+import cache_dit
+
+from diffopt.caches import arithmetic
+from diffopt.caches.blocks import OWNER
+from diffopt.caches.cache_dit import CacheDit
+from diffopt.caches.statistics import Statistics, share
+from diffopt.caches.target import Target
+from diffopt.caches.wrapper import Wrapper
+
+
+class DualBlockCache:
+    """Raises ValueError for a pipeline that cache-dit does not know, and for a backbone that has a cache."""
+
+    def __init__(self, target: Target, settings: CacheDit):
+        self.pipe = target.pipe
+        self.config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=settings.first,
+            Bn_compute_blocks=settings.last,
+            residual_diff_threshold=settings.threshold,
+            max_warmup_steps=settings.start,
+            max_continuous_cached_steps=-1 if settings.most is None else settings.most,
+        )
+        self.sides = [_Side(name, backbone, target.blocks(backbone)) for name, backbone in target.backbones.items()]
+        self._on = False
+        for side in self.sides:
+            side.attach(self)
+
+    def reset(self) -> None:
+        """cache-dit begins anew at each call of the pipeline by itself, and is not there in between sessions."""
+
+    def enable(self) -> None:
+        try:
+            cache_dit.enable_cache(self.pipe, cache_config=self.config)
+        except (ValueError, AssertionError) as e:
+            raise ValueError(f"method: cache-dit does not take this pipeline (got {type(self.pipe).__name__}: {e})") from e
+        self._on = True
+
+    def disable(self) -> None:
+        if self._on:
+            cache_dit.disable_cache(self.pipe)
+        self._on = False
+
+    def detach(self) -> None:
+        self.disable()
+        for side in self.sides:
+            side.detach()
+
+    def statistics(self) -> Statistics:
+        calls = sum(side.calls for side in self.sides)
+        return Statistics(
+            hits=sum(sum(side.hits().values()) for side in self.sides),
+            misses=sum(sum(side.computes.values()) for side in self.sides),
+            computed=sum(side.calls * side.computed() for side in self.sides) / calls if calls else 1.0,
+        )
+
+
+class _Side:
+    """One backbone, and how often each of its blocks was computed."""
+
+    def __init__(self, name: str, backbone: Any, blocks: dict[str, Any]):
+        self.name = name
+        self.backbone = backbone
+        self.blocks = blocks
+        self.calls = 0
+        self.computes = dict.fromkeys(blocks, 0)
+        self._attached: list[Any] = []
+        self._shapes: arithmetic.Call | None = None
+
+    def attach(self, owner: DualBlockCache) -> None:
+        if self.backbone.__dict__.get(OWNER) is not None or getattr(self.backbone, "is_cache_enabled", False):
+            raise ValueError(f"{self.name}: has a cache already (got another); detach that first")
+        self.backbone.__dict__[OWNER] = owner
+
+        def counted(name: str) -> Any:
+            def around(compute: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                self.computes[name] += 1
+                return compute(*args, **kwargs)
+
+            return around
+
+        self._attached = [
+            self.backbone.register_forward_pre_hook(self._before, with_kwargs=True),
+            *(Wrapper(block, counted(name)) for name, block in self.blocks.items()),
+        ]
+
+    def detach(self) -> None:
+        for hook in self._attached:
+            hook.remove()
+        if self._attached:
+            del self.backbone.__dict__[OWNER]
+        self._attached = []
+
+    def hits(self) -> dict[str, int]:
+        return {name: self.calls - computed for name, computed in self.computes.items()}
+
+    def computed(self) -> float:
+        hits = {name: n for name, n in self.hits().items() if n}
+        if self._shapes is None or not hits:
+            return 1.0
+        return share(hits, self.calls, arithmetic.work(self.backbone, self._shapes))
+
+    def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.calls += 1
+        if self._shapes is None:
+            self._shapes = arithmetic.shapes(args, kwargs)
