@@ -13,11 +13,13 @@ import onnx
 import pytest
 import torch
 from backbones import BACKBONES, made
-from quantized import quantize
-from test_backbone_graphs import apart, computed, graph, profile, root, session
+from quantized import FORMATS, quantize
+from test_backbone_graphs import apart, computed, graph, needs_builder, profile, root, session
 
+from diffopt import engine
+from diffopt.caches.policy import Reuse
+from diffopt.caches.stretch import Stretch
 from diffopt.graph import write
-from diffopt.graph.border import Stretch
 from diffopt.graph.pieces import Cut, Piece
 from diffopt.runtimes.parts import Change, Parts, Place
 
@@ -25,35 +27,22 @@ STEPS = (False, True, False, True, True)
 """Of a run, those that reuse."""
 
 
-def states(model: torch.nn.Module, name: str) -> Callable[[Any, Any], tuple[Any, ...]]:
-    """Of a block's arguments the text's states and the picture's."""
-    own = signature(model.get_submodule(name).forward)
-
-    def find(args: Any, kwargs: Any) -> tuple[Any, ...]:
-        given = own.bind(*args, **kwargs).arguments
-        return given.get("encoder_hidden_states"), given["hidden_states"]
-
-    return find
-
-
 OUTPUT = {
-    "flux": [("transformer_blocks.1", "transformer_blocks.1"), ("single_transformer_blocks.0", "single_transformer_blocks.0")],
-    "sdxl": [(n, n) for n in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0")],
-    "sd3": [("transformer_blocks.0", "transformer_blocks.0")],
-    "ltx": [("transformer_blocks.0", "transformer_blocks.0")],
-    "wan": [("blocks.0", "blocks.0")],
-    "qwen": [("transformer_blocks.0", "transformer_blocks.0")],
+    "flux": [("transformer_blocks.1",), ("single_transformer_blocks.0",)],
+    "sdxl": [(n,) for n in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0")],
+    "sd3": [("transformer_blocks.0",)],
+    "ltx": [("transformer_blocks.0",)],
+    "wan": [("blocks.0",)],
+    "qwen": [("transformer_blocks.0",)],
 }
 RESIDUAL = {
-    "flux": [("transformer_blocks.1", "transformer_blocks.1"), ("single_transformer_blocks.0", "single_transformer_blocks.1")],
-    "sd3": [("transformer_blocks.1", "transformer_blocks.1")],
-    "ltx": [("transformer_blocks.1", "transformer_blocks.1")],
-    "wan": [("blocks.1", "blocks.1")],
-    "qwen": [("transformer_blocks.1", "transformer_blocks.1")],
+    "flux": [("transformer_blocks.1",), ("single_transformer_blocks.0", "single_transformer_blocks.1")],
+    "sd3": [("transformer_blocks.1",)],
+    "ltx": [("transformer_blocks.1",)],
+    "wan": [("blocks.1",)],
+    "qwen": [("transformer_blocks.1",)],
 }
-APART = {
-    "flux": [("transformer_blocks.0", "transformer_blocks.0"), ("single_transformer_blocks.0", "single_transformer_blocks.0")]
-}
+APART = {"flux": [("transformer_blocks.0",), ("single_transformer_blocks.0",)]}
 """Residuals, with a block between that every step computes."""
 POLICIES = [
     *((family, "output") for family in OUTPUT),
@@ -64,41 +53,44 @@ policies = pytest.mark.parametrize(("family", "policy"), POLICIES)
 
 
 def stretches(family: str, policy: str, model: torch.nn.Module) -> list[Stretch]:
-    ends = {"output": OUTPUT, "residual": RESIDUAL, "apart": APART}[policy][family]
-    return [Stretch(first, last, None if policy == "output" else states(model, first)) for first, last in ends]
+    found = {"output": OUTPUT, "residual": RESIDUAL, "apart": APART}[policy][family]
+    reuse: Reuse = "output" if policy == "output" else "residual"
+    return [Stretch({n: model.get_submodule(n) for n in names}, bool, reuse) for names in found]
 
 
 @contextmanager
-def reusing(model: torch.nn.Module, found: Sequence[Stretch]) -> Iterator[dict[str, bool]]:
+def reusing(found: Sequence[Stretch]) -> Iterator[dict[str, bool]]:
     """The plain definition: the last module of a stretch gives what it gave, or what it added, in the last computed call."""
-    now, entered, kept = {"reuses": False}, dict[str, Any](), dict[str, Any]()
+    now, entered, kept, hooks = {"reuses": False}, dict[int, Any](), dict[int, Any](), list[Any]()
 
-    def enter(stretch: Stretch) -> Callable[..., None]:
+    def enter(i: int, module: Any) -> Callable[..., None]:
+        order = signature(module.forward)
+
         def hook(_module: Any, args: Any, kwargs: Any) -> None:
-            assert stretch.entering is not None
-            entered[stretch.last] = stretch.entering(args, kwargs)
+            given = order.bind(*args, **kwargs).arguments
+            entered[i] = given.get("encoder_hidden_states"), given["hidden_states"]
 
         return hook
 
-    def leave(stretch: Stretch) -> Callable[..., Any]:
+    def leave(i: int, residual: bool) -> Callable[..., Any]:
         def hook(_module: Any, _args: Any, out: Any) -> Any:
-            if stretch.entering is None:
-                kept[stretch.last] = kept[stretch.last] if now["reuses"] else out
-                return kept[stretch.last]
+            if not residual:
+                kept[i] = kept[i] if now["reuses"] else out
+                return kept[i]
             both = out if isinstance(out, tuple) else (None, out)
             if not now["reuses"]:
-                kept[stretch.last] = [None if x is None else x - e for x, e in zip(both, entered[stretch.last], strict=True)]
+                kept[i] = [None if x is None else x - e for x, e in zip(both, entered[i], strict=True)]
                 return out
-            both = tuple(None if r is None else e + r for r, e in zip(kept[stretch.last], entered[stretch.last], strict=True))
+            both = tuple(None if r is None else e + r for r, e in zip(kept[i], entered[i], strict=True))
             return both if isinstance(out, tuple) else both[-1]
 
         return hook
 
-    hooks: list[Any] = []
-    for stretch in found:
-        if stretch.entering:
-            hooks.append(model.get_submodule(stretch.first).register_forward_pre_hook(enter(stretch), with_kwargs=True))
-        hooks.append(model.get_submodule(stretch.last).register_forward_hook(leave(stretch)))
+    for i, stretch in enumerate(found):
+        modules = [*stretch.modules.values()]
+        if stretch.residual:
+            hooks.append(modules[0].register_forward_pre_hook(enter(i, modules[0]), with_kwargs=True))
+        hooks.append(modules[-1].register_forward_hook(leave(i, stretch.residual)))
     yield now
     for hook in hooks:
         hook.remove()
@@ -165,7 +157,7 @@ def test_a_run_that_reuses_nothing_computes_what_the_whole_graph_does(family: st
 def test_a_run_that_reuses_computes_what_the_backbone_with_reused_blocks_does(family: str, policy: str) -> None:
     folder, found, model, _ = pieces(family, policy)
     ours = run(family, parts(folder, found, STEPS.__getitem__))
-    with reusing(model, stretches(family, policy, model)) as now:
+    with reusing(stretches(family, policy, model)) as now:
         for i, inputs in enumerate(steps(family)):
             now["reuses"] = STEPS[i]
             theirs = BACKBONES[family].call(model, inputs).numpy()
@@ -191,3 +183,109 @@ def test_every_weight_is_in_exactly_one_part_and_no_part_is_empty(family: str, p
     wanted = {i.name for i in onnx.load(whole).graph.initializer if np.prod(i.dims) > 16}
     assert held == dict.fromkeys(wanted, 1)
     assert [p.reused for p in found.pieces].count(True) == (2 if policy == "apart" else 1)
+
+
+@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_every_quantizer_is_kept(family: str, name: str) -> None:
+    _, found, _, layers = pieces(family, "output", name, torch.float16)
+    _, whole, *_ = graph(family, name, torch.float16, True)
+    assert found.quantized_products == found.quantized_inputs == layers - len(found.unused) > 0
+    assert found.operators == whole.operators
+
+
+def test_what_crosses_is_not_quantized() -> None:
+    # Two layers of different parts read one tensor, each by a quantizer of its own: that goes with the layer.
+    folder, found, *_ = pieces("wan", "output", "int8", torch.float16)
+    assert found.pieces is not None
+    for piece in found.pieces:
+        model = onnx.load(folder / piece.file)
+        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} <= {*floats}
+
+
+def test_an_int8_graph_that_is_cut_computes_what_it_does_in_one_piece() -> None:
+    folder, found, *_ = pieces("flux", "residual", "int8")
+    whole, *_ = graph("flux", "int8", torch.float32, False)
+    for ours, inputs in zip(run("flux", parts(folder, found, lambda _: False)), steps("flux"), strict=True):
+        assert np.array_equal(ours, computed(whole, inputs))
+
+
+@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3"])
+def test_a_cut_graph_takes_every_batch_up_to_its_most(family: str) -> None:
+    folder, found, *_ = pieces(family, "output", dynamic=True)
+    whole, *_ = graph(family, None, torch.float32, True)
+    once = parts(folder, found, lambda _: False)
+    for rows in (1, 3, 4):
+        inputs = BACKBONES[family].inputs(rows)
+        assert apart(once(fed(inputs), None)["out"], computed(whole, inputs)) < 1e-6, rows
+
+
+@needs_builder
+@pytest.mark.parametrize(("name", "dynamic"), [(None, False), ("int8_sq", False), ("fp8", True)])
+@pytest.mark.parametrize(("family", "policy"), [("flux", "residual"), ("sdxl", "output"), ("sd3", "output")])
+def test_a_plan_is_built_of_every_part(family: str, policy: str, name: str | None, dynamic: bool) -> None:
+    folder, found, *_ = pieces(family, policy, name, torch.float16, dynamic)
+    assert found.pieces is not None
+    for piece in found.pieces:
+        built = engine.build(folder / piece.file, 0, piece.profile)
+        assert len(built.plan) > 10_000
+        assert built.profiles == ([piece.profile] if piece.profile else [])
+
+
+@needs_builder
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("int8_sq", "fp8")])
+def test_a_plan_is_built_of_every_part_in_every_format(name: str) -> None:
+    folder, found, *_ = pieces("flux", "residual", name, torch.float16)
+    assert found.pieces is not None
+    for piece in found.pieces:
+        assert len(engine.build(folder / piece.file, 0).plan) > 10_000
+
+
+# The scheduler of the parts.
+
+
+def test_only_calls_of_one_place_in_a_step_reuse_each_other() -> None:
+    calls: list[list[str]] = []
+    pieces = [
+        {"reused": False, "inputs": ["x"], "outputs": ["a"], "entering": {}},
+        {"reused": True, "inputs": ["a"], "outputs": ["b", "idle"], "entering": {}},
+        {"reused": False, "inputs": ["a", "b"], "outputs": ["out"], "entering": {}},
+    ]
+
+    def engine(name: str) -> Callable[..., list[Any]]:
+        def run(inputs: Any, outputs: Any) -> list[Any]:
+            calls[-1].append(name)
+            return [sum(inputs.values()) for _ in outputs]
+
+        return run
+
+    scheduler = Parts(pieces, [engine(n) for n in "abc"], Change(np.subtract, np.add), lambda step: step in (1, 3))
+
+    def call(x: float, step: int | None, key: str = "cond") -> float:
+        calls.append([])
+        found: float = scheduler({"x": x}, None if step is None else Place(step, key))["out"]
+        return found
+
+    assert (call(1.0, 0), call(10.0, 0, "uncond")) == (2.0, 20.0)
+    assert (call(3.0, 1), call(30.0, 1, "uncond")) == (4.0, 40.0)  # x of now, b of step 0
+    assert calls == [[*"abc"], [*"abc"], [*"ac"], [*"ac"]]
+    assert call(5.0, 3) == 10.0  # step 2 did not come here, and what step 0 made is too old
+    assert call(7.0, 3, "other shapes") == 14.0
+    assert (scheduler.hits, scheduler.calls) == (2, 6)
+    call(1.0, 2)
+    scheduler.forget()
+    assert call(5.0, 3) == 10.0
+    assert call(5.0, None) == 10.0
+
+
+def test_a_change_is_added_to_what_is_computed_anew() -> None:
+    pieces = [
+        {"reused": False, "inputs": ["x"], "outputs": ["a"], "entering": {}},
+        {"reused": True, "inputs": ["a"], "outputs": ["b", "c"], "entering": {"b": "a", "c": "b"}},
+        {"reused": False, "inputs": ["c"], "outputs": ["out"], "entering": {}},
+    ]
+    runs = [lambda i, _: [i["x"]], lambda i, _: [i["a"] + 1, i["a"] + 11], lambda i, _: [i["c"]]]
+    scheduler = Parts(pieces, runs, Change(np.subtract, np.add), lambda step: step == 1)
+    assert scheduler({"x": 1.0}, Place(0, ""))["out"] == 12.0
+    assert scheduler({"x": 5.0}, Place(1, ""))["out"] == 16.0

@@ -28,8 +28,8 @@ def cut(graph: onnx.GraphProto, stored: Collection[str] = ()) -> list[Part]:
 
     What a step needs that reuses is what `graph`'s outputs depend on, not looking past a border. Everything else is in
     parts that it does without. So the parts follow from the graph alone, whatever crosses them: skip connections,
-    embeddings of time. A node is in the last part that it can be in, so that little crosses. Constants and quantizers go
-    with whoever reads them, and may then be in several parts: what crosses is always of the graph's own precision.
+    embeddings of time. A node is in the last part that it can be in, so that little crosses. Constants, shapes and
+    quantizers go with whoever reads them, and may then be in several parts: what crosses is of the graph's own precision.
     """
     nodes = list(graph.node)
     maker = {name: i for i, node in enumerate(nodes) for name in node.output}
@@ -38,7 +38,7 @@ def cut(graph: onnx.GraphProto, stored: Collection[str] = ()) -> list[Part]:
     ends = {o.name for o in graph.output}
     mobile = _mobile(nodes, maker, outer, ends)
     readers = _readers(nodes, maker, mobile)
-    needed = _needed(nodes, maker, ends)
+    needed, borders = _needed(nodes, maker, ends)
     depth: dict[int, int] = {}
     for i in reversed(range(len(nodes))):
         if i not in mobile:
@@ -49,7 +49,7 @@ def cut(graph: onnx.GraphProto, stored: Collection[str] = ()) -> list[Part]:
     places = sorted(members)
     whole = {place: _closed(members[place], nodes, maker, mobile) for place in places}
     taken = {place: _taken(whole[place], nodes, inner) for place in places}
-    entering = {n.output[0]: n.input[1] for n in nodes if _border(n) and len(n.input) > 1}
+    entering = {nodes[i].output[0]: nodes[i].input[1] for i in borders if len(nodes[i].input) > 1}
     parts = []
     for place in places:
         wanted = ends.union(entering.values(), *(names for other, names in taken.items() if other != place))
@@ -59,26 +59,27 @@ def cut(graph: onnx.GraphProto, stored: Collection[str] = ()) -> list[Part]:
     return parts
 
 
-def _needed(nodes: list[onnx.NodeProto], maker: dict[str, int], ends: Iterable[str]) -> set[int]:
-    """Nodes of which the outputs `ends` are made, up to the next borders, which are left out."""
-    found, seen, todo = set[int](), set[int](), [maker[name] for name in ends]
+def _needed(nodes: list[onnx.NodeProto], maker: dict[str, int], ends: Iterable[str]) -> tuple[set[int], set[int]]:
+    """Nodes of which the outputs `ends` are made, up to the next borders; and those borders."""
+    found, borders, todo = set[int](), set[int](), [maker[name] for name in ends]
     while todo:
         i = todo.pop()
-        if i in seen:
+        if i in found or i in borders:
             continue
-        seen.add(i)
         border = _border(nodes[i])
-        if not border:
-            found.add(i)
+        (borders if border else found).add(i)
         todo += [maker[name] for name in nodes[i].input[1 if border else 0 :] if name in maker]
-    return found
+    return found, borders
 
 
 def _mobile(nodes: list[onnx.NodeProto], maker: dict[str, int], outer: set[str], ends: set[str]) -> set[int]:
-    """Nodes that are in whatever part their readers are: what no input of the graph reaches, and quantizers."""
+    """Nodes that are in whatever part their readers are: what the values of the graph's inputs do not reach, and quantizers.
+
+    Shapes are such too: an engine takes no shape for an input.
+    """
     reached, found = {*outer}, set[int]()
     for i, node in enumerate(nodes):
-        constant = not reached.intersection(node.input)
+        constant = node.op_type == "Shape" or not reached.intersection(node.input)
         if not constant:
             reached.update(node.output)
         if (constant or _quantizes(node, nodes, maker)) and not ends.intersection(node.output):

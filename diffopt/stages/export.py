@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
 from diffopt.groups import Export, Model
-from diffopt.groups.cache import CutView, cuts
+from diffopt.groups.cut import CutView, cuts
 from diffopt.groups.model import GuidedView
 from diffopt.models.family import Family, Json, Size
 from diffopt.stage import Context, Under, stage
