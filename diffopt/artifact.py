@@ -99,10 +99,11 @@ class OnnxGraph(Artifact):
         names: list[str] = self.json("graph.json")["backbones"]
         return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}
 
-    def files(self) -> dict[str, Any]:
-        """By the graph's file, or the files of its parts in their order, the profile; of one backbone."""
+    def files(self) -> list[dict[str, Any]]:
+        """Of one backbone: its graph's file and profile, or those of the parts of a graph that is cut, in their order."""
         head = self.json("graph.json")
-        return {p["file"]: p["profile"] for p in head.get("pieces", [{"file": "model.onnx", "profile": head["profile"]}])}
+        whole = {"file": "model.onnx", "profile": head["profile"], "reused": False}
+        return [*head.get("pieces", [whole])]
 
 
 class EnginePlan(Artifact):

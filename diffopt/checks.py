@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from diffopt import formats, models
-from diffopt.environment import Environment
+from diffopt.caches import METHODS, Settings
+from diffopt.environment import Environment, package
 from diffopt.errors import PlanError
 from diffopt.groups.cut import cuts
 from diffopt.metrics import METRICS
@@ -57,11 +58,17 @@ def _sense(choices: Choices) -> Iterator[str]:
 
 
 def _cache(choices: Choices) -> Iterator[str]:
-    if choices.cache and choices.model and not models.family(choices.model.family).block_cache:
-        yield (
-            f"cache: diffusers' FirstBlockCache does not know the blocks of {choices.model.family} "
-            f"(got cache={choices.cache.model_dump().get('method')}); drop the cache"
-        )
+    if choices.cache is None or choices.model is None:
+        return
+    assert isinstance(choices.cache, Settings)
+    method, family = METHODS[choices.cache.method], models.family(choices.model.family)
+    if reason := method.supports(family):
+        other = "choose cache=cachify, or drop the cache" if family.cached and method.name != "cachify" else "drop the cache"
+        yield f"cache: {reason} (got cache={method.name}); {other}"
+    if method.package and package(method.package[0]) is None:
+        yield f"cache: {method.package[0]} is not installed (got cache={method.name}); `{method.package[1]}`"
+    if choices.eval and (misfit := choices.cache.misfit(family, choices.eval.steps)):
+        yield f"cache.{misfit}"
 
 
 def _export(choices: Choices, environment: Environment) -> Iterator[str]:

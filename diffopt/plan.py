@@ -10,6 +10,7 @@ from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
 from diffopt.groups import GROUPS
+from diffopt.groups.cut import cuts
 from diffopt.runtimes import RUNTIMES
 from diffopt.source import Source
 from diffopt.stage import Param, Stage
@@ -95,6 +96,9 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
         if not {Metrics, Latency} & {*found} and not _random(choices):
             found.append(Images)
+    if choices.export and choices.cache and not cuts(choices):
+        method = choices.cache.model_dump()["method"]
+        notes.append(f"{method} decides while it runs what it reuses, so the graph is not cut for it: it computes every step")
     if _random(choices):
         notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not {*found} - {Sensitivity} and choices.format:

@@ -49,7 +49,11 @@ POLICIES = [
     *((family, "residual") for family in RESIDUAL),
     *((family, "apart") for family in APART),
 ]
-policies = pytest.mark.parametrize(("family", "policy"), POLICIES)
+FEW = ("flux", "sdxl", "sd3")
+policies = pytest.mark.parametrize(
+    ("family", "policy"), [pytest.param(f, p, marks=() if f in FEW else pytest.mark.matrix) for f, p in POLICIES]
+)
+few = pytest.mark.parametrize("family", FEW)
 
 
 def stretches(family: str, policy: str, model: torch.nn.Module) -> list[Stretch]:
@@ -185,7 +189,7 @@ def test_every_weight_is_in_exactly_one_part_and_no_part_is_empty(family: str, p
     assert [p.reused for p in found.pieces].count(True) == (2 if policy == "apart" else 1)
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3"])
+@few
 @pytest.mark.parametrize("name", ["int8", "fp8"])
 def test_every_quantizer_is_kept(family: str, name: str) -> None:
     _, found, _, layers = pieces(family, "output", name, torch.float16)
@@ -211,7 +215,7 @@ def test_an_int8_graph_that_is_cut_computes_what_it_does_in_one_piece() -> None:
         assert np.array_equal(ours, computed(whole, inputs))
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl", "sd3"])
+@few
 def test_a_cut_graph_takes_every_batch_up_to_its_most(family: str) -> None:
     folder, found, *_ = pieces(family, "output", dynamic=True)
     whole, *_ = graph(family, None, torch.float32, True)
@@ -222,7 +226,9 @@ def test_a_cut_graph_takes_every_batch_up_to_its_most(family: str) -> None:
 
 
 @needs_builder
-@pytest.mark.parametrize(("name", "dynamic"), [(None, False), ("int8_sq", False), ("fp8", True)])
+@pytest.mark.parametrize(
+    ("name", "dynamic"), [pytest.param(None, False, marks=pytest.mark.matrix), ("int8", False), ("fp8", True)]
+)
 @pytest.mark.parametrize(("family", "policy"), [("flux", "residual"), ("sdxl", "output"), ("sd3", "output")])
 def test_a_plan_is_built_of_every_part(family: str, policy: str, name: str | None, dynamic: bool) -> None:
     folder, found, *_ = pieces(family, policy, name, torch.float16, dynamic)
@@ -234,6 +240,7 @@ def test_a_plan_is_built_of_every_part(family: str, policy: str, name: str | Non
 
 
 @needs_builder
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("int8_sq", "fp8")])
 def test_a_plan_is_built_of_every_part_in_every_format(name: str) -> None:
     folder, found, *_ = pieces("flux", "residual", name, torch.float16)

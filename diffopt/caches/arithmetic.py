@@ -35,7 +35,9 @@ def work(backbone: Any, call: Call) -> dict[str, int]:
             plain(*args, **kwargs)
     top = type(plain).__name__
     counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    return {"": counter.get_total_flops()} | {n.removeprefix(f"{top}."): c for n, c in counts.items() if n.startswith(f"{top}.")}
+    return {"": counter.get_total_flops()} | {
+        n.removeprefix(f"{top}."): c for n, c in counts.items() if n.startswith(f"{top}.")
+    }
 
 
 def _plain(x: Any) -> Any:

@@ -5,17 +5,14 @@ from typing import Any
 
 import torch
 
-from diffopt.caches import arithmetic
 from diffopt.caches.loop import Loop
+from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.policy import Part, Reuse, stretches
-from diffopt.caches.statistics import Statistics, share
+from diffopt.caches.statistics import Statistics
 from diffopt.caches.stretch import Place, Select, Stretch
-from diffopt.caches.target import Target
+from diffopt.caches.target import Target, claim, release
 from diffopt.caches.wrapper import Wrapper, is_compiled
 from diffopt.models import Family
-
-OWNER = "_diffopt_cache"
-"""Attribute of a backbone that has a cache attached."""
 
 Choose = Callable[[Sequence[str]], Mapping[str, Select]]
 """From a backbone's block names to the reused ones', each with the steps. Raises ValueError for names that do not fit."""
@@ -27,8 +24,14 @@ class BlockCache:
     def __init__(self, target: Target, choose: Choose, part: Part = "block", reuse: Reuse = "output"):
         self.loop = Loop(target.pipe, self.reset)
         self.sides = [_Side(self.loop, target, name, choose, part, reuse) for name in target.backbones]
-        for side in self.sides:  # when all of them could be made
-            side.attach(self)
+        claim(target.backbones, self)
+        self.backbones = target.backbones
+        for side in self.sides:
+            side.attach()
+
+    @property
+    def on(self) -> bool:
+        return self.loop.is_open
 
     def reset(self) -> None:
         for side in self.sides:
@@ -37,28 +40,26 @@ class BlockCache:
     def enable(self) -> None:
         for side in self.sides:
             side.check()
-        for side in self.sides:
-            side.on = True
         self.loop.open()
 
     def disable(self) -> None:
-        for side in self.sides:
-            side.on = False
         self.loop.close()
 
     def detach(self) -> None:
         self.disable()
         for side in self.sides:
             side.detach()
+        release(self.backbones)
 
     def statistics(self) -> Statistics:
         """Counts calls of blocks, or of the attention layers within them."""
-        every = [stretch for side in self.sides for stretch in side.stretches]
-        calls = sum(side.calls for side in self.sides)
-        return Statistics(
-            hits=sum(s.hits * len(s.modules) for s in every),
-            misses=sum(s.misses * len(s.modules) for s in every),
-            computed=sum(side.calls * side.computed() for side in self.sides) / calls if calls else 1.0,
+        return statistics(
+            (
+                side.meter,
+                {name: s.hits for s in side.stretches for name in s.modules},
+                {name: s.misses for s in side.stretches for name in s.modules},
+            )
+            for side in self.sides
         )
 
 
@@ -69,20 +70,15 @@ class _Side:
         self.loop = loop
         self.name = name
         self.backbone = target.backbones[name]
-        self.on = False
         self.now: Place | None = None
         """Of the call that is being computed; None where nothing is cached."""
-        self.calls = 0
+        self.meter = Meter(self.backbone)
         self.blocks = target.blocks(self.backbone)
         self.stretches = divide(target.family, name, self.blocks, choose, part, reuse)
         self.part = part
-        self._shapes: arithmetic.Call | None = None
         self._attached: list[Any] = []
 
-    def attach(self, owner: BlockCache) -> None:
-        if self.backbone.__dict__.get(OWNER) is not None or getattr(self.backbone, "is_cache_enabled", False):
-            raise ValueError(f"{self.name}: has a cache already (got another); detach that first")
-        self.backbone.__dict__[OWNER] = owner
+    def attach(self) -> None:
         self._attached = [
             self.backbone.register_forward_pre_hook(self._before, with_kwargs=True),
             self.backbone.register_forward_hook(self._after, always_call=True),
@@ -92,8 +88,6 @@ class _Side:
     def detach(self) -> None:
         for hook in self._attached:
             hook.remove()
-        if self._attached:
-            del self.backbone.__dict__[OWNER]
         self._attached = []
 
     def check(self) -> None:
@@ -115,21 +109,12 @@ class _Side:
         for stretch in self.stretches:
             stretch.forget()
 
-    def computed(self) -> float:
-        """Share of this backbone's arithmetic."""
-        hits = {name: s.hits for s in self.stretches if s.hits for name in s.modules}
-        if self._shapes is None or not hits:
-            return 1.0
-        return share(hits, self.calls, arithmetic.work(self.backbone, self._shapes))
-
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.on:
+        if not self.loop.is_open:
             return
         index, place = self.loop.call(self.backbone), self.loop.place
         self.now = Place(*place, index) if place else None
-        self.calls += 1
-        if self._shapes is None:
-            self._shapes = arithmetic.shapes(args, kwargs)
+        self.meter.see(args, kwargs)
 
     def _after(self, *_: Any) -> None:
         self.now = None

@@ -47,7 +47,7 @@ METHOD = Method(
     "cache_dit",
     CacheDit,
     attach,
-    raises="threshold",
+    knob=("threshold", "raise it"),
     supports=supports,
     package=("cache-dit", "pip install 'diffopt[cache-dit]'"),
 )

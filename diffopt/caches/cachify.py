@@ -5,6 +5,7 @@ https://arxiv.org/abs/2312.00858) is a policy of it for UNets, and so is the gat
 https://arxiv.org/abs/2404.02747), which stops computing cross-attention at a step: conf/cache/deepcache.yaml, tgate.yaml.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -75,6 +76,13 @@ class Cachify(Settings):
             return f"blocks: are not set, and {family.name} has none of its own (got None); name them, e.g. '*_blocks.1'"
         return policy(self.filled(family)).misfit(steps)
 
+    def mismatch(self, names: Sequence[str]) -> str | None:
+        try:
+            policy(self).reused(names)
+        except ValueError as e:
+            return f"blocks: {e}"
+        return None
+
 
 def policy(settings: Cachify) -> Policy:
     """Of filled settings."""
@@ -96,4 +104,4 @@ def attach(target: "Target", settings: Any) -> "Attached":
     return BlockCache(target, lambda names: dict.fromkeys(found.reused(names), found.reuses), found.part, found.reuse)
 
 
-METHOD = Method("cachify", Cachify, attach, raises="every")
+METHOD = Method("cachify", Cachify, attach, knob=("blocks", "reuse more, or at more steps"))

@@ -4,11 +4,10 @@ from typing import Any
 
 import cache_dit
 
-from diffopt.caches import arithmetic
-from diffopt.caches.blocks import OWNER
 from diffopt.caches.cache_dit import CacheDit
-from diffopt.caches.statistics import Statistics, share
-from diffopt.caches.target import Target
+from diffopt.caches.meter import Meter, statistics
+from diffopt.caches.statistics import Statistics
+from diffopt.caches.target import Target, claim, release
 from diffopt.caches.wrapper import Wrapper
 
 
@@ -26,8 +25,10 @@ class DualBlockCache:
         )
         self.sides = [_Side(name, backbone, target.blocks(backbone)) for name, backbone in target.backbones.items()]
         self._on = False
+        self.backbones = target.backbones
+        claim(self.backbones, self)
         for side in self.sides:
-            side.attach(self)
+            side.attach()
 
     def reset(self) -> None:
         """cache-dit begins anew at each call of the pipeline by itself, and is not there in between sessions."""
@@ -48,14 +49,10 @@ class DualBlockCache:
         self.disable()
         for side in self.sides:
             side.detach()
+        release(self.backbones)
 
     def statistics(self) -> Statistics:
-        calls = sum(side.calls for side in self.sides)
-        return Statistics(
-            hits=sum(sum(side.hits().values()) for side in self.sides),
-            misses=sum(sum(side.computes.values()) for side in self.sides),
-            computed=sum(side.calls * side.computed() for side in self.sides) / calls if calls else 1.0,
-        )
+        return statistics((side.meter, side.hits(), side.computes) for side in self.sides)
 
 
 class _Side:
@@ -65,16 +62,11 @@ class _Side:
         self.name = name
         self.backbone = backbone
         self.blocks = blocks
-        self.calls = 0
+        self.meter = Meter(backbone)
         self.computes = dict.fromkeys(blocks, 0)
         self._attached: list[Any] = []
-        self._shapes: arithmetic.Call | None = None
 
-    def attach(self, owner: DualBlockCache) -> None:
-        if self.backbone.__dict__.get(OWNER) is not None or getattr(self.backbone, "is_cache_enabled", False):
-            raise ValueError(f"{self.name}: has a cache already (got another); detach that first")
-        self.backbone.__dict__[OWNER] = owner
-
+    def attach(self) -> None:
         def counted(name: str) -> Any:
             def around(compute: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 self.computes[name] += 1
@@ -90,20 +82,10 @@ class _Side:
     def detach(self) -> None:
         for hook in self._attached:
             hook.remove()
-        if self._attached:
-            del self.backbone.__dict__[OWNER]
         self._attached = []
 
     def hits(self) -> dict[str, int]:
-        return {name: self.calls - computed for name, computed in self.computes.items()}
-
-    def computed(self) -> float:
-        hits = {name: n for name, n in self.hits().items() if n}
-        if self._shapes is None or not hits:
-            return 1.0
-        return share(hits, self.calls, arithmetic.work(self.backbone, self._shapes))
+        return {name: self.meter.calls - computed for name, computed in self.computes.items()}
 
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls += 1
-        if self._shapes is None:
-            self._shapes = arithmetic.shapes(args, kwargs)
+        self.meter.see(args, kwargs)

@@ -51,4 +51,4 @@ def attach(target: "Target", settings: Any) -> "Attached":
     return HookedCache(target, configure, by_turn(fresh))
 
 
-METHOD = Method("faster_cache", FasterCache, attach, raises="timesteps", supports=known_to_diffusers)
+METHOD = Method("faster_cache", FasterCache, attach, knob=("timesteps", "widen it"), supports=known_to_diffusers("FasterCache"))

@@ -27,4 +27,6 @@ def attach(target: "Target", settings: Any) -> "Attached":
     return HookedCache(target, lambda _: FirstBlockCacheConfig(threshold=settings.threshold))
 
 
-METHOD = Method("first_block", FirstBlock, attach, raises="threshold", supports=known_to_diffusers)
+METHOD = Method(
+    "first_block", FirstBlock, attach, knob=("threshold", "raise it"), supports=known_to_diffusers("FirstBlockCache")
+)

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from diffopt.caches import arithmetic
-from diffopt.caches.blocks import OWNER
 from diffopt.caches.loop import Loop
-from diffopt.caches.statistics import Statistics, share
-from diffopt.caches.target import Target
+from diffopt.caches.meter import Meter, statistics
+from diffopt.caches.statistics import Statistics
+from diffopt.caches.target import Target, claim, release
 
 Configure = Callable[[Loop], Any]
 """diffusers' config of a cache, from the loop that tells it the timestep."""
@@ -21,15 +20,13 @@ class HookedCache:
     `each` is called before every backbone call, with the backbone's hooks and the call's number in the pass.
     """
 
-    def __init__(
-        self, target: Target, configure: Configure, each: Callable[[Loop, list[Any], int], None] | None = None
-    ):
+    def __init__(self, target: Target, configure: Configure, each: Callable[[Loop, list[Any], int], None] | None = None):
         self.loop = Loop(target.pipe, self.reset)
         self.configure = configure
         self.each = each
         self.sides = [_Side(self, name, backbone) for name, backbone in target.backbones.items()]
-        for side in self.sides:
-            side.attach()
+        self.backbones = target.backbones
+        claim(self.backbones, self)
 
     def reset(self) -> None:
         """An interrupted run leaves diffusers' hooks half way."""
@@ -48,16 +45,10 @@ class HookedCache:
 
     def detach(self) -> None:
         self.disable()
-        for side in self.sides:
-            side.detach()
+        release(self.backbones)
 
     def statistics(self) -> Statistics:
-        calls = sum(side.calls for side in self.sides)
-        return Statistics(
-            hits=sum(sum(side.hits().values()) for side in self.sides),
-            misses=sum(sum(side.computes.values()) for side in self.sides),
-            computed=sum(side.calls * side.computed() for side in self.sides) / calls if calls else 1.0,
-        )
+        return statistics((side.meter, side.hits(), side.computes) for side in self.sides)
 
 
 class _Side:
@@ -67,20 +58,11 @@ class _Side:
         self.cache = cache
         self.name = name
         self.backbone = backbone
-        self.calls = 0
+        self.meter = Meter(backbone)
         self.computes: dict[str, int] = {}
         self._hooks: list[Any] = []
         self._own: list[tuple[Any, Any]] = []
-        self._shapes: arithmetic.Call | None = None
         self._watch: Any = None
-
-    def attach(self) -> None:
-        if self.backbone.__dict__.get(OWNER) is not None or self.backbone.is_cache_enabled:
-            raise ValueError(f"{self.name}: has a cache already (got another); detach that first")
-        self.backbone.__dict__[OWNER] = self.cache
-
-    def detach(self) -> None:
-        self.backbone.__dict__.pop(OWNER, None)
 
     def enable(self, config: Any) -> None:
         before = {id(hook) for _, hook in _hooks(self.backbone)}
@@ -105,14 +87,7 @@ class _Side:
         self.backbone.disable_cache()
 
     def hits(self) -> dict[str, int]:
-        return {name: self.calls - computed for name, computed in self.computes.items()}
-
-    def computed(self) -> float:
-        """Share of this backbone's arithmetic."""
-        hits = {name: n for name, n in self.hits().items() if n}
-        if self._shapes is None or not hits:
-            return 1.0
-        return share(hits, self.calls, arithmetic.work(self.backbone, self._shapes))
+        return {name: self.meter.calls - computed for name, computed in self.computes.items()}
 
     def _counted(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         self.computes.setdefault(name, 0)
@@ -125,9 +100,7 @@ class _Side:
 
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.cache.loop.call(self.backbone)
-        self.calls += 1
-        if self._shapes is None:
-            self._shapes = arithmetic.shapes(args, kwargs)
+        self.meter.see(args, kwargs)
         if self.cache.each is not None:
             self.cache.each(self.cache.loop, self._hooks, call)
 

@@ -32,6 +32,10 @@ class Loop:
         self._scheduler: Any = None
 
     @property
+    def is_open(self) -> bool:
+        return self._scheduler is not None
+
+    @property
     def place(self) -> tuple[int, int] | None:
         """The denoising step, from 0, and which pass of it; None outside a run."""
         return self._passes[self.index] if self.index < len(self._passes) else None

@@ -55,4 +55,4 @@ def attach(target: "Target", settings: Any) -> "Attached":
     return HookedCache(target, configure, before)
 
 
-METHOD = Method("mag_cache", MagCache, attach, raises="threshold", supports=known_to_diffusers)
+METHOD = Method("mag_cache", MagCache, attach, knob=("threshold", "raise it"), supports=known_to_diffusers("MagCache"))

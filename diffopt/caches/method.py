@@ -1,6 +1,6 @@
 """What a cache method is. Importing this imports no library that computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -26,6 +26,10 @@ class Settings(Group):
         """What is wrong with them for a run of so many denoising steps, as `FIELD: ... (got X); ...`; else None."""
         return None
 
+    def mismatch(self, names: Sequence[str]) -> str | None:
+        """The same for a backbone of these blocks."""
+        return None
+
 
 def _any(_family: Family) -> None:
     return None
@@ -33,25 +37,27 @@ def _any(_family: Family) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """One cache method. A package of its own adds one by an entry point of the group `diffopt.caches`: `name = module:METHOD`."""
+    """One method. A package of its own adds one by an entry point of the group `diffopt.caches`: `name = module:METHOD`."""
 
     name: str
     settings: type[Settings]
     attach: "Callable[[Target, Any], Attached]"
     """Attach it by validated and filled settings. Raises ValueError for what only the model itself shows to be wrong."""
-    raises: str
-    """The field that lets it hit more often, for the advice where it never hit."""
+    knob: tuple[str, str]
+    """The field that decides how often it hits, and what to do with it where it never did."""
     supports: Callable[[Family], str | None] = field(default=_any)
     """Why it does not work on a family; None where it does."""
     package: tuple[str, str] | None = None
     """A distribution that it needs besides diffopt's own, and what installs it."""
 
 
-def known_to_diffusers(family: Family) -> str | None:
-    """For what builds on diffusers' hooks of a transformer's blocks."""
-    if family.block_cache:
-        return None
-    return f"diffusers' cache hooks do not know the blocks of {family.name}"
+def known_to_diffusers(title: str) -> Callable[[Family], str | None]:
+    """`supports` of what builds on diffusers' hooks of a transformer's blocks."""
+
+    def supports(family: Family) -> str | None:
+        return None if family.block_cache else f"diffusers' {title} does not know the blocks of {family.name}"
+
+    return supports
 
 
 def _between(span: tuple[float, float]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ Whoever runs a cached backbone asks this: the torch runtime, and whoever cuts a 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -59,20 +59,13 @@ class Policy:
         Raises ValueError, in the words of a user's error, where they are none, where a pattern names none, and where all
         are named whole: then nothing of a step would be computed, and the picture could not follow it.
         """
-        aliases = _aliases(names)
         found: set[str] = set()
         for pattern in self.blocks:
-            hit = {n for n in names if _matches(pattern.removeprefix(NOT), aliases[n])}
+            hit = matched(pattern.removeprefix(NOT), names)
             if not hit:
                 raise ValueError(f"matches no block (got {pattern!r}); there are {briefly(names)}")
             found = found - hit if pattern.startswith(NOT) else found | hit
-        if not found:
-            raise ValueError(f"leaves no block to reuse (got {list(self.blocks)}); there are {briefly(names)}")
-        if self.part == "block" and len(found) == len(names):
-            raise ValueError(
-                f"matches all {len(names)} blocks, so that a reused step would compute nothing "
-                f"(got {list(self.blocks)}); leave one out, e.g. by '!{names[-1]}'"
-            )
+        check_left(found, names, [*self.blocks], whole=self.part == "block")
         return [n for n in names if n in found]
 
     def misfit(self, steps: int) -> str | None:
@@ -98,6 +91,25 @@ def block_names(blocks: Mapping[str, int], middle: bool = False) -> list[str]:
         found += [MIDDLE] if middle and i == 1 else []
         found += [f"{name}.{j}" for j in range(count)]
     return found
+
+
+def matched(pattern: str, names: Sequence[str]) -> set[str]:
+    """The blocks that a glob or a regular expression names."""
+    aliases = _aliases(names)
+    if pattern.startswith(REGEX):
+        return {n for n in names if re.search(pattern.removeprefix(REGEX), n)}
+    return {n for n in names if any(fnmatchcase(a, pattern) for a in aliases[n])}
+
+
+def check_left(found: Collection[str], names: Sequence[str], given: object, whole: bool = True) -> None:
+    """Raises ValueError where nothing is found, and where all blocks are, whole."""
+    if not found:
+        raise ValueError(f"leaves no block to reuse (got {given}); there are {briefly(names)}")
+    if whole and len(found) == len(names):
+        raise ValueError(
+            f"matches all {len(names)} blocks, so that a reused step would compute nothing (got {given}); "
+            f"leave one out, e.g. by '!{names[-1]}'"
+        )
 
 
 def stretches(names: Sequence[str], reused: Iterable[str]) -> list[list[str]]:
@@ -130,12 +142,6 @@ def check_pattern(pattern: str) -> None:
             raise ValueError(f"is not a regular expression: {e}; mend it, or write a glob without {REGEX!r}") from None
     elif not body:
         raise ValueError("is empty; give a glob over block names, such as up_blocks.*")
-
-
-def _matches(pattern: str, aliases: Sequence[str]) -> bool:
-    if pattern.startswith(REGEX):
-        return re.search(pattern.removeprefix(REGEX), aliases[0]) is not None
-    return any(fnmatchcase(a, pattern) for a in aliases)
 
 
 def _aliases(names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -50,4 +50,10 @@ def attach(target: "Target", settings: Any) -> "Attached":
     return HookedCache(target, configure, by_turn(PyramidAttentionBroadcastState))
 
 
-METHOD = Method("pyramid_attention", PyramidAttention, attach, raises="spatial", supports=known_to_diffusers)
+METHOD = Method(
+    "pyramid_attention",
+    PyramidAttention,
+    attach,
+    knob=("timesteps", "widen it"),
+    supports=known_to_diffusers("PyramidAttentionBroadcast"),
+)

@@ -1,6 +1,6 @@
 """What a cache is attached to: a pipeline, its backbones, and the blocks of them that can be reused."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,6 +40,24 @@ def target_of(pipe: Any) -> Target:
     )
 
 
+OWNER = "_diffopt_cache"
+"""Attribute of a backbone that has a cache attached."""
+
+
+def claim(backbones: Mapping[str, Any], owner: object) -> None:
+    """Raises ValueError where one has a cache: two would count and answer each other's calls."""
+    for name, backbone in backbones.items():
+        if backbone.__dict__.get(OWNER) is not None or getattr(backbone, "is_cache_enabled", False):
+            raise ValueError(f"{name}: has a cache already (got another); detach that first")
+    for backbone in backbones.values():
+        backbone.__dict__[OWNER] = owner
+
+
+def release(backbones: Mapping[str, Any]) -> None:
+    for backbone in backbones.values():
+        backbone.__dict__.pop(OWNER, None)
+
+
 class Attached(Protocol):
     """A cache on a pipeline. It does nothing until it is enabled, and nothing again when it is disabled."""
 
@@ -61,8 +79,8 @@ class Attached(Protocol):
 def session(cache: Attached) -> Iterator[Attached]:
     """Within it the cache works, from nothing; whatever happens it is off and empty afterwards."""
     cache.reset()
-    cache.enable()
     try:
+        cache.enable()
         yield cache
     finally:
         cache.disable()

@@ -57,4 +57,4 @@ def attach(target: "Target", settings: Any) -> "Attached":
     )
 
 
-METHOD = Method("taylor_seer", TaylorSeer, attach, raises="every", supports=known_to_diffusers)
+METHOD = Method("taylor_seer", TaylorSeer, attach, knob=("start", "lower it"), supports=known_to_diffusers("TaylorSeer"))

@@ -17,12 +17,12 @@ from diffopt.caches.loop import Loop
 from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.policy import Policy
 from diffopt.caches.statistics import Statistics
-from diffopt.errors import GateError
 from diffopt.graph.trace import OUTPUT
 from diffopt.groups.cache import CacheView
 from diffopt.models import Family
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running
+from diffopt.runtimes.hits import check_hits
 from diffopt.runtimes.parts import Change, Parts, Place, Run
 from diffopt.stage import Context
 from diffopt.worker import THREADS
@@ -38,8 +38,13 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
     """
     family = family_of(pipeline)
     pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
-    loop = Loop(pipe, lambda: [cut.parts.forget() for cut in cuts])
     cuts: list[CutBackbone] = []
+
+    def forget() -> None:
+        for cut in cuts:
+            cut.parts.forget()
+
+    loop = Loop(pipe, forget)
     for name, part in subject.parts().items():
         head, own = part.json("graph.json"), getattr(pipe, name)
         if cache is None:
@@ -47,14 +52,16 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
         else:
             cuts.append(CutBackbone(_parts(part, head, policy(cache.settings)), loop, head, family, own))
             setattr(pipe, name, cuts[-1])
-    if cache is not None:
-        loop.open()
+    batch: int = subject.json("graph.json")["batch_size"]
+    if cache is None:
+        yield Running(pipe, batch)
+        return
+    loop.open()
     try:
-        yield Running(pipe, subject.json("graph.json")["batch_size"], lambda: _statistics(cuts).computed)
+        yield Running(pipe, batch, lambda: _statistics(cuts))
     finally:
         loop.close()
-    if cache is not None and (found := _statistics(cuts)).misses and not found.hits:
-        raise GateError("cache: never hit (got no step that reuses); lower cache.every, or drop the cache")
+    check_hits(cache, _statistics(cuts))
 
 
 def _session(graph: OnnxGraph, head: dict[str, Any], name: str = "model.onnx") -> onnxruntime.InferenceSession:
@@ -81,7 +88,7 @@ def _parts(graph: OnnxGraph, head: dict[str, Any], policy: Policy) -> Parts:
     def change(compute: Callable[[Any, Any], Any]) -> Callable[[OrtValue, OrtValue], OrtValue]:
         return lambda a, b: OrtValue.ortvalue_from_numpy(compute(a.numpy(), b.numpy()))
 
-    sessions = [_session(graph, head, name) for name in graph.files()]
+    sessions = [_session(graph, head, piece["file"]) for piece in head["pieces"]]
     return Parts(head["pieces"], [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
 
 

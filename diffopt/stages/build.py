@@ -17,15 +17,16 @@ class BuilderView(View, of=Export):
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt import engine
 
-    plans: dict[str, dict[str, Any]] = {}
+    plans: list[dict[str, Any]] = []
     for part in graph.parts().values():
         folder = ctx.out / part.path.relative_to(graph.path)
         folder.mkdir(exist_ok=True)
-        for name, profile in part.files().items():
-            made = engine.build(part.path / name, export.builder_optimization_level, profile)
-            target = (folder / name).with_suffix(".plan")
+        for file in part.files():
+            made = engine.build(part.path / file["file"], export.builder_optimization_level, file["profile"])
+            target = (folder / file["file"]).with_suffix(".plan")
             target.write_bytes(made.plan)
-            plans[str(target.relative_to(ctx.out))] = {"bytes": len(made.plan), "profiles": made.profiles}
+            row = {"file": str(target.relative_to(ctx.out)), "bytes": len(made.plan), "profiles": made.profiles}
+            plans.append(row | {"reused": file["reused"]})
     head = graph.json("graph.json")
     about = {
         "builder": made.flavour,
@@ -33,9 +34,9 @@ def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
         "target": made.target,
         "profiles": made.profiles,
         "builder_optimization_level": export.builder_optimization_level,
-        "bytes": sum(p["bytes"] for p in plans.values()),
+        "bytes": sum(p["bytes"] for p in plans),
         "format": head["format"],
     }
     if "pieces" in head:
-        about |= {"profiles": None, "plans": plans}
+        about = {**about, "profiles": None, "plans": plans}
     (ctx.out / "plan.json").write_text(json.dumps(about, indent=1))
