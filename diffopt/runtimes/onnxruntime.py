@@ -12,7 +12,7 @@ import torch
 from onnxruntime import OrtValue
 
 from diffopt.artifact import OnnxGraph, Pipeline
-from diffopt.caches.cachify import policy
+from diffopt.caches.cachify import Cachify, policy
 from diffopt.caches.loop import Loop
 from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.policy import Policy
@@ -50,6 +50,7 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
         if cache is None:
             setattr(pipe, name, GraphBackbone(_session(part, head), head, family, own))
         else:
+            assert isinstance(cache.settings, Cachify)
             cuts.append(CutBackbone(_parts(part, head, policy(cache.settings)), loop, head, family, own))
             setattr(pipe, name, cuts[-1])
     batch: int = subject.json("graph.json")["batch_size"]

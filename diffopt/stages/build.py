@@ -38,5 +38,5 @@ def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
         "format": head["format"],
     }
     if "pieces" in head:
-        about = {**about, "profiles": None, "plans": plans}
+        about |= {"profiles": [x for p in plans for x in p["profiles"]], "plans": plans}
     (ctx.out / "plan.json").write_text(json.dumps(about, indent=1))
