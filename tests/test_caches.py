@@ -277,9 +277,14 @@ def test_a_run_after_an_interrupted_one_is_right(sdxl):
 def test_a_session_that_an_error_ends_is_off_and_empty(sdxl):
     plain = drawn(sdxl, "sdxl")
     cache = cached(sdxl, *UNET)
-    with pytest.raises(RuntimeError), session(cache):
-        drawn(sdxl, "sdxl")
-        raise RuntimeError
+
+    def broken() -> None:
+        with session(cache):
+            drawn(sdxl, "sdxl")
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        broken()
     assert same(drawn(sdxl, "sdxl"), plain)
     assert not any(s._kept for side in cache.sides for s in side.stretches)
     cache.detach()

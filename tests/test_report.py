@@ -62,7 +62,7 @@ def scored(directory: Path, psnr: float = 30.0, side: int = 64, fingerprint: str
     """A run of the torch runtime: simulated pictures with their metrics, the last prompt's being the worst."""
     directory.mkdir(parents=True, exist_ok=True)
     index = {"images": [{"file": f"{i:03}.png", "prompt": p, "seed": i} for i, p in enumerate(PROMPTS)]}
-    about = {"runtime": "torch", "format": "int8_sq", "simulated": True, "computed_blocks": 1.0}
+    about = {"runtime": "torch", "format": "int8_sq", "simulated": True}
     names = [row["file"] for row in index["images"]]
     artifact(directory, "reference", {"images.json": index, **dict.fromkeys(names, (MAGENTA, side))})
     artifact(directory, "sample", {"images.json": {**about, **index}, **dict.fromkeys(names, (GREEN, side))})
@@ -91,7 +91,7 @@ def exported(directory: Path, speedup: float | None = None) -> Path:
     steps = {name: name[0] * 16 for name in ("load", "export.baseline", "export", "build")}
     if speedup is None:
         return made(directory, steps)
-    side = {"milliseconds_per_step": None, "computed_blocks": 1.0}
+    side = {"milliseconds_per_step": None}
     timed = {
         "runtime": "onnxruntime", "machine": MACHINE, "batch_size": 1, "steps": 20, "warmup": 1, "repeats": 3,
         "baseline": {**side, "seconds_per_image": {"median": 0.3, "p10": 0.29, "p90": 0.31}},

@@ -25,6 +25,7 @@ class DualBlockCache:
         )
         self.sides = [_Side(name, backbone, target.blocks(backbone)) for name, backbone in target.backbones.items()]
         self._on = False
+        self._own: list[tuple[Any, Any, dict[str, Any]]] = []
         self.backbones = target.backbones
         claim(self.backbones, self)
         for side in self.sides:
@@ -34,6 +35,7 @@ class DualBlockCache:
         """cache-dit begins anew at each call of the pipeline by itself, and is not there in between sessions."""
 
     def enable(self) -> None:
+        self._own = [(b, b.__dict__.get("forward"), {**b._modules}) for b in self.backbones.values()]
         try:
             cache_dit.enable_cache(self.pipe, cache_config=self.config)
         except (ValueError, AssertionError) as e:
@@ -43,7 +45,13 @@ class DualBlockCache:
     def disable(self) -> None:
         if self._on:
             cache_dit.disable_cache(self.pipe)
-        self._on = False
+        for backbone, forward, children in self._own:  # it leaves FLUX's forward patched, and lists of blocks in another order
+            for name in ("forward", "_is_patched"):
+                backbone.__dict__.pop(name, None)
+            backbone.__dict__ |= {} if forward is None else {"forward": forward}
+            backbone._modules.clear()
+            backbone._modules.update(children)
+        self._on, self._own = False, []
 
     def detach(self) -> None:
         self.disable()
