@@ -10,6 +10,7 @@ from diffopt.caches import METHODS, Settings
 from diffopt.environment import Environment, package
 from diffopt.errors import PlanError
 from diffopt.groups import Model
+from diffopt.groups.cut import cuts
 from diffopt.metrics import METRICS
 from diffopt.rates import PEAK
 from diffopt.runtimes import RUNTIMES
@@ -215,10 +216,11 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     if runtime.name == "onnxruntime":
         if environment["onnxruntime"] is None:
             yield "eval.runtime: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
-        if choices.cache:
+        if choices.cache and not cuts(choices):
             yield (
-                "cache: onnxruntime runs the graph as one piece, so no block of it can be skipped "
-                "(got eval.runtime=onnxruntime); set eval.runtime=torch, or drop the cache"
+                "cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand, but "
+                f"{choices.cache.model_dump()['method']} decides while it runs (got eval.runtime=onnxruntime); "
+                "choose cache=cachify, or set eval.runtime=torch"
             )
         if choices.export is None:
             yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"

@@ -12,6 +12,7 @@ from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
 from diffopt.groups import GROUPS
+from diffopt.groups.cut import cuts
 from diffopt.runtimes import RUNTIMES
 from diffopt.source import Source
 from diffopt.stage import Param, Stage
@@ -99,6 +100,9 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             found.append(Images)
     if choices.model and choices.model.lora:
         notes.append("the model is fused with " + ", ".join(a.label for a in choices.model.lora))
+    if choices.export and choices.cache and not cuts(choices):
+        method = choices.cache.model_dump()["method"]
+        notes.append(f"{method} decides while it runs what it reuses, so the graph is not cut for it: it computes every step")
     if _random(choices):
         notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not {*found} - {Sensitivity} and choices.format:
@@ -195,7 +199,8 @@ class _Planner:
         alternatives: list[dict[str, View | None]] = [{}]
         used: set[str] = set()
         for param in (p for p in stage.params if p.role == "view"):
-            group: Group | None = getattr(choices, param.name)
+            read = param.under is None or param.under.test(choices)
+            group: Group | None = getattr(choices, param.name) if read else None
             view = param.types[0]
             assert issubclass(view, View)
             if group is None and not param.optional:
@@ -248,9 +253,10 @@ class _Planner:
     ) -> Step:
         config: dict[str, Any] = {}
         pending = False
+        silent = {p.name for p in stage.params if p.under and p.under.silent}
         for group, view in views.items():
             if view is None:
-                config[group] = None
+                config |= {} if group in silent else {group: None}
                 continue
             config[group] = view.identity(frozenset(k.partition(".")[2] for k in used if k.startswith(f"{group}.")))
             for key, value in view:
@@ -258,7 +264,6 @@ class _Planner:
                     config[group][key], unresolved = self._pinned(value, config[group][key])
                     pending |= unresolved
         parents: dict[str, Any] = {}
-        silent = {p.name for p in stage.params if p.under and p.under.silent}
         for param, value in inputs.items():
             if not value and param in silent:
                 continue

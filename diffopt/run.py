@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffopt.errors import ConfigError
+from diffopt.figure import size
 from diffopt.gates import Outcome, outcomes
 
 RUN = "run.json"
@@ -116,7 +117,8 @@ class Run:
             ("build", "Engine plan", "plan.json"),
         ):
             if (head := self.read(step, other)) and (taken := self.taken(step, other)):
-                rows.append({"step": step, "what": what, "bytes": taken, "note": head["format"] or "full precision"})
+                note = ", ".join([head["format"] or "full precision", *_parts(head)])
+                rows.append({"step": step, "what": what, "bytes": taken, "note": note})
         base = next((r for step in ("export.baseline", "load") for r in rows if r["step"] == step), None)
         return [{**r, "base": r is base, "share": r["bytes"] / base["bytes"] if base else None} for r in rows]
 
@@ -150,6 +152,15 @@ class Run:
             if (folder / row["plays"]).is_file():
                 found[kind] = {"frames": [folder / name for name in row["frames"]], "plays": folder / row["plays"]}
         return found
+
+
+def _parts(head: dict[str, Any]) -> list[str]:
+    """What there is to say of a graph's parts, or a plan's: their sizes in the order in which they run."""
+    parts = head.get("pieces") or head.get("plans") or []
+    if not parts:
+        return []
+    sizes = ", ".join(size(p["bytes"]) + (" (not in steps that reuse)" if p["reused"] else "") for p in parts)
+    return [f"in {len(parts)} parts: {sizes}"]
 
 
 def _same(ours: Path, theirs: Path) -> bool:

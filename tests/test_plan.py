@@ -196,9 +196,10 @@ def test_onnxruntime_that_is_not_installed_is_refused(plan):
     assert line.startswith("eval.runtime: ")
 
 
-def test_a_cache_in_a_graph_is_refused(plan):
-    lines = refused(plan, "+recipe=quickstart", "cache=first_block")
-    assert any(line.startswith("cache: ") for line in lines)
+def test_a_cache_that_decides_while_it_runs_is_refused_in_a_graph(plan):
+    (line,) = refused(plan, "+recipe=quickstart", "cache=first_block")
+    assert line.startswith("cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand")
+    assert "cache=cachify" in line
 
 
 def test_quantized_attention_of_a_format_that_has_none_is_refused(plan):

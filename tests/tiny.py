@@ -21,6 +21,7 @@ from diffopt import asset, formats, models
 from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, EvalEmbeddings, OnnxGraph, Pipeline, Recording
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.calib import Collect
+from diffopt.groups.cut import CutView
 from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
@@ -204,16 +205,17 @@ class Bench:
         batch: int = 1,
         most: int | None = None,
         opset: int = 20,
+        cut: CutView | None = None,
         **kw: Any,
     ) -> OnnxGraph:
-        """The ONNX graph of a format, or of the plain backbone for None."""
+        """The ONNX graph of a format, or of the plain backbone for None; whole, or cut for a cache."""
         dtype = dtype or self.dtype
 
         def make(ctx: Context) -> OnnxGraph:
-            self.write_graph(ctx, name, dtype=dtype, batch=batch, most=most, opset=opset, **kw)
+            self.write_graph(ctx, name, dtype=dtype, batch=batch, most=most, opset=opset, cut=cut, **kw)
             return OnnxGraph(ctx.out, "graph")
 
-        return self._once(("graph", name, dtype, batch, most, opset, *kw.items()), make)
+        return self._once(("graph", name, dtype, batch, most, opset, repr(cut), *kw.items()), make)
 
     def write_graph(
         self,
@@ -224,11 +226,12 @@ class Bench:
         batch: int = 1,
         most: int | None = None,
         opset: int = 20,
+        cut: CutView | None = None,
         **kw: Any,
     ) -> None:
         size = SizeView(**{n: getattr(self.call, n) for n in SizeView.model_fields})
         view = GraphView(opset=opset, batch_size=batch, max_batch_size=most, high_precision_dtype=dtype)
-        export.run(ctx, size, view, self.pipeline(), self.checkpoint(name, **kw) if name else None)
+        export.run(ctx, size, view, self.pipeline(), self.checkpoint(name, **kw) if name else None, cut)
 
     def inputs(self, batch: int = 1) -> dict[str, torch.Tensor]:
         """Backbone inputs of this bench's size, of the first backbone."""

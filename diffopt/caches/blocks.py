@@ -12,6 +12,7 @@ from diffopt.caches.statistics import Statistics
 from diffopt.caches.stretch import Place, Select, Stretch
 from diffopt.caches.target import Target, claim, release
 from diffopt.caches.wrapper import Wrapper, is_compiled
+from diffopt.models import Family
 
 Choose = Callable[[Sequence[str]], Mapping[str, Select]]
 """From a backbone's block names to the reused ones', each with the steps. Raises ValueError for names that do not fit."""
@@ -73,15 +74,7 @@ class _Side:
         """Of the call that is being computed; None where nothing is cached."""
         self.meter = Meter(self.backbone)
         self.blocks = target.blocks(self.backbone)
-        chosen = choose([*self.blocks])
-        chained = "down_blocks" not in target.family.blocks  # a UNet's blocks take each other's skip connections too
-        if reuse == "residual" and not chained:
-            raise ValueError(f"reuse: {name}'s blocks give other shapes than they take (got residual); reuse their output")
-        if part != "block" and reuse != "output":
-            raise ValueError(f"reuse: attention is reused by its output (got {reuse}); set reuse=output")
-        self.stretches = (
-            [*_stretches(self.blocks, chosen, reuse, chained)] if part == "block" else [*_layers(self.blocks, chosen, part)]
-        )
+        self.stretches = divide(target.family, name, self.blocks, choose, part, reuse)
         self.part = part
         self._attached: list[Any] = []
 
@@ -125,6 +118,19 @@ class _Side:
 
     def _after(self, *_: Any) -> None:
         self.now = None
+
+
+def divide(
+    family: Family, name: str, blocks: Mapping[str, torch.nn.Module], choose: Choose, part: Part, reuse: Reuse
+) -> list[Stretch]:
+    """What is reused of the blocks of the backbone `name`, as one. Raises ValueError where that cannot be reused."""
+    chosen = choose([*blocks])
+    chained = "down_blocks" not in family.blocks  # a UNet's blocks take each other's skip connections too
+    if reuse == "residual" and not chained:
+        raise ValueError(f"reuse: {name}'s blocks give other shapes than they take (got residual); reuse their output")
+    if part != "block" and reuse != "output":
+        raise ValueError(f"reuse: attention is reused by its output (got {reuse}); set reuse=output")
+    return [*_stretches(blocks, chosen, reuse, chained)] if part == "block" else [*_layers(blocks, chosen, part)]
 
 
 def _stretches(

@@ -6,12 +6,13 @@ from contextlib import ExitStack, contextmanager
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.block_arithmetic import simulated
 from diffopt.caches import METHODS
-from diffopt.caches.target import Attached, Target, session
+from diffopt.caches.target import Target, session
 from diffopt.checkpoint import restore
-from diffopt.errors import GateError, PlanError
+from diffopt.errors import PlanError
 from diffopt.groups.cache import CacheView
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running
+from diffopt.runtimes.hits import check_hits
 from diffopt.stage import Context
 
 
@@ -36,14 +37,4 @@ def running(
             except ValueError as e:
                 raise PlanError(f"cache: {e}") from None
             yield Running(pipe, None, attached.statistics)
-        _check_hits(cache, attached)
-
-
-def _check_hits(cache: CacheView, attached: Attached) -> None:
-    found = attached.statistics()
-    if found.misses and not found.hits:
-        name, advice = METHODS[cache.method].knob
-        raise GateError(
-            f"cache: never hit (got cache.{name}={getattr(cache.settings, name)}, {found.misses} calls computed); "
-            f"{advice}, or drop the cache"
-        )
+        check_hits(cache, attached.statistics())
