@@ -122,7 +122,8 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
         check_steps(own, choices.eval.steps, "eval.steps")
         sets.append(("eval.prompts", choices.eval.prompts.prompts[: choices.eval.size]))
     assert choices.model is not None
-    if sets and pinned["weights"] != "random" and choices.model.long_prompts == "refuse":
+    texts = sets and pinned["weights"] != "random" and not models.family(pinned["family"]).animates
+    if texts and choices.model.long_prompts == "refuse":
         pipe = open_tokenizers(ctx, pipeline)
         for where, prompts in sets:
             check_length(pipe, prompts, choices.model, where)

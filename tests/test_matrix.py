@@ -34,6 +34,8 @@ MODELS = {
     "wan_ti2v": "wan22_5b",
     "qwen_image": "qwen_image",
     "chroma": "chroma",
+    "pixart": "pixart_sigma",
+    "pixart_alpha": "pixart_alpha",
 }
 """For each tiny pipeline the option of the group `model` that it is a small copy of."""
 SMALL = {"int4_awq": ["format.block_size=32"], "w4a8_awq": ["format.block_size=32"], "nvfp4_svdquant": ["format.rank=4"]}
@@ -42,7 +44,7 @@ UNCALIBRATED = {"mxfp8"}
 
 WRONG: dict[tuple[str, str], str] = {}
 """Cells (family, step) that cannot be, and the beginning of the line that says so."""
-for plain in ("sd3", "sdxl", "sd21", "chroma"):
+for plain in ("sd3", "sdxl", "sd21", "chroma", "pixart", "pixart_alpha"):
     WRONG[plain, "cache"] = "cache: diffusers' FirstBlockCache does not know the blocks of"
 
 

@@ -15,6 +15,7 @@ from diffopt import quiet
 from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError
 from diffopt.models import Family, family
+from diffopt.pipeline import animation
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
 from diffopt.stage import Context
@@ -51,12 +52,18 @@ def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
 
 
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
-    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents."""
+    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents.
+
+    One that animates pictures has its VAE too.
+    """
     pinned = pipeline.json("pipeline.json")
+    own = _backbones(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
+    if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
+        drawn = {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()} if pinned["weights"] == "random" else {}
+        return place(_assemble(ctx, pinned, own | drawn), ctx.device)
     with init_empty_weights():
         vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
-    own = _backbones(pinned, open_backbone(ctx, pipeline))
-    pipe = _assemble(ctx, pinned, own | dict.fromkeys(_texts(ctx, pinned)) | {"vae": vae})
+    pipe = _assemble(ctx, pinned, own | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     return place(pipe, ctx.device)
 
@@ -108,7 +115,9 @@ def _assemble(ctx: Context, pinned: dict[str, Any], own: dict[str, Any]) -> Any:
     """The pipeline of the components `own`, those that are None left out, and the source's for the rest."""
     directory = ctx.locate(pinned["source"])
     own = own | {"scheduler": scheduler(directory, pinned["scheduler"])}
-    cls = getattr(diffusers, family(pinned["family"]).pipeline)
+    kind = family(pinned["family"])
+    named = json.loads((directory / "model_index.json").read_text())["_class_name"]
+    cls = getattr(animation if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
     pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned["dtype"]), **own)
     pipe.set_progress_bar_config(disable=True)
     return pipe
