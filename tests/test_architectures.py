@@ -35,6 +35,7 @@ FAMILIES = {
     "sd3_medium": "sd3",
     "sdxl": "sdxl",
     "sdxl_turbo": "sdxl",
+    "svd_xt": "svd",
     "wan22_5b": "wan",
     "wan22_a14b": "wan",
 }
@@ -55,6 +56,7 @@ PARAMETERS = {
     "sd3_medium": 2.03,
     "sdxl": 2.567,
     "sdxl_turbo": 2.567,
+    "svd_xt": 1.525,
     "wan22_5b": 5.00,
     "wan22_a14b": 2 * 14.29,
 }
@@ -72,6 +74,7 @@ BLOCKS = {
     "sd3_medium": (24,),
     "sdxl": (3, 3),
     "sdxl_turbo": (3, 3),
+    "svd_xt": (4, 4),
     "wan22_5b": (30,),
     "wan22_a14b": (40,),
 }

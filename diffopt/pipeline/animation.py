@@ -19,7 +19,8 @@ class StableVideoDiffusionPipeline(diffusers.StableVideoDiffusionPipeline):  # t
     def __call__(self, image: Any, *args: Any, image_embeddings: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """`image` may be uint8 [b, 3, h, w] besides; `image_embeddings` is [b, 1, d]."""
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
-            image = image.float() / 255
+            # Channels last, as diffusers has a PIL picture: a convolution's last bits depend on it.
+            image = image.float().contiguous(memory_format=torch.channels_last) / 255
         self.given = image_embeddings
         try:
             return super().__call__(image, *args, **kwargs)

@@ -1,7 +1,6 @@
 """Drawing with a pipeline: one generator per prompt, so that a picture depends on its seed alone."""
 
 from collections.abc import Callable, Iterator, Sequence
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -60,6 +59,6 @@ def _called(pipe: Any, stepped: Callable[[], None]) -> dict[str, Any]:
         stepped()
         return state
 
-    if "callback_on_step_end" in signature(pipe.__call__).parameters:
+    if hasattr(pipe, "_callback_tensor_inputs"):  # it has the argument; that of its call may be hidden in others
         return {"callback_on_step_end": ended}
     return {"callback": lambda _index, _time, _latents: stepped()}

@@ -158,6 +158,14 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
 
 
+def tokens(ctx: Context, pipeline: Pipeline) -> int:
+    """Tokens that a prompt of the source is padded to where the model's config does not say; 0 where nothing does."""
+    directory = ctx.locate(pipeline.json("pipeline.json")["source"])
+    paths = [directory / name / "tokenizer_config.json" for name in ("tokenizer_2", "tokenizer")]
+    found = [json.loads(path.read_text()).get("model_max_length", 0) for path in paths if path.is_file()]
+    return int(found[0]) if found else 0
+
+
 def frame_rate(ctx: Context, pipeline: Pipeline) -> int:
     """Frames a second at which a video of this model is played."""
     return family_of(pipeline).frame_rate(config(ctx, pipeline.json("pipeline.json"), "vae"))
