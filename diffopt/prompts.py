@@ -90,7 +90,7 @@ def read(value: object) -> PromptSet:
 def _pictures(value: str, folder: Path) -> PromptSet:
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
     if not files:
-        raise ValueError(f"holds no picture; put {', '.join(PICTURES)} files into it, or give a file of texts")
+        raise ValueError(f"is a directory without a picture; put {', '.join(PICTURES)} files into it, or give a file of texts")
     contents = tuple(sha256(p.read_bytes()).hexdigest() for p in files)
     return PromptSet(value, tuple(p.name for p in files), folder.resolve(), contents)
 

@@ -1,6 +1,6 @@
 """The small SDXL beside the embedded model: what it borrows fits it, it goes through the chain, and it is small.
 
-The chain is tried with an untrained UNet of the training script's architecture where the trained one does not lie in the package.
+The chain is tried with an untrained UNet of the training script's architecture where the package has no trained one.
 """
 
 import importlib.util
@@ -106,6 +106,7 @@ def test_it_is_quantized_exported_and_drawn_like_any_other_model(source: Path, t
     (reference, ours) = (dict(pictures.read(at[name])) for name in ("reference", "sample"))
     assert ours[PROMPTS[0]].shape == (64, 64, 3)
     assert 0 < np.abs(ours[PROMPTS[0]].astype(int) - reference[PROMPTS[0]]).mean() < 32
-    shapes = {x.name: [d.dim_value for d in x.type.tensor_type.shape.dim] for x in load(str(at["export"] / "model.onnx")).graph.input}
+    given = load(str(at["export"] / "model.onnx")).graph.input
+    shapes = {x.name: [d.dim_value for d in x.type.tensor_type.shape.dim] for x in given}
     assert shapes["encoder_hidden_states"] == [2, 32, 128]  # the tokenizer's 32 tokens, not CLIP's 77
     assert shapes["sample"] == [2, 16, 16, 16]

@@ -78,9 +78,7 @@ def recorded(name: str, dtype: str = "float32") -> Iterator[list[tuple[str, dict
             handle.remove()
 
 
-def drawn(
-    name: str, model: Any, many: int = len(PROMPTS), steps: int = STEPS, dtype: str = "float32", **kw: Any
-) -> np.ndarray:
+def drawn(name: str, model: Any, many: int = len(PROMPTS), steps: int = STEPS, dtype: str = "float32", **kw: Any) -> np.ndarray:
     b, whole = bench(dtype, family=name), pipe(name, dtype)
     texts = encode(b.context(), whole, b.pipeline(), asked(name)[:many], model)
     return draw(whole, texts, list(range(many)), steps, family_of(name).arguments(model), **kw)
@@ -402,6 +400,18 @@ def test_a_directory_that_names_an_alias_of_the_pipeline_is_taken(tmp_path: Path
     index = copy / "model_index.json"
     index.write_text(index.read_text().replace("LTXPipeline", "LTXConditionPipeline"))
     assert chosen("ltx", source=str(copy)).source.name == str(copy)
+
+
+def test_pixart_is_opened_by_its_directorys_own_class_and_from_the_hubs_older_names(tmp_path: Path) -> None:
+    for name, kind in {"pixart": "PixArtSigmaPipeline", "pixart_alpha": "PixArtAlphaPipeline"}.items():
+        assert type(pipe(name)).__name__ == kind
+    copy = Path(shutil.copytree(saved("pixart"), tmp_path / "pixart"))
+    for path in (copy / "model_index.json", copy / "transformer" / "config.json"):  # as PixArt-Sigma's on the hub
+        path.write_text(path.read_text().replace("PixArtTransformer2DModel", "Transformer2DModel"))
+    b = bench(family="pixart")
+    older = Bench(b.root, str(copy), call=b.call, family="pixart")
+    drawn_by = [x.draw(open_pipeline(x.context(), x.pipeline()), PROMPTS, [1, 2], STEPS) for x in (b, older)]
+    assert np.array_equal(*drawn_by)
 
 
 @every_family

@@ -10,8 +10,10 @@ from PIL import Image, ImageOps
 
 from diffopt.errors import PlanError
 
+Plain: Any = diffusers.StableVideoDiffusionPipeline
 
-class StableVideoDiffusionPipeline(diffusers.StableVideoDiffusionPipeline):  # type: ignore[misc]
+
+class StableVideoDiffusionPipeline(Plain):  # type: ignore[misc]
     """diffusers' pipeline takes a picture alone; this one also what its CLIP makes of it, and needs no CLIP then."""
 
     given: torch.Tensor | None = None
