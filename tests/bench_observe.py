@@ -19,7 +19,7 @@ from diffopt.models.family import Size
 from diffopt.observation import observed
 from diffopt.searchpath import bundled, register
 
-WARMUP, ROUNDS, PROMPTS = 2, 8, 2
+WARMUP, ROUNDS, PROMPTS = 3, 16, 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         assert model is not None
         plain, watched = (backbone(model) for _ in range(2))
         inputs = example(model, plain)
-        with torch.inference_mode(), observed(watched):
+        with torch.no_grad(), observed(watched):  # as pipelines do
             if names != sys.argv[1:]:
                 for module in (plain, watched):
                     kernels(module, inputs)

@@ -1,6 +1,7 @@
 """Replaying recorded extremes gives bit for bit what modelopt's ordinary loop over the pipeline gives."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import modelopt.torch.quantization as mtq
@@ -9,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 from tiny import BATCH, SEED, STEPS, Bench, bench, call, emoji, recipe
 
-from diffopt import checkpoint
+from diffopt import checkpoint, observation
 from diffopt.block_arithmetic import simulated
 from diffopt.extremes import merge, quantizers
 from diffopt.models.flux import FAMILY
 from diffopt.observation import observed
-from diffopt.pipeline.open import open_pipeline
+from diffopt.pipeline import calibration
+from diffopt.pipeline.open import open_denoiser, open_pipeline
+from diffopt.stages.observe import observe
 
 FORMATS = {
     "int8": ("int8", 0.5, False),
@@ -245,10 +248,74 @@ def test_siblings_that_read_different_tensors_have_extremes_of_their_own() -> No
     assert torch.equal(extremes["v.input_quantizer"], other)
 
 
+@pytest.mark.parametrize("room", [2**30, 4096])
+def test_a_tensor_held_back_is_shared_by_whoever_reads_it_and_let_go_when_room_is_short(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(observation.HELD, "cpu", room)
+    b = bench()
+    found = []
+    for hold in (True, False):
+        model = b.backbone()
+        with observed(model, hold=hold) as extremes, torch.no_grad():
+            for scale in (1.0, 3.0, 0.1):
+                model(**{k: v * scale if k == "hidden_states" else v for k, v in b.inputs().items()})
+        found.append(extremes)
+    held, plain = found
+    assert held.keys() == plain.keys()
+    assert all(torch.equal(held[n], plain[n]) and held[n].dtype == plain[n].dtype for n in plain)
+
+
+def test_an_input_changed_after_a_layer_read_it_is_noticed_where_it_was_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.linear(x)
+            x.zero_()
+            return y
+
+    monkeypatch.setitem(observation.HELD, "cpu", 2**20)
+    model = Changing()
+    with pytest.raises(observation.ChangedInPlace, match=r"linear\.input_quantizer"), torch.no_grad(), observed(model):
+        model(torch.ones(2, 8))
+    with torch.no_grad(), observed(model, hold=False) as extremes:
+        model(torch.ones(2, 8))
+    assert torch.equal(extremes["linear.input_quantizer"], torch.ones(8))
+
+
+def test_a_backbone_that_changes_an_input_is_observed_again_without_holding_any_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, passes = bench(), []
+
+    def change(_: Any, args: Any, __: Any) -> None:
+        args[0].add_(0)
+
+    def opened(*args: Any) -> Any:
+        pipe = open_denoiser(*args)
+        layer = pipe.transformer.transformer_blocks[0].ff.net[2]
+        layer.register_forward_hook(change)
+        pipe.transformer.register_forward_hook(lambda *_: passes.append(1))
+        return pipe
+
+    monkeypatch.setitem(observation.HELD, "cpu", 2**30)
+    monkeypatch.setattr(calibration, "open_denoiser", opened)
+    observe.run(b.context(tmp_path), b.call, b.view(0, 2), b.pipeline(), b.texts(0, 2), SEED)
+    ours, plain = (load_file(p / "extremes.safetensors") for p in (tmp_path, b.chunk(0, 2).path))
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[n], plain[n]) for n in plain)
+    assert len(passes) > b.view(0, 2).n_steps
+
+
+@pytest.mark.parametrize("room", [0, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_an_extreme_is_exact_and_nan_where_there_is_one(dtype: torch.dtype) -> None:
-    model = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(3, 3, 1), "linear": torch.nn.Linear(5, 5)}).to(dtype)
-    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+def test_an_extreme_is_exact_and_nan_where_there_is_one(dtype: torch.dtype, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(observation.HELD, "cpu", room)
+    model = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(3, 3, 1), "linear": torch.nn.Linear(8, 8)}).to(dtype)
+    x = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 1, 2, 3] = torch.nan
     with observed(model) as extremes, torch.no_grad():
         model["conv"](x)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from tiny import STEPS, TINY, Bench, bench, prompt_set, random_bench, saved
 
-from diffopt import models, pictures
+from diffopt import models, observation, pictures
 from diffopt.groups.eval import RuntimeView
 from diffopt.groups.model import OPTIONAL, Model
 from diffopt.layers import layers_of, without
@@ -310,6 +310,24 @@ def test_every_layer_that_formats_take_is_observed(name: str) -> None:
     idle = {n for n in wanted if n.startswith("transformer_2.")}  # two steps do not reach the low noise
     assert wanted - idle <= found.keys()
     assert all(torch.isfinite(x).all() for x in found.values())
+
+
+@every_family
+def test_no_family_changes_an_input_that_is_held_back_and_its_extremes_are_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b, family = bench(family=name), family_of(name)
+    backbone = b.backbone()
+    first = next(iter(backbone.values())) if isinstance(backbone, torch.nn.ModuleDict) else backbone
+    found = []
+    for room in (0, 2**30):
+        monkeypatch.setitem(observation.HELD, "cpu", room)
+        with observation.observed(first) as extremes, torch.no_grad():
+            first(**family.call(b.inputs(2)))
+        found.append(extremes)
+    plain, held = found
+    assert held.keys() == plain.keys()
+    assert all(torch.equal(held[n], plain[n]) for n in plain)
 
 
 # Pictures.

@@ -8,6 +8,7 @@ from tiny import bench, call, recipe
 
 from diffopt import checkpoint
 from diffopt.block_arithmetic import VALUES, mxfp8, nvfp4, simulated
+from diffopt.channel_peaks import Raised, bits, raise_to_peaks
 from diffopt.observation import observed
 from diffopt.pipeline.open import open_pipeline
 from diffopt.recording import replay
@@ -124,6 +125,23 @@ def test_extremes_on_cuda_are_exact_and_nan_where_there_is_one(dtype: torch.dtyp
         layer(torch.full((4, 32), torch.nan, device="cuda", dtype=dtype))
         layer(torch.ones(4, 32, device="cuda", dtype=dtype))
     assert extremes[".input_quantizer"].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_peaks_of_many_tensors_are_exact_in_one_launch(dtype: torch.dtype) -> None:
+    shapes = [(4, 4096, 640), (2, 77, 2048), (3, 7, 40), (1, 8), (5, 136), (2, 1280), (600, 5120)]
+    tensors, found = [], []
+    for seed, shape in enumerate(shapes):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to("cuda", dtype) * 30
+        if x.numel() > 1000:
+            x.view(-1)[777], x.view(-1)[5], x.view(-1)[900] = torch.nan, -torch.inf, -1e-7
+        tensors.append(Raised(x, 0, shape[-1]))
+        found.append(bits(shape[-1], x.device))
+    for _ in range(2):
+        raise_to_peaks(found, tensors)
+    for peaks, t in zip(found, tensors, strict=True):
+        wanted = t.x.abs().flatten(0, -2).amax(0)
+        assert torch.equal(peaks.view(torch.float32).to(dtype).nan_to_num(-1), wanted.nan_to_num(-1))
 
 
 def test_attention_operands_on_cuda_are_exact_and_nan_where_there_is_one() -> None:

@@ -9,20 +9,29 @@ from diffopt.stage import Context, stage
 def observe(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline, texts: Embeddings, seed: int) -> CalibChunk:
     from safetensors.torch import save_file
 
-    from diffopt.observation import observed
+    from diffopt.extremes import Extremes
+    from diffopt.observation import ChangedInPlace, observed
     from diffopt.pipeline.calibration import Calibration
     from diffopt.step_extremes import StepExtremes
 
     run = ctx.held.get(pipeline.fingerprint, lambda: Calibration(ctx, pipeline))
-    steps = StepExtremes() if calib.per_step else None
-    with observed(run.backbone, steps) as extremes, ctx.progress(calib.calls) as tick:
 
-        def stepped() -> None:
-            if steps:
-                steps.end()
-            tick()
+    def watched(hold: bool) -> tuple[Extremes, StepExtremes | None]:
+        steps = StepExtremes() if calib.per_step else None
+        with observed(run.backbone, steps, hold=hold) as extremes, ctx.progress(calib.calls) as tick:
 
-        run(texts, calib, model, seed, stepped)
+            def stepped() -> None:
+                if steps:
+                    steps.end()
+                tick()
+
+            run(texts, calib, model, seed, stepped)
+        return extremes, steps
+
+    try:
+        extremes, steps = watched(hold=True)
+    except ChangedInPlace:  # in a backbone of someone else's: slower, the same numbers
+        extremes, steps = watched(hold=False)
     save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items())}, ctx.out / "extremes.safetensors")
     if steps:
         save_file(steps.table(calib.batches), ctx.out / "steps.safetensors")
