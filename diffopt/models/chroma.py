@@ -53,6 +53,9 @@ FAMILY = Family(
     guidance="separate",
     unbatched=("img_ids", "txt_ids"),
     block_cache=False,
+    # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
+    cached=("*", "!transformer_blocks.0"),
+    cached_reuse="residual",
     arguments=flux.arguments,
     embed=embed,
     embeddings=embeddings,

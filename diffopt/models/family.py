@@ -79,6 +79,12 @@ class Family:
     """Whether modelopt can quantize its attention."""
     block_cache: bool = True
     """Whether diffusers' block caches know its blocks."""
+    cached: tuple[str, ...] = ()
+    """Globs over block names (diffopt/caches/policy.py): what `cache=cachify` reuses where it names no blocks."""
+    cached_every: int = 2
+    """At how many steps it computes them once, where it says nothing of steps."""
+    cached_reuse: Literal["output", "residual"] = "output"
+    """What of them it reuses: what they gave, or what they added to what they were given."""
     unbatched: tuple[str, ...] = ()
     """Backbone inputs without a batch axis."""
     nested: Mapping[str, str] = field(default_factory=dict)

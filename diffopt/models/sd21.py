@@ -33,6 +33,7 @@ FAMILY = Family(
     convolutions=True,
     unbatched=("timestep",),
     block_cache=False,
+    cached=unet.CACHED,
     arguments=unet.arguments,
     embed=embed,
     embeddings=embeddings,

@@ -13,6 +13,9 @@ BLOCKS = ("down_blocks", "up_blocks")
 # Model-Optimizer's examples/diffusers excludes the same: what works on time, the ends, and the shortcuts' 1x1 convolutions.
 KEEP = ("time_embedding", "add_embedding", "conv_in", "conv_out", "*.time_emb_proj", "*.conv_shortcut")
 SIZE_STEP = 8
+# Model-Optimizer's defaults for SDXL (not up_blocks.2) and SVD (not up_blocks.3): all but the block at the end, which sees
+# the new latents through the skip connections of the finest level. DeepCache (Ma et al. 2023) keeps the same level.
+CACHED = ("*", "!up_blocks.-1")
 READS = frozenset({"guidance_scale", "negative_prompt"})
 
 
