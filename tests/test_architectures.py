@@ -16,6 +16,7 @@ import pytest
 from tiny import Bench, called, folder
 
 from diffopt import asset, models
+from diffopt.caches.policy import Policy, block_names
 from diffopt.layers import Layer, taken
 
 GOLDEN = Path(__file__).with_name("layers.json")
@@ -214,3 +215,18 @@ def test_the_largest_size_is_known(name: str, largest: int | None) -> None:
 @pytest.mark.parametrize(("name", "step"), [("wan22_a14b", 16), ("wan22_5b", 32), ("sdxl", 8), ("flux_dev", 16), ("ltx", 32)])
 def test_the_size_step_is_the_models(name: str, step: int) -> None:
     assert loaded(name).json("pipeline.json")["size_step"] == step
+
+
+@pytest.mark.parametrize(
+    ("name", "reused"),
+    [
+        ("pixart_sigma", [f"transformer_blocks.{i}" for i in range(21, 28)]),
+        ("svd_xt", [*(f"down_blocks.{i}" for i in range(4)), "mid_block", *(f"up_blocks.{i}" for i in range(3))]),
+    ],
+)
+def test_a_block_cache_reuses_by_default_what_the_original_means_to(name: str, reused: list[str]) -> None:
+    family = models.family(FAMILIES[name])
+    names = block_names(loaded(name).json("pipeline.json")["blocks"], "mid_block" in reused)
+    policy = Policy(family.cached, family.cached_every)
+    assert policy.reused(names) == reused
+    assert [step for step in range(7) if not policy.reuses(step)] == ([0, 3, 6] if family.name == "pixart" else [0, 2, 4, 6])

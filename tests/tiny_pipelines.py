@@ -381,7 +381,7 @@ def pixart(alpha: bool = False, **changes: Any) -> Any:
         "patch_size": 2,
         "in_channels": 4,
         "out_channels": 8,
-        "num_layers": 3,
+        "num_layers": 8,  # one more than a block cache reuses
         "attention_head_dim": HEAD,
         "num_attention_heads": heads,
         "cross_attention_dim": heads * HEAD,

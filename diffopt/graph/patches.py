@@ -16,9 +16,16 @@ ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
 @contextlib.contextmanager
 def traceable(opset: int) -> Iterator[None]:
     """All of them."""
-    with rms_norm(opset), unflatten(opset), repeat_interleave(opset), real_rotations(), idle_squeezes():
-        with idle_block_kernels(), shapes_alone():
-            yield
+    with (
+        rms_norm(opset),
+        unflatten(opset),
+        repeat_interleave(opset),
+        real_rotations(),
+        idle_squeezes(),
+        idle_block_kernels(),
+        shapes_alone(),
+    ):
+        yield
 
 
 @contextlib.contextmanager
