@@ -36,6 +36,7 @@ def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
     reasons = [
         *_lora(choices),
+        *_prompts(choices),
         *_format(choices),
         *_sense(choices),
         *_cache(choices),
@@ -99,6 +100,21 @@ def _weights(model: Model) -> dict[str, Shapes | None]:
                 own |= shapes(path)
         found[name] = {k.removesuffix(".weight"): x for k, x in own.items() if k.endswith(".weight") and len(x) > 1}
     return {n: x for n, x in found.items() if x}
+
+
+def _prompts(choices: Choices) -> Iterator[str]:
+    """Models that animate take pictures, the others texts."""
+    if choices.model is None:
+        return
+    family = models.family(choices.model.family)
+    for name, group in {"calib": choices.calib, "eval": choices.eval}.items():
+        if group and family.animates != (group.prompts.folder is not None):
+            takes, kind = ("pictures", "texts") if family.animates else ("texts", "pictures")
+            advice = "a directory of pictures" if family.animates else "a file of texts"
+            yield f"{name}.prompts: {family.name} takes {takes}, not {kind} (got {group.prompts.where}); give {advice}"
+    if family.animates and choices.eval:
+        for metric in (m for m in choices.eval.metrics if METRICS[m].of_text):
+            yield f"eval.metrics: {metric} compares with a text, and {family.name} has none (got {metric}); leave it out"
 
 
 def _format(choices: Choices) -> Iterator[str]:

@@ -179,7 +179,8 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
         where = "train.data.prompts" if data.synthetic else "train.data.source"
         sets.append((where, tuple(dict.fromkeys(_trained(ctx, choices, data)))))
     assert choices.model is not None
-    if sets and pinned["weights"] != "random" and choices.model.long_prompts == "refuse":
+    texts = sets and pinned["weights"] != "random" and not models.family(pinned["family"]).animates
+    if texts and choices.model.long_prompts == "refuse":
         pipe = open_tokenizers(ctx, pipeline)
         for where, prompts in sets:
             check_length(pipe, prompts, choices.model, where)

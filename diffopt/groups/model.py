@@ -109,7 +109,7 @@ def _check_index(directory: Path, source: Source, family: str) -> None:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"source: model_index.json names no pipeline class (got {source.name!r}); download it again") from None
     kind = models.family(family)
-    if found not in (kind.pipeline, *kind.aliases):
+    if kind.opened(found) is None:
         raise ValueError(
             f"source: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
             "choose another model= or model.family="
@@ -162,9 +162,17 @@ class CallView(ReadView, of=Model):
 
 
 class TextView(GuidedView, of=Model):
-    """What the embeddings of a prompt depend on."""
+    """What the embeddings of a prompt depend on: a text's on guidance and lengths, a picture's on the size."""
 
     guidance_scale: float
     negative_prompt: str
     max_sequence_length: int | None
     long_prompts: Literal["refuse", "cut"]
+    height: int
+    width: int
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        assert choices.model is not None
+        size = frozenset({"height", "width"})
+        return size if models.family(choices.model.family).animates else super().used(choices) - size

@@ -15,6 +15,7 @@ from diffopt import quiet
 from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError
 from diffopt.models import Family, family
+from diffopt.pipeline import animation
 from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
@@ -53,12 +54,18 @@ def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
 
 
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
-    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents."""
+    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents.
+
+    One that animates pictures has its VAE too.
+    """
     pinned = pipeline.json("pipeline.json")
+    own = _backbones(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
+    if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
+        drawn = {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()} if pinned["weights"] == "random" else {}
+        return place(_assemble(ctx, pipeline, own | drawn), ctx.device)
     with init_empty_weights():
         vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
-    own = _backbones(pinned, open_backbone(ctx, pipeline))
-    pipe = _assemble(ctx, pipeline, own | dict.fromkeys(_texts(ctx, pinned)) | {"vae": vae})
+    pipe = _assemble(ctx, pipeline, own | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     return place(pipe, ctx.device)
 
@@ -130,7 +137,9 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     pinned = pipeline.json("pipeline.json")
     directory = ctx.locate(pinned["source"])
     own = own | {"scheduler": scheduler(directory, pinned["scheduler"])}
-    cls = getattr(diffusers, family(pinned["family"]).pipeline)
+    kind = family(pinned["family"])
+    named = json.loads((directory / "model_index.json").read_text())["_class_name"]
+    cls = getattr(animation if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
     pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned["dtype"]), **own)
     pipe.set_progress_bar_config(disable=True)
     read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}
@@ -171,6 +180,14 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
+
+
+def tokens(ctx: Context, pipeline: Pipeline) -> int:
+    """Tokens that a prompt of the source is padded to where the model's config does not say; 0 where nothing does."""
+    directory = ctx.locate(pipeline.json("pipeline.json")["source"])
+    paths = [directory / name / "tokenizer_config.json" for name in ("tokenizer_2", "tokenizer")]
+    found = [json.loads(path.read_text()).get("model_max_length", 0) for path in paths if path.is_file()]
+    return int(found[0]) if found else 0
 
 
 def frame_rate(ctx: Context, pipeline: Pipeline) -> int:
