@@ -163,3 +163,9 @@ class Metrics(Artifact):
     """`metrics.json` and `difference/000.png` ...: the candidate against the reference, image by image."""
 
     kind = "metrics"
+
+
+class Comparison(Artifact):
+    """`comparison.json`: the candidate against the further ones of `eval.compare`, in every metric, image by image."""
+
+    kind = "comparison"

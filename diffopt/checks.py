@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 
-from diffopt import formats, models
+from diffopt import formats, models, rivals
 from diffopt.adapter import Shapes, fit, plain, shapes
 from diffopt.caches import METHODS, Settings
 from diffopt.environment import Environment, package
@@ -44,6 +44,7 @@ def check(choices: Choices, environment: Environment) -> None:
         *_data(choices),
         *_export(choices, environment),
         *_runtime(choices, environment),
+        *_compare(choices),
     ]
     if reasons:
         raise PlanError("\n".join(reasons))
@@ -245,3 +246,9 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
                 "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "
                 "set export.high_precision_dtype=float32"
             )
+
+
+def _compare(choices: Choices) -> Iterator[str]:
+    for name in choices.eval.compare if choices.eval else ():
+        if reason := rivals.RIVALS[name].unfit(choices):
+            yield f"eval.compare: {reason} (got {name}); leave it out"

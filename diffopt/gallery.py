@@ -22,7 +22,7 @@ SCRIPT = "gallery.js"
 @dataclass(frozen=True)
 class Picture:
     kind: str
-    """reference, candidate, difference, or a model's name."""
+    """reference, candidate, a further candidate's name, difference, or a model's name."""
     source: str
     """What the page shows: a link relative to it, or the picture itself."""
     width: int
@@ -91,6 +91,11 @@ def of_run(run: "Run", limit: int, inline: bool = False) -> Gallery:
         values = [
             Value(m["title"], m["unit"], digits(m["candidate"]), row["values"][name], row["theirs"].get(name))
             for name, m in metrics.items()
+        ]
+        values += [
+            Value(f"{metrics[name]['title']}, {other}", metrics[name]["unit"], digits(metrics[name]["candidate"]), value)
+            for other, found in row["compared"].items()
+            for name, value in found.items()
         ]
         videos = [] if inline else [_video(k, v, run.directory) for k, v in row["videos"].items()]
         pairs.append(Pair(row["number"], row["prompt"], row["seed"], shown, values, row["same"], videos=videos))

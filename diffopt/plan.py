@@ -7,7 +7,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph, Sensitivity
+from diffopt import rivals
+from diffopt.artifact import (
+    Artifact,
+    Checkpoint,
+    Comparison,
+    EnginePlan,
+    Images,
+    Latency,
+    Metrics,
+    OnnxGraph,
+    Sensitivity,
+)
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
@@ -24,7 +35,8 @@ class Step:
     """One stage with its views and inputs bound: it makes one artifact."""
 
     name: str
-    """The stage's name, with `.baseline` for the full-precision side and a number for one of several chunks."""
+    """The stage's name, with `.baseline` for the full-precision side, a number for one of several chunks, and `@NAME` for
+    a further candidate of `eval.compare`."""
     stage: Stage
     views: dict[str, View | None]
     used: frozenset[str]
@@ -91,6 +103,8 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
         found.append(EnginePlan if choices.export.engine else OnnxGraph)
     if choices.eval:
         found += [Metrics] if choices.eval.metrics else []
+        found += [Comparison] if choices.eval.compare else []
+        notes += [f"compared with {name}: {rivals.RIVALS[name].about}" for name in choices.eval.compare]
         runtime, name = RUNTIMES[choices.eval.runtime], choices.format.name if choices.format else None
         if choices.eval.latency and name in runtime.kernels:
             found.append(Latency)
@@ -186,7 +200,7 @@ class _Planner:
 
         `before` is a stage that takes the kind it makes, as training does: only earlier stages can give it that.
         """
-        makers = self._makers(kind, before)
+        makers = self._makers(kind, choices, before)
         called = [s for s in makers if s.when is None or getattr(choices, s.when) is not None]
         if not called:
             if makers:
@@ -213,6 +227,7 @@ class _Planner:
         found = []
         for i, views in enumerate(alternatives):
             name = stage.name + (f".{i}" if len(alternatives) > 1 else "") + (".baseline" if baseline else "")
+            name += f"@{choices.compared}" if choices.compared else ""
             found.append(
                 self._step(name, stage, choices, views, frozenset(used), _aligned(inputs, stage, i, len(alternatives)))
             )
@@ -228,19 +243,27 @@ class _Planner:
             if kind not in kinds:
                 raise PlanError(f"{stage.name}: cannot run a {kind.kind}; choose another eval.runtime")
             kinds = [kind]
-        choices = choices.baseline() if param.baseline else choices
+        if param.whose == "compared":
+            names = choices.eval.compare if choices.eval else []
+            each = [self.make(kinds[0], rivals.choices(name, choices), [*path, stage.name]) for name in names]
+            return [step for steps in each for step in steps]
+        baseline = param.whose == "baseline"
+        choices = choices.baseline() if baseline else choices
+        if param.whose == "main":
+            assert choices.main is not None
+            choices = choices.main
         # A runtime that runs full precision as it is needs no artifact; one that runs a graph always does.
         spare = len(param.types) == 1 or kinds[0] is Checkpoint
         before = stage if issubclass(stage.makes, kinds[0]) else None
-        called = [s for s in self._makers(kinds[0], before) if s.when is None or getattr(choices, s.when) is not None]
+        called = [s for s in self._makers(kinds[0], choices, before) if s.when is None or getattr(choices, s.when) is not None]
         if param.optional and spare and not called and not param.under:
             return None
-        found = self.make(kinds[0], choices, [*path, stage.name], baseline=param.baseline, before=before)
+        found = self.make(kinds[0], choices, [*path, stage.name], baseline=baseline, before=before)
         return found if param.many or len(found) > 1 else found[0]
 
-    def _makers(self, kind: type[Artifact], before: Stage | None) -> list[Stage]:
+    def _makers(self, kind: type[Artifact], choices: Choices, before: Stage | None) -> list[Stage]:
         stages = self.stages[: self.stages.index(before)] if before else self.stages
-        return [s for s in stages if issubclass(s.makes, kind)]
+        return [s for s in stages if issubclass(s.makes, kind) and (s.only is None or s.only(choices))]
 
     def _step(
         self,

@@ -12,7 +12,10 @@ HUB_FILES = {
     "partiprompts": ("nateraw/parti-prompts", "PartiPrompts.tsv"),  # 1,632 prompts; Yu et al. 2022
     "mjhq": ("playgroundai/MJHQ-30K", "meta_data.json"),  # 30,000 prompts; Li et al. 2024
 }
-PACKAGED = {"embedded": "asset:prompts/evaluation.txt"}  # the 64 captions of conf/eval/images.yaml
+PACKAGED = {
+    "embedded": "asset:prompts/evaluation.txt",  # the 64 captions of conf/eval/images.yaml
+    "emoji_names": "asset:prompts/emoji_names.txt",  # those of conf/eval/emoji.yaml without a style, so of no trained picture
+}
 NAMES = (*PACKAGED, *HUB_COLUMNS, *HUB_FILES)
 """Each stands for itself (`drawbench`), and with a copy of its own file for that (`drawbench:FILE`)."""
 COLUMNS = ("prompt", "prompts", "caption", "text")

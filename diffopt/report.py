@@ -27,7 +27,13 @@ def write(directory: Path, inline: bool = False) -> Path:
     records = {s["name"]: run.read(s["name"], "record.json") for s in run.content["steps"]}
     sensed = run.read("sense", "sensitivity.json")
     reading = Reading(sensed) if sensed else None
-    content = {"reading": reading, "maps": _maps(reading) if reading else [], "worst": WORST, "plots": _plots(run)}
+    content = {
+        "beside": beside,
+        "reading": reading,
+        "maps": _maps(reading) if reading else [],
+        "worst": WORST,
+        "plots": _plots(run),
+    }
     text = render("run.html", script=SCRIPT, run=run, gallery=shown, records=records, **content)
     return publish(directory / PAGE, text)
 
@@ -56,6 +62,11 @@ def summary(directory: Path) -> list[str]:
     """The run in a few lines for the console: metrics, size, speed."""
     run = Run(directory)
     rows = [(m["title"], measured(m)) for m in run.metrics.values()]
+    for other in run.compared:
+        rows.append((f"beside {other['name']}", beside(other)))
+        for m in other["metrics"].values():
+            said = m.get("verdict") or f"n={m['compared']['n']}"
+            rows.append((f"  {m['title']}", f"{figure(m['compared'], m['unit'])}  {said}"))
     for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
         row, base = run.size_of(step), run.size_of("export.baseline")
         if row and (step != "quantize" or not run.size_of("export")):
@@ -83,6 +94,11 @@ def measured(metric: dict[str, Any]) -> str:
     if "difference" in metric and "verdict" in metric:
         return f"{text}  {metric['verdict']}"
     return f"{text}  n={metric['candidate']['n']}"
+
+
+def beside(other: dict[str, Any]) -> str:
+    """What a further candidate is, and beside fewer steps how much of the arithmetic the cached run did."""
+    return str(other["title"]) + (f"; with the cache {other['computed']:.1%}" if "arithmetic" in other else "")
 
 
 def trained(training: dict[str, Any]) -> str:

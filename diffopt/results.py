@@ -3,6 +3,7 @@
 A job's record:
     job, recipe, overrides      its directory, recipe and overrides
     metrics.NAME                {mean, low, high, n} of the candidate, and `difference` from the reference where there is one
+    compared.NAME.METRIC        {mean, low, high, n} of a further candidate of eval.compare, and `difference`: candidate - it
     bytes.graph, plan, weights  of the ONNX graph, of the engine plan, and of the weights as stored, counted from the layers
     seconds.image               median per picture; None for a simulated format, whatever was timed
     seconds.alone, spent        of all its steps by themselves with an empty store, and of those that this job made
@@ -78,6 +79,13 @@ def _record(found: Findings, row: Row) -> dict[str, Any]:
         "overrides": row.overrides,
         "metrics": {
             n: m["candidate"] | ({"difference": m["difference"]} if "difference" in m else {}) for n, m in row.metrics.items()
+        },
+        "compared": {
+            c["name"]: {
+                n: m["compared"] | ({"difference": m["difference"]} if "difference" in m else {}) for n, m in each.items()
+            }
+            for c in (row.run.compared if row.run else [])
+            for each in [c["metrics"]]
         },
         "bytes": {name: size_of(row, step) for name, step in (("graph", "export"), ("plan", "build"), ("weights", "weights"))},
         "seconds": {

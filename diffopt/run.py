@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from diffopt.artifact import Images
 from diffopt.errors import ConfigError
 from diffopt.figure import size
 from diffopt.gates import Outcome, outcomes
@@ -66,6 +67,13 @@ class Run:
         """By name, in the recipe's order."""
         found: dict[str, Any] = self.score["metrics"] if self.score else {}
         return found
+
+    @cached_property
+    def compared(self) -> list[dict[str, Any]]:
+        """The further candidates, as the stage compare tells of them; `step` is that of the pictures of each."""
+        found = self.read("compare", "comparison.json") or {"compared": []}
+        drawn = {s["name"].partition("@")[2]: s["name"] for s in self.content["steps"] if s["kind"] == Images.kind}
+        return [{**c, "step": drawn.get(c["name"], "")} for c in found["compared"]]
 
     @cached_property
     def gates(self) -> list[Outcome]:
@@ -128,7 +136,11 @@ class Run:
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
         """A dict per prompt: prompt, seed, number, files and metric values; the worst by the first metric first."""
-        names = {"reference": "reference", "candidate": "sample", "difference": "score/difference"}
+        names = {"reference": "reference", "candidate": "sample"} | {c["name"]: c["step"] for c in self.compared if c["step"]}
+        names["difference"] = "score/difference"
+        others = {
+            c["name"]: (self.read(f"score@{c['name']}", "metrics.json") or {"metrics": {}})["metrics"] for c in self.compared
+        }
         drawn = self.images["images"] or (self.read("reference", "images.json") or {"images": []})["images"]
         rows = []
         for i, row in enumerate(drawn):
@@ -137,7 +149,8 @@ class Run:
             theirs = {name: m["reference_values"][i] for name, m in self.metrics.items() if "reference_values" in m}
             there = {k: p for k, p in files.items() if p.is_file()}
             same = {"candidate", "reference"} <= set(there) and _same(there["candidate"], there["reference"])
-            pair = {"number": i, "files": there, "same": same, "values": values, "theirs": theirs}
+            compared = {k: {n: m["values"][i] for n, m in found.items() if "values" in m} for k, found in others.items()}
+            pair = {"number": i, "files": there, "same": same, "values": values, "theirs": theirs, "compared": compared}
             rows.append({**row, **pair, "videos": self._videos(row, names)})
         for name, metric in [(n, m) for n, m in self.metrics.items() if "values" in m][:1]:
             sign = 1 if metric["better"] == "higher" else -1
@@ -147,7 +160,7 @@ class Run:
     def _videos(self, row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         """By kind, of a video: `frames`, the files that are judged, and `plays`, one that a browser plays."""
         found = {}
-        for kind in ("reference", "candidate") if "frames" in row else ():
+        for kind in [k for k in names if k != "difference"] if "frames" in row else []:
             folder = self.directory / names[kind]
             if (folder / row["plays"]).is_file():
                 found[kind] = {"frames": [folder / name for name in row["frames"]], "plays": folder / row["plays"]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from diffopt.artifact import Artifact
 from diffopt.errors import PlanError
@@ -15,8 +15,14 @@ from diffopt.progress import bar
 from diffopt.source import Source
 from diffopt.view import Choices, View
 
-BASELINE = "baseline"
+BASELINE: Final = "baseline"
 """`Annotated[OnnxGraph | None, BASELINE]`: the same kind, made from the same model in full precision."""
+COMPARED: Final = "compared"
+"""`Annotated[tuple[Metrics, ...], COMPARED]`: one of each further candidate that `eval.compare` names, in its order."""
+MAIN: Final = "main"
+"""`Annotated[Images, MAIN]`: of the main candidate, in the step of a further one."""
+
+Whose = Literal["candidate", "baseline", "compared", "main"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Param:
     optional: bool = False
     many: bool = False
     """All artifacts of the kind, in order."""
-    baseline: bool = False
+    whose: Whose = "candidate"
     under: Under | None = None
 
 
@@ -102,15 +108,23 @@ class Stage:
     probes: tuple[str, ...]
     params: tuple[Param, ...] = field(repr=False)
     makes: type[Artifact]
+    only: Callable[[Choices], bool] | None = None
+    """Under choices that do not pass it the stage is as if it were not installed."""
 
 
-def stage(*, version: int, when: str | None = None, probes: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Stage]:
+def stage(
+    *,
+    version: int,
+    when: str | None = None,
+    probes: tuple[str, ...] = (),
+    only: Callable[[Choices], bool] | None = None,
+) -> Callable[[Callable[..., Any]], Stage]:
     """Make a stage of a function `(ctx, views..., artifacts..., seed) -> kind`, which writes its artifact to `ctx.out`.
 
     After `ctx`, a parameter annotated with a `View` reads the config group of that name, one annotated with an
     `Artifact` is an input, and `seed: int` is the run's seed; the return annotation is the kind that is made.
-    `when` names the group whose choice calls for the stage. `probes` names what of the environment decides the
-    result. Raise `version` when the code changes what it makes.
+    `when` names the group whose choice calls for the stage; under choices that do not pass `only` it is not there at all.
+    `probes` names what of the environment decides the result. Raise `version` when the code changes what it makes.
     """
 
     def wrap(run: Callable[..., Any]) -> Stage:
@@ -125,7 +139,7 @@ def stage(*, version: int, when: str | None = None, probes: tuple[str, ...] = ()
         groups = {f.name for f in fields(Choices)} - {"seed"}
         if wrong := [n for n in (when, *(p.name for p in params if p.role == "view")) if n is not None and n not in groups]:
             raise TypeError(f"{run.__qualname__}: {wrong[0]} is no config group; there are {', '.join(sorted(groups))}")
-        return Stage(run.__name__, run, version, when, probes, params, makes)
+        return Stage(run.__name__, run, version, when, probes, params, makes, only)
 
     return wrap
 
@@ -136,13 +150,15 @@ def _param(where: str, name: str, hint: Any) -> Param:
     notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     if notes:
         hint = get_args(hint)[0]
-    baseline, under = BASELINE in notes, next((n for n in notes if isinstance(n, Under)), None)
+    kinds: tuple[Whose, ...] = (BASELINE, COMPARED, MAIN)
+    whose: Whose = next((k for k in kinds if k in notes), "candidate")
+    under = next((n for n in notes if isinstance(n, Under)), None)
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     types, optional = tuple(t for t in parts if t is not NoneType), NoneType in parts
     if len(types) == 1 and get_origin(types[0]) is tuple:
-        return Param(name, "artifact", (get_args(types[0])[0],), optional, True, baseline, under)
+        return Param(name, "artifact", (get_args(types[0])[0],), optional, True, whose, under)
     if all(isinstance(t, type) and issubclass(t, Artifact) for t in types):
-        return Param(name, "artifact", types, optional, False, baseline, under)
+        return Param(name, "artifact", types, optional, False, whose, under)
     if len(types) == 1 and isinstance(types[0], type) and issubclass(types[0], View):
         return Param(name, "view", types, optional, under=under)
     raise TypeError(f"{where}: {name}: {hint!r} is neither a view, nor a kind of artifact, nor `seed: int`")

@@ -58,3 +58,14 @@ def of_order(better: str, worse: str, difference: dict[str, Any], unit: str = ""
     shown = difference["low"] is not None and difference["n"] >= FEW and difference["low"] > 0
     said = f"{signed(difference, unit)}, n={difference['n']}"
     return f"{better} over {worse}: {said}" if shown else f"{better} and {worse}: no difference shown ({said})"
+
+
+def of_rival(ours: str, difference: dict[str, Any], better: str, unit: str = "") -> str:
+    """Of the difference candidate - further candidate, prompt by prompt: whether `ours` (the cache, training) won or lost."""
+    n, said = difference["n"], signed(difference, unit)
+    if difference["low"] is None or n < FEW:
+        return f"too few to call at n={n}: {said}"
+    low, high = (difference[k] if better == "higher" else -difference[k] for k in ("low", "high"))
+    if min(low, high) > 0:
+        return f"{ours} won at n={n}: {said}"
+    return f"{ours} lost at n={n}: {said}" if max(low, high) < 0 else f"no difference shown at n={n}: {said}"

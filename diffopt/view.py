@@ -58,10 +58,14 @@ class Choices:
     train: "Train | None" = None
     export: "Export | None" = None
     eval: "Eval | None" = None
+    compared: str = ""
+    """The name in `eval.compare` of a further candidate, whose choices these are; empty for the main one."""
+    main: "Choices | None" = None
+    """Of a further candidate, the main one's choices."""
 
     def baseline(self) -> "Choices":
         """The same work in full precision: nothing that changes the model or its arithmetic."""
-        return replace(self, format=None, calib=None, sense=None, cache=None, train=None)
+        return replace(self, format=None, calib=None, sense=None, cache=None, train=None, compared="", main=None)
 
 
 class View(BaseModel):

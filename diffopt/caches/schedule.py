@@ -21,3 +21,11 @@ def steps_of(scheduler: Any) -> list[tuple[int, int]]:
         return [(0, i) if i < 2 else (i - 1, 0) for i in range(passes)]
     order = int(getattr(scheduler, "order", 1))
     return [(i // order, i % order) for i in range(passes)]
+
+
+def passes(scheduler: Any, steps: int) -> int:
+    """How many passes it makes of so many steps, by its class and configuration: its timesteps need not be set."""
+    if hasattr(scheduler, "prk_timesteps"):
+        return steps + 1 if scheduler.config.skip_prk_steps else steps + 9  # three steps of four passes each at the beginning
+    order = int(getattr(scheduler, "order", 1))
+    return order * (steps - 1) + 1

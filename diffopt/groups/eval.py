@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffopt import gates, models
+from diffopt import gates, models, rivals
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.prompts import Prompts
 from diffopt.source import ScorerSource
@@ -20,8 +20,17 @@ def _installed(name: str) -> str:
 MetricName = Annotated[str, AfterValidator(_installed)]
 
 
+def _known(name: str) -> str:
+    if name not in rivals.RIVALS:
+        raise ValueError(f"is nothing to compare with; there are {', '.join(rivals.RIVALS)}")
+    return name
+
+
+RivalName = Annotated[str, AfterValidator(_known)]
+
+
 class Eval(Group):
-    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "latency", "gates"})
+    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "latency", "gates", "compare"})
     readers: ClassVar[dict[str, str]] = {"frames": "a model of videos"}
 
     prompts: Prompts
@@ -46,6 +55,8 @@ class Eval(Group):
     """ImageReward.pt and med_config.json: their directory, or a hub id."""
     features: ScorerSource | None
     """The model whose features fid and cmmd compare: a directory, `asset:DIR` or hub id of transformers' image models."""
+    compare: list[RivalName] = Field(default_factory=list)
+    """Further candidates of the same report, by the names of diffopt/rivals.py: `ptq`, `fewer_steps`, `uncached`."""
     gates: dict[str, float | str]
     """What must be reached, by metric: `20` the candidate's mean, `-0.5%` its change from the reference's mean; and for
     `latency` the speedup over the baseline, `1.0x`. A broken gate fails the run, which keeps all that it made."""
@@ -70,6 +81,12 @@ class Eval(Group):
         gates.check(self.gates, self.metrics, self.latency)
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"metrics: names one twice (got {self.metrics}); name each once")
+        if len(set(self.compare)) != len(self.compare):
+            raise ValueError(f"compare: names one twice (got {self.compare}); name each once")
+        if self.compare and not self.metrics:
+            raise ValueError(
+                f"compare: compares in eval.metrics, of which there are none (got {self.compare}); name some, or drop it"
+            )
         return self
 
 
