@@ -77,10 +77,36 @@ class Mix(Artifact):
     kind = "mix"
 
 
+class TrainTexts(Artifact):
+    """As Embeddings, of one chunk of the prompts that training data are drawn from."""
+
+    kind = "train-texts"
+    passing = True
+
+
+class TrainLatents(Artifact):
+    """`latents.safetensors`: what the full-precision model draws of one chunk of prompts, `latents` FP32 [n, ...]."""
+
+    kind = "train-latents"
+    passing = True
+
+
+class TrainSet(Artifact):
+    """What is trained on: `set.json`, `latents.safetensors` and `texts.safetensors`.
+
+    `latents` [n, ...] are the backbone's own, as the VAE encodes, scales and shifts them, not yet packed into tokens.
+    `set.json`, schema diffopt.trainset/1: `items` n, the distinct `prompts`, whose embeddings are the rows of
+    texts.safetensors by the names of diffopt/pipeline/texts.py, `text` the index of each item's prompt, and `skipped`.
+    """
+
+    kind = "train-set"
+
+
 class Checkpoint(Artifact):
     """`checkpoint.json`, `quantizers.safetensors`, and `extremes.safetensors` where nothing was searched.
 
-    That is what differs from the source; the weights are derived from it again.
+    That is what differs from the source; the weights are derived from it again. A trained one has its own in
+    `weights.safetensors`, and `training.json` with what training it has seen.
     """
 
     kind = "checkpoint"

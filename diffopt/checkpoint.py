@@ -1,10 +1,11 @@
-"""A PTQ checkpoint: the rules, and the extremes that its quantizers saw or what a search found.
+"""A checkpoint: the rules, and the extremes that its quantizers saw or what a search found.
 
-The weights are derived again from the source.
+The weights are derived again from the source; a trained checkpoint has its own beside.
 """
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,24 +22,23 @@ from diffopt.extremes import Extremes, quantizers, replay
 from diffopt.formats.method import Rule
 from diffopt.layers import expected_layers
 from diffopt.pipeline.open import open_backbone
+from diffopt.scales import AMAX, Quantizer, check_finite
 from diffopt.search import DerivedError, Found, rebuild
 from diffopt.stage import Context
 
 HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.safetensors"
+WEIGHTS = "weights.safetensors"
 
-__all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "state"]
+__all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "save_trained", "state"]
 
 
 def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
     """Quantize `model` in place with modelopt, calibrated on recorded extremes.
 
-    A list of algorithms is of a mix of formats: each calibrates those layers that are its own. Raises GateError for
-    extremes that are not finite, as an overflow in a 16-bit model leaves.
+    A list of algorithms is of a mix of formats: each calibrates those layers that are its own. Raises
+    GateError as `check_finite` does.
     """
-    if broken := [name for name, x in extremes.items() if not torch.isfinite(x).all()]:
-        raise GateError(
-            f"quantize: {broken[0]} saw inf or NaN in calibration (got {len(broken)} such); set another model.dtype"
-        )
+    check_finite(extremes)
     in_turn = algorithm if isinstance(algorithm, list) else []
     with torch.no_grad(), simulated():
         config = {"quant_cfg": copy.deepcopy(rules), "algorithm": None if in_turn else algorithm}
@@ -94,23 +94,34 @@ def check(model: torch.nn.Module, expected: list[str], inputs: bool = True) -> N
 
     `inputs` tells whether the layers' inputs are to be quantized too.
     """
-    enabled = {n for n, q in quantizers(model) if q.is_enabled}
-    on = {n for n in quantized_layers(model) if not inputs or f"{n}.input_quantizer" in enabled}
-    if lost := sorted(set(expected) - on):
+    on = {name: q for name, q in quantizers(model) if q.is_enabled}
+    scaled = {name: q.amax for name, q in on.items() if not q.is_mx_format}
+    layers = {n for n in quantized_layers(model) if not inputs or f"{n}.input_quantizer" in on}
+    _gate(expected, layers, scaled)
+
+
+def check_scales(known: list[Quantizer], found: Extremes, expected: list[str]) -> None:
+    """The same of quantizers that rules switch on, both of weights and of inputs, and the scales that were found for them."""
+    on = {q.name for q in known}
+    layers = {q.layer for q in known if q.weight and f"{q.layer}.input_quantizer" in on}
+    _gate(expected, layers, {q.name: found.get(f"{q.name}.{AMAX}") for q in known if q.scaled})
+
+
+def _gate(expected: list[str], quantized: set[str], scaled: Mapping[str, torch.Tensor | None]) -> None:
+    if lost := sorted(set(expected) - quantized):
         raise GateError(f"quantize: {len(lost)} of {len(expected)} layers were not quantized (got {lost[0]} ...); report it")
-    for name, quantizer in quantizers(model):
-        amax = quantizer.amax
-        if not quantizer.is_enabled or quantizer.is_mx_format:  # MX formats have no scale until a tensor passes
-            continue
+    for name, amax in scaled.items():
         if amax is None or not torch.isfinite(amax).all() or not (amax > 0).any():
             raise GateError(f"quantize: {name} has no usable scale (got amax {amax}); calibrate on more prompts")
 
 
-def save(out: Path, head: dict[str, Any], model: torch.nn.Module, extremes: Mapping[str, torch.Tensor]) -> None:
-    """Write the checkpoint: `head` has family, format, rules, algorithm and layers."""
-    enabled = {name for name, q in quantizers(model) if q.is_enabled}
-    save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items()) if n in enabled}, out / EXTREMES)
-    save_file(state(model), out / STATE)
+def save(
+    out: Path, head: dict[str, Any], known: list[Quantizer], extremes: Mapping[str, torch.Tensor], found: Extremes
+) -> None:
+    """Write the checkpoint of a max-style format: `head` has family, format, rules, algorithm and layers."""
+    on = {q.name for q in known}
+    save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items()) if n in on}, out / EXTREMES)
+    save_file(found, out / STATE)
     (out / HEAD).write_text(json.dumps(head, indent=1))
 
 
@@ -120,14 +131,42 @@ def save_found(out: Path, head: dict[str, Any], found: Found) -> None:
     (out / HEAD).write_text(json.dumps(head, indent=1))
 
 
+def save_trained(out: Path, ptq: Checkpoint, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the checkpoint of a model that was made from another by training these weights; its quantizers stay."""
+    for name in (HEAD, EXTREMES, STATE):
+        if (ptq.path / name).is_file():
+            shutil.copyfile(ptq.path / name, out / name)
+    save_file({n: x.detach().cpu().contiguous() for n, x in sorted(weights.items())}, out / WEIGHTS)
+
+
 def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> torch.nn.Module:
     """The backbone as the checkpoint left it, bit for bit; the plain one for None.
 
-    Raises StoreError when the scales derived now differ from those stored, as another modelopt may give.
+    Raises StoreError when the scales derived now differ from those stored, as another modelopt may give, and for a
+    checkpoint of another architecture.
     """
     model = open_backbone(ctx, pipeline)
     if checkpoint is None:
         return model
+    _derive(model, checkpoint)
+    if (checkpoint.path / WEIGHTS).is_file():
+        _put_trained(model, checkpoint)
+    return model
+
+
+def _put_trained(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    own = dict(model.named_parameters())
+    for name, weight in load_file(checkpoint.path / WEIGHTS).items():
+        if name not in own or own[name].shape != weight.shape or own[name].dtype != weight.dtype:
+            raise StoreError(
+                f"checkpoint: {checkpoint.fingerprint}: its weights are not of this model (got {name} of "
+                f"{list(weight.shape)} in {weight.dtype}); train it again on this one"
+            )
+        own[name].data.copy_(weight)
+
+
+def _derive(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Make of the plain `model` what was calibrated."""
     head, stored = checkpoint.json(HEAD), load_file(checkpoint.path / STATE)
     rules = [_rule(r) for r in head["rules"]]
     if not (checkpoint.path / EXTREMES).is_file():
@@ -135,13 +174,12 @@ def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> 
             rebuild(model, rules, head["algorithm"], stored)
         except DerivedError as e:
             raise StoreError(_otherwise(checkpoint, str(e))) from None
-        return model
+        return
     quantize(model, rules, head["algorithm"], load_file(checkpoint.path / EXTREMES))
     derived = state(model)
     wrong = [n for n in {*stored, *derived} if n not in stored or n not in derived or not torch.equal(stored[n], derived[n])]
     if wrong:
         raise StoreError(_otherwise(checkpoint, f"{len(wrong)} scales, the first {sorted(wrong)[0]}"))
-    return model
 
 
 def _otherwise(checkpoint: Checkpoint, what: str) -> str:

@@ -49,8 +49,6 @@ def choose(config: dict[str, Any]) -> Choices:
                 groups[name] = schema.model_validate(value)
             except ValidationError as e:
                 errors += [explain(name, schema, x) for x in e.errors()]
-    if config.get("train") is not None:
-        errors.append(f"train: nothing trains yet (got {config['train']!r}); drop it")
     store = config.get("store")
     if not isinstance(store, str) or not store:
         errors.append(f"store: is not a path (got {store!r}); give a directory, or set DIFFOPT_STORE")
@@ -70,8 +68,8 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
         return f"{where}: is not set; give it with {where}=VALUE"
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
-        if not error["loc"]:  # a check of the whole group, which names its field and what it got
-            return f"{group}.{message}"
+        if not error["loc"] or " (got " in message:  # a check of all fields together, which names one and what it got
+            return f"{where}.{message}"
         what, _, advice = message.partition("; ")
         return f"{where}: {what} (got {got!r}); {advice}"
     if kind == "extra_forbidden":
@@ -83,7 +81,8 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
 def _within(schema: type[BaseModel], path: Iterable[Any]) -> Iterable[str]:
     """Fields of the schema, or of that of its field with fields of its own."""
     for name in path:
-        parts = get_args(schema.model_fields[name].annotation) if name in schema.model_fields else ()
+        annotation = schema.model_fields[name].annotation if name in schema.model_fields else None
+        parts = get_args(annotation) or (annotation,)
         schema = next((t for t in parts if isinstance(t, type) and issubclass(t, BaseModel)), schema)
     return schema.model_fields
 

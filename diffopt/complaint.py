@@ -38,6 +38,8 @@ def line(error: Exception, arguments: list[str]) -> str:
     if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         return f"{found[1]}: reads as several values (got {found[2]}); quote one, list them as [a,b], or sweep with --multirun"
     cause = error.__cause__
+    if "ListConfig" in str(cause) and (found := re.search(r"Error merging override ([^=]+)=(.*)", text)):
+        return f"{found[1]}: is a list in the recipe (got {found[2]}); write it as one: [{found[2]}]"
     lines = [x for x in text.strip().splitlines() if x.strip() and "HYDRA_FULL_ERROR" not in x]
     if cause and str(cause) not in text:
         lines.append(str(cause).splitlines()[0])

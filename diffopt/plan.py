@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph, Sensitivity
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
@@ -96,6 +98,8 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
         if not {Metrics, Latency} & {*found} and not _random(choices):
             found.append(Images)
+    if choices.model and choices.model.lora:
+        notes.append("the model is fused with " + ", ".join(a.label for a in choices.model.lora))
     if choices.export and choices.cache and not cuts(choices):
         method = choices.cache.model_dump()["method"]
         notes.append(f"{method} decides while it runs what it reuses, so the graph is not cut for it: it computes every step")
@@ -256,10 +260,9 @@ class _Planner:
                 continue
             config[group] = view.identity(frozenset(k.partition(".")[2] for k in used if k.startswith(f"{group}.")))
             for key, value in view:
-                if isinstance(value, Source) and key in config[group]:
-                    digest = self.digest(value)
-                    pending |= digest is None
-                    config[group][key] = digest or f"unresolved:{value.name}"
+                if key in config[group]:
+                    config[group][key], unresolved = self._pinned(value, config[group][key])
+                    pending |= unresolved
         parents: dict[str, Any] = {}
         for param, value in inputs.items():
             if not value and param in silent:
@@ -280,3 +283,19 @@ class _Planner:
         }
         step = Step(name, stage, views, used, inputs, identity, pending)
         return self.steps.setdefault(step.fingerprint, step)
+
+    def _pinned(self, value: Any, dumped: Any) -> tuple[Any, bool]:
+        """`dumped` with a digest in the place of every source of `value`, and whether one of them is unresolved."""
+        if isinstance(value, Source):
+            digest = self.digest(value)
+            return digest or f"unresolved:{value.name}", digest is None
+        if isinstance(value, BaseModel) and isinstance(dumped, dict):
+            found = {
+                k: self._pinned(getattr(value, k), v) if k in type(value).model_fields else (v, False)
+                for k, v in dumped.items()
+            }
+            return {k: v for k, (v, _) in found.items()}, any(unresolved for _, unresolved in found.values())
+        if isinstance(value, list) and isinstance(dumped, list):
+            parts = [self._pinned(*pair) for pair in zip(value, dumped, strict=True)]
+            return [v for v, _ in parts], any(unresolved for _, unresolved in parts)
+        return dumped, False

@@ -1,7 +1,8 @@
 """What can be refused once the model's configs are known, before anything computes: one line each."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from math import gcd
 from shutil import disk_usage
 from typing import Any
@@ -12,9 +13,11 @@ from diffopt.caches import Settings
 from diffopt.caches.policy import block_names
 from diffopt.errors import PlanError
 from diffopt.figure import size
+from diffopt.groups.data import STEPS, Data
 from diffopt.layers import Layer, without
 from diffopt.run import BYTES
 from diffopt.stage import Context
+from diffopt.training.footprint import footprint
 from diffopt.view import Choices
 
 HEAD_STEP = 16  # channels; FP8 attention kernels take heads of multiples of it
@@ -33,6 +36,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
         *_format(choices, layers, kept),
         *_cache(ctx, choices, pinned),
         *_memory(pinned),
+        *_train(choices, pinned, layers, kept),
         *_disk(ctx, choices, pinned),
     ]
     if reasons:
@@ -107,6 +111,37 @@ def _memory(pinned: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _train(choices: Choices, pinned: dict[str, Any], layers: list[Layer], kept: list[str]) -> Iterator[str]:
+    """What training takes beside the model's own weights, and what is to be trained or compared by name."""
+    train, gpus = choices.train, environment.gpus()
+    if train is None:
+        return
+    linear = [x for x in without(layers, kept) if x.kind == "linear"]
+    targeted = [x for x in linear if train.lora and any(fnmatch(x.name, glob) for glob in train.lora.targets)]
+    adapted = sum((x.shape[0] + x.shape[1]) * train.lora.rank for x in targeted) if train.lora else 0
+    need = footprint(train, pinned["parameters"], adapted, pinned["dtype"], bool(gpus))
+    have = max((g["memory"] for g in gpus), default=environment.ram())
+    if need.total > have:
+        yield (
+            f"train: takes about {size(need.total)} ({need}), but {'the GPU' if gpus else 'RAM'} has {size(have)} "
+            f"(got {pinned['parameters'] / 1e9:.2f} billion parameters); set train.optimizer=adamw8bit, train.weights=null, "
+            "train.lora, or train.distillation.teacher.offload=true, or use a larger machine"
+        )
+    if need.offloaded > environment.ram():
+        yield (
+            f"train.distillation.teacher.offload: the teacher weighs {size(need.offloaded)}, but RAM has "
+            f"{size(environment.ram())} (got true); set train.distillation.teacher.storage=float8_e4m3fn"
+        )
+    if train.precision == "float16" and not gpus:
+        yield "train.precision: float16 is for GPUs, where its gradients are scaled (got float16); set bfloat16 or float32"
+    if train.optimizer.endswith("8bit") and not gpus:
+        yield f"train.optimizer: {train.optimizer} wants a GPU (got none here); set train.optimizer=adamw"
+    there = [f"{group}.{i}" for group, many in pinned["blocks"].items() for i in range(many)]
+    for glob in train.distillation.blocks if train.distillation else []:
+        if not any(fnmatch(name, glob) for name in there):
+            yield f"train.distillation.blocks: matches no block (got {glob!r}); use a block's name, e.g. {there[0]!r}"
+
+
 def _disk(ctx: Context, choices: Choices, pinned: dict[str, Any]) -> Iterator[str]:
     """The graph that is to be written, every layer taken for quantized."""
     if choices.export is None:
@@ -137,8 +172,24 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
     if choices.eval:
         check_steps(own, choices.eval.steps, "eval.steps")
         sets.append(("eval.prompts", choices.eval.prompts.prompts[: choices.eval.size]))
+    if choices.train:
+        data = choices.train.data
+        if data.synthetic:
+            check_steps(own, data.steps or STEPS, "train.data.steps")
+        where = "train.data.prompts" if data.synthetic else "train.data.source"
+        sets.append((where, tuple(dict.fromkeys(_trained(ctx, choices, data)))))
     assert choices.model is not None
-    if sets and pinned["weights"] != "random" and choices.model.long_prompts == "refuse":
+    texts = sets and pinned["weights"] != "random" and not models.family(pinned["family"]).animates
+    if texts and choices.model.long_prompts == "refuse":
         pipe = open_tokenizers(ctx, pipeline)
         for where, prompts in sets:
             check_length(pipe, prompts, choices.model, where)
+
+
+def _trained(ctx: Context, choices: Choices, data: Data) -> Sequence[str]:
+    """The prompts that are trained on. Reads no picture of one's own, only which there are and their captions."""
+    from diffopt.captioned import Captioned
+
+    if data.source is None:
+        return data.drawn(choices).prompts
+    return Captioned(ctx.locate(ctx.digest(data.source)), data.source.name, data.size, data.caption).captions

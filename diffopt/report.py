@@ -69,6 +69,8 @@ def summary(directory: Path) -> list[str]:
     if mix := run.read("mix", "mix.json"):
         counted = Counter(x["format"] for x in mix["layers"])
         rows.append(("mix", f"{mix['bits']:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))
+    if training := run.read("train", "training.json"):
+        rows.append(("training", trained(training)))
     rows.append(("speed", speed(run)))
     rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in run.gates]
     width = max(len(title) for title, _ in rows)
@@ -81,6 +83,14 @@ def measured(metric: dict[str, Any]) -> str:
     if "difference" in metric and "verdict" in metric:
         return f"{text}  {metric['verdict']}"
     return f"{text}  n={metric['candidate']['n']}"
+
+
+def trained(training: dict[str, Any]) -> str:
+    """The method, the steps, and the validated metric before and after."""
+    text = f"{training['method'].upper()}, {training['steps']} steps"
+    if scores := [v["score"] for v in training["validations"]]:
+        text += f": {training['metric']} in validation from {scores[0]:.2f} to {scores[-1]:.2f}, best {max(scores):.2f}"
+    return text
 
 
 def speed(run: Run) -> str:

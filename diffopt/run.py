@@ -42,7 +42,9 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The recipe as composed; a group that was not chosen is an empty dict."""
         found: Any = OmegaConf.to_container(OmegaConf.create(self.content["config"]), resolve=False)
-        return {group: found.get(group) or {} for group in ("model", "format", "calib", "sense", "cache", "export", "eval")}
+        return {
+            group: found.get(group) or {} for group in ("model", "format", "calib", "sense", "cache", "train", "export", "eval")
+        }
 
     def read(self, step: str, name: str) -> Any | None:
         """The parsed file `name` of a step's artifact; None where the plan had no such step, or the store lost it."""
@@ -102,6 +104,9 @@ class Run:
         if pipeline:
             many, dtype = pipeline["parameters"], pipeline["dtype"]
             note = f"{many / 1e6:,.1f} million parameters in {dtype}"
+            for adapter in pipeline.get("lora", []):
+                hits = ", ".join(f"{n} layers of {component}" for component, n in adapter["hits"].items())
+                note += f"; {Path(adapter['name']).name} at scale {adapter['scale']:g} fused into {hits}"
             rows.append({"step": "load", "what": "Source backbone", "bytes": many * BYTES.get(dtype, 4), "note": note})
         if checkpoint and (taken := self.taken("quantize")):
             note = "only what differs from the source: scales and extremes, no weights"

@@ -42,6 +42,8 @@ class Context:
     device: str = "cpu"
     title: str = ""
     held: "Held" = field(default_factory=lambda: Held())
+    kept: Path | None = None
+    """A directory, perhaps not there yet, that outlives a killed run: the next one of the same step finds it."""
 
     def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `total` ticks on a terminal; yields the function that ticks."""
@@ -49,9 +51,11 @@ class Context:
 
 
 class Held:
-    """What a stage has opened and its next step needs again: a model, for the next chunk of prompts."""
+    """What a stage has opened and its next step needs again: a model, for the next chunk of prompts or job of a sweep."""
 
     def __init__(self) -> None:
+        self.owner = ""
+        """The stage."""
         self._key: Any = None
         self._value: Any = None
 
@@ -61,6 +65,14 @@ class Held:
             self.drop()
             self._key, self._value = key, open()
         return self._value
+
+    def hand_to(self, owner: str) -> bool:
+        """Whether another stage held it, so that it was let go."""
+        if owner == self.owner:
+            return False
+        self.drop()
+        self.owner = owner
+        return True
 
     def drop(self) -> None:
         self._key = self._value = None

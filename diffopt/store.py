@@ -20,6 +20,7 @@ from diffopt.errors import DiffoptError, StoreError
 RECORD = "record.json"
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
 INTERNAL = {"tmp", ROOTS}
+KEPT = "-kept"  # ends the name of what a step keeps for its next run, in `tmp`
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,10 @@ class Store:
                 raise reason from None
             raise
 
+    def kept(self, fingerprint: str) -> Path:
+        """Where a step that takes long keeps what its next run goes on from; removed when its artifact is there."""
+        return self.root / "tmp" / f"{fingerprint}{KEPT}"
+
     @contextmanager
     def lock(self, fingerprint: str) -> Iterator[None]:
         """Held while one process makes `fingerprint`, so that concurrent jobs make it once."""
@@ -189,7 +194,10 @@ class Store:
             raise self._disk_trouble(e) or e from None
 
     def garbage(self) -> tuple[list[Entry], list[Path]]:
-        """Artifacts that no existing run refers to, and left-overs of killed runs that nobody holds a lock on."""
+        """Artifacts that no existing run refers to, and left-overs of killed runs that nobody holds a lock on.
+
+        What a step keeps for its next run stays while a run refers to the artifact that it is to become.
+        """
         used: set[tuple[str, str]] = set()
         stale: list[Path] = []
         for root in (self.root / ROOTS).glob("*.json"):
@@ -202,7 +210,8 @@ class Store:
             else:
                 stale.append(root)
         scratch = [p for p in (self.root / "tmp").glob("*-*") if p.is_dir()]  # a lock file stays: another may wait on it
-        stale += [p for p in scratch if not self._locked(p.name.split("-")[0])]
+        wanted = {f"{fp}{KEPT}" for _, fp in used}
+        stale += [p for p in scratch if p.name not in wanted and not self._locked(p.name.split("-")[0])]
         return [e for e in self.entries() if (e.kind, e.fingerprint) not in used], stale
 
     def remove(self, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 if TYPE_CHECKING:
-    from diffopt.groups import Calib, Eval, Export, Format, Model, Sense
+    from diffopt.groups import Calib, Eval, Export, Format, Model, Sense, Train
 
 
 class Group(BaseModel):
@@ -55,7 +55,7 @@ class Choices:
     calib: "Calib | None" = None
     sense: "Sense | None" = None
     cache: Group | None = None
-    train: Group | None = None
+    train: "Train | None" = None
     export: "Export | None" = None
     eval: "Eval | None" = None
 

@@ -75,29 +75,30 @@ def measure(name: str, chosen: argparse.Namespace, device: str) -> None:
         b.draw(pipe, [b.prompts[0]], [1], steps)
         return now(device) - started
 
-    def timed(fields: dict[str, Any] | None) -> tuple[float, Any]:
+    def timed(variant: str) -> float:
+        fields = variants[variant]
         cache = None if fields is None else attached(pipe, "cachify", **fields)
         with nullcontext() if cache is None else session(cache):
             seconds = run()
-        found = cache and cache.statistics()
         if cache is not None:
+            if variant not in saved:
+                saved[variant] = cache.statistics()
             cache.detach()
-        return seconds, found
+        return seconds
 
+    saved: dict[str, Any] = {}
     started = now(device)
-    for fields in variants.values():
-        _, found = timed(fields)
+    for variant in variants:
+        timed(variant)
     print(f"\n{name}: {dtype}, {steps} steps, {len(blocks)} blocks; warmed up in {now(device) - started:.0f} s", flush=True)
     seconds: dict[str, list[float]] = {v: [] for v in variants}
-    saved: dict[str, Any] = {}
     for _ in range(chosen.rounds):
-        for variant, fields in variants.items():
-            took, saved[variant] = timed(fields)
-            seconds[variant].append(took)
+        for variant in variants:
+            seconds[variant].append(timed(variant))
     print(f"{'variant':10} {'ms, median':>11} {'ratio, mean':>12} {'lowest':>8} {'highest':>8} {'arithmetic':>11} {'hits':>6}")
     for variant, times in seconds.items():
         ratios = np.array(seconds["plain"]) / np.array(times)
-        found = saved[variant]
+        found = saved.get(variant)
         computed, hits = (found.computed, found.hits) if found else (1.0, 0)
         row = f"{variant:10} {1e3 * statistics.median(times):11.1f} {ratios.mean():11.3f}x {ratios.min():8.3f}"
         print(f"{row} {ratios.max():8.3f} {computed:11.3f} {hits:6}", flush=True)

@@ -19,7 +19,7 @@ from diffopt.searchpath import bundled, register
 from diffopt.store import Store
 
 RECIPES = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))
-GROUPS = ["model", "format", "calib", "sense", "cache", "export", "eval"]
+GROUPS = ["model", "format", "calib", "sense", "cache", "train", "export", "eval"]
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def test_plan_shows_a_hub_model_that_was_never_resolved_as_pending(diffopt):
         (["plan", "+recipe=quickstrat"], ["quickstrat", "quickstart"]),
         (["plan", "+recipe="], ["recipe", "quickstart"]),
         (["plan", "+recipe=quickstart", "format=int9"], ["format", "int9", "int8_sq"]),
-        (["plan", "+recipe=quickstart", "train=qat"], ["train", "qat"]),
+        (["plan", "+recipe=quickstart", "train=qta"], ["train", "qta", "qat"]),
         (["plan", "+recipe=quickstart", "calib.alhpa=0.5"], ["calib.alhpa", "0.5", "alpha"]),
         (["plan", "+recipe=quickstart", "+calib.alhpa=0.5"], ["calib.alhpa", "0.5", "alpha"]),
         (["plan", "+recipe=quickstart", "fromat=fp8"], ["fromat", "fp8", "format"]),

@@ -172,6 +172,15 @@ def test_simulated_pictures_are_called_so_and_get_no_speed(tmp_path: Path) -> No
     assert not re.search(r"Speedup|faster|per picture|\d x", text)
 
 
+def test_what_a_cache_saved_is_said(tmp_path: Path) -> None:
+    path = scored(tmp_path / "run") / "sample/images.json"
+    assert "The cache answered" not in page(tmp_path / "run")
+    saved = {"hits": 280, "misses": 280, "computed": 0.565}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cache": saved}))
+    text = words(page(tmp_path / "run"))
+    assert "The cache answered 280 of 560 calls that it could, and left out 43.5% of the backbone's arithmetic." in text
+
+
 def test_real_pictures_are_not_called_simulated(tmp_path: Path) -> None:
     index = json.loads((scored(tmp_path, notes=[]) / "sample/images.json").read_text())
     (tmp_path / "sample/images.json").write_text(json.dumps({**index, "simulated": False}))

@@ -348,7 +348,7 @@ def downloads(monkeypatch):
     def of(where, *files):
         asked = []
 
-        def snapshot_download(repo, revision, local_files_only, allow_patterns, ignore_patterns):
+        def snapshot_download(repo, revision, repo_type, local_files_only, allow_patterns, ignore_patterns):
             asked.append(allow_patterns)
             for name in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
                 (where / name).write_text("x")

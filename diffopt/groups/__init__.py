@@ -7,6 +7,7 @@ from diffopt.groups.export import Export
 from diffopt.groups.format import Format, FormatView
 from diffopt.groups.model import CallView, Model
 from diffopt.groups.sense import Sense
+from diffopt.groups.train import Train, TrainView
 from diffopt.view import Group
 
 GROUPS: dict[str, type[Group]] = {
@@ -15,12 +16,13 @@ GROUPS: dict[str, type[Group]] = {
     "calib": Calib,
     "sense": Sense,
     "cache": Cache,
+    "train": Train,
     "export": Export,
     "eval": Eval,
 }
 
-PICKS = (*GROUPS, "train")
-"""Every config group of a recipe. `train` has no options yet, so it has no schema."""
+PICKS = tuple(GROUPS)
+"""Every config group of a recipe."""
 
 __all__ = [
     "GROUPS",
@@ -37,4 +39,6 @@ __all__ = [
     "Model",
     "ScaleView",
     "Sense",
+    "Train",
+    "TrainView",
 ]

@@ -1,5 +1,6 @@
 """Chroma: FLUX.1-schnell's blocks with one network that modulates all of them, and classifier-free guidance."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import flux
@@ -43,6 +44,15 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     }
 
 
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """The prompt's mask goes on over the picture's tokens."""
+    import torch
+
+    mask = texts["prompt_attention_mask"]
+    whole = torch.cat([mask, mask.new_ones(noisy.shape[:2])], 1)
+    return {"encoder_hidden_states": texts["prompt_embeds"], "attention_mask": whole}
+
+
 FAMILY = Family(
     name="chroma",
     pipeline="ChromaPipeline",
@@ -52,6 +62,9 @@ FAMILY = Family(
     size_step=16,
     guidance="separate",
     unbatched=("img_ids", "txt_ids"),
+    conditions=conditions,
+    pack=flux.packed,
+    clock=1.0,
     block_cache=False,
     # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
     cached=("*", "!transformer_blocks.0"),
@@ -60,4 +73,5 @@ FAMILY = Family(
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    unpack=flux.unpack,
 )

@@ -1,5 +1,6 @@
 """FLUX.1: dev, schnell, and everything else with a FluxTransformer2DModel."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models.family import Family, Json, Size
@@ -23,6 +24,12 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
         "prompt_embeds": (prompts, model.max_sequence_length, config["joint_attention_dim"]),
         "pooled_prompt_embeds": (prompts, config["pooled_projection_dim"]),
     }
+
+
+def unpack(pipe: Any, latents: "torch.Tensor", model: Any) -> "torch.Tensor":
+    """[b, tokens, 4 x channels] to [b, channels, h, w]."""
+    found: torch.Tensor = pipe._unpack_latents(latents, model.height, model.width, pipe.vae_scale_factor)
+    return found
 
 
 def picture_tokens(vae: Json, size: Size) -> int:
@@ -69,6 +76,17 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     return tokens(backbone, vae, size) | pooled | guidance
 
 
+def packed(latents: "torch.Tensor") -> "torch.Tensor":
+    """[b, channels, h, w] in 2x2 patches: [b, h w / 4, 4 channels]."""
+    b, channels, h, w = latents.shape
+    found = latents.reshape(b, channels, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return found.reshape(b, (h // 2) * (w // 2), channels * 4)
+
+
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "pooled_projections": texts["pooled_prompt_embeds"]}
+
+
 FAMILY = Family(
     name="flux",
     pipeline="FluxPipeline",
@@ -83,8 +101,12 @@ FAMILY = Family(
     cached=("*", "!transformer_blocks.0"),
     cached_reuse="residual",
     unbatched=("img_ids", "txt_ids"),
+    conditions=conditions,
+    pack=packed,
+    clock=1.0,
     arguments=arguments,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    unpack=unpack,
 )

@@ -1,5 +1,6 @@
 """LTX-Video."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models.family import Family, Json, Size, paired, present
@@ -51,6 +52,15 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
     return paired(shapes, FAMILY.guided(model))
 
 
+def unpack(pipe: Any, latents: "torch.Tensor", model: Any) -> "torch.Tensor":
+    """[b, tokens, channels] to [b, channels, frames, h, w]."""
+    space, time = pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio
+    extent = (model.frames - 1) // time + 1, model.height // space, model.width // space
+    patch = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+    found: torch.Tensor = pipe._unpack_latents(latents, *extent, *patch)
+    return found
+
+
 def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     """A video of f frames of h x w pixels has ((f - 1) / t + 1) * (h / s) * (w / s) tokens, t and s being the VAE's.
 
@@ -84,6 +94,15 @@ def compression(vae: Json) -> tuple[int, int]:
     return space or vae.get("patch_size", 4) * levels, time or vae.get("patch_size_t", 1) * levels
 
 
+def packed(latents: "torch.Tensor") -> "torch.Tensor":
+    """[b, channels, frames, h, w] to [b, frames h w, channels]: its patches are single latents."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "encoder_attention_mask": texts["prompt_attention_mask"]}
+
+
 FAMILY = Family(
     name="ltx",
     pipeline="LTXPipeline",
@@ -99,7 +118,11 @@ FAMILY = Family(
     cached=("*", "!transformer_blocks.0"),
     cached_reuse="residual",
     arguments=arguments,
+    conditions=conditions,
+    pack=packed,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    timed=True,
+    unpack=unpack,
 )

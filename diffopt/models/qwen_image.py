@@ -1,7 +1,9 @@
 """Qwen-Image."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from diffopt.models import flux
 from diffopt.models.family import Family, Json, Size, paired, present
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
     return paired(shapes, FAMILY.guided(model))
 
 
+def unpack(pipe: Any, latents: "torch.Tensor", model: Any) -> "torch.Tensor":
+    """[b, tokens, 4 x channels] to [b, channels, 1, h, w]: its VAE is one of videos."""
+    found: torch.Tensor = pipe._unpack_latents(latents, model.height, model.width, pipe.vae_scale_factor)
+    return found
+
+
 def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     """Latents are packed 2x2, so a picture of h x w pixels has (h / 2s) * (w / 2s) tokens, s being the VAE's scale.
 
@@ -62,6 +70,15 @@ def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     }
 
 
+def packed(latents: "torch.Tensor") -> "torch.Tensor":
+    """[b, channels, 1, h, w], its VAE being one of videos, to FLUX's tokens."""
+    return flux.packed(latents.squeeze(2) if latents.dim() == 5 else latents)
+
+
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "encoder_hidden_states_mask": texts["prompt_embeds_mask"]}
+
+
 FAMILY = Family(
     name="qwen_image",
     pipeline="QwenImagePipeline",
@@ -75,7 +92,12 @@ FAMILY = Family(
     cached=("*", "!transformer_blocks.0"),
     cached_reuse="residual",
     arguments=arguments,
+    conditions=conditions,
+    pack=packed,
+    clock=1.0,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    timed=True,
+    unpack=unpack,
 )

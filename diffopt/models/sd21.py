@@ -1,5 +1,6 @@
 """Stable Diffusion 2.1, and everything else that StableDiffusionPipeline loads."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import unet
@@ -21,6 +22,10 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
     return paired({"prompt_embeds": (prompts, unet.CLIP, config["cross_attention_dim"])}, FAMILY.guided(model))
 
 
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"]}
+
+
 FAMILY = Family(
     name="sd21",
     pipeline="StableDiffusionPipeline",
@@ -35,6 +40,9 @@ FAMILY = Family(
     block_cache=False,
     cached=unet.CACHED,
     arguments=unet.arguments,
+    conditions=conditions,
+    noisy="sample",
+    density="uniform",
     embed=embed,
     embeddings=embeddings,
     inputs=unet.inputs,

@@ -1,5 +1,6 @@
 """Stable Diffusion 3 medium, 3.5 medium and 3.5 large."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models.family import Family, Json, Size, paired, present
@@ -66,6 +67,10 @@ def largest(config: Json) -> int:
     return int(config["pos_embed_max_size"] * config["patch_size"] * SCALE)
 
 
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "pooled_projections": texts["pooled_prompt_embeds"]}
+
+
 FAMILY = Family(
     name="sd3",
     pipeline="StableDiffusion3Pipeline",
@@ -77,6 +82,7 @@ FAMILY = Family(
     block_cache=False,
     cached=("*", "!transformer_blocks.-[1-8]"),  # Model-Optimizer's default: of SD3's 24 blocks not 16 to 23
     arguments=arguments,
+    conditions=conditions,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,

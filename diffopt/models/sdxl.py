@@ -1,5 +1,6 @@
 """Stable Diffusion XL: base and turbo."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import unet
@@ -57,6 +58,10 @@ def _pooled(config: Json) -> int:
     return int(config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"])
 
 
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"], "text_embeds": texts["pooled_prompt_embeds"]}
+
+
 FAMILY = Family(
     name="sdxl",
     pipeline="StableDiffusionXLPipeline",
@@ -72,6 +77,9 @@ FAMILY = Family(
     block_cache=False,
     cached=unet.CACHED,
     arguments=unet.arguments,
+    conditions=conditions,
+    noisy="sample",
+    density="uniform",
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,

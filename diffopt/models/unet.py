@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 CLIP = 77
-"""Tokens of a prompt."""
+"""Tokens of a prompt, where nothing says otherwise."""
 BLOCKS = ("down_blocks", "up_blocks")
 # Model-Optimizer's examples/diffusers excludes the same: what works on time, the ends, and the shortcuts' 1x1 convolutions.
 KEEP = ("time_embedding", "add_embedding", "conv_in", "conv_out", "*.time_emb_proj", "*.conv_shortcut")
@@ -24,7 +24,7 @@ def arguments(model: Any) -> dict[str, Any]:
 
 
 def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
-    """sample [b,4,h,w] of latents, timestep [] and encoder_hidden_states [b,77,cross_attention_dim].
+    """sample [b,4,h,w] of latents, timestep [] and encoder_hidden_states [b,tokens,cross_attention_dim].
 
     The timestep is FP32, which every scheduler's fits in exactly; some schedulers count in integers.
     """
@@ -37,5 +37,5 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     return {
         "sample": draw(size.batch, config.in_channels, size.height // scale, size.width // scale),
         "timestep": torch.tensor(500.0),
-        "encoder_hidden_states": draw(size.batch, CLIP, config.cross_attention_dim),
+        "encoder_hidden_states": draw(size.batch, size.text or CLIP, config.cross_attention_dim),
     }

@@ -1,5 +1,6 @@
 """Wan 2.1 and 2.2, text to video. Wan 2.2 A14B has two backbones: one for the high noise, one for the low."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models.family import Family, Json, Size, paired, present
@@ -70,6 +71,10 @@ def coarser(config: Json, vae: Json) -> int:
     return int(config["patch_size"][1] * vae.get("scale_factor_spatial", SPACE))
 
 
+def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    return {"encoder_hidden_states": texts["prompt_embeds"]}
+
+
 FAMILY = Family(
     name="wan",
     pipeline="WanPipeline",
@@ -89,7 +94,10 @@ FAMILY = Family(
     largest=largest,
     coarser=coarser,
     arguments=arguments,
+    conditions=conditions,
+    density="uniform",
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,
+    timed=True,
 )

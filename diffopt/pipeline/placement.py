@@ -35,11 +35,11 @@ def place(pipe: Any, device: str) -> Any:
         if fits(weight([module]), device):
             module.to(device)
         else:
-            _stream(module, device)
+            stream(module, device)
     return pipe
 
 
-def _stream(module: torch.nn.Module, device: str) -> None:
+def stream(module: torch.nn.Module, device: str) -> None:
     """Keep a module on the CPU and move its blocks to the device one ahead of when they are needed."""
     from diffusers.hooks.group_offloading import apply_group_offloading
 

@@ -23,7 +23,7 @@ def scheduler(directory: Path, name: str | None) -> Any:
         return own
     other = getattr(diffusers, name)
     there = [c.__name__ for c in own.compatibles]
-    if _flows(own):
+    if flows(own):
         settings = {} if name.startswith(FLOW) else {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         if name.startswith(FLOW) or "use_flow_sigmas" in signature(other.__init__).parameters:
             return other.from_config(own.config, **settings)
@@ -49,5 +49,6 @@ def check_steps(own: Any, steps: int, where: str) -> None:
         raise PlanError(f"{where}: {type(own).__name__} cannot take so many steps: {reason} (got {steps}); change {where}")
 
 
-def _flows(own: Any) -> bool:
+def flows(own: Any) -> bool:
+    """Whether it integrates a rectified flow."""
     return type(own).__name__.startswith(FLOW) or bool(own.config.get("use_flow_sigmas"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline
+from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline, TrainTexts
 from diffopt.errors import PlanError
 from diffopt.models import family
 from diffopt.pipeline.open import open_texts
@@ -47,7 +47,7 @@ def save(out: Path, batches: Iterable[Texts]) -> None:
     save_file(stored, out / FILE)
 
 
-def load(embeddings: Embeddings | EvalEmbeddings, device: str) -> list[Texts]:
+def load(embeddings: Embeddings | EvalEmbeddings | TrainTexts, device: str) -> list[Texts]:
     """Batch by batch what `save` has written."""
     found: dict[str, Texts] = {}
     for key, x in sorted(load_file(embeddings.path / FILE, device).items()):
@@ -66,13 +66,14 @@ def regroup(batches: Sequence[Texts], size: int) -> list[Texts]:
     for name in batches[0]:
         parts = [texts[name] for texts in batches]
         longest = max(x.shape[1] for x in parts) if parts[0].dim() > 1 else 0
-        rows = torch.cat([_padded(x, longest) if longest else x for x in parts])
+        rows = torch.cat([padded(x, longest) if longest else x for x in parts])
         found[name] = torch.cat([rows, rows[-1:].expand(-len(rows) % size, *rows.shape[1:])])
     many = len(next(iter(found.values())))
     return [{name: x[i : i + size].clone() for name, x in found.items()} for i in range(0, many, size)]
 
 
-def _padded(x: torch.Tensor, length: int) -> torch.Tensor:
+def padded(x: torch.Tensor, length: int) -> torch.Tensor:
+    """[b, tokens, ...] with zeros behind the tokens, False in a mask."""
     return torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)
 
 
@@ -96,6 +97,7 @@ def _drawn(ctx: Context, pinned: dict[str, Any], prompts: Sequence[str], model: 
     kind, device = family(pinned["family"]), torch.device(ctx.device)
     directory = ctx.locate(pinned["source"])
     config = json.loads((directory / pinned["backbones"][0] / "config.json").read_text())
+    dtype = getattr(torch, pinned["dtype"])
     found: Texts = {}
     for name, (_, *shape) in kind.embeddings(config, len(prompts), model).items():
         if name.endswith("mask"):
@@ -103,7 +105,10 @@ def _drawn(ctx: Context, pinned: dict[str, Any], prompts: Sequence[str], model: 
             continue
         rows = []
         for prompt in prompts:
-            seed = int.from_bytes(sha256(f"{name} {prompt}".encode()).digest()[:6])
+            called = Path(prompt).name if kind.animates else prompt  # wherever the picture lies
+            seed = int.from_bytes(sha256(f"{name} {called}".encode()).digest()[:6])
             rows.append(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
-        found[name] = torch.stack(rows).to(device, getattr(torch, pinned["dtype"]))
+        drawn = torch.stack(rows)
+        pixels = name == "image"
+        found[name] = (drawn * 64 + 128).clamp(0, 255).byte().to(device) if pixels else drawn.to(device, dtype)
     return found

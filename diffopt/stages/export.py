@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -54,7 +54,7 @@ def export(
     import torch
 
     from diffopt.checkpoint import HEAD, restore
-    from diffopt.pipeline.open import config, family_of
+    from diffopt.pipeline.open import config, family_of, tokens
 
     family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
     pinned = pipeline.json("pipeline.json")
@@ -68,8 +68,9 @@ def export(
         own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
         folder = ctx.out / name if several else ctx.out
         folder.mkdir(exist_ok=True)
+        extent = Size(1, model.height, model.width, model.max_sequence_length or tokens(ctx, pipeline), model.frames or 1)
         vae, reused = config(ctx, pinned, "vae"), _reused(cache, family, name, backbone)
-        graphs[name] = _write(folder / "model.onnx", family, backbone, vae, model, export, own, reused)
+        graphs[name] = _write(folder / "model.onnx", family, backbone, vae, extent, family.rows(model), export, own, reused)
     first = graphs[pinned["backbones"][0]]
     about = {
         "format": head["format"] if head else None,
@@ -109,22 +110,25 @@ def _write(
     family: Family,
     backbone: "torch.nn.Module",
     vae: Json,
-    model: SizeView,
+    extent: Size,
+    rows: int,
     export: GraphView,
     layers: list[str],
     reused: "list[Stretch]",
 ) -> dict[str, Any]:
-    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it."""
+    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it.
+
+    `extent` is that of one row, of which a picture has `rows`.
+    """
     import torch
 
     from diffopt.graph.pieces import Cut
     from diffopt.graph.write import write
 
-    device, rows = next(backbone.parameters()).device, family.rows(model)
+    device = next(backbone.parameters()).device
 
     def inputs(images: int) -> dict[str, Any]:
-        size = Size(images * rows, model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
-        found = family.inputs(backbone, vae, size)
+        found = family.inputs(backbone, vae, replace(extent, batch=images * rows))
         return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in found.items()}
 
     given = {n: x for n, x in inputs(export.batch_size).items() if isinstance(x, torch.Tensor)}

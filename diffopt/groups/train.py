@@ -1,0 +1,202 @@
+"""`train=`: training with the quantizers in place, on data (QAT) or by the full-precision model as teacher (QAD)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from diffopt import models
+from diffopt.groups.data import Data
+from diffopt.groups.model import Dtype
+from diffopt.view import Choices, Group, View
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    cls: str
+    """In torch.optim, or for 8 bits in bitsandbytes.optim."""
+    states: float
+    """Numbers that it keeps for each weight."""
+    bytes: float | None = None
+    """Of such a number; None where it is of the weight's own precision."""
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer("AdamW", 2),
+    "adam": Optimizer("Adam", 2),
+    "nadam": Optimizer("NAdam", 2),
+    "radam": Optimizer("RAdam", 2),
+    "adamax": Optimizer("Adamax", 2),
+    "rmsprop": Optimizer("RMSprop", 1),
+    "adafactor": Optimizer("Adafactor", 0.01),
+    "sgd": Optimizer("SGD", 0),
+    "adamw8bit": Optimizer("AdamW8bit", 2, 1.02),
+    "adam8bit": Optimizer("Adam8bit", 2, 1.02),
+    "lion8bit": Optimizer("Lion8bit", 1, 1.02),
+}
+"""By name in a recipe. Those of 8 bits come with the extra train8bit and want a GPU."""
+
+
+def _known(name: str) -> str:
+    if name not in OPTIMIZERS:
+        raise ValueError(f"is no optimizer that is known; there are {', '.join(OPTIMIZERS)}")
+    return name
+
+
+OptimizerName = Annotated[str, AfterValidator(_known)]
+Schedule = Literal["constant", "linear", "cosine"]
+PART = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+class Lora(BaseModel):
+    """Adapters that are trained in the place of the weights, and are added to them before they are quantized."""
+
+    model_config = PART
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    """B A is scaled by alpha / rank."""
+    targets: list[str] = Field(min_length=1)
+    """Globs over the names of quantized layers."""
+
+
+class Teacher(BaseModel):
+    """Where the full-precision model is kept while it teaches."""
+
+    model_config = PART
+
+    offload: bool
+    """In RAM, its blocks on the GPU one ahead of when they are needed."""
+    storage: Literal["float8_e4m3fn"] | None
+    """What its weights are stored in; they are computed with in the model's precision. null leaves them as they are."""
+
+
+class Distillation(BaseModel):
+    """The loss is task * (to the data) + output * (to the teacher's output) + hidden * (to its blocks' outputs)."""
+
+    model_config = PART
+
+    output: float = Field(ge=0)
+    task: float = Field(ge=0)
+    hidden: float = Field(ge=0)
+    """Of mean squared errors relative to the mean square of what the teacher's block gives."""
+    blocks: list[str]
+    """Globs over the names of the blocks that `hidden` compares (`transformer_blocks.*`)."""
+    teacher: Teacher
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.output and not (self.hidden and self.blocks):
+            raise ValueError("learns nothing from the teacher; set distillation.output, or train without distillation")
+        if bool(self.hidden) != bool(self.blocks):
+            raise ValueError("hidden and blocks go together; give both, or neither")
+        return self
+
+
+class Validation(BaseModel):
+    """Pictures drawn now and then by the model in training, beside the full-precision model's of the same seeds."""
+
+    model_config = PART
+
+    every: int = Field(ge=1)
+    """Optimizer steps."""
+    size: int = Field(ge=1)
+    """Prompts: the last of the data, whose items are not trained on."""
+    steps: int = Field(ge=1)
+    """Denoising steps."""
+    metric: Literal["psnr", "ssim"]
+    patience: int | None = Field(ge=1)
+    """After so many validations without a better one training stops, and the best one's weights are kept; null trains all
+    steps and keeps the last."""
+
+
+class Train(Group):
+    readers: ClassVar[dict[str, str]] = {
+        "unconditional": "a model that is guided (model.guidance_scale above 1)",
+    }
+
+    data: Data
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(ge=1)
+    """Items per optimizer step, over all devices."""
+    micro_batch: int | None = Field(ge=1)
+    """Items per backbone call: gradients of several are accumulated. null takes the whole batch at once."""
+    optimizer: OptimizerName
+    """One of OPTIMIZERS."""
+    learning_rate: float = Field(gt=0, lt=1)
+    weight_decay: float = Field(ge=0, lt=1)
+    schedule: Schedule
+    """Of the learning rate, after the warm-up."""
+    warmup: int = Field(ge=0)
+    """Optimizer steps over which the learning rate rises from 0."""
+    clip: float | None = Field(gt=0)
+    """Largest norm of the gradient; null does not clip."""
+    ema: float | None = Field(gt=0, lt=1)
+    """Decay of the moving average of the weights, which is then what is kept; null keeps the weights themselves."""
+    precision: Dtype
+    """What is computed in: below float32 by autocast."""
+    weights: Dtype | None
+    """What the weights are trained in; null takes the model's, in 16 bits of which small steps are lost to rounding."""
+    gradient_checkpointing: bool
+    """Compute blocks' activations once more for the gradient rather than keep them."""
+    timesteps: Literal["family", "uniform", "logit_normal"]
+    """How noise levels are drawn: as the family was trained, evenly, or from a logit-normal; flow matching shifts them as
+    its scheduler does."""
+    unconditional: float = Field(ge=0, lt=1)
+    """Share of the items that are trained with the negative prompt, for guidance."""
+    lora: Lora | None
+    """Train adapters; null trains all weights of the quantized layers' model."""
+    distillation: Distillation | None
+    """Learn from the full-precision model (QAD); null learns from the data alone (QAT)."""
+    validation: Validation | None
+    save_every: int = Field(ge=1)
+    """Optimizer steps between training checkpoints, which a killed run goes on from."""
+    trackers: list[str]
+    """accelerate's, by name: tensorboard, wandb, ..."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch: does not divide train.batch_size={self.batch_size} (got {self.micro_batch}); give a divisor"
+            )
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup: is not less than train.steps={self.steps} (got {self.warmup}); lower it")
+        if len(set(self.trackers)) != len(self.trackers):
+            raise ValueError(f"trackers: names one twice (got {self.trackers}); name each once")
+        return self
+
+
+class TrainView(View, of=Train):
+    """All but the data, which an artifact holds."""
+
+    steps: int
+    batch_size: int
+    micro_batch: int | None
+    optimizer: OptimizerName
+    learning_rate: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: int
+    clip: float | None
+    ema: float | None
+    precision: Dtype
+    weights: Dtype | None
+    gradient_checkpointing: bool
+    timesteps: Literal["family", "uniform", "logit_normal"]
+    unconditional: float
+    lora: Lora | None
+    distillation: Distillation | None
+    validation: Validation | None
+    save_every: int
+    trackers: list[str]
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        guided = choices.model is not None and models.family(choices.model.family).guided(choices.model)
+        return cls.drawn_from() - (set() if guided else {"unconditional"})
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        """Without what has no part in the result: where it is told of, and how often it is saved."""
+        return {n: x for n, x in super().identity(used).items() if n not in ("save_every", "trackers")}

@@ -1,0 +1,48 @@
+"""What a training takes of memory, reckoned before it starts. Imports no torch."""
+
+from dataclasses import dataclass
+
+from diffopt.figure import size
+from diffopt.groups.train import OPTIMIZERS, Train
+from diffopt.run import BYTES
+
+ROOM = 1.1
+"""Of all of it, for activations and what the quantizers make: the least that was seen, with gradient checkpointing."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by what they are for."""
+
+    parts: dict[str, int]
+    """On the device that computes."""
+    offloaded: int
+    """In RAM, of a teacher that is kept there."""
+
+    @property
+    def total(self) -> int:
+        return int(sum(self.parts.values()) * ROOM)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {size(n)}" for name, n in self.parts.items() if n)
+
+
+def footprint(train: Train, parameters: int, adapted: int, dtype: str, gpu: bool) -> Footprint:
+    """Of a backbone with so many `parameters` in `dtype`, of which LoRA would train `adapted`."""
+    width = BYTES[train.weights or dtype]
+    trained, of_trained = (adapted, 4) if train.lora else (parameters, width)  # adapters are FP32
+    how = OPTIMIZERS[train.optimizer]
+    parts = {
+        "weights": parameters * width + (adapted * 4 if train.lora else 0),
+        "gradients": trained * of_trained,
+        "optimizer": round(trained * how.states * (how.bytes or of_trained)),
+        "moving average": trained * of_trained if train.ema else 0,
+    }
+    teacher = 0
+    if train.distillation:
+        kept = train.distillation.teacher
+        teacher = parameters * (1 if kept.storage else BYTES[dtype])
+        if not (kept.offload and gpu):
+            parts["teacher"] = teacher
+            teacher = 0
+    return Footprint(parts, teacher)

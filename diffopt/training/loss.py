@@ -1,0 +1,68 @@
+"""The loss: to the data, to the teacher's output, and to the outputs of its blocks."""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import mse_loss
+
+from diffopt.groups.train import Distillation
+from diffopt.models import Family
+from diffopt.training.call import Caller, blocks, watched
+from diffopt.training.examples import Batch
+from diffopt.training.noise import Diffusion, Flow
+from diffopt.training.teacher import Teacher
+
+
+class Loss:
+    """Of one backbone on one batch; every part is a mean over its rows."""
+
+    def __init__(
+        self, family: Family, noise: Flow | Diffusion, caller: Caller, teacher: Teacher | None, how: Distillation | None
+    ):
+        self.family, self.noise, self.caller, self.teacher, self.how = family, noise, caller, teacher, how
+
+    def __call__(
+        self, name: str, student: Any, plain: Any, batch: Batch, levels: tuple[float, float], device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """`loss`, and the parts it is the sum of. `student` is called, as accelerate has wrapped it; `plain` is the backbone
+        within. Noise levels are drawn between the two `levels`.
+        """
+        latents, noise = batch.latents.to(device), batch.noise.to(device)
+        texts = {n: x.to(device) for n, x in batch.texts.items()}
+        tokens = self.family.pack(latents[:1])
+        drawn = self.noise.levels(batch.normal, tokens.shape[1] if tokens.dim() == 3 else _patches(plain, tokens), *levels)
+        drawn = drawn.to(device)
+        noisy, times = self.family.pack(self.noise.noised(latents, noise, drawn)), self.noise.timesteps(drawn)
+        named = blocks(plain, self.family, self.how.blocks) if self.how else []
+        with watched(plain, named) as ours:
+            predicted = student(**self.caller.inputs(plain, noisy, times, texts), return_dict=False)[0].float()
+            ours = dict(ours)
+        found = {}
+        if self.how is None or self.how.task:
+            target = self.family.pack(self.noise.target(latents, noise, drawn)).float()
+            found["task"] = mse_loss(predicted, target) * (self.how.task if self.how else 1.0)
+        if self.how and self.teacher:
+            taught = self.teacher.backbones[name]
+            with watched(taught, named) as theirs:
+                wanted = self.teacher(name, self.caller.inputs(taught, noisy, times, texts)).float()
+            if self.how.output:
+                found["output"] = mse_loss(predicted, wanted) * self.how.output
+            if named:
+                each = [_relative(x, y) for n in named for x, y in zip(ours[n], theirs[n], strict=True)]
+                found["hidden"] = torch.stack(each).mean() * self.how.hidden
+        return {"loss": torch.stack(list(found.values())).sum(), **found}
+
+
+def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    theirs = theirs.float()
+    return mse_loss(ours.float(), theirs) / theirs.square().mean().clamp_min(1e-12)
+
+
+def _patches(backbone: Any, latents: torch.Tensor) -> int:
+    """Tokens that the backbone itself makes of latents [1, channels, ...], by which a scheduler's shift may depend."""
+    patch = getattr(backbone.config, "patch_size", None) or 1
+    sides = patch if isinstance(patch, (tuple, list)) else [patch] * (latents.dim() - 2)
+    found = 1
+    for extent, side in zip(latents.shape[-len(sides) :], sides, strict=True):
+        found *= extent // side
+    return found

@@ -1,0 +1,28 @@
+"""The optimizer and the learning rate over the steps."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from diffopt.groups.train import OPTIMIZERS, TrainView
+
+
+def optimizer(train: TrainView, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    name = OPTIMIZERS[train.optimizer].cls
+    if train.optimizer.endswith("8bit"):
+        import bitsandbytes
+
+        cls: Any = getattr(bitsandbytes.optim, name)
+    else:
+        cls = getattr(torch.optim, name)
+    found: torch.optim.Optimizer = cls(list(parameters), lr=train.learning_rate, weight_decay=train.weight_decay)
+    return found
+
+
+def schedule(train: TrainView, optimizer: torch.optim.Optimizer) -> Any:
+    """Steps once an optimizer step, whatever the number of devices."""
+    from diffusers.optimization import get_scheduler
+
+    name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=train.warmup, num_training_steps=train.steps)
