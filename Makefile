@@ -29,11 +29,12 @@ check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
 	$(MAKE) test
 
 golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a change of the key that is meant
-	$(BIN)/python -m pytest -q tests/test_golden.py --golden
+	$(BIN)/python -m pytest -q -n 0 tests/test_golden.py --golden
 
 matrix: $(VENV)/installed  ## every family in every format through the whole chain, and calibrated bit for bit; writes the README's table
 	$(BIN)/python -m pytest -q -m '' tests/test_matrix.py tests/test_calibrate_families.py tests/test_training.py --matrix
 
-bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized and exported here; wants a GPU
+bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized, exported and swept here; wants a GPU
 	$(BIN)/python tests/bench_observe.py sdxl flux_dev
 	$(BIN)/python tests/bench_full_size.py outputs/bench flux_dev:int8_sq flux_dev:fp8 flux_dev:nvfp4 sdxl:int8_sq sdxl:fp8 sdxl:nvfp4
+	for m in sdxl flux_dev; do $(BIN)/python tests/bench_sweep.py outputs/bench --one-alpha --grid large model=$$m model.weights=random calib=images calib.n_steps=8 || exit 1; done

@@ -113,7 +113,10 @@ class Checkpoint(Artifact):
 
 
 class OnnxGraph(Artifact):
-    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers; several in a folder each."""
+    """`model.onnx` and `graph.json`: the backbone, its inputs and its counted quantizers; several in a folder each.
+
+    One that is cut at reused blocks is `model.0.onnx`, `model.1.onnx` ... instead, which `graph.json` tells of.
+    """
 
     kind = "onnx"
 
@@ -122,9 +125,18 @@ class OnnxGraph(Artifact):
         names: list[str] = self.json("graph.json")["backbones"]
         return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}
 
+    def files(self) -> list[dict[str, Any]]:
+        """Of one backbone: its graph's file and profile, or those of the parts of a graph that is cut, in their order."""
+        head = self.json("graph.json")
+        whole = {"file": "model.onnx", "profile": head["profile"], "reused": False}
+        return [*head.get("pieces", [whole])]
+
 
 class EnginePlan(Artifact):
-    """`model.plan` and `plan.json`: a serialized TensorRT engine, its builder, target and profiles."""
+    """`model.plan` and `plan.json`: a serialized TensorRT engine, its builder, target and profiles.
+
+    Of a graph that is cut there is one a part, `model.0.plan` ..., to be run as the graph's `graph.json` says.
+    """
 
     kind = "engine"
 

@@ -22,6 +22,7 @@ from diffopt.extremes import Extremes, quantizers, replay
 from diffopt.formats.method import Rule
 from diffopt.layers import expected_layers
 from diffopt.pipeline.open import open_backbone
+from diffopt.scales import AMAX, Quantizer, check_finite
 from diffopt.search import DerivedError, Found, rebuild
 from diffopt.stage import Context
 
@@ -34,13 +35,10 @@ __all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore"
 def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
     """Quantize `model` in place with modelopt, calibrated on recorded extremes.
 
-    A list of algorithms is of a mix of formats: each calibrates those layers that are its own. Raises GateError for
-    extremes that are not finite, as an overflow in a 16-bit model leaves.
+    A list of algorithms is of a mix of formats: each calibrates those layers that are its own. Raises
+    GateError as `check_finite` does.
     """
-    if broken := [name for name, x in extremes.items() if not torch.isfinite(x).all()]:
-        raise GateError(
-            f"quantize: {broken[0]} saw inf or NaN in calibration (got {len(broken)} such); set another model.dtype"
-        )
+    check_finite(extremes)
     in_turn = algorithm if isinstance(algorithm, list) else []
     with torch.no_grad(), simulated():
         config = {"quant_cfg": copy.deepcopy(rules), "algorithm": None if in_turn else algorithm}
@@ -96,23 +94,34 @@ def check(model: torch.nn.Module, expected: list[str], inputs: bool = True) -> N
 
     `inputs` tells whether the layers' inputs are to be quantized too.
     """
-    enabled = {n for n, q in quantizers(model) if q.is_enabled}
-    on = {n for n in quantized_layers(model) if not inputs or f"{n}.input_quantizer" in enabled}
-    if lost := sorted(set(expected) - on):
+    on = {name: q for name, q in quantizers(model) if q.is_enabled}
+    scaled = {name: q.amax for name, q in on.items() if not q.is_mx_format}
+    layers = {n for n in quantized_layers(model) if not inputs or f"{n}.input_quantizer" in on}
+    _gate(expected, layers, scaled)
+
+
+def check_scales(known: list[Quantizer], found: Extremes, expected: list[str]) -> None:
+    """The same of quantizers that rules switch on, both of weights and of inputs, and the scales that were found for them."""
+    on = {q.name for q in known}
+    layers = {q.layer for q in known if q.weight and f"{q.layer}.input_quantizer" in on}
+    _gate(expected, layers, {q.name: found.get(f"{q.name}.{AMAX}") for q in known if q.scaled})
+
+
+def _gate(expected: list[str], quantized: set[str], scaled: Mapping[str, torch.Tensor | None]) -> None:
+    if lost := sorted(set(expected) - quantized):
         raise GateError(f"quantize: {len(lost)} of {len(expected)} layers were not quantized (got {lost[0]} ...); report it")
-    for name, quantizer in quantizers(model):
-        amax = quantizer.amax
-        if not quantizer.is_enabled or quantizer.is_mx_format:  # MX formats have no scale until a tensor passes
-            continue
+    for name, amax in scaled.items():
         if amax is None or not torch.isfinite(amax).all() or not (amax > 0).any():
             raise GateError(f"quantize: {name} has no usable scale (got amax {amax}); calibrate on more prompts")
 
 
-def save(out: Path, head: dict[str, Any], model: torch.nn.Module, extremes: Mapping[str, torch.Tensor]) -> None:
-    """Write the checkpoint: `head` has family, format, rules, algorithm and layers."""
-    enabled = {name for name, q in quantizers(model) if q.is_enabled}
-    save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items()) if n in enabled}, out / EXTREMES)
-    save_file(state(model), out / STATE)
+def save(
+    out: Path, head: dict[str, Any], known: list[Quantizer], extremes: Mapping[str, torch.Tensor], found: Extremes
+) -> None:
+    """Write the checkpoint of a max-style format: `head` has family, format, rules, algorithm and layers."""
+    on = {q.name for q in known}
+    save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items()) if n in on}, out / EXTREMES)
+    save_file(found, out / STATE)
     (out / HEAD).write_text(json.dumps(head, indent=1))
 
 

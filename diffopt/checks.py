@@ -1,16 +1,23 @@
 """What is refused before anything runs: combinations that this machine or a runtime cannot do. One line each."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 
 from diffopt import formats, models
-from diffopt.environment import Environment
+from diffopt.adapter import Shapes, fit, plain, shapes
+from diffopt.caches import METHODS, Settings
+from diffopt.environment import Environment, package
 from diffopt.errors import PlanError
+from diffopt.groups import Model
+from diffopt.groups.cut import cuts
 from diffopt.metrics import METRICS
 from diffopt.rates import PEAK
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
 
+TEXTS = ("text_encoder", "text_encoder_2")
+"""Parts that adapters are trained for beside backbones; their layers are not known before they are built."""
 TRACKERS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
@@ -28,6 +35,8 @@ TRACKERS = {
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
     reasons = [
+        *_lora(choices),
+        *_prompts(choices),
         *_format(choices),
         *_sense(choices),
         *_cache(choices),
@@ -38,6 +47,74 @@ def check(choices: Choices, environment: Environment) -> None:
     ]
     if reasons:
         raise PlanError("\n".join(reasons))
+
+
+def _lora(choices: Choices) -> Iterator[str]:
+    """What the files' headers tell; `load` judges what must be converted to be matched, and what is on the hub."""
+    model = choices.model
+    if model is None or not model.lora:
+        return
+    family = models.family(model.family)
+    if not family.lora:
+        yield f"model.lora: diffusers has no LoRA loader for {family.pipeline} (got {model.lora[0].path.name!r}); drop it"
+        return
+    layers = _weights(model)
+    for i, adapter in enumerate(model.lora):
+        where, name = f"model.lora.{i}", adapter.path.name
+        if adapter.backbone not in (None, *family.backbones):
+            there = ", ".join(family.backbones)
+            yield f"{where}.backbone: {family.name} has no such backbone (got {adapter.backbone!r}); there are {there}"
+            continue
+        if adapter.path.local is None:
+            continue
+        try:
+            keys = shapes(adapter.path.local)
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            yield f"{where}.path: {what} (got {name!r}); {advice}"
+            continue
+        if not any("lora" in k for k in keys):
+            first = f", the first {next(iter(keys))}" if keys else ""
+            yield f"{where}.path: holds no LoRA (got {name!r}: {len(keys)} tensors{first}); give the file of an adapter"
+        elif magnitudes := [k for k in keys if "dora_scale" in k or "magnitude" in k]:
+            yield (
+                f"{where}.path: is a DoRA, whose magnitudes diffusers would leave out (got {name!r}: {len(magnitudes)} of "
+                "them); give a plain LoRA, or a model that it was merged into"
+            )
+        elif layers and plain(keys, {*family.backbones, *TEXTS}):
+            first, own = f"{family.backbones[0]}.", f"{adapter.backbone or family.backbones[0]}."
+            named = {own + k.removeprefix(first) if k.startswith(first) else k: x for k, x in keys.items()}
+            if complaint := fit(named, layers | dict.fromkeys(TEXTS)).complaint(name, len(keys)):
+                yield f"{where}: {complaint}"
+
+
+def _weights(model: Model) -> dict[str, Shapes | None]:
+    """Sizes of the layers of a local model's backbones, by their files' headers; empty where these do not tell."""
+    directory = model.source.directory if model.weights == "pretrained" else None
+    found: dict[str, Shapes | None] = {}
+    for name in models.family(model.family).backbones if directory else ():
+        assert directory is not None
+        own: dict[str, tuple[int, ...]] = {}
+        for path in (directory / name).glob("*.safetensors"):
+            with suppress(ValueError):  # a broken model is said to be one where it is opened
+                own |= shapes(path)
+        found[name] = {k.removesuffix(".weight"): x for k, x in own.items() if k.endswith(".weight") and len(x) > 1}
+    return {n: x for n, x in found.items() if x}
+
+
+def _prompts(choices: Choices) -> Iterator[str]:
+    """Models that animate take pictures, the others texts."""
+    if choices.model is None:
+        return
+    family = models.family(choices.model.family)
+    for name, group in {"calib": choices.calib, "eval": choices.eval}.items():
+        if group and family.animates != (group.prompts.folder is not None):
+            takes, kind = ("pictures", "texts") if family.animates else ("texts", "pictures")
+            advice = "a directory of pictures" if family.animates else "a file of texts"
+            yield f"{name}.prompts: {family.name} takes {takes}, not {kind} (got {group.prompts.where}); give {advice}"
+    if family.animates and choices.eval:
+        for metric in (m for m in choices.eval.metrics if METRICS[m].of_text):
+            yield f"eval.metrics: {metric} compares with a text, and {family.name} has none (got {metric}); leave it out"
 
 
 def _format(choices: Choices) -> Iterator[str]:
@@ -72,11 +149,17 @@ def _sense(choices: Choices) -> Iterator[str]:
 
 
 def _cache(choices: Choices) -> Iterator[str]:
-    if choices.cache and choices.model and not models.family(choices.model.family).block_cache:
-        yield (
-            f"cache: diffusers' FirstBlockCache does not know the blocks of {choices.model.family} "
-            f"(got cache={choices.cache.model_dump().get('method')}); drop the cache"
-        )
+    if choices.cache is None or choices.model is None:
+        return
+    assert isinstance(choices.cache, Settings)
+    method, family = METHODS[choices.cache.method], models.family(choices.model.family)
+    if reason := method.supports(family):
+        other = "choose cache=cachify, or drop the cache" if family.cached and method.name != "cachify" else "drop the cache"
+        yield f"cache: {reason} (got cache={method.name}); {other}"
+    if method.package and package(method.package[0]) is None:
+        yield f"cache: {method.package[0]} is not installed (got cache={method.name}); `{method.package[1]}`"
+    if choices.eval and (misfit := choices.cache.misfit(family, choices.eval.steps)):
+        yield f"cache.{misfit}"
 
 
 def _train(choices: Choices) -> Iterator[str]:
@@ -149,10 +232,11 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     if runtime.name == "onnxruntime":
         if environment["onnxruntime"] is None:
             yield "eval.runtime: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
-        if choices.cache:
+        if choices.cache and not cuts(choices):
             yield (
-                "cache: onnxruntime runs the graph as one piece, so no block of it can be skipped "
-                "(got eval.runtime=onnxruntime); set eval.runtime=torch, or drop the cache"
+                "cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand, but "
+                f"{choices.cache.model_dump()['method']} decides while it runs (got eval.runtime=onnxruntime); "
+                "choose cache=cachify, or set eval.runtime=torch"
             )
         if choices.export is None:
             yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"

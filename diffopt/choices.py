@@ -44,6 +44,7 @@ def choose(config: dict[str, Any]) -> Choices:
         elif not isinstance(value, dict):
             errors.append(f"{name}: is not an option of the group (got {value!r}); choose {name}=OPTION")
         else:
+            schema = schema.shape(value)
             try:
                 groups[name] = schema.model_validate(value)
             except ValidationError as e:

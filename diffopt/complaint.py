@@ -38,6 +38,8 @@ def line(error: Exception, arguments: list[str]) -> str:
     if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         return f"{found[1]}: reads as several values (got {found[2]}); quote one, list them as [a,b], or sweep with --multirun"
     cause = error.__cause__
+    if "ListConfig" in str(cause) and (found := re.search(r"Error merging override ([^=]+)=(.*)", text)):
+        return f"{found[1]}: is a list in the recipe (got {found[2]}); write it as one: [{found[2]}]"
     lines = [x for x in text.strip().splitlines() if x.strip() and "HYDRA_FULL_ERROR" not in x]
     if cause and str(cause) not in text:
         lines.append(str(cause).splitlines()[0])
@@ -83,11 +85,11 @@ def _no_key(key: str, given: str) -> str:
     if key == "recipe":
         return f"recipe: is added to the config, so with a plus (got recipe={given}); +recipe={given}"
     group, _, name = key.partition(".")
-    if group in GROUPS and name in GROUPS[group].model_fields:
-        reader = GROUPS[group].readers.get(name, "another option of the group")
+    if group in GROUPS and name in GROUPS[group].fields():
+        reader = GROUPS[group].reader(name) or "another option of the group"
         return f"{key}: has no effect here, since {reader} alone reads it (got {given}); drop it"
     if group in GROUPS and name:
-        return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].model_fields)}"
+        return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].fields())}"
     known = [*PICKS, "seed", "store", "objective"]
     if name:
         return f"{key}: no such group (got {group!r}); {nearest(group, known)}"

@@ -89,7 +89,9 @@ def reason(step: Step, todo: set[Step], store: Store) -> str:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one of dotted keys; `config.` is left out of them."""
+    """Nested dicts, and lists of them, as one of dotted keys; `config.` is left out of them."""
+    if isinstance(value, list) and value and all(isinstance(x, dict) for x in value):
+        value = {str(i): x for i, x in enumerate(value)}
     if not isinstance(value, dict) or not value:
         return {prefix.removeprefix("config."): value}
     found: dict[str, Any] = {}

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from diffopt.artifact import Artifact, Checkpoint, EnginePlan, Images, Latency, Metrics, OnnxGraph, Sensitivity
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
 from diffopt.groups import GROUPS
+from diffopt.groups.cut import cuts
 from diffopt.runtimes import RUNTIMES
 from diffopt.source import Source
 from diffopt.stage import Param, Stage
@@ -95,6 +98,11 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
         if not {Metrics, Latency} & {*found} and not _random(choices):
             found.append(Images)
+    if choices.model and choices.model.lora:
+        notes.append("the model is fused with " + ", ".join(a.label for a in choices.model.lora))
+    if choices.export and choices.cache and not cuts(choices):
+        method = choices.cache.model_dump()["method"]
+        notes.append(f"{method} decides while it runs what it reuses, so the graph is not cut for it: it computes every step")
     if _random(choices):
         notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not {*found} - {Sensitivity} and choices.format:
@@ -125,7 +133,7 @@ def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[s
                 found[key] = ("the group is not chosen", f"choose {group}=OPTION, or drop it")
             else:
                 picked = f"format={choices.format.name}" if choices.format else "these choices"
-                reader = GROUPS[group].readers.get(name)
+                reader = GROUPS[group].reader(name)
                 found[key] = (
                     f"has no effect under {picked}" + (f", since {reader} alone reads it" if reader else ""),
                     "drop it",
@@ -191,7 +199,8 @@ class _Planner:
         alternatives: list[dict[str, View | None]] = [{}]
         used: set[str] = set()
         for param in (p for p in stage.params if p.role == "view"):
-            group: Group | None = getattr(choices, param.name)
+            read = param.under is None or param.under.test(choices)
+            group: Group | None = getattr(choices, param.name) if read else None
             view = param.types[0]
             assert issubclass(view, View)
             if group is None and not param.optional:
@@ -244,18 +253,17 @@ class _Planner:
     ) -> Step:
         config: dict[str, Any] = {}
         pending = False
+        silent = {p.name for p in stage.params if p.under and p.under.silent}
         for group, view in views.items():
             if view is None:
-                config[group] = None
+                config |= {} if group in silent else {group: None}
                 continue
             config[group] = view.identity(frozenset(k.partition(".")[2] for k in used if k.startswith(f"{group}.")))
             for key, value in view:
-                if isinstance(value, Source) and key in config[group]:
-                    digest = self.digest(value)
-                    pending |= digest is None
-                    config[group][key] = digest or f"unresolved:{value.name}"
+                if key in config[group]:
+                    config[group][key], unresolved = self._pinned(value, config[group][key])
+                    pending |= unresolved
         parents: dict[str, Any] = {}
-        silent = {p.name for p in stage.params if p.under and p.under.silent}
         for param, value in inputs.items():
             if not value and param in silent:
                 continue
@@ -275,3 +283,19 @@ class _Planner:
         }
         step = Step(name, stage, views, used, inputs, identity, pending)
         return self.steps.setdefault(step.fingerprint, step)
+
+    def _pinned(self, value: Any, dumped: Any) -> tuple[Any, bool]:
+        """`dumped` with a digest in the place of every source of `value`, and whether one of them is unresolved."""
+        if isinstance(value, Source):
+            digest = self.digest(value)
+            return digest or f"unresolved:{value.name}", digest is None
+        if isinstance(value, BaseModel) and isinstance(dumped, dict):
+            found = {
+                k: self._pinned(getattr(value, k), v) if k in type(value).model_fields else (v, False)
+                for k, v in dumped.items()
+            }
+            return {k: v for k, (v, _) in found.items()}, any(unresolved for _, unresolved in found.values())
+        if isinstance(value, list) and isinstance(dumped, list):
+            parts = [self._pinned(*pair) for pair in zip(value, dumped, strict=True)]
+            return [v for v, _ in parts], any(unresolved for _, unresolved in parts)
+        return dumped, False

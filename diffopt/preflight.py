@@ -1,5 +1,6 @@
 """What can be refused once the model's configs are known, before anything computes: one line each."""
 
+import json
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from math import gcd
@@ -8,6 +9,8 @@ from typing import Any
 
 from diffopt import environment, formats, models
 from diffopt.artifact import Pipeline
+from diffopt.caches import Settings
+from diffopt.caches.policy import block_names
 from diffopt.errors import PlanError
 from diffopt.figure import size
 from diffopt.groups.data import STEPS, Data
@@ -31,6 +34,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
     reasons = [
         *_size(choices, pinned["largest"], pinned["size_step"]),
         *_format(choices, layers, kept),
+        *_cache(ctx, choices, pinned),
         *_memory(pinned),
         *_train(choices, pinned, layers, kept),
         *_disk(ctx, choices, pinned),
@@ -82,6 +86,18 @@ def _format(choices: Choices, layers: list[Layer], kept: list[str]) -> Iterator[
                 f"format.quantize_mha: FP8 attention takes heads of a multiple of {HEAD_STEP} channels, but {layer.name} has "
                 f"{layer.shape[1]} (got true); drop it, or add the layer to format.exclude"
             )
+
+
+def _cache(ctx: Context, choices: Choices, pinned: dict[str, Any]) -> Iterator[str]:
+    """The chosen cache on the blocks that the backbone has."""
+    if choices.cache is None:
+        return
+    assert isinstance(choices.cache, Settings)
+    family = models.family(pinned["family"])
+    path = ctx.locate(pinned["source"]) / pinned["backbones"][0] / "config.json"
+    middle = "down_blocks" in family.blocks and json.loads(path.read_text()).get("mid_block_type", True) is not None
+    if mismatch := choices.cache.filled(family).mismatch(block_names(pinned["blocks"], middle)):
+        yield f"cache.{mismatch}"
 
 
 def _memory(pinned: dict[str, Any]) -> Iterator[str]:
@@ -163,7 +179,8 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
         where = "train.data.prompts" if data.synthetic else "train.data.source"
         sets.append((where, tuple(dict.fromkeys(_trained(ctx, choices, data)))))
     assert choices.model is not None
-    if sets and pinned["weights"] != "random" and choices.model.long_prompts == "refuse":
+    texts = sets and pinned["weights"] != "random" and not models.family(pinned["family"]).animates
+    if texts and choices.model.long_prompts == "refuse":
         pipe = open_tokenizers(ctx, pipeline)
         for where, prompts in sets:
             check_length(pipe, prompts, choices.model, where)

@@ -2,7 +2,9 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -16,29 +18,43 @@ MOST = 10_000  # prompts taken of a data set, from its first row: a set of capti
 
 
 TABLES = {".csv": ",", ".tsv": "\t"}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """An ordered list of prompts. Two files with the same prompts are the same set."""
+    """An ordered list of prompts. Two files with the same prompts are the same set.
+
+    Of a directory of pictures, which are the prompts of models that animate, they are the files' names.
+    """
 
     where: str
     prompts: tuple[str, ...]
+    folder: Path | None = field(default=None, compare=False)
+    """Where the pictures lie; None of texts."""
+    contents: tuple[str, ...] = ()
+    """sha256 of each picture."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def part(self, start: int, stop: int) -> Self:
-        return type(self)(self.where, self.prompts[start:stop])
+        return replace(self, prompts=self.prompts[start:stop], contents=self.contents[start:stop])
+
+    def given(self) -> Self:
+        """The same with what is encoded as prompts: texts, or the paths of pictures."""
+        return replace(self, prompts=tuple(str(self.folder / p) for p in self.prompts)) if self.folder else self
 
     @property
     def digest(self) -> str:
-        return fingerprint(list(self.prompts))
+        if self.folder is None:
+            return fingerprint(list(self.prompts))
+        return fingerprint([list(pair) for pair in zip(self.prompts, self.contents, strict=True)])
 
 
 def read(value: object) -> PromptSet:
     """Read a prompt set: a text file with a prompt a line, JSON (strings, or objects with a `prompt`), a CSV or TSV with a
-    column of prompts, a hub data set, or a set of diffopt/prompt_sets.py by its name.
+    column of prompts, a hub data set, a set of diffopt/prompt_sets.py by its name, or a directory of pictures.
 
     Raises ValueError, which names the file, for what cannot be read or holds no prompt.
     """
@@ -52,6 +68,8 @@ def read(value: object) -> PromptSet:
     if value.startswith("hub:"):
         return PromptSet(value, _from_hub(value))
     path = asset.locate(file or value)
+    if path.is_dir():
+        return _pictures(value, path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -67,6 +85,14 @@ def read(value: object) -> PromptSet:
     if not prompts:
         raise ValueError("holds no prompt; write one a line")
     return PromptSet(value, tuple(prompts))
+
+
+def _pictures(value: str, folder: Path) -> PromptSet:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+    if not files:
+        raise ValueError(f"is a directory without a picture; put {', '.join(PICTURES)} files into it, or give a file of texts")
+    contents = tuple(sha256(p.read_bytes()).hexdigest() for p in files)
+    return PromptSet(value, tuple(p.name for p in files), folder.resolve(), contents)
 
 
 def _named(name: str) -> PromptSet:

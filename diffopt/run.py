@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffopt.errors import ConfigError
+from diffopt.figure import size
 from diffopt.gates import Outcome, outcomes
 
 RUN = "run.json"
@@ -103,6 +104,9 @@ class Run:
         if pipeline:
             many, dtype = pipeline["parameters"], pipeline["dtype"]
             note = f"{many / 1e6:,.1f} million parameters in {dtype}"
+            for adapter in pipeline.get("lora", []):
+                hits = ", ".join(f"{n} layers of {component}" for component, n in adapter["hits"].items())
+                note += f"; {Path(adapter['name']).name} at scale {adapter['scale']:g} fused into {hits}"
             rows.append({"step": "load", "what": "Source backbone", "bytes": many * BYTES.get(dtype, 4), "note": note})
         if checkpoint and (taken := self.taken("quantize")):
             note = "only what differs from the source: scales and extremes, no weights"
@@ -113,7 +117,8 @@ class Run:
             ("build", "Engine plan", "plan.json"),
         ):
             if (head := self.read(step, other)) and (taken := self.taken(step, other)):
-                rows.append({"step": step, "what": what, "bytes": taken, "note": head["format"] or "full precision"})
+                note = ", ".join([head["format"] or "full precision", *_parts(head)])
+                rows.append({"step": step, "what": what, "bytes": taken, "note": note})
         base = next((r for step in ("export.baseline", "load") for r in rows if r["step"] == step), None)
         return [{**r, "base": r is base, "share": r["bytes"] / base["bytes"] if base else None} for r in rows]
 
@@ -147,6 +152,15 @@ class Run:
             if (folder / row["plays"]).is_file():
                 found[kind] = {"frames": [folder / name for name in row["frames"]], "plays": folder / row["plays"]}
         return found
+
+
+def _parts(head: dict[str, Any]) -> list[str]:
+    """What there is to say of a graph's parts, or a plan's: their sizes in the order in which they run."""
+    parts = head.get("pieces") or head.get("plans") or []
+    if not parts:
+        return []
+    sizes = ", ".join(size(p["bytes"]) + (" (not in steps that reuse)" if p["reused"] else "") for p in parts)
+    return [f"in {len(parts)} parts: {sizes}"]
 
 
 def _same(ours: Path, theirs: Path) -> bool:

@@ -58,6 +58,10 @@ def missing(plan: Plan, store: Store) -> set[Step]:
     return found
 
 
+_held = Held()
+"""Over the jobs of a sweep too: those that only quantize otherwise share a model."""
+
+
 def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> list[Done]:
     """Make what is missing, in order. A killed or failed run keeps every step that was finished.
 
@@ -66,7 +70,6 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
     todo = missing(plan, store)
     done = []
     checked: set[str] = set()
-    held, holder = Held(), ""
     ready = False
     width = max(len(s.name) for s in plan.steps)
     for step in plan.steps:
@@ -81,11 +84,13 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
                         _preflight(plan, choices, store, sources)
                         ready = True
                     _check_inputs(step, store, checked)
-                    if step.stage.name != holder:
-                        held.drop()
+                    if _held.hand_to(step.stage.name):
                         release()  # before the next stage opens its own copy of the model
-                        holder = step.stage.name
-                    _make(step, store, sources, held)
+                    try:
+                        _make(step, store, sources)
+                    except BaseException:
+                        _held.drop()  # who knows in which state
+                        raise
                     checked.add(step.fingerprint)
         seconds = time.monotonic() - started
         log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
@@ -109,7 +114,7 @@ def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
             checked.add(parent.fingerprint)
 
 
-def _make(step: Step, store: Store, sources: Sources, held: Held) -> None:
+def _make(step: Step, store: Store, sources: Sources) -> None:
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
     started = time.monotonic()
     with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:
@@ -126,7 +131,7 @@ def _make(step: Step, store: Store, sources: Sources, held: Held) -> None:
                 else None
             )
         device = "cuda" if gpus() else "cpu"
-        context = Context(out, sources.pinned, sources.locate, device, step.name, held, store.kept(step.fingerprint))
+        context = Context(out, sources.pinned, sources.locate, device, step.name, _held, store.kept(step.fingerprint))
         with hushed(), peaks() as peak:
             if "modelopt" in step.stage.probes:
                 _libraries()

@@ -32,8 +32,11 @@ def command(arguments: list[str]) -> None:
     export.add_argument("id", help="KIND/FINGERPRINT, or the start of a fingerprint")
     export.add_argument("directory", type=Path, help="where to; must not exist")
     export.add_argument("--source", help="the model a checkpoint was made from, where no run here tells")
+    export.add_argument(
+        "--lora", action="append", default=[], metavar="FILE", help="likewise an adapter that was fused into it"
+    )
     export.add_argument("--bare", action="store_true", help="a checkpoint alone, without the file that mto.restore reads")
-    export.set_defaults(run=lambda store, a: _export(store, a.id, a.directory, a.source, a.bare))
+    export.set_defaults(run=lambda store, a: _export(store, a.id, a.directory, a.source, a.lora, a.bare))
     given = parser.parse_args(arguments)
     store = Store(Path(given.store).expanduser())
     if not store.root.is_dir():
@@ -93,12 +96,12 @@ def _gc(store: Store, yes: bool) -> None:
     print(f"{len(unused)} artifacts, {size(sum(e.bytes for e in unused))}, and {len(stale)} left-overs {verb}")
 
 
-def _export(store: Store, name: str, directory: Path, source: str | None, bare: bool) -> None:
+def _export(store: Store, name: str, directory: Path, source: str | None, adapters: list[str], bare: bool) -> None:
     entry = store.find(name)
     if directory.exists():
         raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
     entry.check_sizes()
-    origin = portable.origin(store, entry, source) if entry.kind == "checkpoint" and not bare else None
+    origin = portable.origin(store, entry, source, adapters) if entry.kind == "checkpoint" and not bare else None
     try:
         directory.mkdir(parents=True)
         for name in [*sorted(entry.record["files"]), RECORD]:

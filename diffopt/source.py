@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt import asset
-from diffopt.errors import PlanError
+from diffopt.errors import PlanError, SourceError
 from diffopt.fingerprint import fingerprint
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -24,6 +24,9 @@ UNWANTED = ["*.bin", "*.ckpt", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.
 """The same weights in other forms, which would be downloaded for nothing."""
 SCORER = ["*.json", "*.txt", "*.safetensors", "ImageReward.pt"]
 """Files of a hub repository of a model that scores pictures, which lie at its top."""
+SUFFIX = ".safetensors"
+ADAPTER = "*.safetensors"
+"""Of a hub repository of an adapter that names no file: the one at its top."""
 PICTURES = [f"*.{e}" for e in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "zip", "tar")]
 DATA = ["*.parquet", "*.arrow", "*.csv", "*.json", "*.jsonl", "README.md", *PICTURES]
 """Files of a hub repository of a data set, and the card that says which of them are which."""
@@ -32,11 +35,13 @@ QUICK = 256 << 20  # bytes that planning may hash without being slow: about half
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub."""
+    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub; of an adapter its file."""
 
     name: str
     scores: bool = False
     """It scores pictures: its files on the hub are not in the folders of a pipeline."""
+    adapter: str | None = None
+    """It is a LoRA adapter: a local file, or on the hub the one that this glob names."""
     data: bool = False
     """It is a data set: `name` is a directory, or `hub:ORG/NAME[@REVISION]`, which is another repository than a model's."""
 
@@ -45,6 +50,12 @@ class Source:
         """The local directory, or None for a hub repository."""
         path = asset.locate(self.name)
         return path if path.is_dir() else None
+
+    @property
+    def local(self) -> Path | None:
+        """The local directory or an adapter's file, or None for a hub repository."""
+        path = asset.locate(self.name)
+        return path if self.adapter and path.is_file() else self.directory
 
     @property
     def hub(self) -> tuple[str, str]:
@@ -79,6 +90,19 @@ def read_scorer(value: object) -> Source:
     return replace(read(value), scores=True)
 
 
+def read_adapter(value: object) -> Source:
+    """A file, or a hub id. Raises ValueError for what can be neither."""
+    if isinstance(value, Source):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("is not an adapter; give a .safetensors file, its directory, or a hub id such as org/name")
+    source = Source(value, adapter=ADAPTER)
+    looks_local = value.startswith(("/", ".", "~", asset.PREFIX)) or not HUB_ID.fullmatch(value) or value.endswith(SUFFIX)
+    if looks_local and source.local is None:
+        raise ValueError("is neither a file nor a directory; check the path, or give a hub id such as org/name")
+    return source
+
+
 def read_data(value: object) -> Source:
     """A data set. Raises ValueError for what can be neither a directory with files nor a data set on the hub."""
     if isinstance(value, Source):
@@ -98,6 +122,7 @@ def read_data(value: object) -> Source:
 
 ModelSource = Annotated[Source, BeforeValidator(read), PlainSerializer(lambda s: s.name)]
 ScorerSource = Annotated[Source, BeforeValidator(read_scorer), PlainSerializer(lambda s: s.name)]
+AdapterSource = Annotated[Source, BeforeValidator(read_adapter), PlainSerializer(lambda s: s.name)]
 
 
 @dataclass
@@ -111,17 +136,17 @@ class Sources:
     memory: Path
     dry: bool = False
     resolved: dict[str, Source] = field(default_factory=dict)
-    seen: dict[str, str | None] = field(default_factory=dict)
-    """By name, what a dry one has answered: the jobs of a sweep ask for the same sources."""
+    seen: dict[Source, str | None] = field(default_factory=dict)
+    """What a dry one has answered: the jobs of a sweep ask for the same sources."""
 
     def digest(self, source: Source) -> str | None:
-        """`sha256:...` of a directory's files, or `hub:REPO@COMMIT`, of a data set `hub:datasets/REPO@COMMIT`; None only when
-        `dry`."""
+        """`sha256:...` of the files, `hub:REPO@COMMIT`, of a data set `hub:datasets/REPO@COMMIT`, or of an adapter
+        `hub:REPO@COMMIT:FILE`; None only when `dry`."""
         if self.dry:
-            if source.name not in self.seen:
-                self.seen[source.name] = self._directory(source.directory) if source.directory else self._hub(source)
-            return self.seen[source.name]
-        found = self._directory(source.directory) if source.directory else self._hub(source)
+            if source not in self.seen:
+                self.seen[source] = self._content(source.local) if source.local else self._hub(source)
+            return self.seen[source]
+        found = self._content(source.local) if source.local else self._hub(source)
         if found:
             self.resolved[found] = source
         return found
@@ -133,13 +158,14 @@ class Sources:
         return found
 
     def locate(self, digest: str) -> Path:
-        """The directory that holds a source resolved in this run; downloads a hub repository at its commit."""
+        """The directory of a source resolved in this run, or an adapter's file; downloads a hub repository at its commit."""
         source = self.resolved[digest]
-        if source.directory:
-            return source.directory
+        if source.local:
+            return source.local
         from huggingface_hub import constants, snapshot_download
 
-        repo, commit = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "").split("@")
+        pinned = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "")
+        repo, commit = pinned.partition(":")[0].split("@")
 
         def download(wanted: list[str], unwanted: list[str]) -> Path:
             offline = constants.HF_HUB_OFFLINE
@@ -150,15 +176,18 @@ class Sources:
             if source.data:
                 return download(DATA, [])
             if not source.scores:
-                return download(WANTED, UNWANTED)
+                found = download([source.adapter] if source.adapter else WANTED, [] if source.adapter else UNWANTED)
+                return _only_file(found, source) if source.adapter else found
             found = download(SCORER, [])
             if not [*found.glob("*.safetensors"), *found.glob("*.pt")]:  # an older repository
                 found = download([*SCORER, "pytorch_model.bin", "open_clip_pytorch_model.bin"], [])
             return found
+        except SourceError:
+            raise
         except Exception as e:
             raise _unreachable(source, e) from None
 
-    def _directory(self, root: Path) -> str | None:
+    def _content(self, root: Path) -> str | None:
         files = _files(root)
         known = self._remembered()
         keys = {p: f"{p.resolve()}:{(s := p.stat()).st_size}:{s.st_mtime_ns}" for p in files}
@@ -175,16 +204,17 @@ class Sources:
     def _hub(self, source: Source) -> str | None:
         repo, revision = source.hub
         repo = (DATA_SETS if source.data else "") + repo
+        file = f":{source.adapter}" if source.adapter else ""
         if COMMIT.fullmatch(revision):
-            return f"{HUB}{repo}@{revision}"
+            return f"{HUB}{repo}@{revision}{file}"
         known = self._remembered()
         if commit := known.get(f"{repo}@{revision}"):
-            return f"{HUB}{repo}@{commit}"
+            return f"{HUB}{repo}@{commit}{file}"
         if self.dry:
             return None
         commit = _commit(source)
         self._remember(known | {f"{repo}@{revision}": commit})
-        return f"{HUB}{repo}@{commit}"
+        return f"{HUB}{repo}@{commit}{file}"
 
     def _remembered(self) -> dict[str, Any]:
         try:
@@ -206,7 +236,9 @@ class Sources:
 
 
 def _files(root: Path) -> list[Path]:
-    """Every file below `root`, hidden ones left out; links are followed, a directory is entered once."""
+    """Every file below `root`, hidden ones left out; links are followed, a directory is entered once. Or `root`, a file."""
+    if root.is_file():
+        return [root]
     found: list[Path] = []
     entered: set[Path] = set()
     for folder, below, names in os.walk(root, followlinks=True):
@@ -215,6 +247,16 @@ def _files(root: Path) -> list[Path]:
         below[:] = [d for d in below if not d.startswith(".") and (here / d).resolve() not in entered]
         found += [here / n for n in names if not n.startswith(".") and (here / n).is_file()]
     return sorted(found)
+
+
+def _only_file(directory: Path, source: Source) -> Path:
+    """The adapter's file in the snapshot of its repository. Raises SourceError where it is not one."""
+    assert source.adapter is not None
+    files = sorted(str(p.relative_to(directory)) for p in directory.glob(source.adapter))
+    if len(files) == 1:
+        return directory / files[0]
+    advice = f"set its weight_name, one of {', '.join(files)}" if files else "set its weight_name to a file that is there"
+    raise SourceError(f"model.lora: the repository holds {len(files)} files {source.adapter} (got {source.name!r}); {advice}")
 
 
 def _commit(source: Source) -> str:

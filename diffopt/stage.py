@@ -21,11 +21,12 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Under:
-    """`Annotated[CalibStats | None, Under(test)]`: an input that is taken, and then needed, under choices that pass `test`."""
+    """`Annotated[CalibStats | None, Under(test)]`: an input that is taken, and then needed, under choices that pass `test`,
+    or a view that is read."""
 
     test: Callable[[Choices], bool]
     silent: bool = False
-    """Not taken, it is left out of the identity: for an input that a stage got when it had artifacts in stores already."""
+    """Not taken, it is left out of the identity: for what a stage got when it had artifacts in stores already."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ class Context:
 
 
 class Held:
-    """What a stage has opened and its next step needs again: a model, for the next chunk of prompts."""
+    """What a stage has opened and its next step needs again: a model, for the next chunk of prompts or job of a sweep."""
 
     def __init__(self) -> None:
+        self.owner = ""
+        """The stage."""
         self._key: Any = None
         self._value: Any = None
 
@@ -62,6 +65,14 @@ class Held:
             self.drop()
             self._key, self._value = key, open()
         return self._value
+
+    def hand_to(self, owner: str) -> bool:
+        """Whether another stage held it, so that it was let go."""
+        if owner == self.owner:
+            return False
+        self.drop()
+        self.owner = owner
+        return True
 
     def drop(self) -> None:
         self._key = self._value = None
@@ -133,7 +144,7 @@ def _param(where: str, name: str, hint: Any) -> Param:
     if all(isinstance(t, type) and issubclass(t, Artifact) for t in types):
         return Param(name, "artifact", types, optional, False, baseline, under)
     if len(types) == 1 and isinstance(types[0], type) and issubclass(types[0], View):
-        return Param(name, "view", types, optional)
+        return Param(name, "view", types, optional, under=under)
     raise TypeError(f"{where}: {name}: {hint!r} is neither a view, nor a kind of artifact, nor `seed: int`")
 
 

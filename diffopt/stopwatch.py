@@ -56,11 +56,12 @@ class Stopwatch:
 def summary(watch: Stopwatch) -> dict[str, Any]:
     """Median and 10th and 90th percentile, and every call, in seconds per picture and milliseconds per step."""
     steps = [1e3 * s for call in watch.between for s in call]
+    saved = watch.run.saved()
     return {
         "seconds_per_image": _spread([s / watch.batch for s in watch.calls]),
         "milliseconds_per_step": _spread(steps) if steps else None,
         "seconds_per_call": [round(s, 6) for s in watch.calls],
-        "computed_blocks": round(watch.run.computed(), 4),
+        **({"cache": saved.summary()} if saved else {}),
     }
 
 

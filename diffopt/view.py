@@ -1,6 +1,6 @@
 """Groups, the schemas that check a user's choices, and views, the part of a group that one stage reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -28,6 +28,21 @@ class Group(BaseModel):
 
     steers: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide which steps are planned; no stage reads them, so they are in no fingerprint of their own."""
+
+    @classmethod
+    def shape(cls, value: Mapping[str, Any]) -> "type[Group]":
+        """The schema of these values: the group's own, or where they choose among several the chosen one."""
+        return cls
+
+    @classmethod
+    def fields(cls) -> Iterable[str]:
+        """Names of all fields, of every schema."""
+        return cls.model_fields
+
+    @classmethod
+    def reader(cls, name: str) -> str | None:
+        """What reads a field that not everything reads."""
+        return cls.readers.get(name)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ and tokens, in the same batches; `eval` is `measure`, from PNGs on disk to value
 pictures, so that a change of the machine's speed meets both. On a machine that others use, read the processor time.
 """
 
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.py does, before anything loads torch: two pools of threads wait
 
 import numpy as np
 import torch

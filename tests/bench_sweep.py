@@ -1,7 +1,10 @@
 """What a sweep costs beside its distinct jobs run one by one, each in a process and with a store of its own.
 
 Prints both wall times and their ratio for the part that calibrates and quantizes, and with --pictures the wall time of the
-whole sweep too. Usage: bench_sweep.py DIRECTORY [--pictures] [--grid small|large] PICK ...
+whole sweep too. With --one-alpha, of jobs that differ in alpha alone, which costs them nothing, one is run by itself and
+counted as often as there are such jobs.
+
+Usage: bench_sweep.py DIRECTORY [--pictures] [--one-alpha] [--grid small|large] PICK ...
 e.g. bench_sweep.py outputs/bench +recipe=emoji_int8_sq
      bench_sweep.py outputs/bench model=flux_dev model.weights=random calib=images calib.n_steps=2
 """
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--pictures", action="store_true")
     parser.add_argument("--grid", choices=GRIDS, default="small")
+    parser.add_argument("--one-alpha", action="store_true")
     arguments, picks = parser.parse_known_args()
     where, grid = arguments.directory, GRIDS[arguments.grid]
     swept = diffopt(where, "sweep", *picks, *QUANTIZED, "--multirun", *grid)
@@ -34,13 +38,17 @@ def main() -> None:
     distinct = [j for j in jobs if not j["fell_together_with"]]
     assert not any(j["error"] for j in jobs), jobs
     print(f"sweep of {len(jobs)} jobs, {len(distinct)} distinct: {swept:.1f} s", flush=True)
+    measured: dict[tuple[str, ...], float] = {}
     alone = 0.0
     for job in distinct:
         given = [f"{key}={value}" for key, value in job["overrides"].items() if f"{key}={value}" not in (*picks, *QUANTIZED)]
-        seconds = diffopt(where, "alone", *picks, *QUANTIZED, *read(given))
-        print(f"  alone {' '.join(given)}: {seconds:.1f} s", flush=True)
-        alone += seconds
-    print(f"one by one: {alone:.1f} s; calibrating and quantizing in the sweep is {alone / swept:.1f} times faster", flush=True)
+        key = tuple(o for o in given if not (arguments.one_alpha and o.startswith("calib.alpha=")))
+        if key not in measured:
+            measured[key] = diffopt(where, "alone", *picks, *QUANTIZED, *read(given))
+            print(f"  alone {' '.join(given)}: {measured[key]:.1f} s", flush=True)
+        alone += measured[key]
+    how = f"one by one ({len(measured)} were run, of those that differ in alpha one)" if arguments.one_alpha else "one by one"
+    print(f"{how}: {alone:.1f} s; calibrating and quantizing in the sweep is {alone / swept:.1f} times faster", flush=True)
     if arguments.pictures:
         print(f"the whole sweep with its pictures: {diffopt(where, 'pictures', *picks, '--multirun', *grid):.1f} s", flush=True)
 

@@ -16,6 +16,7 @@ import pytest
 from tiny import Bench, called, folder
 
 from diffopt import asset, models
+from diffopt.caches.policy import Policy, block_names
 from diffopt.layers import Layer, taken
 
 GOLDEN = Path(__file__).with_name("layers.json")
@@ -26,6 +27,8 @@ FAMILIES = {
     "flux_dev": "flux",
     "flux_schnell": "flux",
     "ltx": "ltx",
+    "pixart_alpha": "pixart",
+    "pixart_sigma": "pixart",
     "qwen_image": "qwen_image",
     "sd21": "sd21",
     "sd35_large": "sd3",
@@ -33,6 +36,7 @@ FAMILIES = {
     "sd3_medium": "sd3",
     "sdxl": "sdxl",
     "sdxl_turbo": "sdxl",
+    "svd_xt": "svd",
     "wan22_5b": "wan",
     "wan22_a14b": "wan",
 }
@@ -44,6 +48,8 @@ PARAMETERS = {
     "flux_dev": 11.90,
     "flux_schnell": 11.89,
     "ltx": 13.04,
+    "pixart_alpha": 0.611,
+    "pixart_sigma": 0.611,
     "qwen_image": 20.43,
     "sd21": 0.866,
     "sd35_large": 8.06,
@@ -51,6 +57,7 @@ PARAMETERS = {
     "sd3_medium": 2.03,
     "sdxl": 2.567,
     "sdxl_turbo": 2.567,
+    "svd_xt": 1.525,
     "wan22_5b": 5.00,
     "wan22_a14b": 2 * 14.29,
 }
@@ -59,6 +66,8 @@ BLOCKS = {
     "flux_dev": (19, 38),
     "flux_schnell": (19, 38),
     "ltx": (48,),
+    "pixart_alpha": (28,),
+    "pixart_sigma": (28,),
     "qwen_image": (60,),
     "sd21": (4, 4),
     "sd35_large": (38,),
@@ -66,6 +75,7 @@ BLOCKS = {
     "sd3_medium": (24,),
     "sdxl": (3, 3),
     "sdxl_turbo": (3, 3),
+    "svd_xt": (4, 4),
     "wan22_5b": (30,),
     "wan22_a14b": (40,),
 }
@@ -153,7 +163,7 @@ def test_the_golden_file_has_no_model_that_is_gone(golden: dict[str, Any]) -> No
 def test_an_architecture_is_laid_out_as_the_hubs_folder_and_weighs_nothing(name: str) -> None:
     index = json.loads((ROOT / name / "model_index.json").read_text())
     family = models.family(FAMILIES[name])
-    assert index["_class_name"] in (family.pipeline, *family.aliases)
+    assert family.opened(index["_class_name"])
     folders = {p.parent.name for p in (ROOT / name).rglob("*.json")} - {name}
     assert folders == {"vae", "scheduler", *loaded(name).json("pipeline.json")["backbones"]}
     assert folders <= index.keys()
@@ -205,3 +215,18 @@ def test_the_largest_size_is_known(name: str, largest: int | None) -> None:
 @pytest.mark.parametrize(("name", "step"), [("wan22_a14b", 16), ("wan22_5b", 32), ("sdxl", 8), ("flux_dev", 16), ("ltx", 32)])
 def test_the_size_step_is_the_models(name: str, step: int) -> None:
     assert loaded(name).json("pipeline.json")["size_step"] == step
+
+
+@pytest.mark.parametrize(
+    ("name", "reused"),
+    [
+        ("pixart_sigma", [f"transformer_blocks.{i}" for i in range(21, 28)]),
+        ("svd_xt", [*(f"down_blocks.{i}" for i in range(4)), "mid_block", *(f"up_blocks.{i}" for i in range(3))]),
+    ],
+)
+def test_a_block_cache_reuses_by_default_what_the_original_means_to(name: str, reused: list[str]) -> None:
+    family = models.family(FAMILIES[name])
+    names = block_names(loaded(name).json("pipeline.json")["blocks"], "mid_block" in reused)
+    policy = Policy(family.cached, family.cached_every)
+    assert policy.reused(names) == reused
+    assert [step for step in range(7) if not policy.reuses(step)] == ([0, 3, 6] if family.name == "pixart" else [0, 2, 4, 6])

@@ -12,12 +12,13 @@ import pytest
 import torch
 from modelopt.torch.quantization.calib import MaxCalibrator
 from test_calibrate_once import differing
-from tiny import BATCH, SEED, Bench, bench, emoji
+from tiny import BATCH, SEED, Bench, bench, emoji, prompt_set
 from tiny_pipelines import TINY
 
 from diffopt import checkpoint, formats
 from diffopt.block_arithmetic import simulated
 from diffopt.groups.calib import counted
+from diffopt.pipeline import animation
 from diffopt.pipeline.open import family_of, open_pipeline
 
 STEPS = {"wan": 6}
@@ -68,12 +69,16 @@ def plainly(b: Bench, pipe: Any, size: int, many: int, on_batch: Any = None, on_
                 on_batch()
             prompts = list(b.prompts[first : min(first + BATCH, size)])
             arguments = family.arguments(b.call)
+            asked = {"prompt": prompts}
+            if family.animates:
+                paths = prompt_set(prompts).given().prompts
+                asked = {"image": [animation.fitted(p, b.call.width, b.call.height) for p in paths]}
             if "max_sequence_length" in family.reads:
                 arguments["max_sequence_length"] = b.call.max_sequence_length
             if family.name == "qwen_image":  # it is guided only when it is given one
                 arguments["negative_prompt"] = [b.call.negative_prompt] * len(prompts)
             pipe(
-                prompt=prompts,
+                **asked,
                 num_inference_steps=many,
                 generator=[torch.Generator("cpu").manual_seed(SEED + first + i) for i in range(len(prompts))],
                 output_type="latent",

@@ -14,17 +14,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny import STEPS, TINY, Bench, bench, random_bench, saved
+from tiny import STEPS, TINY, Bench, bench, prompt_set, random_bench, saved
 
 from diffopt import models, observation, pictures
 from diffopt.groups.eval import RuntimeView
 from diffopt.groups.model import OPTIONAL, Model
 from diffopt.layers import layers_of, without
 from diffopt.models.family import Size
+from diffopt.pipeline import animation
 from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import open_pipeline
 from diffopt.pipeline.texts import encode
-from diffopt.prompts import PromptSet
 from diffopt.stages.reference import reference
 from diffopt.stages.sample import sample
 
@@ -40,6 +40,11 @@ def pipe(name: str, dtype: str = "float32") -> Any:
 
 def family_of(name: str) -> models.Family:
     return models.family(TINY[name].family)
+
+
+def asked(name: str) -> list[str]:
+    """Two prompts: texts, or paths of pictures."""
+    return [*prompt_set(bench(family=name).prompts[:2]).given().prompts] if family_of(name).animates else PROMPTS
 
 
 def called(name: str, **changes: Any) -> Any:
@@ -73,17 +78,18 @@ def recorded(name: str, dtype: str = "float32") -> Iterator[list[tuple[str, dict
             handle.remove()
 
 
-def drawn(
-    name: str, model: Any, prompts: list[str] = PROMPTS, steps: int = STEPS, dtype: str = "float32", **kw: Any
-) -> np.ndarray:
+def drawn(name: str, model: Any, many: int = len(PROMPTS), steps: int = STEPS, dtype: str = "float32", **kw: Any) -> np.ndarray:
     b, whole = bench(dtype, family=name), pipe(name, dtype)
-    texts = encode(b.context(), whole, b.pipeline(), prompts, model)
-    return draw(whole, texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
+    texts = encode(b.context(), whole, b.pipeline(), asked(name)[:many], model)
+    return draw(whole, texts, list(range(many)), steps, family_of(name).arguments(model), **kw)
 
 
 def plainly(name: str, model: Any) -> np.ndarray:
     """The latents of the pipeline called with the prompts themselves, as its users call it."""
     family = family_of(name)
+    if family.animates:
+        shown = [animation.fitted(path, model.width, model.height) for path in asked(name)]
+        return draw(pipe(name), {"image": shown}, [0, 1], STEPS, family.arguments(model), decode=False)
     texts: dict[str, Any] = {"prompt": PROMPTS}
     if "max_sequence_length" in family.reads:
         texts["max_sequence_length"] = model.max_sequence_length
@@ -119,7 +125,7 @@ def test_a_negative_prompt_changes_the_picture_where_the_family_reads_it(name: s
 def test_the_shapes_of_embeddings_are_known_beforehand(name: str, scale: float) -> None:
     family, model = family_of(name), with_guidance(name, scale)
     backbone = getattr(pipe(name), family.backbones[0])
-    found = encode(bench(family=name).context(), pipe(name), bench(family=name).pipeline(), PROMPTS, model)
+    found = encode(bench(family=name).context(), pipe(name), bench(family=name).pipeline(), asked(name), model)
     shapes = {n: tuple(x.shape) for n, x in found.items()}
     told = family.embeddings(backbone.config, len(PROMPTS), model)
     if name == "qwen_image":  # it pads to the longest prompt
@@ -156,7 +162,7 @@ def test_example_inputs_are_what_the_pipeline_passes(name: str, dtype: str, scal
 def test_a_single_prompt_is_passed_as_the_example_inputs_of_one(name: str) -> None:
     family, model = family_of(name), with_guidance(name, 0.0)
     with recorded(name) as calls:
-        drawn(name, model, ["banana"], decode=False)
+        drawn(name, model, 1, decode=False)
     text = calls[0][1]["encoder_hidden_states"].shape[1] if name == "qwen_image" else model.max_sequence_length or 0
     size = Size(1, model.height, model.width, text, model.frames or 1)
     ours = family.inputs(getattr(pipe(name), calls[0][0]), dict(pipe(name).vae.config), size)
@@ -184,7 +190,13 @@ def test_example_inputs_run_the_backbone_and_it_answers_in_latents(name: str) ->
     backbone = getattr(pipe(name), family.backbones[0])
     with torch.no_grad():
         out = backbone(**family.call(b.inputs(2)), return_dict=False)[0]
-    assert out.shape == b.inputs(2)["sample" if "sample" in b.inputs(2) else "hidden_states"].shape
+    latents = b.inputs(2)["sample" if "sample" in b.inputs(2) else "hidden_states"]
+    shape = list(latents.shape)
+    if family.name == "pixart":  # it predicts a variance too, which the pipeline drops
+        shape[1] *= 2
+    if family.animates:  # the picture's latents stand beside the noisy ones
+        shape[2] //= 2
+    assert out.shape == tuple(shape)
     assert torch.isfinite(out).all()
 
 
@@ -213,6 +225,13 @@ def test_rows_and_calls_are_counted(name: str, scale: float) -> None:
     rows = {len(given["encoder_hidden_states"]) for _, given in calls}
     assert rows == {family.rows(model) * len(PROMPTS)}
     assert len(calls) == family.calls(model) * STEPS
+
+
+@every_family
+def test_the_end_of_each_step_is_told(name: str) -> None:
+    ended: list[None] = []
+    drawn(name, with_guidance(name, 3.0), decode=False, on_step=lambda: ended.append(None))
+    assert len(ended) == STEPS
 
 
 def test_both_of_wans_backbones_are_called_and_the_second_has_its_own_guidance() -> None:
@@ -314,10 +333,10 @@ def test_no_family_changes_an_input_that_is_held_back_and_its_extremes_are_the_s
 # Pictures.
 
 
-@pytest.mark.parametrize("name", ["sdxl", "ltx", "wan"])
+@pytest.mark.parametrize("name", ["sdxl", "ltx", "wan", "svd"])
 def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(name: str, tmp_path: Path) -> None:
     b = bench(family=name)
-    view = RuntimeView(prompts=PromptSet("tests", tuple(PROMPTS)), batch_size=2, steps=STEPS, runtime="torch")
+    view = RuntimeView(prompts=prompt_set(b.prompts[:2]), batch_size=2, steps=STEPS, runtime="torch")
     folders = [tmp_path / "reference", tmp_path / "sample"]
     for out in folders:
         out.mkdir()
@@ -326,7 +345,7 @@ def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(na
     sample.run(b.context(folders[1]), b.call, None, view, b.pipeline(), texts, b.checkpoint("fp8"), 0)
     theirs, ours = (dict(pictures.read(out)) for out in folders)
     width = b.call.width * (4 if b.call.frames else 1)
-    for prompt in PROMPTS:
+    for prompt in view.prompts.prompts:
         assert ours[prompt].shape == theirs[prompt].shape == (b.call.height, width, 3)
         assert 0 < np.abs(ours[prompt].astype(int) - theirs[prompt]).mean() < 32
 
@@ -347,7 +366,7 @@ def test_a_model_of_random_weights_goes_through_load_embed_and_observe(name: str
 def test_a_pipeline_of_random_weights_draws(name: str) -> None:
     b: Bench = random_bench(name)
     whole = open_pipeline(b.context(), b.pipeline())
-    picture = b.draw(whole, PROMPTS, [1, 2], STEPS)
+    picture = b.draw(whole, [*b.prompts[:2]], [1, 2], STEPS)
     frames = (b.call.frames,) if b.call.frames else ()
     assert picture.shape == (2, *frames, b.call.height, b.call.width, 3)
     assert np.isfinite(picture).all()
@@ -399,6 +418,18 @@ def test_a_directory_that_names_an_alias_of_the_pipeline_is_taken(tmp_path: Path
     index = copy / "model_index.json"
     index.write_text(index.read_text().replace("LTXPipeline", "LTXConditionPipeline"))
     assert chosen("ltx", source=str(copy)).source.name == str(copy)
+
+
+def test_pixart_is_opened_by_its_directorys_own_class_and_from_the_hubs_older_names(tmp_path: Path) -> None:
+    for name, kind in {"pixart": "PixArtSigmaPipeline", "pixart_alpha": "PixArtAlphaPipeline"}.items():
+        assert type(pipe(name)).__name__ == kind
+    copy = Path(shutil.copytree(saved("pixart"), tmp_path / "pixart"))
+    for path in (copy / "model_index.json", copy / "transformer" / "config.json"):  # as PixArt-Sigma's on the hub
+        path.write_text(path.read_text().replace("PixArtTransformer2DModel", "Transformer2DModel"))
+    b = bench(family="pixart")
+    older = Bench(b.root, str(copy), call=b.call, family="pixart")
+    drawn_by = [x.draw(open_pipeline(x.context(), x.pipeline()), PROMPTS, [1, 2], STEPS) for x in (b, older)]
+    assert np.array_equal(*drawn_by)
 
 
 @every_family

@@ -123,6 +123,12 @@ def test_a_cache_changes_the_candidates_pictures_and_not_the_reference(fp8):
     assert changed(fp8(), fp8("cache=first_block")) == {"sample", "score"}
 
 
+def test_a_policy_left_out_and_the_familys_spelled_out_are_the_same(fp8):
+    spelled = ('\'cache.blocks=["*","!transformer_blocks.0"]\'', "cache.every=2", "cache.reuse=residual")
+    assert changed(fp8("cache=cachify"), fp8("cache=cachify", *(s.strip("'") for s in spelled))) == set()
+    assert changed(fp8("cache=cachify"), fp8("cache=cachify", "cache.every=3")) == {"sample", "score"}
+
+
 def test_a_cache_threshold_is_in(fp8):
     assert changed(fp8("cache=first_block"), fp8("cache=first_block", "cache.threshold=0.3")) == {"sample", "score"}
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import composed
 from matrix_table import FORMATS, STEPS, write
-from tiny import PROMPTS, call, saved
+from tiny import PROMPTS, album, call, saved
 from tiny_pipelines import TINY
 
-from diffopt import environment, job
+from diffopt import environment, job, models
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.checkpoint import restore
 from diffopt.errors import DiffoptError
@@ -34,6 +34,9 @@ MODELS = {
     "wan_ti2v": "wan22_5b",
     "qwen_image": "qwen_image",
     "chroma": "chroma",
+    "pixart": "pixart_sigma",
+    "pixart_alpha": "pixart_alpha",
+    "svd": "svd_xt",
 }
 """For each tiny pipeline the option of the group `model` that it is a small copy of."""
 SMALL = {"int4_awq": ["format.block_size=32"], "w4a8_awq": ["format.block_size=32"], "nvfp4_svdquant": ["format.rank=4"]}
@@ -42,7 +45,7 @@ UNCALIBRATED = {"mxfp8"}
 
 WRONG: dict[tuple[str, str], str] = {}
 """Cells (family, step) that cannot be, and the beginning of the line that says so."""
-for plain in ("sd3", "sdxl", "sd21", "chroma"):
+for plain in ("sd3", "sdxl", "sd21", "chroma", "pixart", "pixart_alpha", "svd"):
     WRONG[plain, "cache"] = "cache: diffusers' FirstBlockCache does not know the blocks of"
 
 
@@ -88,11 +91,14 @@ def overrides(family: str, prompts: Path) -> tuple[str, ...]:
         picks |= {"model.max_sequence_length": tiny.tokens, "model.long_prompts": "cut"}
     if tiny.frames:
         picks["model.frames"] = tiny.frames
+    if models.family(tiny.family).animates:
+        picks["eval.prompts"] = album().folder
     return tuple(f"{k}={v}" for k, v in picks.items())
 
 
-def calibration(name: str, prompts: Path) -> list[str]:
+def calibration(family: str, name: str, prompts: Path) -> list[str]:
     sizes = {"size": 4, "batch_size": 2, "chunk": 4, "n_steps": 2}
+    prompts = album().folder or prompts if models.family(TINY[family].family).animates else prompts
     given = [f"calib.{k}={v}" for k, v in sizes.items()]
     return [] if name in UNCALIBRATED else ["calib=default", f"calib.prompts={prompts}", *given]
 
@@ -130,7 +136,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_family_goes_through_the_chain_in_a_format(
     family: str, name: str, found: Any, store: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picks = [*overrides(family, prompts), f"format={name}", *SMALL.get(name, []), *calibration(name, prompts)]
+    picks = [*overrides(family, prompts), f"format={name}", *SMALL.get(name, []), *calibration(family, name, prompts)]
     engine = ["export=tensorrt", "export.high_precision_dtype=float16", "export.builder_optimization_level=0"]
     cell: dict[str, Any] = {}
     found.setdefault(family, {})[name] = cell

@@ -77,20 +77,32 @@ def test_an_inner_axis_is_unflattened_too(tmp_path: Path) -> None:
     assert (computed(tmp_path / "model.onnx", {"x": x}) == x.unflatten(1, (3, 2)).transpose(1, 2).numpy()).all()
 
 
+def test_a_squeeze_of_an_axis_that_is_longer_than_one_leaves_no_trace() -> None:
+    x = torch.randn(2, 3, 1, 4)
+    with patches.idle_squeezes():
+        assert torch.Tensor.squeeze(x, 1) is x
+        assert x.squeeze(dim=-2).shape == (2, 3, 4)
+        assert x.squeeze(2).shape == x.squeeze().shape == (2, 3, 4)
+
+
+def patched() -> tuple[Any, ...]:
+    return transformer_qwenimage.apply_rotary_emb_qwen, tensor_quant.dynamic_block_quantize_op, torch.Tensor.squeeze
+
+
 def test_everything_is_as_before_after_a_trace(tmp_path: Path) -> None:
-    before = transformer_qwenimage.apply_rotary_emb_qwen, tensor_quant.dynamic_block_quantize_op
+    before = patched()
     trace(Calls(lambda x: x + 1), {"x": torch.ones(2, 2)}, tmp_path / "model.onnx", 20)
-    assert before == (transformer_qwenimage.apply_rotary_emb_qwen, tensor_quant.dynamic_block_quantize_op)
+    assert before == patched()
 
 
 def test_everything_is_as_before_after_a_trace_that_failed(tmp_path: Path) -> None:
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("as it should")
 
-    before = transformer_qwenimage.apply_rotary_emb_qwen, tensor_quant.dynamic_block_quantize_op
+    before = patched()
     with pytest.raises(RuntimeError, match="as it should"):
         trace(Calls(fail), {"x": torch.ones(2, 2)}, tmp_path / "model.onnx", 20)
-    assert before == (transformer_qwenimage.apply_rotary_emb_qwen, tensor_quant.dynamic_block_quantize_op)
+    assert before == patched()
 
 
 @pytest.mark.parametrize("training", [False, True])

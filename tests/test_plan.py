@@ -196,9 +196,10 @@ def test_onnxruntime_that_is_not_installed_is_refused(plan):
     assert line.startswith("eval.runtime: ")
 
 
-def test_a_cache_in_a_graph_is_refused(plan):
-    lines = refused(plan, "+recipe=quickstart", "cache=first_block")
-    assert any(line.startswith("cache: ") for line in lines)
+def test_a_cache_that_decides_while_it_runs_is_refused_in_a_graph(plan):
+    (line,) = refused(plan, "+recipe=quickstart", "cache=first_block")
+    assert line.startswith("cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand")
+    assert "cache=cachify" in line
 
 
 def test_quantized_attention_of_a_format_that_has_none_is_refused(plan):
@@ -210,6 +211,30 @@ def test_all_that_this_machine_cannot_do_is_said_at_once(plan):
     wrong = ("export.high_precision_dtype=null", "eval.runtime=onnxruntime")
     lines = refused(plan, "+recipe=emoji_fp4", *wrong, probes={"tensorrt": None})
     assert {line.split(":")[0] for line in lines} == {"export", "export.high_precision_dtype", "eval.runtime"}
+
+
+def test_steps_of_a_cache_outside_the_schedule_are_refused(plan):
+    (line,) = refused(plan, EMOJI, "eval=emoji", "cache=cachify", "cache.steps=[3,20]")
+    assert line.startswith("cache.steps: the run's steps are 0 to 19 (got 20); ")
+
+
+def test_a_cache_that_reuses_nothing_in_a_run_is_refused(plan):
+    (line,) = refused(plan, EMOJI, "eval=emoji", "eval.steps=1", "cache=cachify")
+    assert line.startswith("cache.every: reuses nothing in 1 steps (got 2); ")
+
+
+def test_a_cache_that_does_not_know_the_family_is_refused_with_one_that_does(plan):
+    (line,) = refused(plan, "model=sdxl", "eval=images", "cache=mag_cache_flux")
+    assert line == (
+        "cache: diffusers' MagCache does not know the blocks of sdxl (got cache=mag_cache); "
+        "choose cache=cachify, or drop the cache"
+    )
+
+
+def test_a_cache_of_a_package_that_is_not_installed_is_refused(plan, monkeypatch):
+    monkeypatch.setattr("diffopt.checks.package", lambda _: None)
+    (line,) = refused(plan, EMOJI, "eval=emoji", "cache=cache_dit")
+    assert line == "cache: cache-dit is not installed (got cache=cache_dit); `pip install 'diffopt[cache-dit]'`"
 
 
 # nothing chosen is ignored

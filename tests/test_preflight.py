@@ -134,3 +134,25 @@ def test_a_size_that_the_pipeline_would_round_is_refused(chosen: Any, tmp_path: 
     said = refused(bench(), chosen(*FINE, "model.height=48"), coarse)
     assert said == "model.height: is not a multiple of this model's 32 pixels (got 48); round it"
     preflight.check(bench().context(), chosen(*FINE, "model.height=48"), bench().pipeline())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ('["*"]', "cache.blocks: matches all 4 blocks"),
+        ('["up_blocks.*"]', "cache.blocks: matches no block (got 'up_blocks.*'); there are"),
+    ],
+)
+def test_a_policy_that_names_all_blocks_or_none_is_refused(chosen: Any, blocks: str, said: str) -> None:
+    line = refused(bench(), chosen(*FINE, "cache=cachify", f"cache.blocks={blocks}"))
+    assert line.startswith(said)
+
+
+def test_a_policy_that_fits_the_blocks_is_let_through(chosen: Any) -> None:
+    preflight.check(bench().context(), chosen(*FINE, "cache=cachify"), bench().pipeline())
+
+
+def test_a_policy_may_name_the_middle_block_of_a_unet(chosen: Any) -> None:
+    b = bench(family="sdxl")
+    choices = chosen(*FINE, "cache=cachify", "cache.blocks=[mid_block]")
+    assert [*preflight._cache(b.context(), choices, b.pipeline().json("pipeline.json"))] == []

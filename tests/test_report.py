@@ -62,7 +62,7 @@ def scored(directory: Path, psnr: float = 30.0, side: int = 64, fingerprint: str
     """A run of the torch runtime: simulated pictures with their metrics, the last prompt's being the worst."""
     directory.mkdir(parents=True, exist_ok=True)
     index = {"images": [{"file": f"{i:03}.png", "prompt": p, "seed": i} for i, p in enumerate(PROMPTS)]}
-    about = {"runtime": "torch", "format": "int8_sq", "simulated": True, "computed_blocks": 1.0}
+    about = {"runtime": "torch", "format": "int8_sq", "simulated": True}
     names = [row["file"] for row in index["images"]]
     artifact(directory, "reference", {"images.json": index, **dict.fromkeys(names, (MAGENTA, side))})
     artifact(directory, "sample", {"images.json": {**about, **index}, **dict.fromkeys(names, (GREEN, side))})
@@ -91,7 +91,7 @@ def exported(directory: Path, speedup: float | None = None) -> Path:
     steps = {name: name[0] * 16 for name in ("load", "export.baseline", "export", "build")}
     if speedup is None:
         return made(directory, steps)
-    side = {"milliseconds_per_step": None, "computed_blocks": 1.0}
+    side = {"milliseconds_per_step": None}
     timed = {
         "runtime": "onnxruntime", "machine": MACHINE, "batch_size": 1, "steps": 20, "warmup": 1, "repeats": 3,
         "baseline": {**side, "seconds_per_image": {"median": 0.3, "p10": 0.29, "p90": 0.31}},
@@ -170,6 +170,15 @@ def test_simulated_pictures_are_called_so_and_get_no_speed(tmp_path: Path) -> No
     assert "The pictures are simulated." in text
     assert f"No speed is claimed: {NOTE}." in text
     assert not re.search(r"Speedup|faster|per picture|\d x", text)
+
+
+def test_what_a_cache_saved_is_said(tmp_path: Path) -> None:
+    path = scored(tmp_path / "run") / "sample/images.json"
+    assert "The cache answered" not in page(tmp_path / "run")
+    saved = {"hits": 280, "misses": 280, "computed": 0.565}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cache": saved}))
+    text = words(page(tmp_path / "run"))
+    assert "The cache answered 280 of 560 calls that it could, and left out 43.5% of the backbone's arithmetic." in text
 
 
 def test_real_pictures_are_not_called_simulated(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runtimes: the graph's numbers are the fake-quantized model's, and a cache skips blocks without leaving anything behind."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from tiny import LAYERS, Bench, bench, call
 
 from diffopt import checkpoint, pictures
 from diffopt.artifact import OnnxGraph
-from diffopt.errors import GateError
+from diffopt.caches import METHODS
+from diffopt.errors import GateError, PlanError
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
 from diffopt.models.flux import FAMILY
@@ -188,6 +190,16 @@ def test_a_checkpoint_changes_the_pictures_of_the_torch_runtime(name: str) -> No
 STEPS = 6
 
 
+def first_block(threshold: float) -> CacheView:
+    settings = METHODS["first_block"].settings(method="first_block", threshold=threshold)
+    return CacheView(method="first_block", settings=settings)
+
+
+def cachify(**fields: Any) -> CacheView:
+    settings = METHODS["cachify"].settings(method="cachify", **fields).filled(FAMILY)
+    return CacheView(method="cachify", settings=settings)
+
+
 def pictures_of(run: Running, prompts: tuple[str, ...] = ("a red apple",), seed: int = 5) -> np.ndarray:
     return bench().draw(run.pipe, list(prompts), [seed + i for i in range(len(prompts))], STEPS)
 
@@ -195,32 +207,68 @@ def pictures_of(run: Running, prompts: tuple[str, ...] = ("a red apple",), seed:
 @pytest.fixture(scope="module")
 def high() -> Iterator[Running]:
     """A threshold under which only the first block of most steps is computed."""
-    with running("torch", None, CacheView(method="first_block", threshold=5.0)) as run:
+    with running("torch", None, first_block(5.0)) as run:
         yield run
 
 
-def test_without_a_cache_every_block_is_computed() -> None:
+def test_without_a_cache_there_is_nothing_to_count() -> None:
     with running("torch", None) as run:
         pictures_of(run)
-        assert run.computed() == 1.0
+        assert run.saved() is None
 
 
-def test_a_cache_computes_fewer_blocks() -> None:
-    with running("torch", None, CacheView(method="first_block", threshold=5.0)) as run:
-        pictures_of(run)
-        # The first step computes all 4 blocks, each other one its first.
-        assert run.computed() == (4 + (STEPS - 1)) / (4 * STEPS)
-
-
-def test_the_share_of_computed_blocks_is_counted_in_the_blocks_themselves() -> None:
-    with running("torch", None, CacheView(method="first_block", threshold=0.5)) as run:
+def test_what_a_cache_saved_is_counted_in_the_blocks_themselves() -> None:
+    with running("torch", None, first_block(0.5)) as run:
         seen = []
         backbone = run.pipe.transformer
         for block in [*backbone.transformer_blocks, *backbone.single_transformer_blocks]:
             block.attn.register_forward_hook(lambda *_: seen.append(1))
         pictures_of(run)
         assert 4 + (STEPS - 1) < len(seen) < 4 * STEPS
-        assert run.computed() == len(seen) / (4 * STEPS)
+        assert (run.saved().hits, run.saved().misses) == (4 * STEPS - len(seen), len(seen))
+        assert run.saved().computed < 1
+
+
+def test_a_policy_caches_a_quantized_backbone_as_a_plain_one() -> None:
+    with running("torch", bench().checkpoint("int8_sq")) as run:
+        plain = pictures_of(run)
+    with running("torch", bench().checkpoint("int8_sq"), cachify()) as run:
+        found = pictures_of(run)
+        assert (run.saved().hits, run.saved().misses) == (3 * STEPS // 2, 3 * STEPS // 2)
+    with running("torch", bench().checkpoint("int8_sq"), cachify(steps=[STEPS - 1], reuse="output")) as run:
+        late = pictures_of(run)
+    assert 0 < np.abs(late - plain).mean() < np.abs(found - plain).mean() * 10
+    assert not np.array_equal(found, plain)
+
+
+def test_a_policy_that_never_hits_on_a_quantized_backbone_changes_no_bit() -> None:
+    with running("torch", bench().checkpoint("int8_sq")) as run:
+        plain = pictures_of(run)
+
+    def never() -> None:
+        with running("torch", bench().checkpoint("int8_sq"), cachify(start=STEPS)) as run:
+            assert np.array_equal(pictures_of(run), plain)
+
+    with pytest.raises(GateError, match=r"^cache: never hit \(got cache\.blocks=.*, 18 calls computed\)"):
+        never()
+
+
+def test_a_policy_that_does_not_fit_the_model_is_a_line() -> None:
+    with (
+        pytest.raises(PlanError, match=r"^cache: part: these blocks have no cross-attention"),
+        running("torch", None, cachify(part="cross_attention")),
+    ):
+        pass
+
+
+def test_the_index_of_pictures_says_what_the_cache_saved() -> None:
+    b = bench()
+    context = b.context()
+    view = RuntimeView(prompts=PromptSet("tests", b.prompts[:2]), batch_size=2, steps=4, runtime="torch")
+    sample.run(context, b.call, cachify(), view, b.pipeline(), b.encoded(view.prompts, 2), None, 5)
+    found = json.loads((context.out / "images.json").read_text())["cache"]
+    assert (found["hits"], found["misses"]) == (6, 6)
+    assert 0.6 < found["computed"] < 0.7
 
 
 def test_a_cache_changes_the_pictures(high: Running) -> None:
@@ -229,22 +277,22 @@ def test_a_cache_changes_the_pictures(high: Running) -> None:
 
 
 def test_a_cache_works_on_a_quantized_backbone() -> None:
-    with running("torch", bench().checkpoint("nvfp4"), CacheView(method="first_block", threshold=5.0)) as run:
+    with running("torch", bench().checkpoint("nvfp4"), first_block(5.0)) as run:
         assert np.isfinite(pictures_of(run)).all()
-        assert run.computed() < 1
+        assert run.saved().hits > 0
 
 
 def test_a_cache_that_never_hits_is_refused() -> None:
     with (
-        pytest.raises(GateError, match=r"never hit \(got cache\.threshold=1e-09\)"),
-        running("torch", None, CacheView(method="first_block", threshold=1e-9)) as run,
+        pytest.raises(GateError, match=r"never hit \(got cache\.threshold=1e-09, 24 calls computed\); raise it"),
+        running("torch", None, first_block(1e-9)) as run,
     ):
         pictures_of(run)
 
 
 def test_an_error_within_a_cached_run_is_not_replaced_by_the_gate() -> None:
     def broken() -> None:
-        with running("torch", None, CacheView(method="first_block", threshold=1e-9)) as run:
+        with running("torch", None, first_block(1e-9)) as run:
             pictures_of(run)
             raise RuntimeError("broken")
 
@@ -260,7 +308,7 @@ def test_a_cache_does_not_leak_from_one_call_to_the_next(high: Running) -> None:
 
 
 def test_a_cache_does_not_leak_into_a_call_of_another_batch(high: Running) -> None:
-    with running("torch", None, CacheView(method="first_block", threshold=5.0)) as fresh:
+    with running("torch", None, first_block(5.0)) as fresh:
         wanted = pictures_of(fresh, ("a", "b"))
     pictures_of(high)
     assert np.array_equal(pictures_of(high, ("a", "b")), wanted)

@@ -8,6 +8,7 @@ import atexit
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 from tiny_pipelines import DOUBLE, EMOJI, SINGLE, TINY
 
-from diffopt import asset, formats, models
+from diffopt import asset, formats, models, prompts
 from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, EvalEmbeddings, OnnxGraph, Pipeline, Recording
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.calib import Collect
+from diffopt.groups.cut import CutView
 from diffopt.groups.model import TextView
 from diffopt.prompts import PromptSet
 from diffopt.source import Source, Sources
@@ -86,6 +88,7 @@ class Bench:
     device: str = "cpu"
     family: str = "flux"
     weights: str = "pretrained"
+    lora: list[Any] = field(default_factory=list)
     made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,9 +101,8 @@ class Bench:
 
     def pipeline(self) -> Pipeline:
         def make(ctx: Context) -> Pipeline:
-            view = LoadView(
-                family=self.family, source=Source(self.source), weights=self.weights, dtype=self.dtype, scheduler=None
-            )
+            source = {"source": Source(self.source), "weights": self.weights, "dtype": self.dtype, "lora": self.lora}
+            view = LoadView(family=self.family, scheduler=None, **source)
             load.run(ctx, view)
             return Pipeline(ctx.out, "pipeline")
 
@@ -115,7 +117,7 @@ class Bench:
     def texts(self, start: int, stop: int) -> Embeddings:
         def make(ctx: Context) -> Embeddings:
             given = {n: getattr(self.call, n) for n in TextView.model_fields}
-            view = PromptsView(prompts=PromptSet("tests", self.prompts[start:stop]), batch_size=BATCH)
+            view = PromptsView(prompts=prompt_set(self.prompts[start:stop]), batch_size=BATCH)
             embed.run(ctx, TextView(**given), view, self.pipeline())
             return Embeddings(ctx.out, "embeddings")
 
@@ -133,7 +135,7 @@ class Bench:
         return self._once(("encoded", prompts.prompts, batch), make)
 
     def view(self, start: int, stop: int, steps: int = STEPS, per_step: bool = False) -> ChunkView:
-        part = PromptSet("tests", self.prompts[start:stop])
+        part = prompt_set(self.prompts[start:stop])
         return ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=steps, per_step=per_step)
 
     def chunk(self, start: int, stop: int, steps: int = STEPS, per_step: bool = False) -> CalibChunk:
@@ -204,16 +206,17 @@ class Bench:
         batch: int = 1,
         most: int | None = None,
         opset: int = 20,
+        cut: CutView | None = None,
         **kw: Any,
     ) -> OnnxGraph:
-        """The ONNX graph of a format, or of the plain backbone for None."""
+        """The ONNX graph of a format, or of the plain backbone for None; whole, or cut for a cache."""
         dtype = dtype or self.dtype
 
         def make(ctx: Context) -> OnnxGraph:
-            self.write_graph(ctx, name, dtype=dtype, batch=batch, most=most, opset=opset, **kw)
+            self.write_graph(ctx, name, dtype=dtype, batch=batch, most=most, opset=opset, cut=cut, **kw)
             return OnnxGraph(ctx.out, "graph")
 
-        return self._once(("graph", name, dtype, batch, most, opset, *kw.items()), make)
+        return self._once(("graph", name, dtype, batch, most, opset, repr(cut), *kw.items()), make)
 
     def write_graph(
         self,
@@ -224,11 +227,12 @@ class Bench:
         batch: int = 1,
         most: int | None = None,
         opset: int = 20,
+        cut: CutView | None = None,
         **kw: Any,
     ) -> None:
         size = SizeView(**{n: getattr(self.call, n) for n in SizeView.model_fields})
         view = GraphView(opset=opset, batch_size=batch, max_batch_size=most, high_precision_dtype=dtype)
-        export.run(ctx, size, view, self.pipeline(), self.checkpoint(name, **kw) if name else None)
+        export.run(ctx, size, view, self.pipeline(), self.checkpoint(name, **kw) if name else None, cut)
 
     def inputs(self, batch: int = 1) -> dict[str, torch.Tensor]:
         """Backbone inputs of this bench's size, of the first backbone."""
@@ -246,7 +250,7 @@ class Bench:
         from diffopt.pipeline.open import family_of
         from diffopt.pipeline.texts import encode
 
-        texts = encode(self.context(), pipe, self.pipeline(), prompts, self.call)
+        texts = encode(self.context(), pipe, self.pipeline(), prompt_set(prompts).given().prompts, self.call)
         return draw(pipe, texts, seeds, steps, family_of(self.pipeline()).arguments(self.call), **kw)
 
     def vae(self) -> dict[str, Any]:
@@ -269,7 +273,32 @@ def _bench(dtype: str, guidance: bool, device: str, tiny: str) -> Bench:
     root.mkdir()
     about = TINY[tiny]
     call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
-    return Bench(root, str(saved(tiny, guidance)), dtype, call, device=device, family=about.family)
+    return Bench(root, str(saved(tiny, guidance)), dtype, call, prompts_of(tiny), device, about.family)
+
+
+@cache
+def album() -> PromptSet:
+    """As many pictures as PROMPTS are texts, of several sizes, smooth and each unlike the others."""
+    from PIL import Image
+
+    directory, draw = folder(), np.random.default_rng(3)
+    for i in range(len(PROMPTS)):
+        Image.fromarray(draw.integers(0, 256, (3, 4, 3), np.uint8)).resize((48 + 8 * i, 64)).save(directory / f"{i}.png")
+    return prompts.read(str(directory))
+
+
+def prompts_of(tiny: str) -> tuple[str, ...]:
+    """What a tiny pipeline is asked for: texts, or the names of the album's pictures."""
+    return album().prompts if models.family(TINY[tiny].family).animates else PROMPTS
+
+
+def prompt_set(names: Sequence[str]) -> PromptSet:
+    """Of texts, or of some of the album's pictures, from the first or by their names."""
+    there = album()
+    if not set(names) <= set(there.prompts):
+        return PromptSet("tests", tuple(names))
+    contents = dict(zip(there.prompts, there.contents, strict=True))
+    return PromptSet("tests", tuple(names), there.folder, tuple(contents[n] for n in names))
 
 
 @cache
@@ -300,7 +329,8 @@ def random_bench(tiny: str) -> Bench:
     """A tiny pipeline that draws its weights, and has neither text encoders nor tokenizers."""
     about = TINY[tiny]
     call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
-    return Bench(folder(), str(architecture(tiny)), call=call, family=about.family, weights="random")
+    made = {"call": call, "prompts": prompts_of(tiny), "family": about.family, "weights": "random"}
+    return Bench(folder(), str(architecture(tiny)), **made)
 
 
 @cache
@@ -309,8 +339,8 @@ def emoji() -> Bench:
     root = _root() / "emoji"
     root.mkdir()
     call = called(64, 32)
-    prompts = asset.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()
-    return Bench(root, EMOJI, call=call, prompts=tuple(prompts[: len(PROMPTS)]))
+    known = asset.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()
+    return Bench(root, EMOJI, call=call, prompts=tuple(known[: len(PROMPTS)]))
 
 
 def recipe(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[str, ...] = ()) -> tuple[list[Any], Any]:

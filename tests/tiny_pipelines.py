@@ -371,6 +371,71 @@ def qwen_tokenizer() -> Any:
     return Qwen2Tokenizer(vocab=found["vocab"], merges=merges, extra_special_tokens=special[1:], model_max_length=64)
 
 
+def pixart(alpha: bool = False, **changes: Any) -> Any:
+    """PixArt-Sigma's, or PixArt-alpha's for 1024 pixels, which is told the size of the picture."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    heads = 3 if alpha else HEADS  # the size's three numbers share the width
+    sizes = {
+        "sample_size": 128 if alpha else 16,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 8,  # one more than a block cache reuses
+        "attention_head_dim": HEAD,
+        "num_attention_heads": heads,
+        "cross_attention_dim": heads * HEAD,
+        "caption_channels": 32,
+        "use_additional_conditions": alpha,
+    }
+    return (PixArtAlphaPipeline if alpha else PixArtSigmaPipeline)(
+        scheduler=DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
+        vae=vae(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=louder(PixArtTransformer2DModel(**sizes | changes)),
+    )
+
+
+def pixart_alpha(**changes: Any) -> Any:
+    return pixart(alpha=True, **changes)
+
+
+def svd(**changes: Any) -> Any:
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        "layers_per_block": 1,
+        "sample_size": 16,
+        "cross_attention_dim": 64,
+        "num_attention_heads": (2, 4),
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 3 * 8,
+        "num_frames": 4,
+    }
+    levels = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    heads = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    eye = CLIPVisionConfig(image_size=224, patch_size=56, projection_dim=64, **heads)
+    noises = {"timestep_type": "continuous", "timestep_spacing": "leading", "use_karras_sigmas": True}
+    ends = {"prediction_type": "v_prediction", "sigma_min": 0.002, "sigma_max": 700.0, "steps_offset": 1}
+    return StableVideoDiffusionPipeline(
+        vae=AutoencoderKLTemporalDecoder(**levels).eval(),
+        image_encoder=CLIPVisionModelWithProjection(eye).eval(),
+        unet=louder(UNetSpatioTemporalConditionModel(**sizes | changes)),
+        scheduler=EulerDiscreteScheduler(**noises, **ends),
+        feature_extractor=CLIPImageProcessor(),
+    )
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A pipeline's family and maker, and what it is called with: pixels, tokens of the long encoder, and more."""
@@ -393,4 +458,7 @@ TINY = {
     "wan_ti2v": Tiny("wan", wan_ti2v, frames=5),
     "qwen_image": Tiny("qwen_image", qwen_image),
     "chroma": Tiny("chroma", chroma),
+    "pixart": Tiny("pixart", pixart),
+    "pixart_alpha": Tiny("pixart", pixart_alpha),
+    "svd": Tiny("svd", svd, tokens=None, frames=4),
 }

@@ -16,7 +16,15 @@ ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
 @contextlib.contextmanager
 def traceable(opset: int) -> Iterator[None]:
     """All of them."""
-    with rms_norm(opset), unflatten(opset), repeat_interleave(opset), real_rotations(), idle_block_kernels(), shapes_alone():
+    with (
+        rms_norm(opset),
+        unflatten(opset),
+        repeat_interleave(opset),
+        real_rotations(),
+        idle_squeezes(),
+        idle_block_kernels(),
+        shapes_alone(),
+    ):
         yield
 
 
@@ -44,6 +52,23 @@ def idle_block_kernels() -> Iterator[None]:
         yield
     finally:
         tensor_quant.dynamic_block_quantize_op = kernel
+
+
+@contextlib.contextmanager
+def idle_squeezes() -> Iterator[None]:
+    """PixArt squeezes the axis of its tokens, which does nothing. Where the exporter does not know the axis' extent, as behind
+    block quantization, it writes a Squeeze, which no runtime takes."""
+    own = torch.Tensor.squeeze
+
+    def squeeze(x: torch.Tensor, *dims: Any, **named: Any) -> torch.Tensor:
+        axis = named.get("dim", dims[0] if dims else None)
+        return x if isinstance(axis, int) and x.shape[axis] != 1 else own(x, *dims, **named)
+
+    setattr(torch.Tensor, "squeeze", squeeze)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(torch.Tensor, "squeeze", own)  # noqa: B010
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """From a backbone to a finished ONNX file: traced, its weights filled in and packed, counted."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 
 from diffopt.extremes import quantizers
 from diffopt.graph.activations import finish
+from diffopt.graph.border import bordered
 from diffopt.graph.count import operators, quantized_inputs, quantized_products
 from diffopt.graph.file import GraphFile
+from diffopt.graph.pieces import Cut, Piece, pieces
 from diffopt.graph.tensor import KINDS
 from diffopt.graph.trace import Arguments, trace
 from diffopt.graph.weights import fill
@@ -34,6 +37,8 @@ class Graph:
     """Quantized layers that the graph has no use for."""
     bytes: int
     """Of all weights as stored."""
+    pieces: list[Piece] | None = None
+    """The parts of a graph that was cut, of which the counts are sums."""
 
 
 def write(
@@ -43,8 +48,11 @@ def write(
     opset: int,
     batch_axes: Mapping[str, int] | None = None,
     arguments: Arguments = dict,
+    cut: Cut | None = None,
 ) -> Graph:
     """Write the graph of `backbone`, plain or quantized by modelopt, to `path`; weights of 2 GiB go beside it.
+
+    With `cut` it is written in parts, to files beside `path` of names that begin as its own.
 
     `inputs` are of one call, on the backbone's device; what is no tensor is a constant of the graph, and `arguments`
     makes the backbone's keyword arguments of them. `batch_axes` (input -> axis) are dynamic; None: all are static.
@@ -54,23 +62,31 @@ def write(
     for _, quantizer in quantizers(backbone):
         quantizer.trt_high_precision_dtype = PRECISION[dtype]
     with tempfile.TemporaryDirectory(dir=path.parent) as raw:
-        trace(backbone, inputs, Path(raw) / "model.onnx", opset, batch_axes, arguments)
+        with bordered(cut.stretches if cut else ()):
+            trace(backbone, inputs, Path(raw) / "model.onnx", opset, batch_axes, arguments)
         model = onnx.load(Path(raw) / "model.onnx")
+        traced = onnx.load(Path(raw) / "model.onnx") if cut else None
     finish(model.graph, KINDS[dtype])
     file = GraphFile(path)
     unused = fill(model.graph, backbone, file)
     del model.graph.value_info[:]
     opset = _say_versions(model, {i.data_type for i in file.initializers})
-    stored = file.names()
+    stored = file.sizes
+    parts = pieces(model, traced, stored, cut.calls) if cut and traced else []
+    models = [m for _, m in parts] or [model]
     found = Graph(
         opset=opset,
-        operators=operators(model),
-        quantized_products=quantized_products(model, stored),
-        quantized_inputs=quantized_inputs(model, stored),
+        operators=dict(sum((Counter(operators(m)) for m in models), Counter())),
+        quantized_products=sum(quantized_products(m, stored) for m in models),
+        quantized_inputs=sum(quantized_inputs(m, stored) for m in models),
         unused=unused,
         bytes=file.bytes,
+        pieces=[piece for piece, _ in parts] or None,
     )
-    file.close(model)
+    if parts:
+        file.close_parts({piece.file: m for piece, m in parts})
+    else:
+        file.close(model)
     return found
 
 

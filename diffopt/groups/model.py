@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from diffopt import models
+from diffopt.adapter import Adapter
 from diffopt.source import ModelSource, Source
 from diffopt.view import Choices, Group, View
 
@@ -35,6 +36,8 @@ class Model(Group):
     """`random` draws weights of the architecture's size: for planning, timing and testing, never for quality."""
     dtype: Dtype
     """What the weights are cast to when loaded."""
+    lora: list[Adapter] = Field(default_factory=list)
+    """LoRA adapters that are fused into the model before anything else is done with it."""
     scheduler: str | None = None
     """A diffusers scheduler class instead of the source's own; it takes over the source's settings."""
     height: int = Field(ge=8)
@@ -81,9 +84,17 @@ class Model(Group):
                 raise ValueError(f"{name}: {self.family} does not read it (got {getattr(self, name)!r}); drop it")
         if "max_sequence_length" in takes and self.max_sequence_length is None:
             raise ValueError("max_sequence_length: is not set (got None); give the tokens that the text encoder is padded to")
+        for i, adapter in enumerate(self.lora):
+            if any(_target(adapter) == _target(other) for other in self.lora[:i]):
+                raise ValueError(f"lora: names one twice (got {adapter.path.name!r}); name it once, with its whole scale")
         if self.scheduler is not None and self.scheduler not in (there := _schedulers()):
             raise ValueError(f"scheduler: diffusers has no such class (got {self.scheduler!r}); one of {', '.join(there)}")
         return self
+
+
+def _target(adapter: Adapter) -> tuple[Source, str | None]:
+    """What must not be fused twice."""
+    return adapter.path, adapter.backbone
 
 
 def _check_index(directory: Path, source: Source, family: str) -> None:
@@ -98,7 +109,7 @@ def _check_index(directory: Path, source: Source, family: str) -> None:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"source: model_index.json names no pipeline class (got {source.name!r}); download it again") from None
     kind = models.family(family)
-    if found not in (kind.pipeline, *kind.aliases):
+    if kind.opened(found) is None:
         raise ValueError(
             f"source: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
             "choose another model= or model.family="
@@ -151,9 +162,17 @@ class CallView(ReadView, of=Model):
 
 
 class TextView(GuidedView, of=Model):
-    """What the embeddings of a prompt depend on."""
+    """What the embeddings of a prompt depend on: a text's on guidance and lengths, a picture's on the size."""
 
     guidance_scale: float
     negative_prompt: str
     max_sequence_length: int | None
     long_prompts: Literal["refuse", "cut"]
+    height: int
+    width: int
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        assert choices.model is not None
+        size = frozenset({"height", "width"})
+        return size if models.family(choices.model.family).animates else super().used(choices) - size

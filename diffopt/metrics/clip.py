@@ -30,4 +30,4 @@ class Clip(Scorer):
         return found.cpu().numpy()
 
 
-METRIC = Metric("clip", "CLIP score", "", "higher", "picture", Clip, needs=("clip",))
+METRIC = Metric("clip", "CLIP score", "", "higher", "picture", Clip, needs=("clip",), of_text=True)

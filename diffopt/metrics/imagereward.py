@@ -188,4 +188,4 @@ def _tokenizer(path: Path) -> Any:
     return BertTokenizer(str(vocabulary))
 
 
-METRIC = Metric("imagereward", "ImageReward", "", "higher", "picture", ImageReward, needs=("imagereward",))
+METRIC = Metric("imagereward", "ImageReward", "", "higher", "picture", ImageReward, needs=("imagereward",), of_text=True)

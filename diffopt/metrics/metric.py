@@ -83,6 +83,8 @@ class Metric:
     """Raises MetricError for weights that cannot be loaded."""
     needs: tuple[str, ...] = ()
     """Names of SOURCES."""
+    of_text: bool = False
+    """Its score compares with the prompt's text."""
     of_video: bool = False
     """Its scorer is given videos, a list of prepared frames each. Without it each frame is scored as a picture, and a video
     has the mean of its frames."""

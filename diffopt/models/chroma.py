@@ -66,6 +66,9 @@ FAMILY = Family(
     pack=flux.packed,
     clock=1.0,
     block_cache=False,
+    # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
+    cached=("*", "!transformer_blocks.0"),
+    cached_reuse="residual",
     arguments=flux.arguments,
     embed=embed,
     embeddings=embeddings,

@@ -40,7 +40,9 @@ class Family:
     pipeline: str
     """diffusers' pipeline class."""
     aliases: tuple[str, ...] = field(default=(), kw_only=True)
-    """Other pipeline classes whose directories hold the same components."""
+    """Other pipeline classes whose directories hold the same components, and are opened as `pipeline`."""
+    variants: tuple[str, ...] = field(default=(), kw_only=True)
+    """Other pipeline classes of the family, whose directories are opened as they say."""
     backbone_class: str
     blocks: tuple[str, ...]
     """The backbone's attributes that hold its repeated blocks."""
@@ -65,6 +67,8 @@ class Family:
     """Videos have a multiple of this many frames, plus one; None for pictures."""
     frame_rate: Callable[[Json], int] = lambda _vae: 25
     """Frames a second at which its videos are played, from the VAE's config."""
+    animates: bool = False
+    """Its prompts are pictures, which its videos begin with, not texts."""
     reads: frozenset[str] = frozenset({"guidance_scale", "negative_prompt", "max_sequence_length"})
     """Those fields of the group `model` beside the size that its pipeline takes; the others must not be set."""
     guidance: Literal["none", "batched", "separate"] = "batched"
@@ -73,8 +77,16 @@ class Family:
     """Whether its backbone has convolutions that INT8 and FP8 quantize."""
     attention: bool = True
     """Whether modelopt can quantize its attention."""
+    lora: bool = True
+    """Whether diffusers has a LoRA loader for its pipeline."""
     block_cache: bool = True
     """Whether diffusers' block caches know its blocks."""
+    cached: tuple[str, ...] = ()
+    """Globs over block names (diffopt/caches/policy.py): what `cache=cachify` reuses where it names no blocks."""
+    cached_every: int = 2
+    """At how many steps it computes them once, where it says nothing of steps."""
+    cached_reuse: Literal["output", "residual"] = "output"
+    """What of them it reuses: what they gave, or what they added to what they were given."""
     unbatched: tuple[str, ...] = ()
     """Backbone inputs without a batch axis."""
     nested: Mapping[str, str] = field(default_factory=dict)
@@ -98,6 +110,12 @@ class Family:
     """Whether its VAE's pixels and latents have an axis of time, as videos have: [b, channels, frames, h, w]."""
     unpack: Callable[[Any, "torch.Tensor", Any], "torch.Tensor"] = lambda _pipe, latents, _model: latents
     """The latents that its pipeline gives in the shape that its VAE decodes, from the pipeline, those latents, model."""
+
+    def opened(self, named: str) -> str | None:
+        """The pipeline class that opens a directory whose index names `named`; None where it is another family's."""
+        if named in self.variants:
+            return named
+        return self.pipeline if named in (self.pipeline, *self.aliases) else None
 
     def guided(self, model: Any) -> bool:
         """Whether a call of the pipeline computes an unconditional prediction too."""

@@ -97,6 +97,9 @@ FAMILY = Family(
     size_step=16,
     reads=frozenset({"guidance_scale", "max_sequence_length"}),
     guidance="none",
+    # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
+    cached=("*", "!transformer_blocks.0"),
+    cached_reuse="residual",
     unbatched=("img_ids", "txt_ids"),
     conditions=conditions,
     pack=packed,

@@ -114,6 +114,9 @@ FAMILY = Family(
     size_step=SPACE,
     frame_step=TIME,
     frame_rate=lambda _: FRAME_RATE,
+    # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
+    cached=("*", "!transformer_blocks.0"),
+    cached_reuse="residual",
     arguments=arguments,
     conditions=conditions,
     pack=packed,

@@ -88,6 +88,9 @@ FAMILY = Family(
     ends=2,
     size_step=16,
     guidance="separate",
+    # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
+    cached=("*", "!transformer_blocks.0"),
+    cached_reuse="residual",
     arguments=arguments,
     conditions=conditions,
     pack=packed,

@@ -38,6 +38,7 @@ FAMILY = Family(
     convolutions=True,
     unbatched=("timestep",),
     block_cache=False,
+    cached=unet.CACHED,
     arguments=unet.arguments,
     conditions=conditions,
     noisy="sample",

@@ -80,6 +80,7 @@ FAMILY = Family(
     size_step=16,
     largest=largest,
     block_cache=False,
+    cached=("*", "!transformer_blocks.-[1-8]"),  # Model-Optimizer's default: of SD3's 24 blocks not 16 to 23
     arguments=arguments,
     conditions=conditions,
     embed=embed,

@@ -75,6 +75,7 @@ FAMILY = Family(
     unbatched=("timestep",),
     nested={"text_embeds": "added_cond_kwargs", "time_ids": "added_cond_kwargs"},
     block_cache=False,
+    cached=unet.CACHED,
     arguments=unet.arguments,
     conditions=conditions,
     noisy="sample",

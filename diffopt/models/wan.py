@@ -88,6 +88,9 @@ FAMILY = Family(
     frame_rate=frame_rate,
     reads=frozenset({"guidance_scale", "guidance_scale_2", "negative_prompt", "max_sequence_length"}),
     guidance="separate",
+    # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
+    cached=("*", "!blocks.0"),
+    cached_reuse="residual",
     largest=largest,
     coarser=coarser,
     arguments=arguments,

@@ -32,19 +32,33 @@ def draw(
     the family's latents when not decoded. `on_step` is called when each denoising step ends.
     """
 
-    def stepped(_pipe: Any, _index: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def stepped() -> None:
         if on_step:
             on_step()
-        return state
 
+    # Some pipelines have another negative prompt than none as their default, and refuse it beside its embeddings.
+    none = {"negative_prompt": None} if "negative_prompt_embeds" in texts else {}
     with torch.inference_mode():
         out = pipe(
             **texts,
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np" if decode else "latent",
-            callback_on_step_end=stepped,
+            **_called(pipe, stepped),
+            **none,
             **arguments,
         )
     drawn = out.frames if hasattr(out, "frames") else out.images
     return np.asarray(drawn if decode else drawn.float().cpu())
+
+
+def _called(pipe: Any, stepped: Callable[[], None]) -> dict[str, Any]:
+    """The argument by which a pipeline calls `stepped` at the end of each step; PixArt's has the older one."""
+
+    def ended(_pipe: Any, _index: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
+        stepped()
+        return state
+
+    if hasattr(pipe, "_callback_tensor_inputs"):  # it has the argument; that of its call may be hidden in others
+        return {"callback_on_step_end": ended}
+    return {"callback": lambda _index, _time, _latents: stepped()}

@@ -15,6 +15,8 @@ from diffopt import quiet
 from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError
 from diffopt.models import Family, family
+from diffopt.pipeline import animation
+from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
 from diffopt.stage import Context
@@ -31,32 +33,39 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
     own: dict[str, Any] = _backbones(pinned, backbone) if backbone is not None else {}
     if not texts or pinned["weights"] == "random":
         own |= dict.fromkeys(_texts(ctx, pinned))
+    if backbone is None and (pinned["weights"] == "random" or pinned.get("lora")):
+        own |= _backbones(pinned, open_backbone(ctx, pipeline))
     if pinned["weights"] == "random":
-        own = own if backbone is not None else own | _backbones(pinned, open_backbone(ctx, pipeline))
         own |= {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()}
-    return place(_assemble(ctx, pinned, own), ctx.device)
+    return place(_assemble(ctx, pipeline, own), ctx.device)
 
 
 def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
     pinned = pipeline.json("pipeline.json")
-    return place(_assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae"])), ctx.device)
+    return place(_assemble(ctx, pipeline, dict.fromkeys([*pinned["backbones"], "vae"])), ctx.device)
 
 
 def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its tokenizers. Not for random weights, which have none."""
     pinned = pipeline.json("pipeline.json")
     models = [name for name in _texts(ctx, pinned) if not name.startswith("tokenizer")]
-    return _assemble(ctx, pinned, dict.fromkeys([*pinned["backbones"], "vae", *models]))
+    return _assemble(ctx, pipeline, dict.fromkeys([*pinned["backbones"], "vae", *models]))
 
 
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
-    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents."""
+    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents.
+
+    One that animates pictures has its VAE too.
+    """
     pinned = pipeline.json("pipeline.json")
+    own = _backbones(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
+    if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
+        drawn = {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()} if pinned["weights"] == "random" else {}
+        return place(_assemble(ctx, pipeline, own | drawn), ctx.device)
     with init_empty_weights():
         vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
-    own = _backbones(pinned, open_backbone(ctx, pipeline))
-    pipe = _assemble(ctx, pinned, own | dict.fromkeys(_texts(ctx, pinned)) | {"vae": vae})
+    pipe = _assemble(ctx, pipeline, own | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     return place(pipe, ctx.device)
 
@@ -71,7 +80,7 @@ def open_vae(ctx: Context, pipeline: Pipeline) -> Any:
 
 
 def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
-    """The denoising network alone, in evaluation mode, on the run's device where it fits, else on the CPU.
+    """The denoising network alone, its adapters fused, in evaluation mode, on the run's device where it fits, else on the CPU.
 
     A pipeline with several has them in a ModuleDict, by name.
     """
@@ -86,8 +95,18 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
         else:
             cls = getattr(diffusers, family_of(pipeline).backbone_class)
             how = {"subfolder": name, "torch_dtype": getattr(torch, pinned["dtype"])}
-            found[name] = _read(cls, directory, **how).to(device)
-        found[name].eval()
+            found[name] = _read(cls, directory, **how)
+        # Pretrained weights are read to the CPU: fused there they are the same on every device, and a GPU holds them once.
+        fuse(ctx, pipeline, {name: found[name]})
+        found[name] = found[name].to(device).eval()
+    return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
+
+
+def empty_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
+    """The same modules as `open_backbone` gives, on the meta device."""
+    pinned = pipeline.json("pipeline.json")
+    with init_empty_weights():
+        found = {n: _class(ctx, pinned, n).from_config(config(ctx, pinned, n)).eval() for n in pinned["backbones"]}
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
 
 
@@ -113,13 +132,18 @@ def _texts(ctx: Context, pinned: dict[str, Any]) -> list[str]:
     return [k for k in parts if k not in (*pinned["backbones"], "vae", "scheduler")]
 
 
-def _assemble(ctx: Context, pinned: dict[str, Any], own: dict[str, Any]) -> Any:
-    """The pipeline of the components `own`, those that are None left out, and the source's for the rest."""
+def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
+    """The pipeline of the components `own`, those that are None left out, and the source's for the rest, adapters fused."""
+    pinned = pipeline.json("pipeline.json")
     directory = ctx.locate(pinned["source"])
     own = own | {"scheduler": scheduler(directory, pinned["scheduler"])}
-    cls = getattr(diffusers, family(pinned["family"]).pipeline)
+    kind = family(pinned["family"])
+    named = json.loads((directory / "model_index.json").read_text())["_class_name"]
+    cls = getattr(animation if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
     pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned["dtype"]), **own)
     pipe.set_progress_bar_config(disable=True)
+    read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}
+    fuse(ctx, pipeline, read)
     return pipe
 
 
@@ -156,6 +180,14 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
+
+
+def tokens(ctx: Context, pipeline: Pipeline) -> int:
+    """Tokens that a prompt of the source is padded to where the model's config does not say; 0 where nothing does."""
+    directory = ctx.locate(pipeline.json("pipeline.json")["source"])
+    paths = [directory / name / "tokenizer_config.json" for name in ("tokenizer_2", "tokenizer")]
+    found = [json.loads(path.read_text()).get("model_max_length", 0) for path in paths if path.is_file()]
+    return int(found[0]) if found else 0
 
 
 def frame_rate(ctx: Context, pipeline: Pipeline) -> int:

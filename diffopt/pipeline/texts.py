@@ -97,6 +97,7 @@ def _drawn(ctx: Context, pinned: dict[str, Any], prompts: Sequence[str], model: 
     kind, device = family(pinned["family"]), torch.device(ctx.device)
     directory = ctx.locate(pinned["source"])
     config = json.loads((directory / pinned["backbones"][0] / "config.json").read_text())
+    dtype = getattr(torch, pinned["dtype"])
     found: Texts = {}
     for name, (_, *shape) in kind.embeddings(config, len(prompts), model).items():
         if name.endswith("mask"):
@@ -104,7 +105,10 @@ def _drawn(ctx: Context, pinned: dict[str, Any], prompts: Sequence[str], model: 
             continue
         rows = []
         for prompt in prompts:
-            seed = int.from_bytes(sha256(f"{name} {prompt}".encode()).digest()[:6])
+            called = Path(prompt).name if kind.animates else prompt  # wherever the picture lies
+            seed = int.from_bytes(sha256(f"{name} {called}".encode()).digest()[:6])
             rows.append(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
-        found[name] = torch.stack(rows).to(device, getattr(torch, pinned["dtype"]))
+        drawn = torch.stack(rows)
+        pixels = name == "image"
+        found[name] = (drawn * 64 + 128).clamp(0, 255).byte().to(device) if pixels else drawn.to(device, dtype)
     return found

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from diffopt.artifact import Artifact, Checkpoint, OnnxGraph
+from diffopt.caches.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Running:
     pipe: Any
     batch: int | None
     """The only batch size that it can run, or None for any."""
-    computed: Callable[[], float]
-    """Share of the backbone's blocks computed so far: below 1 where a cache skipped some."""
+    saved: Callable[[], Statistics | None] = lambda: None
+    """What its cache saved so far; None without a cache."""
 
 
 @dataclass(frozen=True)

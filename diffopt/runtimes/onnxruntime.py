@@ -1,49 +1,110 @@
 """onnxruntime: the ONNX graph on a CPU, with real INT8 kernels."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
+from onnxruntime import OrtValue
 
 from diffopt.artifact import OnnxGraph, Pipeline
+from diffopt.caches.cachify import Cachify, policy
+from diffopt.caches.loop import Loop
+from diffopt.caches.meter import Meter, statistics
+from diffopt.caches.policy import Policy
+from diffopt.caches.statistics import Statistics
+from diffopt.graph.trace import OUTPUT
 from diffopt.groups.cache import CacheView
 from diffopt.models import Family
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running
+from diffopt.runtimes.hits import check_hits
+from diffopt.runtimes.parts import Change, Parts, Place, Run
 from diffopt.stage import Context
 from diffopt.worker import THREADS
+
+MEMORY = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
 
 
 @contextmanager
 def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheView | None, *, texts: bool) -> Iterator[Running]:
-    """A pipeline whose backbone is the graph, for the graph's own batch size. The other parts stay with torch."""
+    """A pipeline whose backbone is the graph, for the graph's own batch size. The other parts stay with torch.
+
+    With a cache the graph is one that is cut for it. Raises GateError where nothing was reused.
+    """
     family = family_of(pipeline)
     pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
+    cuts: list[CutBackbone] = []
+
+    def forget() -> None:
+        for cut in cuts:
+            cut.parts.forget()
+
+    loop = Loop(pipe, forget)
     for name, part in subject.parts().items():
-        head = part.json("graph.json")
-        setattr(pipe, name, GraphBackbone(_session(part, head), head, family, getattr(pipe, name)))
-    yield Running(pipe, subject.json("graph.json")["batch_size"], lambda: 1.0)
+        head, own = part.json("graph.json"), getattr(pipe, name)
+        if cache is None:
+            setattr(pipe, name, GraphBackbone(_session(part, head), head, family, own))
+        else:
+            assert isinstance(cache.settings, Cachify)
+            cuts.append(CutBackbone(_parts(part, head, policy(cache.settings)), loop, head, family, own))
+            setattr(pipe, name, cuts[-1])
+    batch: int = subject.json("graph.json")["batch_size"]
+    if cache is None:
+        yield Running(pipe, batch)
+        return
+    loop.open()
+    try:
+        yield Running(pipe, batch, lambda: _statistics(cuts))
+    finally:
+        loop.close()
+    check_hits(cache, _statistics(cuts))
 
 
-def _session(graph: OnnxGraph, head: dict[str, Any]) -> onnxruntime.InferenceSession:
+def _session(graph: OnnxGraph, head: dict[str, Any], name: str = "model.onnx") -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = int(os.environ.get(THREADS, 0))  # 0 takes every core; it reads no OMP_NUM_THREADS
+    if "pieces" in head:  # of which one runs at a time: their activations share one arena, none spins while another runs
+        onnxruntime.create_and_register_allocator(MEMORY, None)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     # Its fusion of MatMul and Add into Gemm hides the products from the integer kernels: INT8 then runs at a third of
     # the speed of FP32. Full-precision graphs keep it.
     disabled = ["MatMulAddFusion"] if head["format"] else []
-    path = str(graph.path / "model.onnx")
+    path = str(graph.path / name)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+
+
+def _parts(graph: OnnxGraph, head: dict[str, Any], policy: Policy) -> Parts:
+    """The parts of one backbone's graph. What passes between them is not copied."""
+
+    def runs(session: onnxruntime.InferenceSession) -> Run:
+        return lambda inputs, outputs: session.run_with_ort_values(list(outputs), dict(inputs))
+
+    def change(compute: Callable[[Any, Any], Any]) -> Callable[[OrtValue, OrtValue], OrtValue]:
+        return lambda a, b: OrtValue.ortvalue_from_numpy(compute(a.numpy(), b.numpy()))
+
+    sessions = [_session(graph, head, piece["file"]) for piece in head["pieces"]]
+    return Parts(head["pieces"], [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
+
+
+def _statistics(cuts: list["CutBackbone"]) -> Statistics:
+    """Counts calls of blocks, as the torch runtime does."""
+    return statistics(
+        (cut.meter, dict.fromkeys(cut.reused, cut.parts.hits), dict.fromkeys(cut.reused, cut.parts.calls - cut.parts.hits))
+        for cut in cuts
+    )
 
 
 class GraphBackbone(torch.nn.Module):
     """Stands where the backbone stood: same configuration and call, computed by the graph."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, head: dict[str, Any], family: Family, backbone: Any):
+    def __init__(self, session: Any, head: dict[str, Any], family: Family, backbone: Any):
         super().__init__()
         self.session = session
         self.inputs = head["inputs"]
@@ -64,11 +125,39 @@ class GraphBackbone(torch.nn.Module):
             if not self._takes(name, list(value.shape)):
                 raise ValueError(f"{name}: the graph takes {about['shape']}, but the pipeline gives {list(value.shape)}")
             feeds[name] = value.cpu().numpy()
+        return (torch.from_numpy(self.compute(feeds)).to(self.dtype),)
+
+    def compute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """The graph's output."""
         (out,) = self.session.run(None, feeds)
-        return (torch.from_numpy(out).to(self.dtype),)
+        found: np.ndarray = out
+        return found
 
     def _takes(self, name: str, shape: list[int]) -> bool:
         if name not in self.profile:
             return bool(shape == self.inputs[name]["shape"])
         low, high = self.profile[name]["min"], self.profile[name]["max"]
         return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+
+
+class CutBackbone(GraphBackbone):
+    """The same of a graph that is cut, which a step runs in part where it reuses."""
+
+    def __init__(self, parts: Parts, loop: Loop, head: dict[str, Any], family: Family, backbone: Any):
+        super().__init__(None, head, family, backbone)
+        self.parts = parts
+        self.loop = loop
+        self.reused: list[str] = head["reused"]
+        with torch.device("meta"):  # its arithmetic is counted, its weights are let go
+            self.meter = Meter(type(backbone).from_config(backbone.config).to(backbone.dtype))
+
+    def forward(self, *positional: Any, return_dict: bool = False, **arguments: Any) -> tuple[torch.Tensor]:
+        self.meter.see(positional, arguments | {"return_dict": False})
+        return super().forward(*positional, **arguments)
+
+    def compute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        call, place = self.loop.call(self), self.loop.place
+        shapes = tuple(x.shape for x in feeds.values())
+        values = {name: OrtValue.ortvalue_from_numpy(x) for name, x in feeds.items()}
+        found: np.ndarray = self.parts(values, Place(place[0], (place[1], call, shapes)) if place else None)[OUTPUT].numpy()
+        return found

@@ -1,6 +1,7 @@
 """build: an engine plan from the graph, with what built it and what can run it."""
 
 import json
+from typing import Any
 
 from diffopt.artifact import EnginePlan, OnnxGraph
 from diffopt.groups import Export
@@ -16,21 +17,26 @@ class BuilderView(View, of=Export):
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt import engine
 
-    size = 0
+    plans: list[dict[str, Any]] = []
     for part in graph.parts().values():
         folder = ctx.out / part.path.relative_to(graph.path)
         folder.mkdir(exist_ok=True)
-        head = part.json("graph.json")
-        made = engine.build(part.path / "model.onnx", export.builder_optimization_level, head["profile"])
-        (folder / "model.plan").write_bytes(made.plan)
-        size += len(made.plan)
+        for file in part.files():
+            made = engine.build(part.path / file["file"], export.builder_optimization_level, file["profile"])
+            target = (folder / file["file"]).with_suffix(".plan")
+            target.write_bytes(made.plan)
+            row = {"file": str(target.relative_to(ctx.out)), "bytes": len(made.plan), "profiles": made.profiles}
+            plans.append(row | {"reused": file["reused"]})
+    head = graph.json("graph.json")
     about = {
         "builder": made.flavour,
         "version": made.version,
         "target": made.target,
         "profiles": made.profiles,
         "builder_optimization_level": export.builder_optimization_level,
-        "bytes": size,
+        "bytes": sum(p["bytes"] for p in plans),
         "format": head["format"],
     }
+    if "pieces" in head:
+        about |= {"profiles": [x for p in plans for x in p["profiles"]], "plans": plans}
     (ctx.out / "plan.json").write_text(json.dumps(about, indent=1))

@@ -35,4 +35,4 @@ def embed(ctx: Context, model: TextView, calib: PromptsView, pipeline: Pipeline)
     from diffopt.pipeline.texts import encoder, save
 
     encode = encoder(ctx, pipeline, model)
-    save(ctx.out, (encode(prompts) for _, prompts in batches(calib.prompts, calib.batch_size)))
+    save(ctx.out, (encode(prompts) for _, prompts in batches(calib.prompts.given(), calib.batch_size)))

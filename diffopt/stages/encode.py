@@ -32,5 +32,5 @@ def encode(ctx: Context, model: TextView, eval: PromptsView, pipeline: Pipeline)
     from diffopt.pipeline.texts import encoder, save
 
     texts = encoder(ctx, pipeline, model)
-    todo = list(batches(eval.prompts, eval.batch_size))
+    todo = list(batches(eval.prompts.given(), eval.batch_size))
     save(ctx.out, (texts(prompts) for _, prompts in todo))

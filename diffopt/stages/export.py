@@ -3,19 +3,23 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
 from diffopt.groups import Export, Model
+from diffopt.groups.cut import CutView, cuts
 from diffopt.groups.model import GuidedView
 from diffopt.models.family import Family, Json, Size
-from diffopt.stage import Context, stage
+from diffopt.stage import Context, Under, stage
 from diffopt.view import View
 
 if TYPE_CHECKING:
     import torch
+
+    from diffopt.caches.stretch import Stretch
 
 Inputs = Mapping[str, Any]
 
@@ -38,12 +42,19 @@ class GraphView(View, of=Export):
 
 
 @stage(version=2, when="export", probes=("numerics", "modelopt", "onnx"))
-def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline, checkpoint: Checkpoint | None) -> OnnxGraph:
+def export(
+    ctx: Context,
+    model: SizeView,
+    export: GraphView,
+    pipeline: Pipeline,
+    checkpoint: Checkpoint | None,
+    cache: Annotated[CutView | None, Under(cuts, silent=True)] = None,
+) -> OnnxGraph:
     import diffusers
     import torch
 
     from diffopt.checkpoint import HEAD, restore
-    from diffopt.pipeline.open import config, family_of
+    from diffopt.pipeline.open import config, family_of, tokens
 
     family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
     pinned = pipeline.json("pipeline.json")
@@ -57,7 +68,9 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
         own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
         folder = ctx.out / name if several else ctx.out
         folder.mkdir(exist_ok=True)
-        graphs[name] = _write(folder / "model.onnx", family, backbone, config(ctx, pinned, "vae"), model, export, own)
+        extent = Size(1, model.height, model.width, model.max_sequence_length or tokens(ctx, pipeline), model.frames or 1)
+        vae, reused = config(ctx, pinned, "vae"), _reused(cache, family, name, backbone)
+        graphs[name] = _write(folder / "model.onnx", family, backbone, vae, extent, family.rows(model), export, own, reused)
     first = graphs[pinned["backbones"][0]]
     about = {
         "format": head["format"] if head else None,
@@ -75,19 +88,47 @@ def export(ctx: Context, model: SizeView, export: GraphView, pipeline: Pipeline,
     (ctx.out / "graph.json").write_text(json.dumps(about, indent=1))
 
 
+def _reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn.Module") -> "list[Stretch]":
+    """Where the graph of a backbone is to be cut. Raises GateError for what of its blocks cannot be reused."""
+    if cache is None:
+        return []
+    from diffopt.caches.blocks import divide
+    from diffopt.caches.target import Target
+
+    policy = cache.policy
+    try:
+        blocks = Target(None, family, {name: backbone}).blocks(backbone)
+        return divide(
+            family, name, blocks, lambda names: dict.fromkeys(policy.reused(names), policy.reuses), policy.part, policy.reuse
+        )
+    except ValueError as e:
+        raise GateError(f"cache.blocks: {e}") from None
+
+
 def _write(
-    path: Path, family: Family, backbone: "torch.nn.Module", vae: Json, model: SizeView, export: GraphView, layers: list[str]
+    path: Path,
+    family: Family,
+    backbone: "torch.nn.Module",
+    vae: Json,
+    extent: Size,
+    rows: int,
+    export: GraphView,
+    layers: list[str],
+    reused: "list[Stretch]",
 ) -> dict[str, Any]:
-    """Write the graph of one backbone, of which `layers` are quantized; what there is to say of it."""
+    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it.
+
+    `extent` is that of one row, of which a picture has `rows`.
+    """
     import torch
 
+    from diffopt.graph.pieces import Cut
     from diffopt.graph.write import write
 
-    device, rows = next(backbone.parameters()).device, family.rows(model)
+    device = next(backbone.parameters()).device
 
     def inputs(images: int) -> dict[str, Any]:
-        size = Size(images * rows, model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
-        found = family.inputs(backbone, vae, size)
+        found = family.inputs(backbone, vae, replace(extent, batch=images * rows))
         return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in found.items()}
 
     given = {n: x for n, x in inputs(export.batch_size).items() if isinstance(x, torch.Tensor)}
@@ -95,14 +136,17 @@ def _write(
     dynamic = export.max_batch_size is not None
     # Traced with one row a broadcast along the batch axis would not be told from a fixed axis.
     example = inputs(max(2, export.batch_size) if dynamic else export.batch_size)
-    graph = write(backbone, example, path, export.opset, batched if dynamic else None, family.call)
+    extents = {"min": rows, "opt": export.batch_size * rows, "max": (export.max_batch_size or 0) * rows}
+    profile = {n: {k: _shape(given[n], a, b) for k, b in extents.items()} for n, a in batched.items()}
+    calls = {k: {n: shapes[k] for n, shapes in profile.items()} for k in extents} if dynamic else {}
+    cut = Cut(reused, calls) if reused else None
+    graph = write(backbone, example, path, export.opset, batched if dynamic else None, family.call, cut)
     # A checkpoint counts layers that a model has without reading what they make.
     layers = [n for n in layers if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
     quantizers: list[Any] = [backbone.get_submodule(n).input_quantizer for n in layers]
     _check(graph.quantized_inputs, sum(q.is_enabled for q in quantizers), "input", graph.operators)
-    extents = {"min": rows, "opt": export.batch_size * rows, "max": (export.max_batch_size or 0) * rows}
-    profile = {n: {k: _shape(given[n], a, b) for k, b in extents.items()} for n, a in batched.items()}
+    parts = {"reused": [n for s in reused for n in s.modules], "pieces": [asdict(p) for p in graph.pieces or ()]}
     return {
         "opset": graph.opset,
         "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in given.items()},
@@ -112,6 +156,7 @@ def _write(
         "quantized_products": graph.quantized_products,
         "operators": graph.operators,
         "bytes": graph.bytes,
+        **(parts if reused else {}),
     }
 
 

@@ -1,15 +1,23 @@
-"""load: pin the source, and read from it what later stages, checks and the report say of the model."""
+"""load: pin the source and its adapters, and read from it what later stages, checks and the report say of the model."""
 
 import json
-from typing import Any, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field
 
 from diffopt import models
+from diffopt.adapter import Adapter
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
 from diffopt.groups.model import Dtype, Model, Weights
 from diffopt.source import ModelSource
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, Group, View
+
+if TYPE_CHECKING:
+    import torch
 
 
 class LoadView(View, of=Model):
@@ -19,6 +27,7 @@ class LoadView(View, of=Model):
     weights: Weights
     dtype: Dtype
     scheduler: str | None
+    lora: list[Adapter] = Field(default_factory=list)
 
     @classmethod
     def drawn_from(cls) -> frozenset[str]:
@@ -35,7 +44,13 @@ class LoadView(View, of=Model):
         return [cls(**{n: getattr(group, n) for n in cls.model_fields} | {"source": group.origin})]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        found = self.model_dump(mode="json")
+        adapters = found.pop("lora")
+        if adapters:  # by what they are: a digest has the file within the repository, null is the first backbone
+            first = models.family(self.family).backbones[0]
+            rows = [{"path": a["path"], "scale": a["scale"], "backbone": a["backbone"] or first} for a in adapters]
+            found["lora"] = rows
+        return found
 
 
 @stage(version=3, when="model", probes=("numerics",))
@@ -79,7 +94,37 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
         "largest": family.largest(next(iter(configs.values()))),
         "size_step": family.coarser(next(iter(configs.values())), vae) or family.size_step,
     }
+    if model.lora:
+        pinned["lora"] = _adapters(ctx, model, directory, pinned, modules)
     (ctx.out / "pipeline.json").write_text(json.dumps(pinned, indent=1))
     prefixed = {f"{name}." if len(modules) > 1 else "": module for name, module in modules.items()}
     layers = [asdict(layer) for prefix, module in prefixed.items() for layer in layers_of(module, prefix)]
     (ctx.out / "layers.json").write_text(json.dumps(layers, indent=1))
+
+
+def _adapters(
+    ctx: Context, model: LoadView, directory: Path, pinned: dict[str, Any], modules: Mapping[str, "torch.nn.Module"]
+) -> list[dict[str, Any]]:
+    """What is pinned of the adapters; writes which layers each hits. `modules` are the backbones, without their weights."""
+    from diffopt.pipeline import lora
+
+    family, there = models.family(model.family), dict(modules)
+    texts = [name for name in lora.components(family) if name in pinned["components"] and name not in modules]
+    if model.weights != "random":
+        there |= {name: lora.text_encoder(directory / name, pinned["components"][name]) for name in texts}
+    rows, layers = [], []
+    for i, adapter in enumerate(model.lora):
+        where = f"model.lora.{i}"
+        if adapter.backbone is not None and adapter.backbone not in modules:
+            raise PlanError(
+                f"{where}.backbone: the model has no such backbone (got {adapter.backbone!r}); there are {', '.join(modules)}"
+            )
+        digest = ctx.digest(adapter.path)
+        absent = [name for name in texts if name not in there]
+        layers.append(lora.matched(adapter, ctx.locate(digest), family, there, absent, where))
+        rows.append(
+            {"name": adapter.path.name, "source": digest, "scale": adapter.scale, "backbone": adapter.backbone}
+            | {"hits": {component: len(names) for component, names in layers[-1].items()}}
+        )
+    lora.write(ctx.out, layers)
+    return rows

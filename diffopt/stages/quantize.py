@@ -34,13 +34,23 @@ def quantize(
 ) -> Checkpoint:
     from diffopt import checkpoint
     from diffopt.layers import expected_layers
-    from diffopt.pipeline.open import family_of, open_backbone
+    from diffopt.memory import release
+    from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
     from diffopt.recording import count, replay
+    from diffopt.scales import Plain, scales
     from diffopt.search import search
     from diffopt.step_extremes import drawn
 
-    backbone, family = open_backbone(ctx, pipeline), family_of(pipeline)
-    method = formats.method(format.name)
+    family, method = family_of(pipeline), formats.method(format.name)
+    if method.search:
+        ctx.held.drop()  # a search changes the weights, so it has a backbone of its own
+        release()
+        backbone = open_backbone(ctx, pipeline)
+    else:
+        plain = ctx.held.get(
+            pipeline.fingerprint, lambda: Plain(open_backbone(ctx, pipeline), lambda: empty_backbone(ctx, pipeline))
+        )
+        backbone = plain.backbone
     pinned = pipeline.json("pipeline.json")
     kept = family.kept(pinned["blocks"], pinned["backbones"])
     convolutions = bool(method.convolution) and family.convolutions
@@ -70,6 +80,7 @@ def quantize(
         checkpoint.save_found(ctx.out, head | {"layers": checkpoint.quantized_layers(backbone)}, found)
     else:
         extremes = drawn(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
-        checkpoint.quantize(backbone, rules, algorithm, extremes)
-        checkpoint.check(backbone, expected)
-        checkpoint.save(ctx.out, head | {"layers": checkpoint.quantized_layers(backbone)}, backbone, extremes)
+        known = plain.switched_on(rules)
+        state = scales(backbone, known, extremes, calib.alpha if calib else None)
+        checkpoint.check_scales(known, state, expected)
+        checkpoint.save(ctx.out, head | {"layers": [q.layer for q in known if q.weight]}, known, extremes, state)

@@ -41,12 +41,12 @@ def sample(
                 drawn = draw(run.pipe, batch, numbers, eval.steps, arguments, on_step=tick)[: len(prompts)]
                 pictures.check(drawn, prompts)
                 rows += videos.save(ctx.out, first, drawn, eval.frames, rate)
-        computed = run.computed()
+        saved = run.saved()
     about: dict[str, object] = {
         "runtime": eval.runtime,
         "format": _format(subject),
         "simulated": _format(subject) not in runtime.kernels,
-        "computed_blocks": computed,
+        **({"cache": saved.summary()} if saved else {}),
     }
     pictures.check_distinct(ctx.out, eval.prompts.prompts)
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, about, rows)

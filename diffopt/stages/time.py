@@ -55,7 +55,7 @@ def time(
         for name, (artifact, cached) in sides.items():
             run = stack.enter_context(runtime.running(ctx, pipeline, artifact, cached, texts=True))
             texts = partial(encode, ctx, run.pipe, pipeline, model=model)
-            watches[name] = Stopwatch(run, texts, eval.prompts.prompts, eval.steps, arguments, seed)
+            watches[name] = Stopwatch(run, texts, eval.prompts.given().prompts, eval.steps, arguments, seed)
         for _ in range(eval.warmup):
             for watch in watches.values():
                 watch.warm()

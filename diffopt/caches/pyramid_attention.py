@@ -1,0 +1,59 @@
+"""Pyramid Attention Broadcast: the output of attention is used again for some steps, over the middle of the timesteps.
+
+diffusers' hook, after Zhao et al. 2024 (https://arxiv.org/abs/2408.12588), made for transformers of videos. Attention to the
+text changes least from step to step, so it may be used again for longest.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from diffopt.caches.method import Method, Settings, Span, known_to_diffusers
+from diffopt.caches.turns import by_turn
+
+if TYPE_CHECKING:
+    from diffopt.caches.loop import Loop
+    from diffopt.caches.target import Attached, Target
+
+
+class PyramidAttention(Settings):
+    method: Literal["pyramid_attention"]
+    spatial: int | None = Field(ge=2)
+    """Self-attention is computed at every so many steps; null at all."""
+    cross: int | None = Field(ge=2)
+    """Attention to the text alone, of models that have it (Wan), likewise."""
+    timesteps: Span
+    """Between which, as the scheduler counts from 1000 down to 0, both are used again."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.spatial is None and self.cross is None:
+            raise ValueError("spatial: nothing is reused, and nothing of cross either (got None); give one of the two")
+        return self
+
+
+def attach(target: "Target", settings: Any) -> "Attached":
+    from diffusers import PyramidAttentionBroadcastConfig
+    from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastState
+
+    from diffopt.caches.hooked import HookedCache
+
+    def configure(loop: "Loop") -> Any:
+        return PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=settings.spatial,
+            spatial_attention_timestep_skip_range=settings.timesteps,
+            cross_attention_block_skip_range=settings.cross,
+            cross_attention_timestep_skip_range=settings.timesteps,
+            current_timestep_callback=lambda: loop.timestep,
+        )
+
+    return HookedCache(target, configure, by_turn(PyramidAttentionBroadcastState))
+
+
+METHOD = Method(
+    "pyramid_attention",
+    PyramidAttention,
+    attach,
+    knob=("timesteps", "widen it"),
+    supports=known_to_diffusers("PyramidAttentionBroadcast"),
+)

@@ -1,0 +1,42 @@
+"""What of `cache=` decides where a graph is cut: the reused blocks, and not the steps."""
+
+from typing import Self
+
+from diffopt import models
+from diffopt.caches.cachify import Cachify, policy
+from diffopt.caches.policy import Part, Policy, Reuse
+from diffopt.groups.cache import Cache
+from diffopt.view import Choices, Group, View
+
+
+class CutView(View, of=Cache):
+    """A sweep over the steps shares the graphs and their plans."""
+
+    blocks: tuple[str, ...]
+    part: Part
+    reuse: Reuse
+
+    @property
+    def policy(self) -> Policy:
+        """Which blocks are reused; at which steps is left open."""
+        return Policy(blocks=self.blocks, part=self.part, reuse=self.reuse)
+
+    @classmethod
+    def drawn_from(cls) -> frozenset[str]:
+        return frozenset({"method"})
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        return frozenset({"method", *cls.model_fields})
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Cachify)
+        assert choices.model is not None
+        found = policy(group.filled(models.family(choices.model.family)))
+        return [cls(blocks=found.blocks, part=found.part, reuse=found.reuse)]
+
+
+def cuts(choices: Choices) -> bool:
+    """Whether a graph is cut for the cache. Other methods decide while they run which blocks they skip."""
+    return isinstance(choices.cache, Cachify)
