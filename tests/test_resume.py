@@ -22,7 +22,7 @@ from diffopt.stages.train import train
 from diffopt.training.loop import Training
 
 HOW: dict[str, Any] = {
-    "steps": 16,
+    "steps": 10,
     "save_every": 1,
     "ema": 0.95,
     "schedule": "cosine",
@@ -63,7 +63,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_killed_training_ends_bit_equal_to_one_that_was_not(counted: list[int]) -> None:
     b, root = bench(), folder()
     whole = go(root / "whole", root / "none", b)
-    assert counted == [*range(16)]
+    assert counted == [*range(10)]
     kept = root / "kept"
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     child = subprocess.Popen(
@@ -81,8 +81,8 @@ def test_a_killed_training_ends_bit_equal_to_one_that_was_not(counted: list[int]
     assert child.wait() == -signal.SIGKILL
     counted.clear()
     resumed = go(root / "resumed", kept, b)
-    assert 3 <= counted[0] < 16
-    assert counted == [*range(counted[0], 16)]
+    assert 3 <= counted[0] < 10
+    assert counted == [*range(counted[0], 10)]
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
     assert about(resumed) == about(whole)

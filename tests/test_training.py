@@ -322,7 +322,7 @@ def test_every_family_trains_and_comes_back_bit_for_bit(tiny: str) -> None:
 FORMATS = ["int8_sq", "nvfp4", "mxfp8", "int4_awq", "w4a8_awq", "nvfp4_svdquant"]
 
 
-@pytest.mark.parametrize("name", some(FORMATS, ("int8_sq", "nvfp4_svdquant")))
+@pytest.mark.parametrize("name", some(FORMATS, ("int8_sq",)))
 def test_every_format_trains(name: str) -> None:
     b = bench()
     made = trained(b, name, steps=2)
@@ -372,8 +372,9 @@ def test_the_loss_falls() -> None:
 
 def test_the_same_training_twice_is_the_same() -> None:
     b = bench()
-    assert same(trained(b), trained(b))
-    assert not same(trained(b), trained(b, seed=SEED + 1))
+    first = trained(b, steps=2)
+    assert same(first, trained(b, steps=2))
+    assert not same(first, trained(b, steps=2, seed=SEED + 1))
 
 
 def test_gradients_of_small_batches_add_up_to_those_of_the_whole() -> None:
@@ -410,7 +411,7 @@ def test_the_moving_average_is_what_is_kept() -> None:
 LORA = {"rank": 4, "alpha": 8, "targets": ["transformer_blocks.*"]}
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "w4a8_awq", "nvfp4_svdquant"])
+@pytest.mark.parametrize("name", some(["nvfp4", "w4a8_awq", "nvfp4_svdquant"], ("nvfp4",)))
 def test_adapters_change_their_layers_alone_and_by_their_rank(name: str) -> None:
     b = bench()
     made = weights(trained(b, name, lora=LORA, learning_rate=1e-2))
