@@ -88,13 +88,15 @@ def test_steps_that_all_compute_draw_what_the_whole_graph_does(family: str) -> N
     assert np.abs(ours - theirs).max() <= (1e-5 if family == "sdxl" else 0)
 
 
-def test_cross_attention_alone_is_cut_out() -> None:
+@pytest.mark.parametrize(("part", "near"), [("self_attention", 1e-3), ("cross_attention", 0.2)])
+def test_attention_alone_is_cut_out(part: str, near: float) -> None:
+    # A random model hardly looks at its text: what the cache changes is little beside what the runtimes differ by.
     b, arguments = bench(family="sdxl"), (PROMPTS, SEEDS, STEPS)
-    cache = view(b, blocks=["*"], part="cross_attention", start=2)
+    cache = view(b, blocks=["*"], part=part, start=1)
     theirs, share = by_torch(b, cache, *arguments)
     ours, done = drawn(b, cache, *arguments)
     plain, _ = drawn(b, None, *arguments)
-    assert np.abs(ours - theirs).max() < 0.1 * np.abs(ours - plain).max()
+    assert np.linalg.norm(ours - theirs) < near * np.linalg.norm(ours - plain)
     assert done == pytest.approx(share)
     assert done < 1
 
@@ -162,7 +164,7 @@ def test_the_stage_builds_a_plan_of_every_part(family: str) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("family", ["sd21", "ltx", "wan", "qwen_image", "chroma"])
+@pytest.mark.parametrize("family", ["sd21", "ltx", "wan", "qwen_image", "chroma", "pixart", "svd"])
 def test_every_other_family_is_cut_too(family: str) -> None:
     b = bench(family=family)
     cut = CutView(blocks=("*", "!*blocks.-1"), part="block", reuse="output")
