@@ -230,3 +230,16 @@ def test_a_run_draws_and_scores_both(tmp_path: Path) -> None:
     pairs = zip(ours["metrics"]["psnr"]["values"], theirs["metrics"]["psnr"]["values"], strict=True)
     assert row["metrics"]["psnr"]["difference"]["mean"] == pytest.approx(np.mean([a - b for a, b in pairs]))
     assert "beside fewer_steps" in done.stdout
+
+
+@pytest.mark.matrix
+def test_a_training_has_the_pictures_of_the_checkpoint_that_it_started_from_beside_its_own(tmp_path: Path) -> None:
+    drawn = ["eval.size=2", "eval.steps=3", "calib.size=4", "eval.metrics=[psnr]"]
+    train = ["steps=2", "warmup=0", "batch_size=2", "data.size=16", "data.steps=2", "validation=null"]
+    for call in ([QAD, *drawn, *(f"train.{x}" for x in train)], ["+recipe=emoji_fp4", *drawn, "export=null"]):
+        done = subprocess.run([sys.executable, "-m", "diffopt", *call], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    trained, plain = (next((tmp_path / "outputs/runs" / name).iterdir()) for name in ("emoji_fp4_qad", "emoji_fp4"))
+    before, own, alone = ((p / "000.png").read_bytes() for p in (trained / "sample@ptq", trained / "sample", plain / "sample"))
+    assert before == alone != own
+    assert (trained / "sample@ptq").resolve() == (plain / "sample").resolve()
