@@ -74,6 +74,7 @@ FAMILY = Family(
     size_step=16,
     nested={"resolution": "added_cond_kwargs", "aspect_ratio": "added_cond_kwargs"},
     block_cache=False,
+    lora=False,
     # Model-Optimizer's default is meant to reuse blocks 21 to 27 of 28 where step % 3 is not 0; its pattern matches all.
     cached=("transformer_blocks.-[1-7]",),
     cached_every=3,

@@ -81,6 +81,7 @@ FAMILY = Family(
     convolutions=True,
     unbatched=("timestep",),
     block_cache=False,
+    lora=False,
     cached=unet.CACHED,
     arguments=arguments,
     embed=embed,
