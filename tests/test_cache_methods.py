@@ -9,7 +9,7 @@ import torch
 from caching import attached, drawn, opened
 from test_choices import refused
 
-from diffopt import caches, models
+from diffopt import caches, models, registry
 from diffopt.caches import METHODS, Method, Settings
 from diffopt.caches.target import session
 from diffopt.choices import choose
@@ -232,8 +232,8 @@ ROTATING = Method("rotating", Every, attach=lambda *_: None, knob=("nth", "lower
 
 
 def test_another_packages_method_plugs_in_by_an_entry_point(chosen, monkeypatch):
-    point = EntryPoint("rotating", "test_cache_methods:ROTATING", caches.GROUP)
-    monkeypatch.setattr(caches, "entry_points", lambda **_: [point])
+    point = EntryPoint("rotating", "test_cache_methods:ROTATING", "diffopt.caches")
+    monkeypatch.setattr(registry, "entry_points", lambda group, **_: [point] if group == point.group else [])
     assert [*METHODS] == [*caches.OURS, "rotating"]
     assert choose(chosen(method="rotating", nth=3)).cache.nth == 3
     (line,) = refused(chosen(method="rotating", nth="x"))

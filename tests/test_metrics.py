@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import emoji
 from transformers import CLIPModel, CLIPProcessor
 
-from diffopt import asset, metrics
+from diffopt import asset, metrics, registry
 from diffopt.errors import MetricError
 from diffopt.measure import measure
 from diffopt.metrics import METRICS, Metric, Scorer, Weights
@@ -436,7 +436,7 @@ BRIGHTNESS = Metric("brightness", "Brightness", "", "higher", "picture", Brightn
 
 
 def test_another_packages_metric_plugs_in_by_an_entry_point(rated, monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("brightness", "test_metrics:BRIGHTNESS", metrics.GROUP)
-    monkeypatch.setattr(metrics, "entry_points", lambda **_: [point])
+    point = EntryPoint("brightness", "test_metrics:BRIGHTNESS", "diffopt.metrics")
+    monkeypatch.setattr(registry, "entry_points", lambda group, **_: [point] if group == point.group else [])
     assert [*METRICS] == [*metrics.OURS, "brightness"]
     assert rated("brightness", ["a"], [np.full((8, 8, 3), 7, np.uint8)]) == pytest.approx([7.0])

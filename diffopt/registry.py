@@ -1,0 +1,53 @@
+"""What goes by a name and can be added to by another package: metrics, cache methods. Imports nothing that it lists."""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from diffopt.errors import DiffoptError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T]):
+    """Every installed one by name: ours, then those of other packages, which cannot take a name of ours."""
+
+    def __init__(
+        self, package: str, constant: str, kind: type[T], ours: tuple[str, ...], error: type[DiffoptError], where: str
+    ):
+        """Ours are `constant` of the modules of `package`, which is the entry points' group too.
+
+        `error` is raised for another package's that cannot be used; `where` begins its text, its `{}` being the name.
+        """
+        self._package, self._constant, self._kind, self._ours = package, constant, kind, ours
+        self._error, self._where = error, where
+
+    def __getitem__(self, name: str) -> T:
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._ours, *sorted(p.name for p in entry_points(group=self._package))]))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    __hash__ = object.__hash__  # one of a kind, so that `cache` can tell them apart
+
+    @cache  # noqa: B019  registries live as long as the process
+    def _load(self, name: str) -> T:
+        if name in self._ours:
+            ours: T = getattr(import_module(f"{self._package}.{name.replace('-', '_')}"), self._constant)
+            return ours
+        where = self._where.format(name)
+        for point in entry_points(group=self._package, name=name):
+            try:
+                theirs: Any = point.load()
+            except ImportError as e:
+                raise self._error(f"{where}: {point.value} cannot be imported ({e}); mend or uninstall its package") from None
+            if not isinstance(theirs, self._kind) or getattr(theirs, "name", None) != name:
+                kind = self._kind.__name__
+                raise self._error(f"{where}: {point.value} is not a {kind} of that name (got {theirs!r}); mend its package")
+            return theirs
+        raise KeyError(name)
