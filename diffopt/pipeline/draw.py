@@ -38,7 +38,8 @@ def draw(
 
     # Some pipelines have another negative prompt than none as their default, and refuse it beside its embeddings.
     none = {"negative_prompt": None} if "negative_prompt_embeds" in texts else {}
-    with torch.inference_mode():
+    # What is observed must count its changes in place, which tensors of inference mode do not.
+    with torch.inference_mode() if decode else torch.no_grad():
         out = pipe(
             **texts,
             num_inference_steps=steps,
