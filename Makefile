@@ -37,4 +37,4 @@ matrix: $(VENV)/installed  ## every family in every format through the whole cha
 bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized, exported and swept here; wants a GPU
 	$(BIN)/python tests/bench_observe.py sdxl flux_dev
 	$(BIN)/python tests/bench_full_size.py outputs/bench flux_dev:int8_sq flux_dev:fp8 flux_dev:nvfp4 sdxl:int8_sq sdxl:fp8 sdxl:nvfp4
-	for m in sdxl flux_dev; do $(BIN)/python tests/bench_sweep.py outputs/bench --one-alpha --grid large model=$$m model.weights=random calib=images calib.n_steps=8 || exit 1; done
+	for m in sdxl flux_dev; do $(BIN)/python tests/bench_sweep.py outputs/bench/$$m --one-alpha --grid small large -- model=$$m model.weights=random calib=images calib.n_steps=4 || exit 1; done
