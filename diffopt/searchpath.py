@@ -110,8 +110,12 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     Plugins.instance().register(RecipeSearchPath)
     # As structured configs, of which the last one stored counts: a file would take the plugin's of the same name for its
     # schema, with a warning.
+    store = ConfigStore.instance()
     for path in sorted(PLUGINS.rglob("*.yaml")):
         group = f"hydra/{path.parent.relative_to(PLUGINS).as_posix()}"
-        ConfigStore.instance().store(path.stem, OmegaConf.load(path), group=group, provider="diffopt")
+        store.store(path.stem, OmegaConf.load(path), group=group, provider="diffopt")
+    # Hydra copies all its sources for each group that it lists: 102 times for --help, most of its time where launchers are
+    # installed. The store of structured configs is only read by then, and gives out copies itself.
+    vars(store)["__deepcopy__"] = lambda _: store
     for name, resolve in RESOLVERS.items():
         OmegaConf.register_new_resolver(f"diffopt.{name}", resolve, replace=True)

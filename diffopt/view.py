@@ -21,7 +21,7 @@ class Group(BaseModel):
             raise ValueError("is not a number; give one")
         return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False, defer_build=True)
 
     readers: ClassVar[dict[str, str]] = {}
     """Of fields that not everything reads, what does: why an override of them can be without effect."""
@@ -75,7 +75,7 @@ class View(BaseModel):
     not have, or has with another type, is an error when the class is made.
     """
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     of: ClassVar[type[Group]]
 
