@@ -132,13 +132,14 @@ def test_what_ended_a_process_is_told_in_a_line(failure: Any, kind: type[Excepti
 
 
 def near(a: Checkpoint, b: Checkpoint, start: dict[str, torch.Tensor]) -> bool:
-    """That what two trainings changed differs by less than a thousandth of it."""
+    """That what two trainings changed differs by less than a hundredth of it: what is rounded to 8 bits may fall to either
+    side, so that sums in another order differ by more than their own rounding."""
     ours, theirs = weights(a), weights(b)
     assert ours.keys() == theirs.keys()
     moved = torch.cat([(theirs[n] - start[n]).flatten() for n in theirs]).norm()
     apart = torch.cat([(theirs[n] - ours[n]).flatten() for n in theirs]).norm()
     assert moved > 0
-    return bool(apart < 1e-3 * moved)
+    return bool(apart < 1e-2 * moved)
 
 
 def losses(made: Checkpoint) -> list[float]:
@@ -150,7 +151,7 @@ def compare(how: str, **changes: Any) -> Checkpoint:
     b = bench()
     one = trained(b, **SGD | changes)
     two = trained(b, parallel=how, processes=2, **SGD | changes)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-3)
     assert near(two, one, dict(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8")).named_parameters()))
     told = about(two)
     assert told["teacher"] == about(one)["teacher"]
@@ -215,7 +216,7 @@ def test_a_model_of_16_bits_trains_in_shards_in_its_own_precision() -> None:
 def test_formats_train_in_shards(name: str) -> None:
     b = bench()
     one, two = trained(b, name, **SGD), trained(b, name, **SGD, parallel="fsdp", processes=2)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-3)
 
 
 @pytest.mark.matrix
@@ -223,7 +224,7 @@ def test_formats_train_in_shards(name: str) -> None:
 def test_families_train_in_shards(tiny: str) -> None:
     b = bench(family=tiny)
     one, two = trained(b, **SGD, steps=2), trained(b, **SGD, steps=2, parallel="fsdp", processes=2)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-3)
 
 
 # How they end.

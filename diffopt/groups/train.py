@@ -14,7 +14,7 @@ from diffopt.view import Choices, Group, View
 @dataclass(frozen=True)
 class Optimizer:
     cls: str
-    """In torch.optim, or for 8 bits in bitsandbytes.optim."""
+    """In torch.optim, for 8bit in bitsandbytes.optim, or our own."""
     states: float
     """Numbers that it keeps for each weight."""
     bytes: float | None = None
@@ -33,8 +33,9 @@ OPTIMIZERS = {
     "adamw8bit": Optimizer("AdamW8bit", 2, 1.02),
     "adam8bit": Optimizer("Adam8bit", 2, 1.02),
     "lion8bit": Optimizer("Lion8bit", 1, 1.02),
+    "adamw_blockwise": Optimizer("BlockwiseAdamW", 2, 1.02),
 }
-"""By name in a recipe. Those of 8 bits come with the extra train8bit and want a GPU."""
+"""By name in a recipe. Those called 8bit come with the extra train8bit and want a GPU; adamw_blockwise is of 8 bits too."""
 
 
 def _known(name: str) -> str:
@@ -230,8 +231,7 @@ class TrainView(View, of=Train):
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         """Without what has no part in the result: where it is told of, how often it is saved, and who computes it.
 
-        Processes are left out as micro_batch is not: they share one batch, whose noise follows from the step alone, so that
-        only the order in which their gradients are summed differs, as it does between two GPUs of one kind. A recipe that
-        was trained on eight GPUs is found again on a machine with one.
+        Processes share one batch, whose noise follows from the step alone, so that only the order in which their gradients
+        are summed differs: noise of rounding. A model that was trained on eight GPUs is found again on a machine with one.
         """
         return {n: x for n, x in super().identity(used).items() if n not in MEANS}

@@ -89,7 +89,7 @@ class Training:
         self.parts = Parts(self.parameters.values()) if shards else None
         self.own = dict(zip(self.parameters, self.parts.parts if self.parts else self.parameters.values(), strict=True))
         """What this process has of the parameters."""
-        bare = optimizer(train, self.parts.own if self.parts else self.parameters.values())
+        bare = optimizer(train, self.parts.own if self.parts else self.parameters.values(), sparing=shards is not None)
         self.schedule = schedule(train, bare)
         self.students: dict[str, Any] = {}
         if shards:

@@ -15,7 +15,6 @@ And `validation/STEP.png`, the full-precision model's pictures above its own, an
 """
 
 import json
-import logging
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -47,7 +46,6 @@ from diffopt.training.teacher import Teacher
 from diffopt.training.validation import Validator
 
 TRAINING = "training.json"
-log = logging.getLogger("diffopt")
 
 
 def run(
@@ -63,8 +61,6 @@ def run(
         return
     from diffopt.training.launch import launch
 
-    where = "GPUs" if ctx.device == "cuda" else "processes"
-    log.info("trains on %d %s (%s)", processes.total, where, processes.how)
     launch(ctx, processes, 0, train.steps, work, processes.how, *given)
 
 
