@@ -178,7 +178,7 @@ def _train(choices: Choices) -> Iterator[str]:
     if train.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
         yield (
             f"train.optimizer: {train.optimizer} needs the package bitsandbytes (got {train.optimizer!r}); "
-            "pip install 'diffopt[train8bit]', or set train.optimizer=adamw"
+            "pip install 'diffopt[train8bit]', or set train.optimizer=adamw_blockwise"
         )
 
 

@@ -25,10 +25,17 @@ def peaks() -> Iterator[dict[str, int]]:
     try:
         yield found
     finally:
-        if STATUS.is_file() and (match := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
-            found["ram"] = int(match[1]) << 10
-        if cuda := _cuda():
-            found["gpu"] = int(cuda.max_memory_allocated())
+        found |= peak()
+
+
+def peak() -> dict[str, int]:
+    """The most of this process since it was last reset, in bytes: `ram`, and `gpu` where it has one."""
+    found = {}
+    if STATUS.is_file() and (match := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
+        found["ram"] = int(match[1]) << 10
+    if cuda := _cuda():
+        found["gpu"] = int(cuda.max_memory_allocated())
+    return found
 
 
 def release() -> None:

@@ -17,7 +17,7 @@ from diffopt.groups.data import STEPS, Data
 from diffopt.layers import Layer, without
 from diffopt.run import BYTES
 from diffopt.stage import Context
-from diffopt.training.footprint import footprint
+from diffopt.training.processes import arranged
 from diffopt.view import Choices
 
 HEAD_STEP = 16  # channels; FP8 attention kernels take heads of multiples of it
@@ -36,7 +36,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
         *_format(choices, layers, kept),
         *_cache(ctx, choices, pinned),
         *_memory(pinned),
-        *_train(choices, pinned, layers, kept),
+        *_train(choices, pipeline),
         *_disk(ctx, choices, pinned),
     ]
     if reasons:
@@ -111,21 +111,33 @@ def _memory(pinned: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _train(choices: Choices, pinned: dict[str, Any], layers: list[Layer], kept: list[str]) -> Iterator[str]:
+def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
     """What training takes beside the model's own weights, and what is to be trained or compared by name."""
-    train, gpus = choices.train, environment.gpus()
+    train, gpus, pinned = choices.train, environment.gpus(), pipeline.json("pipeline.json")
     if train is None:
         return
-    linear = [x for x in without(layers, kept) if x.kind == "linear"]
-    targeted = [x for x in linear if train.lora and any(fnmatch(x.name, glob) for glob in train.lora.targets)]
-    adapted = sum((x.shape[0] + x.shape[1]) * train.lora.rank for x in targeted) if train.lora else 0
-    need = footprint(train, pinned["parameters"], adapted, pinned["dtype"], bool(gpus))
-    have = max((g["memory"] for g in gpus), default=environment.ram())
+    try:
+        processes, need = arranged(train, pipeline, gpus)
+    except PlanError as e:
+        yield str(e)
+        return
+    have = min((g["memory"] for g in gpus[: processes.each]), default=environment.ram() // processes.each)
+    if processes.how == "single" and gpus:
+        have = gpus[0]["memory"]
     if need.total > have:
+        where = ("a GPU" if processes.each > 1 else "the GPU") if gpus else "RAM"
+        shared = f" in each of {processes.total} processes" if processes.total > 1 else ""
         yield (
-            f"train: takes about {size(need.total)} ({need}), but {'the GPU' if gpus else 'RAM'} has {size(have)} "
+            f"train: takes about {size(need.total)}{shared} ({need}), but {where} has {size(have)} "
             f"(got {pinned['parameters'] / 1e9:.2f} billion parameters); set train.optimizer=adamw8bit, train.weights=null, "
-            "train.lora, or train.distillation.teacher.offload=true, or use a larger machine"
+            "train.lora, or train.distillation.teacher.offload=true, train on more GPUs by train.parallel=fsdp, or use a "
+            "larger machine"
+        )
+    loaded = pinned["parameters"] * BYTES[train.weights or pinned["dtype"]] * processes.each
+    if processes.how == "fsdp" and loaded > environment.ram():
+        yield (
+            f"train.processes: each reads the model into RAM before it is cut, {size(loaded)} together, but RAM has "
+            f"{size(environment.ram())} (got {processes.each}); lower it, or use more train.machines"
         )
     if need.offloaded > environment.ram():
         yield (

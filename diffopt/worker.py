@@ -70,7 +70,7 @@ def take_place() -> None:
     if _held:
         return
     sweep, many, gpus = int(os.environ[SWEEP]), jobs(), [g for g in os.environ[GPUS].split(",") if g]
-    _end_with(sweep)
+    end_with(sweep)
     folder = Path(tempfile.gettempdir()) / f"diffopt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if gpus:
@@ -104,13 +104,13 @@ def _first_free(places: list[Path]) -> int:
         time.sleep(WAIT)
 
 
-def _end_with(sweep: int) -> None:
-    """Interrupt this process when that of the sweep has ended, and then end it: submitit's would go on after an interrupt,
-    joblib's would wait for jobs.
+def end_with(other: int) -> None:
+    """Interrupt this process when another has ended, that of the sweep or of the training, and then end it: submitit's would
+    go on after an interrupt, joblib's would wait for jobs, one of several that train would wait for the others.
     """
 
     def watch() -> None:
-        while _alive(sweep):
+        while _alive(other):
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(PATIENCE)

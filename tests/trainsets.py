@@ -61,6 +61,10 @@ DEFAULTS = {
     "validation": None,
     "save_every": 2,
     "trackers": [],
+    "parallel": None,
+    "processes": None,
+    "machines": 1,
+    "rendezvous": None,
 }
 
 

@@ -14,7 +14,7 @@ from diffopt.view import Choices, Group, View
 @dataclass(frozen=True)
 class Optimizer:
     cls: str
-    """In torch.optim, or for 8 bits in bitsandbytes.optim."""
+    """In torch.optim, for 8bit in bitsandbytes.optim, or our own."""
     states: float
     """Numbers that it keeps for each weight."""
     bytes: float | None = None
@@ -33,8 +33,9 @@ OPTIMIZERS = {
     "adamw8bit": Optimizer("AdamW8bit", 2, 1.02),
     "adam8bit": Optimizer("Adam8bit", 2, 1.02),
     "lion8bit": Optimizer("Lion8bit", 1, 1.02),
+    "adamw_blockwise": Optimizer("BlockwiseAdamW", 2, 1.02),
 }
-"""By name in a recipe. Those of 8 bits come with the extra train8bit and want a GPU."""
+"""By name in a recipe. Those called 8bit come with the extra train8bit and want a GPU; adamw_blockwise is of 8 bits too."""
 
 
 def _known(name: str) -> str:
@@ -45,6 +46,7 @@ def _known(name: str) -> str:
 
 OptimizerName = Annotated[str, AfterValidator(_known)]
 Schedule = Literal["constant", "linear", "cosine"]
+Parallel = Literal["auto", "ddp", "fsdp"]
 PART = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
@@ -154,9 +156,31 @@ class Train(Group):
     """Optimizer steps between training checkpoints, which a killed run goes on from."""
     trackers: list[str]
     """accelerate's, by name: tensorboard, wandb, ..."""
+    parallel: Parallel | None
+    """How several GPUs train: a copy on each (`ddp`), or weights, gradients, optimizer and teacher in shards over them
+    (`fsdp`, FSDP2). `auto` takes ddp where the training fits each GPU, else fsdp; null trains in one process."""
+    processes: int | None = Field(ge=1)
+    """On each machine; null takes one for each GPU that is there, as far as batch_size divides, and one on a CPU."""
+    machines: int = Field(ge=1)
+    """Each is given the same command."""
+    rendezvous: str | None = Field(pattern=r"^[^\s:]+:\d+$")
+    """HOST:PORT of the first machine, at which several meet."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        many = (self.processes or 1) * self.machines
+        if self.parallel is None and many > 1:
+            raise ValueError(f"parallel: is needed by {many} processes (got null); set train.parallel=auto")
+        if self.batch_size % many:
+            raise ValueError(
+                f"processes: do not divide train.batch_size={self.batch_size} (got {many} in all); give a divisor, or another "
+                "batch_size"
+            )
+        if (self.machines > 1) != (self.rendezvous is not None):
+            raise ValueError(
+                f"rendezvous: is where several machines meet (got {self.rendezvous or 'null'} with train.machines="
+                f"{self.machines}); give both, or neither"
+            )
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(
                 f"micro_batch: does not divide train.batch_size={self.batch_size} (got {self.micro_batch}); give a divisor"
@@ -166,6 +190,9 @@ class Train(Group):
         if len(set(self.trackers)) != len(self.trackers):
             raise ValueError(f"trackers: names one twice (got {self.trackers}); name each once")
         return self
+
+
+MEANS = ("save_every", "trackers", "parallel", "processes", "machines", "rendezvous")
 
 
 class TrainView(View, of=Train):
@@ -191,6 +218,10 @@ class TrainView(View, of=Train):
     validation: Validation | None
     save_every: int
     trackers: list[str]
+    parallel: Parallel | None
+    processes: int | None
+    machines: int
+    rendezvous: str | None
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
@@ -198,5 +229,9 @@ class TrainView(View, of=Train):
         return cls.drawn_from() - (set() if guided else {"unconditional"})
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
-        """Without what has no part in the result: where it is told of, and how often it is saved."""
-        return {n: x for n, x in super().identity(used).items() if n not in ("save_every", "trackers")}
+        """Without what has no part in the result: where it is told of, how often it is saved, and who computes it.
+
+        Processes share one batch, whose noise follows from the step alone, so that only the order in which their gradients
+        are summed differs: noise of rounding. A model that was trained on eight GPUs is found again on a machine with one.
+        """
+        return {n: x for n, x in super().identity(used).items() if n not in MEANS}

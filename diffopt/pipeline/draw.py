@@ -24,12 +24,14 @@ def draw(
     arguments: dict[str, Any],
     *,
     decode: bool = True,
+    inference: bool = True,
     on_step: Callable[[], None] | None = None,
 ) -> np.ndarray:
     """Run the pipeline on one batch.
 
     Returns float32 in 0..1, [batch, height, width, 3] of pictures or [batch, frames, height, width, 3] of videos, or
-    the family's latents when not decoded. `on_step` is called when each denoising step ends.
+    the family's latents when not decoded. `on_step` is called when each denoising step ends. Without `inference` the tensors
+    that are made may have a part in a gradient later.
     """
 
     def stepped() -> None:
@@ -39,7 +41,7 @@ def draw(
     # Some pipelines have another negative prompt than none as their default, and refuse it beside its embeddings.
     none = {"negative_prompt": None} if "negative_prompt_embeds" in texts else {}
     # What is observed must count its changes in place, which tensors of inference mode do not.
-    with torch.inference_mode() if decode else torch.no_grad():
+    with torch.inference_mode() if decode and inference else torch.no_grad():
         out = pipe(
             **texts,
             num_inference_steps=steps,

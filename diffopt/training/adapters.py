@@ -4,6 +4,7 @@ What is trained is then what is kept: added to the weights at the end, they roun
 quantized layer, as peft has them, would have to be rounded into its weights afterwards.
 """
 
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from typing import Any
 
@@ -39,23 +40,26 @@ class Adapters:
             layer.register_parameter(UP, torch.nn.Parameter(torch.zeros(out, lora.rank, device=layer.weight.device)))
 
             def added(_quantizer: Any, args: tuple[Any, ...], layer: Any = layer) -> tuple[Any, ...]:
-                return (args[0] + self._product(layer), *args[1:])
+                own = layer._parameters
+                return (args[0] + self._product(own["weight"], own[UP], own[DOWN]), *args[1:])
 
             self._hooks.append(layer.weight_quantizer.register_forward_pre_hook(added))
 
-    def _product(self, layer: Any) -> torch.Tensor:
-        weight = layer._parameters["weight"]
+    def _product(self, weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
         with torch.autocast(weight.device.type, enabled=False):  # as it will be when it is merged
-            found: torch.Tensor = self.scale * (getattr(layer, UP) @ getattr(layer, DOWN))
+            found: torch.Tensor = self.scale * (up @ down)
         return found.to(weight.dtype)
 
     @torch.no_grad()
-    def merge(self) -> list[str]:
-        """Add them to the weights and take them off; names of those weights."""
+    def merge(self, whole: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Iterator[tuple[str, torch.Tensor]]:
+        """Add them to the weights and take them off, layer by layer: names of those weights, and the weights.
+
+        `whole` gives all of a weight or an adapter of which this process has a part; it is then a copy that is given.
+        """
         for hook in self._hooks:
             hook.remove()
-        for layer in self.layers.values():
-            weight = layer._parameters["weight"]
-            weight += self._product(layer)
+        for name, layer in self.layers.items():
+            weight, up, down = (whole(layer._parameters[n]) for n in ("weight", UP, DOWN))
+            weight += self._product(weight, up, down)
             del layer._parameters[DOWN], layer._parameters[UP]
-        return [f"{name}.weight" for name in self.layers]
+            yield f"{name}.weight", weight

@@ -1,9 +1,11 @@
 """What a training takes of memory, reckoned before it starts. Imports no torch."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from diffopt.figure import size
-from diffopt.groups.train import OPTIMIZERS, Train
+from diffopt.groups.train import OPTIMIZERS, Train, TrainView
+from diffopt.layers import Layer, without
 from diffopt.run import BYTES
 
 ROOM = 1.1
@@ -27,8 +29,9 @@ class Footprint:
         return ", ".join(f"{name} {size(n)}" for name, n in self.parts.items() if n)
 
 
-def footprint(train: Train, parameters: int, adapted: int, dtype: str, gpu: bool) -> Footprint:
-    """Of a backbone with so many `parameters` in `dtype`, of which LoRA would train `adapted`."""
+def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: str, gpu: bool, shards: int = 1) -> Footprint:
+    """Of a backbone with so many `parameters` in `dtype`, of which LoRA would train `adapted`; of each of so many processes
+    that have their `shards` of all of it."""
     width = BYTES[train.weights or dtype]
     trained, of_trained = (adapted, 4) if train.lora else (parameters, width)  # adapters are FP32
     how = OPTIMIZERS[train.optimizer]
@@ -45,4 +48,13 @@ def footprint(train: Train, parameters: int, adapted: int, dtype: str, gpu: bool
         if not (kept.offload and gpu):
             parts["teacher"] = teacher
             teacher = 0
-    return Footprint(parts, teacher)
+    return Footprint({name: n // shards for name, n in parts.items()}, teacher // shards)
+
+
+def adapted(train: Train | TrainView, layers: list[Layer], kept: list[str]) -> int:
+    """Numbers that LoRA would train, of these layers without those that the family keeps."""
+    if train.lora is None:
+        return 0
+    targets, linear = train.lora.targets, [x for x in without(layers, kept) if x.kind == "linear"]
+    chosen = [x for x in linear if any(fnmatch(x.name, glob) for glob in targets)]
+    return sum((x.shape[0] + x.shape[1]) * train.lora.rank for x in chosen)

@@ -1,6 +1,7 @@
 """The loop over optimizer steps."""
 
 import math
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
@@ -19,6 +21,7 @@ from diffopt.training.examples import Examples
 from diffopt.training.loss import Loss
 from diffopt.training.optimizer import optimizer, schedule
 from diffopt.training.resume import Keeper
+from diffopt.training.shards import Parts, Shards
 from diffopt.training.validation import Validator
 
 
@@ -46,6 +49,20 @@ class Log:
     best: dict[str, float] | None = None
     stale: int = 0
     """Validations since the best."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each step."""
+
+
+class Cast:
+    """A backbone that is called under autocast, as accelerate makes it where there are no shards."""
+
+    def __init__(self, backbone: Any, precision: str):
+        self.backbone, self.dtype = backbone, getattr(torch, precision)
+
+    def __call__(self, **inputs: Any) -> Any:
+        device = next(iter(x.device.type for x in inputs.values() if isinstance(x, torch.Tensor)))
+        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.backbone(**inputs)
 
 
 class Training:
@@ -59,24 +76,36 @@ class Training:
         loss: Loss,
         validator: Validator | None,
         kept: Path,
+        shards: Shards | None = None,
     ):
+        """With `shards` the subject is cut already."""
         self.ctx, self.train, self.accelerator, self.subject = ctx, train, accelerator, subject
-        self.examples, self.loss, self.validator = examples, loss, validator
+        self.examples, self.loss, self.validator, self.shards = examples, loss, validator, shards
         self.sheets = kept / "validation"
         self.parameters = subject.trained()
         if train.gradient_checkpointing:
             for backbone in subject.backbones.values():
                 backbone.enable_gradient_checkpointing()
-        bare = optimizer(train, self.parameters.values())
+        self.parts = Parts(self.parameters.values()) if shards else None
+        self.own = dict(zip(self.parameters, self.parts.parts if self.parts else self.parameters.values(), strict=True))
+        """What this process has of the parameters."""
+        bare = optimizer(train, self.parts.own if self.parts else self.parameters.values(), sparing=shards is not None)
         self.schedule = schedule(train, bare)
-        *students, self.optimizer = accelerator.prepare(*subject.backbones.values(), bare)
-        self.students = dict(zip(subject.backbones, students, strict=True))
-        accelerator.register_for_checkpointing(self.schedule)
-        self.average = EMAModel(self.parameters.values(), decay=train.ema, foreach=True) if train.ema else None
+        self.students: dict[str, Any] = {}
+        if shards:
+            self.students, self.optimizer = {n: Cast(x, train.precision) for n, x in subject.backbones.items()}, bare
+        else:
+            *students, self.optimizer = accelerator.prepare(*subject.backbones.values(), bare)
+            self.students = dict(zip(subject.backbones, students, strict=True))
+        self.average = EMAModel(self.own.values(), decay=train.ema, foreach=True) if train.ema else None
         if self.average:
             self.average.to(accelerator.device)
-            accelerator.register_for_checkpointing(self.average)
-        self.keeper = Keeper(kept, accelerator)
+        stateful = [self.schedule, *([self.average] if self.average else [])]
+        if shards:
+            self.keeper = Keeper(kept, accelerator, self.parts, [bare, *stateful])
+        else:
+            accelerator.register_for_checkpointing(*stateful)
+            self.keeper = Keeper(kept, accelerator)
         self.log = Log(**(self.keeper.load() or {}))
 
     def __call__(self) -> Log:
@@ -91,7 +120,9 @@ class Training:
             if self.validator and not self.log.step:
                 self._validate()  # what it starts from, which is the best until another is better
             while self.log.step < train.steps and not self.stopped:
+                started = time.perf_counter()
                 self._step(self.log.step)
+                self.log.seconds.append(round(time.perf_counter() - started, 4))
                 self.log.step += 1
                 done = self.log.step == train.steps
                 if self.validator and train.validation and (self.log.step % train.validation.every == 0 or done):
@@ -120,12 +151,18 @@ class Training:
             rows = slice(first + start, first + min(start + micro, mine))
             share = (min(start + micro, mine) - start) / mine
             last = start + micro >= mine
-            with nullcontext() if last else accelerator.no_sync(student):
+            # Gradients of shards are summed over the processes each time: put off, each would keep them whole.
+            with nullcontext() if last or self.shards else accelerator.no_sync(student):
                 parts = self.loss(name, student, plain, batch.part(rows), self.subject.levels[name], accelerator.device)
                 accelerator.backward(parts["loss"] * share)
             for part, value in parts.items():
-                sums[part] = sums.get(part, 0.0) + float(accelerator.reduce(value.detach(), "mean")) * share
-        norm = accelerator.clip_grad_norm_(self.parameters.values(), self.train.clip or math.inf)
+                sums[part] = sums.get(part, 0.0) + float(value.detach()) * share
+        sums = self._mean(sums)
+        if self.parts:
+            self.parts.take()
+            norm = self.parts.clip(self.train.clip or math.inf)
+        else:
+            norm = accelerator.clip_grad_norm_(self.parameters.values(), self.train.clip or math.inf)
         # With a scaler an infinite gradient is an overflow of 16 bits: it skips the step and scales down.
         finite = math.isfinite(sums["loss"]) and (accelerator.scaler is not None or bool(torch.isfinite(norm)))
         if not finite:
@@ -139,29 +176,46 @@ class Training:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.parts:
+            self.parts.drop()
         if self.average and not accelerator.optimizer_step_was_skipped:
-            self.average.step(self.parameters.values())
+            self.average.step(self.own.values())
         sums["learning_rate"] = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.log.losses.append({"step": number + 1, **sums})
         accelerator.log(sums, step=number + 1)
 
+    def _mean(self, sums: dict[str, float]) -> dict[str, float]:
+        """Over the processes."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        found = self.accelerator.reduce(torch.tensor([*sums.values()], dtype=kind, device=self.accelerator.device), "mean")
+        return dict(zip(sums, found.tolist(), strict=True))
+
     def _validate(self) -> None:
+        """Every process draws all pictures: of a model in shards none can draw without the others, and with copies the
+        others would wait. The first one's score counts."""
         step, validator = self.log.step, self.validator
         assert validator is not None
         if self.average:
-            self.average.store(self.parameters.values())
-            self.average.copy_to(self.parameters.values())
+            self.average.store(self.own.values())
+            self.average.copy_to(self.own.values())
         sheet = self.sheets / f"{step:06}.png"
-        score = validator(self.subject.whole, sheet)
+        if self.shards:
+            self.shards.forget()
+        score = validator(self.subject.whole, sheet if self.accelerator.is_main_process else None)
+        if self.shards:
+            self.shards.forget()
+        score = float(broadcast_object_list([score])[0])
         if validator.better(score, self.log.best["score"] if self.log.best else None):
             self.log.best, self.log.stale = {"step": step, "score": score}, 0
             if validator.how.patience:
-                self.keeper.save_best(step, dict(self.parameters))
+                self.keeper.save_best(step, dict(self.own))
         else:
             self.log.stale += 1
         if self.average:
-            self.average.restore(self.parameters.values())
+            self.average.restore(self.own.values())
         self.log.validations.append({"step": step, "score": score})
         self.accelerator.log({validator.how.metric: score}, step=step)
         for tracker in self.accelerator.trackers:
@@ -175,13 +229,16 @@ class Training:
         how = self.train.validation
         if how and how.patience and self.log.best:
             for name, weight in self.keeper.load_best(int(self.log.best["step"])).items():
-                self.parameters[name].copy_(weight)
+                self.own[name].copy_(weight)
         elif self.average:
-            self.average.copy_to(self.parameters.values())
+            self.average.copy_to(self.own.values())
+        if self.shards:
+            self.shards.forget()
         for name, student in self.students.items():
-            self.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+            if not self.shards:
+                self.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
             if self.train.gradient_checkpointing:
                 self.subject.backbones[name].disable_gradient_checkpointing()
-        for name, weight in self.parameters.items():
+        for name, weight in self.own.items():
             if not torch.isfinite(weight).all():
                 raise GateError(f"train: {name} has inf or NaN (got a loss that was finite); lower train.learning_rate")

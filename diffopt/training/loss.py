@@ -48,14 +48,19 @@ class Loss:
             if self.how.output:
                 found["output"] = mse_loss(predicted, wanted) * self.how.output
             if named:
-                each = [_relative(x, y) for n in named for x, y in zip(ours[n], theirs[n], strict=True)]
+                pairs = [(x.float(), y.float()) for n in named for x, y in zip(ours[n], theirs[n], strict=True)]
+                sizes = _shared(torch.stack([y.square().mean() for _, y in pairs])).clamp_min(1e-12)
+                each = [mse_loss(x, y) / size for (x, y), size in zip(pairs, sizes, strict=True)]
                 found["hidden"] = torch.stack(each).mean() * self.how.hidden
         return {"loss": torch.stack(list(found.values())).sum(), **found}
 
 
-def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    theirs = theirs.float()
-    return mse_loss(ours.float(), theirs) / theirs.square().mean().clamp_min(1e-12)
+def _shared(x: torch.Tensor) -> torch.Tensor:
+    """The mean over all processes: what is compared is relative to the whole batch, however many share it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+        x = x / torch.distributed.get_world_size()
+    return x
 
 
 def _patches(backbone: Any, latents: torch.Tensor) -> int:

@@ -6,20 +6,28 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from diffopt.groups.train import TrainView
+from diffopt.training.shards import plugin
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @contextmanager
-def session(train: TrainView, device: str, logs: Path) -> Iterator[Accelerator]:
-    """An Accelerator whose trackers write below `logs`."""
+def session(train: TrainView, device: str, logs: Path, shards: bool = False) -> Iterator[Accelerator]:
+    """An Accelerator whose trackers write below `logs`, of all processes where there are several; with `shards` it cuts models.
+
+    Of shards it is told no precision: it would make all weights float32, so that the loop casts by itself.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     _forget()
     accelerator = Accelerator(
-        mixed_precision=PRECISION[train.precision],
+        mixed_precision="no" if shards else PRECISION[train.precision],
         cpu=device == "cpu",
+        fsdp_plugin=plugin() if shards and device != "cpu" else None,
+        # A weight that has no part in a loss, as that of the blocks alone, has no gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         log_with=[*train.trackers] or None,
         project_dir=str(logs),
         step_scheduler_with_optimizer=False,

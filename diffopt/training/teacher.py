@@ -12,14 +12,30 @@ import torch
 
 from diffopt.errors import GateError
 from diffopt.groups.train import Teacher as Keeping
+from diffopt.models import Family
 from diffopt.pipeline.placement import stream
+from diffopt.training.shards import Shards
 
 
 class Teacher:
-    """Called with a backbone's name and inputs. `backbones` are those of the pipeline by name."""
+    """Called with a backbone's name and inputs. `backbones` are those of the pipeline by name; with `shards` they are cut."""
 
-    def __init__(self, backbones: dict[str, Any], keeping: Keeping, device: str):
-        self.backbones, self.device = backbones, device
+    def __init__(
+        self,
+        backbones: dict[str, Any],
+        keeping: Keeping,
+        device: str,
+        shards: Shards | None = None,
+        family: Family | None = None,
+    ):
+        self.backbones, self.device, self.shards = backbones, device, shards
+        if shards:
+            assert family is not None
+            for backbone in backbones.values():
+                backbone.requires_grad_(False)
+                shards.cut(backbone.to("cpu"), family, keeping.offload)
+            self.digest = self._hash()
+            return
         for backbone in backbones.values():
             backbone.requires_grad_(False)
             if keeping.storage:
@@ -43,9 +59,15 @@ class Teacher:
         return now
 
     def _hash(self) -> str:
+        """Of whole weights; of shards that of the first process, empty in the others."""
         found = sha256()
+        tells = self.shards is None or self.shards.accelerator.is_main_process
         for backbone_name, backbone in sorted(self.backbones.items()):
             for name, x in sorted(backbone.state_dict().items()):
+                if self.shards:
+                    x = self.shards.whole(x)
+                if not tells:
+                    continue
                 found.update(f"{backbone_name}.{name} {x.dtype} {tuple(x.shape)}".encode())
                 found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return found.hexdigest()
+        return found.hexdigest() if tells else ""

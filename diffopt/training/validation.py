@@ -29,14 +29,15 @@ class Validator:
         self.scorer = metric.open(Weights({}))
         self.references = self._draw(open_backbone(ctx, pipeline))
 
-    def __call__(self, whole: torch.nn.Module, sheet: Path) -> float:
+    def __call__(self, whole: torch.nn.Module, sheet: Path | None) -> float:
         """The metric's mean over pictures; `sheet` becomes a PNG with the references above these."""
         drawn = self._draw(whole)
         names = [self.examples.prompts[i] for i in self.examples.held]
         pictures, theirs = (x.reshape(-1, *x.shape[-3:]) for x in (drawn, self.references))  # of videos each frame
         each = self.scorer.score([*pictures], names, [*theirs])
-        sheet.parent.mkdir(exist_ok=True)
-        Image.fromarray(self.sheet(drawn)).save(sheet)
+        if sheet:
+            sheet.parent.mkdir(exist_ok=True)
+            Image.fromarray(self.sheet(drawn)).save(sheet)
         return float(np.mean(each))
 
     def sheet(self, drawn: np.ndarray) -> np.ndarray:
@@ -57,5 +58,6 @@ class Validator:
                 rows = held[first : first + ROWS]
                 texts = {n: x.to(self.ctx.device) for n, x in self.examples.whole(rows).items()}
                 seeds = [self.seed + i for i in rows]
-                found.append(draw(pipe, texts, seeds, self.how.steps, self.arguments))
+                # Weights that are gathered in inference mode have no gradient afterwards.
+                found.append(draw(pipe, texts, seeds, self.how.steps, self.arguments, inference=False))
         return (np.concatenate(found) * 255).round().clip(0, 255).astype(np.uint8)
