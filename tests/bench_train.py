@@ -18,7 +18,7 @@ from typing import Any
 INT4 = ["format=int4_awq", "format.block_size=64"]  # its default of 128 does not divide all layers of this model
 BARE = ["export=null"]
 ROWS: dict[str, list[str]] = {
-    "full": ["+recipe=emoji_fp8", "format=null", "calib=null"],
+    "full": ["+recipe=emoji_fp8", "format=null", "calib=null", *BARE],
     "nvfp4": ["+recipe=emoji_fp4", *BARE],
     "svdquant": ["+recipe=emoji_fp4", "format=nvfp4_svdquant", *BARE],
     "int4": ["+recipe=emoji_fp4", *INT4, *BARE],

@@ -69,6 +69,8 @@ def _session(graph: OnnxGraph, head: dict[str, Any], name: str = "model.onnx") -
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = int(os.environ.get(THREADS, 0))  # 0 takes every core; it reads no OMP_NUM_THREADS
+    # On x86 without VNNI its products of UINT8 and INT8 saturate at 16 bits; so it makes UINT8 of both, there alone.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if "pieces" in head:  # of which one runs at a time: their activations share one arena, none spins while another runs
         onnxruntime.create_and_register_allocator(MEMORY, None)
         options.add_session_config_entry("session.use_env_allocators", "1")
