@@ -3,11 +3,9 @@
 from typing import Any
 
 from diffopt.caches.search import floors_text
-from diffopt.plots.canvas import ACCENT, COLOURS, INK, SOFT, sheet
+from diffopt.plots.canvas import ACCENT, COLOURS, INK, sheet
 from diffopt.plots.lines import _label, _reach
-
-NAMED = 12
-"""Points up to which each is labelled with its value."""
+from diffopt.plots.trade import _place
 
 
 def tried(found: dict[str, Any], name: str) -> str:
@@ -27,10 +25,6 @@ def tried(found: dict[str, Any], name: str) -> str:
             mark = "o" if point["keeps"] else "X"
             colour = COLOURS[0] if point["keeps"] else COLOURS[1]
             axes.errorbar([x], [stat["mean"]], yerr=_reach([stat]), fmt=mark, color=colour, capsize=2, elinewidth=1, zorder=3)
-            if len(points) <= NAMED:
-                axes.annotate(
-                    f"{point['value']:g}", (x, stat["mean"]), (6, 4), textcoords="offset points", fontsize=8, color=SOFT
-                )
         value = found["chosen"]["value"]
         x, stat = next(place for point, place in zip(points, at, strict=True) if point["value"] == value)
         label = f"chosen: {found['knob']}={value:g}"
@@ -56,6 +50,13 @@ def tried(found: dict[str, Any], name: str) -> str:
         axes.set(xlabel="arithmetic left out, %", ylabel=f"{_label(metric)} ({metric['better']} is better)")
         axes.ticklabel_format(useOffset=False)
         made.figure.legend(loc="outside upper left", ncols=3)
+        places = [(x, stat["mean"]) for x, stat in at]
+        _place(
+            made.figure,
+            axes,
+            [(a, f"{p['value']:g}", p["value"] == value) for p, a in zip(points, places, strict=True)],
+            places,
+        )
     return made.svg
 
 
