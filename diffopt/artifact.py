@@ -153,6 +153,18 @@ class Images(Artifact):
     kind = "images"
 
 
+class MagRatios(Artifact):
+    """`ratios.json`: how large what a backbone's blocks add is at each step beside the step before, for MagCache."""
+
+    kind = "mag-ratios"
+
+
+class CacheSearch(Artifact):
+    """`search.json`: every value of a cache's knob that was tried, cliffs between them, and the one that was chosen."""
+
+    kind = "cache-search"
+
+
 class Latency(Artifact):
     """`latency.json`: candidate and baseline timed in turn on one named machine."""
 

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from diffopt import formats, models, rivals
 from diffopt.adapter import Shapes, fit, plain, shapes
 from diffopt.caches import METHODS, Settings
+from diffopt.caches.search import Search
 from diffopt.environment import Environment, package
 from diffopt.errors import PlanError
 from diffopt.groups import Model
 from diffopt.groups.cut import cuts
-from diffopt.metrics import METRICS
+from diffopt.metrics import METRICS, SOURCES
 from diffopt.rates import PEAK
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
@@ -159,8 +160,45 @@ def _cache(choices: Choices) -> Iterator[str]:
         yield f"cache: {reason} (got cache={method.name}); {other}"
     if method.package and package(method.package[0]) is None:
         yield f"cache: {method.package[0]} is not installed (got cache={method.name}); `{method.package[1]}`"
-    if choices.eval and (misfit := choices.cache.misfit(family, choices.eval.steps)):
+    if choices.cache.search:
+        yield from _search(choices, choices.cache, choices.cache.search)
+    elif choices.eval and (misfit := choices.cache.misfit(family, choices.eval.steps)):
         yield f"cache.{misfit}"
+
+
+def _search(choices: Choices, cache: Settings, search: Search) -> Iterator[str]:
+    """What the search of a knob needs of the evaluation."""
+    assert choices.model is not None
+    eval, model = choices.eval, choices.model
+    if eval is None:
+        yield "cache.search: is judged on the evaluation's pictures (got eval=null); choose eval=OPTION, or drop cache.search"
+        return
+    if model.weights == "random":
+        yield (
+            "cache.search: random weights draw noise, which has no quality (got a search); drop it, or set "
+            "model.weights=pretrained"
+        )
+    if search.prompts and search.prompts > eval.size:
+        yield f"cache.search.prompts: is more than the eval.size={eval.size} prompts (got {search.prompts}); lower it"
+    family = models.family(model.family)
+    for metric in (METRICS[name] for name in search.floor):
+        unfit = "compares with a text, and {} has none" if metric.of_text and family.animates else ""
+        unfit = "judges videos, {} draws pictures" if metric.of_video and family.frame_step is None else unfit
+        if unfit:
+            yield f"cache.search.floor: {metric.name} {unfit.format(family.name)} (got {metric.name}); drop it"
+        for source in (s for s in metric.needs if getattr(eval, s) is None):
+            yield f"cache.search.floor: {metric.name} needs eval.{source} (got None); give {SOURCES[source]}"
+    low, high = cache.ends(eval.steps)
+    if low >= high:
+        yield (
+            f"cache.search.low: leaves nothing up to {high:g}, the last of the run's {eval.steps} steps (got {low:g}); "
+            "lower it, or raise eval.steps"
+        )
+        return
+    for name, end in (("low", low), ("high", high)):
+        if misfit := cache.turned(end).misfit(family, eval.steps):
+            what = misfit.partition(" (got ")[0]
+            yield f"cache.search.{name}: with {what} (got {end:g}); give another, or raise eval.steps"
 
 
 def _train(choices: Choices) -> Iterator[str]:

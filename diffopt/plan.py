@@ -19,6 +19,7 @@ from diffopt.artifact import (
     OnnxGraph,
     Sensitivity,
 )
+from diffopt.caches import Settings
 from diffopt.environment import Environment
 from diffopt.errors import PlanError
 from diffopt.fingerprint import fingerprint
@@ -112,6 +113,8 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
         if not {Metrics, Latency} & {*found} and not _random(choices):
             found.append(Images)
+    if isinstance(choices.cache, Settings) and choices.eval:
+        notes += choices.cache.notes(choices.eval.size, choices.eval.steps)
     if choices.model and choices.model.lora:
         notes.append("the model is fused with " + ", ".join(a.label for a in choices.model.lora))
     if choices.export and choices.cache and not cuts(choices):
@@ -133,7 +136,15 @@ def _random(choices: Choices) -> bool:
 def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[str]:
     """Lines for those explicit overrides (`calib.alpha=0.5`) that no step reads and nothing is planned by."""
     given = {key: value for key, _, value in (o.lstrip("+~").partition("=") for o in overrides)}
+    given = {key: value for key, value in given.items() if value != "null" or not _left_open(choices, key)}
     return [f"{key}: {reason} (got {given[key]}); {advice}" for key, (reason, advice) in idle(plan, choices, given).items()]
+
+
+def _left_open(choices: Choices, key: str) -> bool:
+    """Whether null is what another field's value makes of this one: said or not, it is the same."""
+    group, _, name = key.partition(".")
+    chosen: Group | None = getattr(choices, group) if group in GROUPS else None
+    return chosen is not None and name in chosen.unread()
 
 
 def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -147,11 +158,9 @@ def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[s
                 found[key] = ("the group is not chosen", f"choose {group}=OPTION, or drop it")
             else:
                 picked = f"format={choices.format.name}" if choices.format else "these choices"
-                reader = GROUPS[group].reader(name)
-                found[key] = (
-                    f"has no effect under {picked}" + (f", since {reader} alone reads it" if reader else ""),
-                    "drop it",
-                )
+                reader, reason = GROUPS[group].reader(name), getattr(choices, group).unread().get(name)
+                why = reason or (f"{reader} alone reads it" if reader else "")
+                found[key] = (f"has no effect under {picked}" + (f", since {why}" if why else ""), "drop it")
         if key == "seed" and not any(p.role == "seed" for s in plan.steps for p in s.stage.params):
             found[key] = ("has no effect on these steps", "drop it")
     return found
@@ -250,8 +259,7 @@ class _Planner:
         baseline = param.whose == "baseline"
         choices = choices.baseline() if baseline else choices
         if param.whose == "main":
-            assert choices.main is not None
-            choices = choices.main
+            choices = choices.main or choices
         # A runtime that runs full precision as it is needs no artifact; one that runs a graph always does.
         spare = len(param.types) == 1 or kinds[0] is Checkpoint
         before = stage if issubclass(stage.makes, kinds[0]) else None

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.arguments import Parser
+from diffopt.caches import told
+from diffopt.caches.search import floors_text
 from diffopt.errors import ConfigError
 from diffopt.figure import figure, machine, pace, size
 from diffopt.gallery import SCRIPT, SHOWN, of_run
@@ -33,6 +35,10 @@ def write(directory: Path, inline: bool = False) -> Path:
         "maps": _maps(reading) if reading else [],
         "worst": WORST,
         "plots": _plots(run),
+        "searches": _searches(run.read("search", "search.json")),
+        "chosen_text": told.chosen,
+        "cliff_text": told.cliff,
+        "floors_text": floors_text,
     }
     text = render("run.html", script=SCRIPT, run=run, gallery=shown, records=records, **content)
     return publish(directory / PAGE, text)
@@ -58,6 +64,15 @@ def _plots(run: Run) -> dict[str, str]:
     return {name: differences(m) for name, m in metrics.items()}
 
 
+def _searches(found: dict[str, Any] | None) -> list[str]:
+    """By metric of the floor an SVG of the values of a cache's knob that were tried."""
+    if found is None:
+        return []
+    from diffopt.plots import tried
+
+    return [tried(found, name) for name in found["floor"]]
+
+
 def summary(directory: Path) -> list[str]:
     """The run in a few lines for the console: metrics, size, speed."""
     run = Run(directory)
@@ -77,6 +92,9 @@ def summary(directory: Path) -> list[str]:
         for name in reading.formats:
             top = reading.worst(name)[0]
             rows.append((f"worst {name}", f"{top.name}: output off by {top.error:.2%}"))
+    if search := run.read("search", "search.json"):
+        rows.append(("cache", f"{told.chosen(search)}; {search['reason']}"))
+        rows += [("cliff", told.cliff(about, search)) for about in search["cliffs"]]
     if mix := run.read("mix", "mix.json"):
         counted = Counter(x["format"] for x in mix["layers"])
         rows.append(("mix", f"{mix['bits']:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))

@@ -20,7 +20,7 @@ BASELINE: Final = "baseline"
 COMPARED: Final = "compared"
 """`Annotated[tuple[Metrics, ...], COMPARED]`: one of each further candidate that `eval.compare` names, in its order."""
 MAIN: Final = "main"
-"""`Annotated[Images, MAIN]`: of the main candidate, in the step of a further one."""
+"""`Annotated[Images, MAIN]`: of the main candidate, in the step of a further one too."""
 
 Whose = Literal["candidate", "baseline", "compared", "main"]
 

@@ -1,5 +1,6 @@
 """Values of pictures to means with intervals, paired differences and verdicts."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -37,6 +38,20 @@ def summarise(name: str, measured: Measured, scorer: Scorer, reference: str | No
             entry["difference"] = interval(ours - theirs)
             entry["verdict"] = verdict.of_difference(entry["difference"], float(np.std(theirs)), metric.better, metric.unit)
         found[model] = entry
+    return found
+
+
+def entries(measured: Measured, scorers: Mapping[str, Scorer]) -> dict[str, dict[str, Any]]:
+    """By metric of the models `candidate` and `reference` what metrics.json has of it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, scorer in scorers.items():
+        metric = METRICS[name]
+        by_model = summarise(name, measured, scorer, "reference")
+        candidate, base = by_model["candidate"], by_model.get("reference")
+        found[name] = {"title": metric.title, "unit": metric.unit, "better": metric.better}
+        found[name] |= {"candidate" if key == "stat" else key: value for key, value in candidate.items()}
+        if base:
+            found[name] |= {"reference": base["stat"], "reference_values": base["values"]}
     return found
 
 

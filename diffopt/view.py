@@ -44,6 +44,10 @@ class Group(BaseModel):
         """What reads a field that not everything reads."""
         return cls.readers.get(name)
 
+    def unread(self) -> Mapping[str, str]:
+        """Fields that have no effect beside the others' values, and why."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Choices:

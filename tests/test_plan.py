@@ -364,7 +364,19 @@ def test_stages_come_in_the_order_of_the_numbers_in_front_of_their_names(monkeyp
 def test_the_installed_stages_are_the_built_in_ones_in_their_order():
     built_in = ["load", "embed", "observe", "record", "merge", "sense", "mix", "quantize"]
     built_in += ["phrase", "teach", "collect", "train"]
-    built_in += ["export", "build", "encode", "reference", "sample", "alternative", "time", "score", "compare"]
+    built_in += [
+        "export",
+        "build",
+        "encode",
+        "reference",
+        "ratios",
+        "search",
+        "sample",
+        "alternative",
+        "time",
+        "score",
+        "compare",
+    ]
     assert [s.name for s in stages() if s.run.__module__.startswith("diffopt.stages.")] == built_in
 
 

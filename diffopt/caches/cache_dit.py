@@ -3,10 +3,11 @@
 The package cache-dit (https://github.com/vipshop/cache-dit), an extra. It knows more transformers than diffusers' hooks.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings
 from diffopt.models import Family
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 
 class CacheDit(Settings):
+    knobs: ClassVar = (
+        Knob("threshold", 0.02, 1.0, "higher", usual=0.08),
+        Knob("start", 1, None, "lower", usual=8, whole=True),
+    )
+
     method: Literal["cache_dit"]
     threshold: float = Field(gt=0, lt=10)
     """Relative change of the first blocks' residual below which the middle blocks are not computed."""

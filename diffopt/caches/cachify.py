@@ -6,10 +6,11 @@ https://arxiv.org/abs/2404.02747), which stops computing cross-attention at a st
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings
 from diffopt.caches.policy import Part, Policy, Reuse, check_pattern
 from diffopt.models import Family
@@ -27,6 +28,8 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
 class Cachify(Settings):
+    knobs: ClassVar = (Knob("every", 2, 8, "higher", whole=True), Knob("start", 1, None, "lower", whole=True))
+
     method: Literal["cachify"]
     blocks: list[Pattern] | None = Field(default=None, min_length=1)
     """Globs over block names (`up_blocks.0`, or `up_blocks.-1` from the end), regular expressions after `re:`, and `!` before

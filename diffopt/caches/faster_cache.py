@@ -4,10 +4,11 @@ diffusers' hook, after Lv et al. 2024 (https://arxiv.org/abs/2410.19355). Its ot
 prediction, works on pictures and videos of rows and columns; the backbones here take tokens, so it is not offered.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, Span, known_to_diffusers
 from diffopt.caches.turns import by_turn
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 class FasterCache(Settings):
+    knobs: ClassVar = (Knob("every", 2, 8, "higher", usual=2, whole=True),)
+
     method: Literal["faster_cache"]
     every: int = Field(ge=2)
     """Attention is computed at every so many steps."""
@@ -32,7 +35,7 @@ def attach(target: "Target", settings: Any) -> "Attached":
 
     from diffopt.caches.hooked import HookedCache
 
-    def configure(loop: "Loop") -> Any:
+    def configure(loop: "Loop", _: str) -> Any:
         attention = tuple(f"{name}.*attn" for name in target.family.blocks)
         return FasterCacheConfig(
             spatial_attention_block_skip_range=settings.every,

@@ -3,10 +3,11 @@
 diffusers' hook, after ParaAttention (https://github.com/chengzeyi/ParaAttention) and TeaCache (Liu et al. 2024).
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, known_to_diffusers
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class FirstBlock(Settings):
+    knobs: ClassVar = (Knob("threshold", 0.02, 1.0, "higher", usual=0.1),)
+
     method: Literal["first_block"]
     threshold: float = Field(gt=0, lt=10)
     """Relative change of the first block's residual below which the other blocks are not computed."""
@@ -24,7 +27,7 @@ def attach(target: "Target", settings: Any) -> "Attached":
 
     from diffopt.caches.hooked import HookedCache
 
-    return HookedCache(target, lambda _: FirstBlockCacheConfig(threshold=settings.threshold))
+    return HookedCache(target, lambda *_: FirstBlockCacheConfig(threshold=settings.threshold))
 
 
 METHOD = Method(

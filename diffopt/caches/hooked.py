@@ -10,8 +10,8 @@ from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.statistics import Statistics
 from diffopt.caches.target import Target, claim, release
 
-Configure = Callable[[Loop], Any]
-"""diffusers' config of a cache, from the loop that tells it the timestep."""
+Configure = Callable[[Loop, str], Any]
+"""diffusers' config of a cache, from the loop that tells it the timestep and the backbone's name."""
 
 
 class HookedCache:
@@ -35,7 +35,7 @@ class HookedCache:
 
     def enable(self) -> None:
         for side in self.sides:
-            side.enable(self.configure(self.loop))
+            side.enable(self.configure(self.loop, side.name))
         self.loop.open()
 
     def disable(self) -> None:
@@ -65,9 +65,9 @@ class _Side:
         self._watch: Any = None
 
     def enable(self, config: Any) -> None:
-        before = {id(hook) for _, hook in _hooks(self.backbone)}
+        before = {id(hook) for _, hook in hooks(self.backbone)}
         self.backbone.enable_cache(config)
-        added = [(name, hook) for name, hook in _hooks(self.backbone) if name and id(hook) not in before]
+        added = [(name, hook) for name, hook in hooks(self.backbone) if name and id(hook) not in before]
         if not added:
             self.backbone.disable_cache()
             raise ValueError(f"{self.name}: there is nothing in it that this cache knows (got {type(self.backbone).__name__})")
@@ -105,7 +105,7 @@ class _Side:
             self.cache.each(self.cache.loop, self._hooks, call)
 
 
-def _hooks(backbone: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def hooks(backbone: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """diffusers' hooks, by the names of their modules."""
     for name, module in backbone.named_modules():
         if registry := getattr(module, "_diffusers_hook", None):

@@ -4,10 +4,11 @@ diffusers' hook, after Zhao et al. 2024 (https://arxiv.org/abs/2408.12588), made
 text changes least from step to step, so it may be used again for longest.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, Span, known_to_diffusers
 from diffopt.caches.turns import by_turn
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 class PyramidAttention(Settings):
+    knobs: ClassVar = (Knob("spatial", 2, 8, "higher", usual=2, whole=True), Knob("cross", 2, 8, "higher", whole=True))
+
     method: Literal["pyramid_attention"]
     spatial: int | None = Field(ge=2)
     """Self-attention is computed at every so many steps; null at all."""
@@ -38,7 +41,7 @@ def attach(target: "Target", settings: Any) -> "Attached":
 
     from diffopt.caches.hooked import HookedCache
 
-    def configure(loop: "Loop") -> Any:
+    def configure(loop: "Loop", _: str) -> Any:
         return PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=settings.spatial,
             spatial_attention_timestep_skip_range=settings.timesteps,

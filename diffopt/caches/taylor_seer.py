@@ -3,10 +3,11 @@
 diffusers' hook, after Liu et al. 2025 (https://arxiv.org/abs/2503.06923).
 """
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, known_to_diffusers
 from diffopt.models import Family
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 
 class TaylorSeer(Settings):
+    knobs: ClassVar = (
+        Knob("start", 1, None, "lower", usual=3, whole=True),
+        Knob("every", 2, 8, "higher", usual=5, whole=True),
+    )
+
     method: Literal["taylor_seer"]
     every: int = Field(ge=2)
     """Computed at every so many steps."""
@@ -46,7 +52,7 @@ def attach(target: "Target", settings: Any) -> "Attached":
     dtype = next(iter(target.backbones.values())).dtype
     return HookedCache(
         target,
-        lambda _: TaylorSeerCacheConfig(
+        lambda *_: TaylorSeerCacheConfig(
             cache_interval=settings.every,
             disable_cache_before_step=settings.start,
             disable_cache_after_step=settings.stop,

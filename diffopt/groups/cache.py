@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from pydantic import ConfigDict, field_validator
+from pydantic import ConfigDict, SkipValidation, field_validator
 
 from diffopt import models
+from diffopt.artifact import CacheSearch, MagRatios
 from diffopt.caches import METHODS, Settings
+from diffopt.caches.mag_cache import MagCache, with_ratios
+from diffopt.caches.search import Search
 from diffopt.view import Choices, Group, View
 
 
@@ -45,10 +48,11 @@ class Unknown(Group):
 
 
 class CacheView(View, of=Cache):
-    """The method with all its fields, those that were left out filled in."""
+    """The method with all its fields, those that were left out filled in, but for what is searched or measured."""
 
     method: str
-    settings: Settings
+    settings: SkipValidation[Settings]
+    """Validated as the user gave them: filled in, a knob that is searched has a value."""
 
     @classmethod
     def drawn_from(cls) -> frozenset[str]:
@@ -56,7 +60,8 @@ class CacheView(View, of=Cache):
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        return frozenset(type(choices.cache).model_fields) if choices.cache else cls.drawn_from()
+        cache = choices.cache
+        return _read(cache) if isinstance(cache, Settings) else cls.drawn_from()
 
     @classmethod
     def draw(cls, group: Group, choices: Choices) -> list[Self]:
@@ -65,4 +70,52 @@ class CacheView(View, of=Cache):
         return [cls(method=group.method, settings=group.filled(models.family(choices.model.family)))]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
-        return self.settings.model_dump(mode="json", exclude_none=True)
+        return self.settings.model_dump(mode="json", exclude_none=True, include={*_read(self.settings)})
+
+    def applied(self, ratios: MagRatios | None, search: CacheSearch | None) -> Self:
+        """With what was measured and found; `self` where nothing was."""
+        settings = self.settings
+        if search:
+            settings = settings.turned(search.json("search.json")["chosen"]["value"])
+        if ratios:
+            assert isinstance(settings, MagCache)
+            settings = with_ratios(settings, ratios.json("ratios.json")["ratios"])
+        return self.model_copy(update={"settings": settings})
+
+
+def _read(settings: Settings) -> frozenset[str]:
+    """Fields that whoever runs the cache reads."""
+    return frozenset(type(settings).model_fields) - {"search", *settings.unread()}
+
+
+class SearchView(CacheView, of=Cache):
+    """The same, with what is to be searched and where."""
+
+    search: Search
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        return super().used(choices) | {"search"}
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Settings)
+        assert group.search is not None
+        assert choices.model is not None
+        assert choices.eval is not None
+        low, high = group.ends(choices.eval.steps)
+        found = group.search.model_copy(update={"knob": group.knob.name, "low": low, "high": high})
+        return [cls(method=group.method, settings=group.filled(models.family(choices.model.family)), search=found)]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        return {**super().identity(used), "search": self.search.model_dump(mode="json")}
+
+
+def measures(choices: Choices) -> bool:
+    """Whether ratios are to be measured before the cache can run."""
+    return isinstance(choices.cache, MagCache) and choices.cache.ratios is None
+
+
+def searches(choices: Choices) -> bool:
+    """Whether a value is to be found before the cache can run."""
+    return isinstance(choices.cache, Settings) and choices.cache.search is not None

@@ -8,7 +8,7 @@ from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
 from diffopt.pipeline.draw import batches, draw
 from diffopt.pipeline.open import family_of, frame_rate
-from diffopt.pipeline.texts import load, regroup
+from diffopt.pipeline.texts import first, load, regroup
 from diffopt.runtimes import RUNTIMES, Running
 from diffopt.stage import Context
 
@@ -23,22 +23,24 @@ def draw_all(
     seed: int,
     steps: int,
 ) -> list[dict[str, object]]:
-    """Draw them into `ctx.out`; what there is to tell of each. Raises GateError for what is no picture."""
+    """Draw them into `ctx.out`; what there is to tell of each. `texts` may be of more prompts, of which these are the first.
+
+    Raises GateError for what is no picture."""
     arguments, rate = family_of(pipeline).arguments(model), frame_rate(ctx, pipeline)
     seeds = seeds_of(eval, seed)
     rows: list[dict[str, object]] = []
     size = run.batch or eval.batch_size
     todo = list(batches(eval.prompts, size))
-    encoded = load(texts, "cpu" if run.batch else ctx.device)
+    encoded = first(load(texts, "cpu" if run.batch else ctx.device), len(eval.prompts))
     encoded = regroup(encoded, size) if run.batch else encoded
     with ctx.progress(len(todo) * steps) as tick:
-        for (first, prompts), batch in zip(todo, encoded, strict=True):
+        for (start, prompts), batch in zip(todo, encoded, strict=True):
             spare = size - len(prompts) if run.batch else 0  # a graph's batch is fixed: fill the last one up
-            these = seeds[first : first + len(prompts)]
+            these = seeds[start : start + len(prompts)]
             numbers = [*these, *these[-1:] * spare]
             drawn = draw(run.pipe, batch, numbers, steps, arguments, on_step=tick)[: len(prompts)]
             pictures.check(drawn, prompts)
-            rows += videos.save(ctx.out, first, drawn, eval.frames, rate)
+            rows += videos.save(ctx.out, start, drawn, eval.frames, rate)
     return rows
 
 

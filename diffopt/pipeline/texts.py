@@ -72,6 +72,25 @@ def regroup(batches: Sequence[Texts], size: int) -> list[Texts]:
     return [{name: x[i : i + size].clone() for name, x in found.items()} for i in range(0, many, size)]
 
 
+def first(batches: Sequence[Texts], many: int) -> list[Texts]:
+    """The first `many` rows in the same batches, the last one of them cut."""
+    found: list[Texts] = []
+    for texts in batches:
+        rows = min(many, len(next(iter(texts.values()))))
+        found += [{name: x[:rows].clone() for name, x in texts.items()}] if rows else []
+        many -= rows
+    return found
+
+
+def singly(batches: Sequence[Texts], many: int) -> list[Texts]:
+    """The first `many` rows one by one, padded as their batch is."""
+    return [
+        {name: x[i : i + 1].clone() for name, x in texts.items()}
+        for texts in first(batches, many)
+        for i in range(len(next(iter(texts.values()))))
+    ]
+
+
 def padded(x: torch.Tensor, length: int) -> torch.Tensor:
     """[b, tokens, ...] with zeros behind the tokens, False in a mask."""
     return torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)

@@ -21,6 +21,10 @@ class Running:
     """What its cache saved so far; None without a cache."""
 
 
+Under = Callable[[Any], AbstractContextManager[Running]]
+"""From a CacheView, or None, to what runs with that cache. One at a time; raises PlanError for a cache that does not fit."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     name: str
@@ -40,6 +44,11 @@ class Runtime:
         """
         run = import_module(f"diffopt.runtimes.{self.name}").running
         found: AbstractContextManager[Running] = run(*arguments, texts=texts)
+        return found
+
+    def opened(self, *arguments: Any, texts: bool) -> "Under":
+        """`opened(ctx, pipeline, subject, texts=)` of the same module: opened once, to run under several caches in turn."""
+        found: Under = import_module(f"diffopt.runtimes.{self.name}").opened(*arguments, texts=texts)
         return found
 
 

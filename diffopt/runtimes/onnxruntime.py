@@ -1,7 +1,7 @@
 """onnxruntime: the ONNX graph on a CPU, with real INT8 kernels."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -21,7 +21,7 @@ from diffopt.graph.trace import OUTPUT
 from diffopt.groups.cache import CacheView
 from diffopt.models import Family
 from diffopt.pipeline.open import family_of, open_pipeline
-from diffopt.runtimes import Running
+from diffopt.runtimes import Running, Under
 from diffopt.runtimes.hits import check_hits
 from diffopt.runtimes.parts import Change, Parts, Place, Run
 from diffopt.stage import Context
@@ -36,33 +36,52 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
 
     With a cache the graph is one that is cut for it. Raises GateError where nothing was reused.
     """
+    with opened(ctx, pipeline, subject, texts=texts)(cache) as run:
+        yield run
+    if cache and (saved := run.saved()):
+        check_hits(cache, saved)
+
+
+def opened(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, *, texts: bool) -> Under:
+    """The same under several caches in turn that reuse the blocks the graph is cut at; one that never hits is let through."""
     family = family_of(pipeline)
     pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
-    cuts: list[CutBackbone] = []
-
-    def forget() -> None:
-        for cut in cuts:
-            cut.parts.forget()
-
-    loop = Loop(pipe, forget)
-    for name, part in subject.parts().items():
-        head, own = part.json("graph.json"), getattr(pipe, name)
-        if cache is None:
-            setattr(pipe, name, GraphBackbone(_session(part, head), head, family, own))
-        else:
-            assert isinstance(cache.settings, Cachify)
-            cuts.append(CutBackbone(_parts(part, head, policy(cache.settings)), loop, head, family, own))
-            setattr(pipe, name, cuts[-1])
+    parts = subject.parts()
+    heads = {name: part.json("graph.json") for name, part in parts.items()}
+    sessions = {name: _sessions(part, heads[name]) for name, part in parts.items()}
+    own = {name: getattr(pipe, name) for name in parts}
     batch: int = subject.json("graph.json")["batch_size"]
-    if cache is None:
-        yield Running(pipe, batch)
-        return
-    loop.open()
-    try:
-        yield Running(pipe, batch, lambda: _statistics(cuts))
-    finally:
-        loop.close()
-    check_hits(cache, _statistics(cuts))
+
+    @contextmanager
+    def under(cache: CacheView | None) -> Iterator[Running]:
+        if cache is None:
+            for name, (session,) in sessions.items():
+                setattr(pipe, name, GraphBackbone(session, heads[name], family, own[name]))
+            yield Running(pipe, batch)
+            return
+        assert isinstance(cache.settings, Cachify)
+        cuts: list[CutBackbone] = []
+
+        def forget() -> None:
+            for cut in cuts:
+                cut.parts.forget()
+
+        loop = Loop(pipe, forget)
+        for name, head in heads.items():
+            cuts.append(CutBackbone(_parts(sessions[name], head, policy(cache.settings)), loop, head, family, own[name]))
+            setattr(pipe, name, cuts[-1])
+        loop.open()
+        try:
+            yield Running(pipe, batch, lambda: _statistics(cuts))
+        finally:
+            loop.close()
+
+    return under
+
+
+def _sessions(graph: OnnxGraph, head: dict[str, Any]) -> list[onnxruntime.InferenceSession]:
+    """Of the graph's parts in their order, or of the one graph that is whole."""
+    return [_session(graph, head, file["file"]) for file in graph.files()]
 
 
 def _session(graph: OnnxGraph, head: dict[str, Any], name: str = "model.onnx") -> onnxruntime.InferenceSession:
@@ -82,7 +101,7 @@ def _session(graph: OnnxGraph, head: dict[str, Any], name: str = "model.onnx") -
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
 
 
-def _parts(graph: OnnxGraph, head: dict[str, Any], policy: Policy) -> Parts:
+def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: dict[str, Any], policy: Policy) -> Parts:
     """The parts of one backbone's graph. What passes between them is not copied."""
 
     def runs(session: onnxruntime.InferenceSession) -> Run:
@@ -91,7 +110,6 @@ def _parts(graph: OnnxGraph, head: dict[str, Any], policy: Policy) -> Parts:
     def change(compute: Callable[[Any, Any], Any]) -> Callable[[OrtValue, OrtValue], OrtValue]:
         return lambda a, b: OrtValue.ortvalue_from_numpy(compute(a.numpy(), b.numpy()))
 
-    sessions = [_session(graph, head, piece["file"]) for piece in head["pieces"]]
     return Parts(head["pieces"], [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
 
 

@@ -11,7 +11,7 @@ from diffopt.checkpoint import restore
 from diffopt.errors import PlanError
 from diffopt.groups.cache import CacheView
 from diffopt.pipeline.open import family_of, open_pipeline
-from diffopt.runtimes import Running
+from diffopt.runtimes import Running, Under
 from diffopt.runtimes.hits import check_hits
 from diffopt.stage import Context
 
@@ -24,17 +24,29 @@ def running(
 
     Raises GateError for a cache that never hit, and PlanError for one that does not fit this model.
     """
+    with opened(ctx, pipeline, subject, texts=texts)(cache) as run:
+        yield run
+    if cache and (saved := run.saved()):
+        check_hits(cache, saved)
+
+
+def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, texts: bool) -> Under:
+    """The same under several caches in turn; one that never hits is let through."""
     pipe = open_pipeline(ctx, pipeline, restore(ctx, pipeline, subject) if subject else None, texts=texts)
-    with simulated():
-        if cache is None:
-            yield Running(pipe, None)
-            return
-        backbones = {name: getattr(pipe, name) for name in pipeline.json("pipeline.json")["backbones"]}
-        with ExitStack() as stack:
+    backbones = {name: getattr(pipe, name) for name in pipeline.json("pipeline.json")["backbones"]}
+
+    @contextmanager
+    def under(cache: CacheView | None) -> Iterator[Running]:
+        with simulated(), ExitStack() as stack:
+            if cache is None:
+                yield Running(pipe, None)
+                return
             try:
                 attached = METHODS[cache.method].attach(Target(pipe, family_of(pipeline), backbones), cache.settings)
+                stack.callback(attached.detach)
                 stack.enter_context(session(attached))
             except ValueError as e:
                 raise PlanError(f"cache: {e}") from None
             yield Running(pipe, None, attached.statistics)
-        check_hits(cache, attached.statistics())
+
+    return under

@@ -1,11 +1,13 @@
 """sample: the candidate's pictures of the same prompts and seeds, drawn by the chosen runtime."""
 
-from diffopt.artifact import Checkpoint, EvalEmbeddings, Images, OnnxGraph, Pipeline
+from typing import Annotated
+
+from diffopt.artifact import CacheSearch, Checkpoint, EvalEmbeddings, Images, MagRatios, OnnxGraph, Pipeline
 from diffopt.groups import CallView
-from diffopt.groups.cache import CacheView
+from diffopt.groups.cache import CacheView, measures, searches
 from diffopt.groups.eval import RuntimeView
 from diffopt.runtimes import RUNTIMES
-from diffopt.stage import Context, stage
+from diffopt.stage import MAIN, Context, Under, stage
 
 
 @stage(version=2, when="eval", probes=("numerics",))
@@ -18,10 +20,13 @@ def sample(
     texts: EvalEmbeddings,
     subject: Checkpoint | OnnxGraph | None,
     seed: int,
+    ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
+    search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
 ) -> Images:
     from diffopt import pictures
     from diffopt.pipeline.candidate import about, draw_all, seeds_of
 
+    cache = cache and cache.applied(ratios, search)
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False) as run:
         rows = draw_all(ctx, run, model, eval, pipeline, texts, seed, eval.steps)
         saved = run.saved()

@@ -47,7 +47,7 @@ def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Ima
     from diffopt.errors import GateError, MetricError
     from diffopt.measure import batch, measure
     from diffopt.metrics import METRICS, Weights
-    from diffopt.summary import summarise
+    from diffopt.summary import entries
 
     prompts, ours = pictures.paths(images.path)
     _, theirs = pictures.paths(reference.path)
@@ -61,15 +61,7 @@ def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Ima
         raise GateError("\n".join(measured.flaws))
     if measured.failed:
         raise MetricError("\n".join(measured.failed.values()))
-    found: dict[str, Any] = {}
-    for name, scorer in scorers.items():
-        metric = METRICS[name]
-        by_model = summarise(name, measured, scorer, "reference")
-        candidate, base = by_model["candidate"], by_model.get("reference")
-        found[name] = {"title": metric.title, "unit": metric.unit, "better": metric.better}
-        found[name] |= {"candidate" if key == "stat" else key: value for key, value in candidate.items()}
-        if base:
-            found[name] |= {"reference": base["stat"], "reference_values": base["values"]}
+    found = entries(measured, scorers)
     pictures.save_differences(ctx.out / "difference", ours, theirs, GAIN)
     content: dict[str, Any] = {"schema": "diffopt.metrics/1", "prompts": prompts, "metrics": found, "difference_gain": GAIN}
     if (many := len(judged["reference"][0])) > 1:

@@ -3,12 +3,12 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from diffopt.artifact import Checkpoint, Latency, OnnxGraph, Pipeline
+from diffopt.artifact import CacheSearch, Checkpoint, Latency, MagRatios, OnnxGraph, Pipeline
 from diffopt.groups import CallView, Eval
-from diffopt.groups.cache import CacheView
+from diffopt.groups.cache import CacheView, measures, searches
 from diffopt.prompts import Prompts
 from diffopt.runtimes import RUNTIMES
-from diffopt.stage import BASELINE, Context, stage
+from diffopt.stage import BASELINE, MAIN, Context, Under, stage
 from diffopt.view import Choices, Group, View
 
 
@@ -37,6 +37,8 @@ def time(
     subject: Checkpoint | OnnxGraph | None,
     baseline: Annotated[Checkpoint | OnnxGraph | None, BASELINE],
     seed: int,
+    ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
+    search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
 ) -> Latency:
     from contextlib import ExitStack
     from functools import partial
@@ -47,6 +49,7 @@ def time(
     from diffopt.stopwatch import Stopwatch, compare, summary
 
     runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
+    cache = cache and cache.applied(ratios, search)
     sides: dict[str, tuple[Any, Any]] = {"baseline": (baseline, None)}
     if cache or (subject and subject != baseline):
         sides["candidate"] = (subject, cache)

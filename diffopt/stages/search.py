@@ -1,0 +1,129 @@
+"""search: the value of a cache's knob that leaves out most and keeps a floor under quality.
+
+`search.json`, schema diffopt.cache-search/1:
+    method, knob, more          the cache, its field, and which values of it leave out more
+    low, high                   between which values it was looked for
+    floor                       by metric what is to be kept
+    prompts, steps              how many prompts were drawn for each value, and in how many denoising steps
+    points                      every value that was tried, in the order in which they leave out more:
+      value, order              and the how-manieth it was
+      hits, misses, computed    as a cache's summary in images.json
+      metrics.NAME              of the floor, as in metrics.json: the cached pictures beside the reference's
+      margins.NAME              {mean, low, high, n}: by how much the floor is kept; below 0 it is not
+      keeps, shown              whether the means keep every floor, and whether the sample shows that they do
+      broken                    why there are no metrics, or null
+    cliffs                      what is not smooth between points side by side, as diffopt/caches/bisection.py has it
+    chosen                      the point that was
+    limit, reason               what keeps a faster one from being chosen: `floor`, `bound` or `evaluations`; and in words
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from diffopt.artifact import CacheSearch, Checkpoint, EvalEmbeddings, MagRatios, OnnxGraph, Pipeline, ReferenceImages
+from diffopt.groups import CallView
+from diffopt.groups.cache import SearchView, measures, searches
+from diffopt.groups.eval import Eval, RuntimeView
+from diffopt.metrics import METRICS, SOURCES
+from diffopt.source import ScorerSource
+from diffopt.stage import Context, Under, stage
+from diffopt.view import Choices, Group
+
+POINTS = "points.json"
+
+
+class JudgedView(RuntimeView, of=Eval):
+    """The pictures that are drawn for each value, and what the metrics of the floor need."""
+
+    clip: ScorerSource | None
+    imagereward: ScorerSource | None
+    features: ScorerSource | None
+
+    @classmethod
+    def drawn_from(cls) -> frozenset[str]:
+        return super().drawn_from() | {*SOURCES}
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        needed = {source for name in _search(choices).floor for source in METRICS[name].needs}
+        return super().used(choices) - (set(SOURCES) - needed)
+
+    @classmethod
+    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Eval)
+        (whole,) = super().draw(group, choices)
+        many = min(_search(choices).prompts or group.size, group.size)
+        return [whole.model_copy(update={"prompts": group.prompts.part(0, many)})]
+
+
+def _search(choices: Choices) -> Any:
+    return choices.cache.search  # type: ignore[union-attr]
+
+
+@stage(version=1, when="cache", probes=("numerics", "scorers"), only=searches)
+def search(
+    ctx: Context,
+    model: CallView,
+    cache: SearchView,
+    eval: JudgedView,
+    pipeline: Pipeline,
+    texts: EvalEmbeddings,
+    reference: ReferenceImages,
+    subject: Checkpoint | OnnxGraph | None,
+    ratios: Annotated[MagRatios | None, Under(measures)],
+    seed: int,
+) -> CacheSearch:
+    from diffopt.caches import bisection, told
+    from diffopt.caches.trial import Trial, point
+    from diffopt.errors import GateError
+
+    asked, knob = cache.search, cache.settings.knob
+    assert asked.low is not None
+    assert asked.high is not None
+    scale = bisection.Scale(knob, asked.low, asked.high, asked.tolerance)
+    kept = _kept(ctx.kept)
+    trial = Trial(ctx, model, cache, eval, pipeline, texts, reference, subject, ratios, seed)
+
+    def evaluate(value: float) -> bisection.Point:
+        key = repr(value)
+        if key not in kept:
+            kept[key] = trial(value) | {"order": len(kept) + 1}
+            _keep(ctx.kept, kept)
+        return point(kept[key])
+
+    found = bisection.search(scale, evaluate, asked.points, asked.evaluations)
+    if found.chosen is None:
+        raise GateError(told.nothing(scale, asked, found.points))
+    content = {
+        "schema": "diffopt.cache-search/1",
+        "method": cache.method,
+        "knob": knob.name,
+        "more": knob.more,
+        "low": asked.low,
+        "high": asked.high,
+        "floor": asked.floor,
+        "prompts": len(eval.prompts),
+        "steps": eval.steps,
+        "points": [kept[repr(p.value)] for p in found.points],
+        "cliffs": [*bisection.cliffs(scale, asked, found.points)],
+        "chosen": kept[repr(found.chosen.value)],
+        "limit": found.limit,
+        "reason": told.reason(scale, found),
+    }
+    (ctx.out / "search.json").write_text(json.dumps(content, indent=1))
+
+
+def _kept(directory: Path | None) -> dict[str, dict[str, Any]]:
+    """The points of a search that was killed, by value."""
+    path = directory and directory / POINTS
+    return json.loads(path.read_text()) if path and path.is_file() else {}
+
+
+def _keep(directory: Path | None, points: dict[str, dict[str, Any]]) -> None:
+    """Written under another name and renamed, so that a file that is there is whole."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f"{POINTS}.partial"
+        partial.write_text(json.dumps(points))
+        partial.rename(directory / POINTS)
