@@ -31,8 +31,9 @@ check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
 golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a change of the key that is meant
 	$(BIN)/python -m pytest -q -n 0 tests/test_golden.py --golden
 
-matrix: $(VENV)/installed  ## every family in every format through the whole chain, and calibrated bit for bit; writes the README's table
-	$(BIN)/python -m pytest -q -m '' tests/test_matrix.py tests/test_calibrate_families.py tests/test_cut.py tests/test_cut_runtime.py tests/test_training.py tests/test_parallel.py --matrix
+matrix: $(VENV)/installed  ## every family in every format through the whole chain, and what else is slow; writes the README's table
+	$(BIN)/python -m pytest -q -m '' tests/test_matrix.py --matrix
+	$(BIN)/python -m pytest -q -m matrix --ignore tests/test_matrix.py
 
 bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized, exported and swept here; wants a GPU
 	$(BIN)/python tests/bench_observe.py sdxl flux_dev

@@ -138,7 +138,9 @@ def test_the_shapes_of_embeddings_are_known_beforehand(name: str, scale: float) 
 
 
 @every_family
-@pytest.mark.parametrize(("dtype", "scale"), [("float32", 0.0), ("float32", 3.0), ("bfloat16", 3.0)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float32", 0.0), ("float32", 3.0), pytest.param("bfloat16", 3.0, marks=pytest.mark.matrix)]
+)
 def test_example_inputs_are_what_the_pipeline_passes(name: str, dtype: str, scale: float) -> None:
     family, model = family_of(name), with_guidance(name, scale)
     with recorded(name, dtype) as calls:
@@ -333,7 +335,7 @@ def test_no_family_changes_an_input_that_is_held_back_and_its_extremes_are_the_s
 # Pictures.
 
 
-@pytest.mark.parametrize("name", ["sdxl", "ltx", "wan", "svd"])
+@pytest.mark.parametrize("name", ["sdxl", "ltx", *(pytest.param(n, marks=pytest.mark.matrix) for n in ("wan", "svd"))])
 def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(name: str, tmp_path: Path) -> None:
     b = bench(family=name)
     view = RuntimeView(prompts=prompt_set(b.prompts[:2]), batch_size=2, steps=STEPS, runtime="torch")

@@ -281,7 +281,10 @@ def test_only_operators_that_onnx_lacks_are_of_another_domain(name: str | None, 
     assert custom == ({("trt", "TRT_FP4DynamicQuantize")} if name == "nvfp4" else set())
 
 
-@every
+@pytest.mark.parametrize(
+    ("name", "dtype", "mha"),
+    [pytest.param(*x, id=i, marks=[] if i in ("int8_sq", "nvfp4") else [pytest.mark.matrix]) for i, x in EVERY.items()],
+)
 def test_exporting_twice_gives_the_same_bytes(name: str | None, dtype: str, mha: bool) -> None:
     b, again = bench(), bench().context()
     b.write_graph(again, name, dtype=dtype, **({"mha": True} if mha else {}))

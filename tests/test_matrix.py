@@ -49,8 +49,12 @@ for plain in ("sd3", "sdxl", "sd21", "chroma", "pixart", "pixart_alpha", "svd"):
     WRONG[plain, "cache"] = "cache: diffusers' FirstBlockCache does not know the blocks of"
 
 
+SECOND = ("pixart_alpha", "wan_ti2v")
+"""Another model of a family that is there."""
+
+
 def quick(family: str, name: str) -> bool:
-    return family == "flux" or name in ("int8_sq", "fp8")
+    return family == "flux" or (name in ("int8_sq", "fp8") and family not in SECOND)
 
 
 CELLS = [

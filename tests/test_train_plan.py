@@ -182,6 +182,7 @@ def test_what_a_killed_step_kept_stays_while_a_run_wants_it(tmp_path: Path) -> N
 # The whole.
 
 
+@pytest.mark.matrix
 def test_a_recipe_trains_on_a_cpu_from_the_command_line(tmp_path: Path) -> None:
     few = ["train.steps=3", "train.warmup=1", "train.batch_size=8", "train.data.size=16", "train.data.batch_size=8"]
     few += ["train.data.chunk=16", "train.data.steps=4", "train.validation.size=2", "train.validation.steps=2"]
