@@ -1,10 +1,12 @@
 """Several processes that train: they compute what one does, end together, and leave nothing behind."""
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +78,31 @@ def test_what_processes_cannot_share_is_refused(changes: dict[str, Any], said: s
     assert str(caught.value).startswith(said)
 
 
+ABORTED = """terminate called after throwing an instance of 'c10::AcceleratorError'
+  what():  CUDA error: an illegal memory access
+frame #0: c10::Error::Error
+"""
+
+
+def abort(ctx: Any) -> None:
+    if int(os.environ["LOCAL_RANK"]) == 1:
+        os.write(2, ABORTED.encode())
+        os.abort()
+    time.sleep(60)
+
+
+@pytest.mark.matrix
+def test_the_last_words_of_a_process_that_aborts_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from diffopt.training.launch import launch
+
+    with pytest.raises(GateError) as caught:
+        launch(replace(bench().context(), out=tmp_path), Processes("ddp", 2), 0, 1, abort)
+    assert "process 1 of 2 was killed (got SIGABRT), it said 'what():  CUDA error: an illegal memory access'" in str(
+        caught.value
+    )
+    assert ABORTED in capfd.readouterr().err
+
+
 def test_the_library_is_as_it_was_after_sharding_even_after_an_error() -> None:
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
@@ -114,6 +141,11 @@ def test_the_library_is_as_it_was_after_sharding_even_after_an_error() -> None:
             "train: process 1 of 2 was killed (got SIGKILL)",
         ),
         (
+            SimpleNamespace(exitcode=-6, local_rank=0, message="", signal_name=lambda: "SIGABRT"),
+            GateError,
+            "train: process 0 of 2 was killed (got SIGABRT), it said 'what():  CUDA error: an illegal memory access'; the same",
+        ),
+        (
             SimpleNamespace(exitcode=1, local_rank=0, message={"message": "OutOfMemoryError: CUDA out of memory. Tried x"}),
             GateError,
             "train: a GPU's memory is full (got CUDA out of memory)",
@@ -123,7 +155,7 @@ def test_the_library_is_as_it_was_after_sharding_even_after_an_error() -> None:
 def test_what_ended_a_process_is_told_in_a_line(failure: Any, kind: type[Exception], said: str) -> None:
     from diffopt.training.launch import _error
 
-    found = _error(failure, Processes("ddp", 2))
+    found = _error(failure, Processes("ddp", 2), ABORTED)
     assert type(found) is kind
     assert str(found).startswith(said)
 

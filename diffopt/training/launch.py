@@ -2,15 +2,18 @@
 
 import multiprocessing
 import os
+import re
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -55,18 +58,21 @@ def launch(ctx: Context, processes: Processes, machine: int, steps: int, work: C
             nproc_per_node=processes.each,
             run_id=f"diffopt-{ctx.out.name.partition('-')[0]}",
             max_restarts=0,  # a new start goes on from the training checkpoint by itself
-            logs_specs=DefaultLogsSpecs(log_dir=told),
+            logs_specs=DefaultLogsSpecs(log_dir=told, redirects=Std.ERR),
             **_meeting(processes, machine),
         )
         try:
             elastic_launch(config, _work)(os.getpid(), plain, count, work, given)
         except ChildFailedError as e:
             _, first = e.get_first_failure()
-            raise _error(first, processes) from None
+            raise _error(first, processes, _said(told, first.local_rank)) from None
         except SignalException as e:
             stopped = e.sigval
         else:
             return
+        finally:
+            for process in range(processes.each):
+                print(_said(told, process), file=sys.stderr, end="")  # where this process's own goes
     if stopped == signal.SIGINT:
         raise KeyboardInterrupt
     signal.signal(stopped, signal.SIG_DFL)
@@ -130,12 +136,26 @@ def _handlers() -> Iterator[None]:
             signal.signal(which, how)
 
 
-def _error(failure: ProcessFailure, processes: Processes) -> Exception:
+def _said(told: str, process: int) -> str:
+    """What one of the processes has put on its stderr."""
+    return "".join(p.read_text(errors="replace") for p in Path(told).glob(f"*/attempt_*/{process}/stderr.log"))
+
+
+def _last_words(said: str) -> str:
+    """The line in which C++ or Python tells why it aborts, else the last one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"what\(\):|Fatal Python error|CUDA error|NCCL WARN", line)]
+    return (telling or lines[-1:] or [""])[0][:300]
+
+
+def _error(failure: ProcessFailure, processes: Processes, said: str) -> Exception:
     """What a process has raised, here."""
     if failure.exitcode < 0:
+        killed = failure.signal_name()
+        why = "perhaps for want of memory" if killed == "SIGKILL" else f"it said {_last_words(said)!r}"
         return GateError(
-            f"train: process {failure.local_rank} of {processes.each} was killed (got {failure.signal_name()}), perhaps for "
-            "want of memory; the same command goes on from the last training checkpoint"
+            f"train: process {failure.local_rank} of {processes.each} was killed (got {killed}), {why}; the same "
+            "command goes on from the last training checkpoint"
         )
     told: Any = failure.message
     if isinstance(told, str):
