@@ -228,28 +228,32 @@ def test_two_machines_train_one_model_and_the_first_goes_on(tmp_path: Path, bare
 # What they compute.
 
 
-def near(a: Checkpoint, b: Checkpoint, start: dict[str, torch.Tensor]) -> bool:
-    """That what two trainings changed differs by less than a hundredth of it: what is rounded to 8 bits may fall to either
-    side, so that sums in another order differ by more than their own rounding."""
+def near(a: Checkpoint, b: Checkpoint, start: dict[str, torch.Tensor], share: float) -> bool:
+    """That what two trainings changed differs by less than such a share of it."""
     ours, theirs = weights(a), weights(b)
     assert ours.keys() == theirs.keys()
     moved = torch.cat([(theirs[n] - start[n]).flatten() for n in theirs]).norm()
     apart = torch.cat([(theirs[n] - ours[n]).flatten() for n in theirs]).norm()
     assert moved > 0
-    return bool(apart < 1e-2 * moved)
+    return bool(apart < share * moved)
 
 
 def losses(made: Checkpoint) -> list[float]:
     return [x["loss"] for x in about(made)["losses"]]
 
 
-def compare(how: str, **changes: Any) -> Checkpoint:
-    """Two processes, after it was seen that they made what one makes."""
+def compare(how: str, micro: int | None = 2, share: float = 1e-3, **changes: Any) -> Checkpoint:
+    """Two processes, after it was seen that they made what one makes with as many items a call, to such a share.
+
+    With other numbers of items a call what is rounded to 8 bits falls to either side here and there, and a training on one
+    process comes out a hundredth otherwise too.
+    """
     b = bench()
-    one = trained(b, **SGD | changes)
-    two = trained(b, parallel=how, processes=2, **SGD | changes)
-    assert losses(two) == pytest.approx(losses(one), rel=2e-3)
-    assert near(two, one, dict(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8")).named_parameters()))
+    one = trained(b, micro_batch=micro, **SGD | changes)
+    two = trained(b, micro_batch=micro, parallel=how, processes=2, **SGD | changes)
+    assert losses(two) == pytest.approx(losses(one), rel=share / 10)
+    start = dict(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8")).named_parameters())
+    assert near(two, one, start, share)
     told = about(two)
     assert told["teacher"] == about(one)["teacher"]
     assert (told["parallel"], len(told["peak_bytes"]), len(told["seconds"])) == (how, 2, told["steps"])
@@ -257,31 +261,37 @@ def compare(how: str, **changes: Any) -> Checkpoint:
 
 
 def test_shards_over_two_processes_train_as_one_does() -> None:
-    compare("fsdp", gradient_checkpointing=True, micro_batch=1, steps=3)
+    compare("fsdp", micro=1, gradient_checkpointing=True, steps=3)
 
 
 @pytest.mark.matrix
 def test_copies_in_two_processes_train_as_one_does() -> None:
-    compare("ddp", micro_batch=1)
+    compare("ddp", micro=1, share=1e-2)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_blocks_are_compared_in_two_processes(how: str) -> None:
-    compare(how, distillation=trainsets.QAD | {"output": 0.0, "hidden": 1.0, "blocks": ["transformer_blocks.*"]})
+    # What a call compares is relative to the whole batch, however many share it, but not of however many calls.
+    compare(
+        how,
+        micro=None,
+        share=2e-2,
+        distillation=trainsets.QAD | {"output": 0.0, "hidden": 1.0, "blocks": ["transformer_blocks.*"]},
+    )
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_adapters_train_in_two_processes(how: str) -> None:
-    compare(how, lora=LORA, learning_rate=1.0)
+    compare(how, lora=LORA, learning_rate=0.2)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_pictures_are_judged_in_two_processes(how: str) -> None:
     made = compare(how, ema=0.5, steps=4, validation=VALIDATION)
-    one = trained(bench(), **SGD, ema=0.5, steps=4, validation=VALIDATION)
+    one = trained(bench(), **SGD, micro_batch=2, ema=0.5, steps=4, validation=VALIDATION)
     scores = [[v["score"] for v in about(x)["validations"]] for x in (one, made)]
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
     assert (made.path / "validation" / "000004.png").is_file()
@@ -312,7 +322,7 @@ def test_a_model_of_16_bits_trains_in_shards_in_its_own_precision() -> None:
 @pytest.mark.parametrize("name", ["nvfp4", "int8_sq", "nvfp4_svdquant"])
 def test_formats_train_in_shards(name: str) -> None:
     b = bench()
-    one, two = trained(b, name, **SGD), trained(b, name, **SGD, parallel="fsdp", processes=2)
+    one, two = trained(b, name, **SGD, micro_batch=2), trained(b, name, **SGD, parallel="fsdp", processes=2)
     assert losses(two) == pytest.approx(losses(one), rel=2e-3)
 
 
@@ -320,7 +330,7 @@ def test_formats_train_in_shards(name: str) -> None:
 @pytest.mark.parametrize("tiny", ["sdxl", "wan", "sd3"])
 def test_families_train_in_shards(tiny: str) -> None:
     b = bench(family=tiny)
-    one, two = trained(b, **SGD, steps=2), trained(b, **SGD, steps=2, parallel="fsdp", processes=2)
+    one, two = trained(b, **SGD, steps=2, micro_batch=2), trained(b, **SGD, steps=2, parallel="fsdp", processes=2)
     assert losses(two) == pytest.approx(losses(one), rel=2e-3)
 
 

@@ -231,7 +231,9 @@ class TrainView(View, of=Train):
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         """Without what has no part in the result: where it is told of, how often it is saved, and who computes it.
 
-        Processes share one batch, whose noise follows from the step alone, so that only the order in which their gradients
-        are summed differs: noise of rounding. A model that was trained on eight GPUs is found again on a machine with one.
+        Processes share one batch, whose noise follows from the step alone. Where micro_batch, which is not left out, says how
+        many items a call has, any number of them makes the same calls, and only the order in which gradients are summed
+        differs; without it they make smaller ones than one process, which is noise of rounding too. So a model that was
+        trained on eight GPUs is found again on a machine with one.
         """
         return {n: x for n, x in super().identity(used).items() if n not in MEANS}
