@@ -57,14 +57,18 @@ def test_a_run_has_its_files_where_its_user_looks(first: Path) -> None:
     assert not environment.tensorrt() or (run / "build/model.plan").stat().st_size > 1_000_000
 
 
+def timed(where: Path, *arguments: str, code: str) -> float:
+    before = time.monotonic()
+    diffopt(where, *arguments, code=code)
+    return time.monotonic() - before
+
+
 def test_a_second_run_makes_nothing_and_imports_no_torch(first: Path, recipe: tuple[str, ...]) -> None:
     code = (
         "import sys; from diffopt.cli import main; main(sys.argv[1:]);"
         "sys.exit('torch was imported' if {'torch', 'diffusers', 'modelopt'} & set(sys.modules) else 0)"
     )
-    before = time.monotonic()
-    diffopt(first, *recipe, code=code)
-    seconds = time.monotonic() - before
+    seconds = min(timed(first, *recipe, code=code) for _ in range(3))  # other tests run at the same time
     assert {s["state"] for s in steps(last_run(first)).values()} == {"cached"}
     assert seconds < 3
 
