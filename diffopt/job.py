@@ -99,6 +99,8 @@ def run(
     for note in job.plan.notes:
         log.info("note: %s", note)
     done = run_plan(job.plan, job.choices, job.store, job.sources)
+    if done and done[-1].state == "helped":  # the first machine writes the page, perhaps into this same directory
+        return None
     write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
     page = report.write(directory)
     for line in [*report.summary(directory), f"report  {os.path.relpath(page)}"]:

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from diffopt.run import RUN
 from diffopt.source import Sources
 from diffopt.stage import Context, Held
 from diffopt.store import Store
+from diffopt.training.machines import number
 from diffopt.view import Choices
 
 log = logging.getLogger("diffopt")
@@ -34,7 +36,8 @@ class Done:
 
     step: Step
     state: str
-    """`cached`, `made`, or `spare`: not in the store, and nothing that had to be made needs it."""
+    """`cached`, `made`, `spare`: not in the store, and nothing that had to be made needs it, or `helped`: another machine
+    makes it, and this one had a part in it."""
     seconds: float
 
 
@@ -65,8 +68,12 @@ _held = Held()
 def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> list[Done]:
     """Make what is missing, in order. A killed or failed run keeps every step that was finished.
 
+    A training on several machines is of all their runs: the first machine's makes it and goes on, the others' have a part in
+    it and end there, after what it needs.
+
     Raises PlanError for what the model cannot do, once its configs are known and before anything computes.
     """
+    helps = number(choices.train) > 0
     todo = missing(plan, store)
     done = []
     checked: set[str] = set()
@@ -74,6 +81,12 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
     width = max(len(s.name) for s in plan.steps)
     for step in plan.steps:
         started = time.monotonic()
+        if helps and getattr(step.views.get("train"), "machines", 1) > 1:
+            if not store.entry(step.kind, step.fingerprint):
+                _help(step, store, sources)
+            done.append(Done(step, "helped", time.monotonic() - started))
+            log.info("%-*s  %s  helped; the first machine goes on", width, step.name, step.fingerprint)
+            break
         state = "made" if step in todo else "cached" if store.entry(step.kind, step.fingerprint) else "spare"
         if step in todo:
             with store.lock(step.fingerprint):
@@ -118,27 +131,36 @@ def _make(step: Step, store: Store, sources: Sources) -> None:
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
     started = time.monotonic()
     with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:
-        arguments: dict[str, Any] = dict(step.views)
-        for param in step.stage.params:
-            if param.role == "seed":
-                arguments["seed"] = step.identity["seed"]
-        for name, value in step.inputs.items():
-            arguments[name] = (
-                tuple(_artifact(s, store) for s in value)
-                if isinstance(value, list)
-                else _artifact(value, store)
-                if value
-                else None
-            )
-        device = "cuda" if gpus() else "cpu"
-        context = Context(out, sources.pinned, sources.locate, device, step.name, _held, store.kept(step.fingerprint))
-        with hushed(), peaks() as peak:
-            if "modelopt" in step.stage.probes:
-                _libraries()
-            step.stage.run(context, **arguments)
-        provenance["peak_bytes"] = peak
+        provenance["peak_bytes"] = _run(step, store, sources, out)
         provenance["seconds"] = round(time.monotonic() - started, 3)
     store.remove(store.kept(step.fingerprint))
+
+
+def _help(step: Step, store: Store, sources: Sources) -> None:
+    """Have a part in what another machine makes, which has the lock and publishes it."""
+    if _held.hand_to(step.stage.name):
+        release()
+    with tempfile.TemporaryDirectory(prefix=f"{step.fingerprint}-") as nothing:
+        _run(step, store, sources, Path(nothing))
+
+
+def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int]:
+    """Let the stage write to `out`; the most memory that it took."""
+    arguments: dict[str, Any] = dict(step.views)
+    for param in step.stage.params:
+        if param.role == "seed":
+            arguments["seed"] = step.identity["seed"]
+    for name, value in step.inputs.items():
+        arguments[name] = (
+            tuple(_artifact(s, store) for s in value) if isinstance(value, list) else _artifact(value, store) if value else None
+        )
+    device = "cuda" if gpus() else "cpu"
+    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, store.kept(step.fingerprint))
+    with hushed(), peaks() as peak:
+        if "modelopt" in step.stage.probes:
+            _libraries()
+        step.stage.run(context, **arguments)
+    return peak
 
 
 @cache

@@ -1,7 +1,9 @@
 """Several processes that train: they compute what one does, end together, and leave nothing behind."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,6 +24,7 @@ from diffopt import checkpoint
 from diffopt.artifact import Checkpoint
 from diffopt.errors import GateError, PlanError
 from diffopt.stages.train import train
+from diffopt.training import machines
 from diffopt.training.footprint import Footprint
 from diffopt.training.processes import Processes, arrange
 
@@ -158,6 +161,68 @@ def test_what_ended_a_process_is_told_in_a_line(failure: Any, kind: type[Excepti
     found = _error(failure, Processes("ddp", 2), ABORTED)
     assert type(found) is kind
     assert str(found).startswith(said)
+
+
+# Several machines.
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says nothing of Slurm or machines."""
+    for name in [n for n in os.environ if n.startswith("SLURM_")] + [machines.NUMBER]:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_slurm_tells_which_machine_this_is_and_where_they_meet(bare: pytest.MonkeyPatch) -> None:
+    view = trainsets.view(parallel="ddp", machines=2)
+    for name, value in {"SLURM_NODEID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "SLURM_JOB_ID": "31234"}.items():
+        bare.setenv(name, value)
+    assert machines.number(view) == 1
+    assert machines.rendezvous(view) == "10.0.0.7:21234"
+    assert arrange(view, gpus(2), FEW) == Processes("ddp", 2, 2, "10.0.0.7:21234")
+
+
+def test_a_machine_that_is_not_told_is_refused(bare: pytest.MonkeyPatch) -> None:
+    view = trainsets.view(parallel="ddp", machines=2)
+    with pytest.raises(PlanError, match=r"DIFFOPT_MACHINE: does not tell which of the train\.machines=2 this is"):
+        machines.number(view)
+    with pytest.raises(PlanError, match=r"train\.rendezvous: is where the train\.machines=2 meet"):
+        machines.rendezvous(view)
+    assert machines.number(trainsets.view()) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.mark.matrix
+def test_two_machines_train_one_model_and_the_first_goes_on(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    few = ["train.steps=2", "train.warmup=1", "train.batch_size=4", "train.data.size=8", "train.data.batch_size=8"]
+    few += ["train.data.chunk=8", "train.data.steps=2", "train.validation=null", "train.optimizer=sgd", "calib.size=4"]
+    few += ["train.parallel=fsdp", "train.processes=1", "train.machines=2", f"train.rendezvous=localhost:{free_port()}"]
+    few += ["eval.size=2", "eval.steps=2", "eval.metrics=[psnr]", f"store={tmp_path / 'store'}"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "diffopt", "+recipe=emoji_fp4_qad", *few, f"hydra.run.dir={tmp_path / str(machine)}"],
+            cwd=tmp_path,
+            env=os.environ | {machines.NUMBER: str(machine)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for machine in range(2)
+    ]
+    said = [p.communicate(timeout=580)[0] for p in started]
+    assert [p.returncode for p in started] == [0, 0], said
+    told = json.loads((tmp_path / "0" / "train" / "training.json").read_text())
+    assert (told["parallel"], len(told["peak_bytes"]), told["steps"]) == ("fsdp", 2, 2)
+    assert (tmp_path / "0" / "score" / "metrics.json").is_file()
+    assert "helped; the first machine goes on" in said[1]
+    assert not (tmp_path / "1" / "run.json").exists()
+    assert not list((tmp_path / "store" / "tmp").glob("*-kept"))
 
 
 # What they compute.

@@ -162,9 +162,9 @@ class Train(Group):
     processes: int | None = Field(ge=1)
     """On each machine; null takes one for each GPU that is there, as far as batch_size divides, and one on a CPU."""
     machines: int = Field(ge=1)
-    """Each is given the same command."""
+    """Each is given the same command, and the same store on a disk that they share."""
     rendezvous: str | None = Field(pattern=r"^[^\s:]+:\d+$")
-    """HOST:PORT of the first machine, at which several meet."""
+    """HOST:PORT of the first machine, at which several meet; null takes what Slurm says."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -176,10 +176,10 @@ class Train(Group):
                 f"processes: do not divide train.batch_size={self.batch_size} (got {many} in all); give a divisor, or another "
                 "batch_size"
             )
-        if (self.machines > 1) != (self.rendezvous is not None):
+        if self.machines == 1 and self.rendezvous:
             raise ValueError(
-                f"rendezvous: is where several machines meet (got {self.rendezvous or 'null'} with train.machines="
-                f"{self.machines}); give both, or neither"
+                f"rendezvous: is where several machines meet (got {self.rendezvous} with train.machines=1); drop it, or raise "
+                "train.machines"
             )
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(

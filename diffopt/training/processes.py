@@ -11,6 +11,7 @@ from diffopt.errors import PlanError
 from diffopt.groups.train import Train, TrainView
 from diffopt.layers import Layer
 from diffopt.training.footprint import Footprint, adapted, footprint
+from diffopt.training.machines import rendezvous
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def arrange(train: Train | TrainView, gpus: Sequence[dict[str, Any]], need: Foot
         how = "ddp" if need.total <= have else "fsdp"
     if how == "fsdp":
         _check_shards(train)
-    return Processes(how, each, train.machines, train.rendezvous)
+    return Processes(how, each, train.machines, rendezvous(train))
 
 
 def _most(train: Train | TrainView, gpus: int) -> int:

@@ -39,6 +39,7 @@ from diffopt.training.call import Caller
 from diffopt.training.examples import Examples
 from diffopt.training.loop import Subject, Training
 from diffopt.training.loss import Loss
+from diffopt.training.machines import number
 from diffopt.training.processes import arranged
 from diffopt.training.session import session
 from diffopt.training.shards import sharding
@@ -61,7 +62,7 @@ def run(
         return
     from diffopt.training.launch import launch
 
-    launch(ctx, processes, 0, train.steps, work, processes.how, *given)
+    launch(ctx, processes, number(train), train.steps, work, processes.how, *given)
 
 
 def work(
