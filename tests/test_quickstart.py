@@ -68,9 +68,11 @@ def test_a_second_run_makes_nothing_and_imports_no_torch(first: Path, recipe: tu
         "import sys; from diffopt.cli import main; main(sys.argv[1:]);"
         "sys.exit('torch was imported' if {'torch', 'diffusers', 'modelopt'} & set(sys.modules) else 0)"
     )
-    seconds = min(timed(first, *recipe, code=code) for _ in range(3))  # other tests run at the same time
+    seconds = timed(first, *recipe, code=code)
     assert {s["state"] for s in steps(last_run(first)).values()} == {"cached"}
-    assert seconds < 3
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch, diffusers, modelopt.torch.quantization"], check=True)
+    assert seconds < (time.monotonic() - started) / 2  # 0.2 alone and beside other tests: these share the machine
 
 
 def test_another_store_gets_the_same_fingerprints_and_bytes(first: Path, recipe: tuple[str, ...], tmp_path: Path) -> None:
