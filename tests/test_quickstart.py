@@ -57,16 +57,22 @@ def test_a_run_has_its_files_where_its_user_looks(first: Path) -> None:
     assert not environment.tensorrt() or (run / "build/model.plan").stat().st_size > 1_000_000
 
 
+def timed(where: Path, *arguments: str, code: str) -> float:
+    before = time.monotonic()
+    diffopt(where, *arguments, code=code)
+    return time.monotonic() - before
+
+
 def test_a_second_run_makes_nothing_and_imports_no_torch(first: Path, recipe: tuple[str, ...]) -> None:
     code = (
         "import sys; from diffopt.cli import main; main(sys.argv[1:]);"
         "sys.exit('torch was imported' if {'torch', 'diffusers', 'modelopt'} & set(sys.modules) else 0)"
     )
-    before = time.monotonic()
-    diffopt(first, *recipe, code=code)
-    seconds = time.monotonic() - before
+    seconds = timed(first, *recipe, code=code)
     assert {s["state"] for s in steps(last_run(first)).values()} == {"cached"}
-    assert seconds < 3
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch, diffusers, modelopt.torch.quantization"], check=True)
+    assert seconds < (time.monotonic() - started) / 2  # 0.2 alone and beside other tests: these share the machine
 
 
 def test_another_store_gets_the_same_fingerprints_and_bytes(first: Path, recipe: tuple[str, ...], tmp_path: Path) -> None:
