@@ -213,10 +213,10 @@ def _train(choices: Choices) -> Iterator[str]:
             yield f"train.trackers: accelerate has no such tracker (got {name!r}); there are {', '.join(TRACKERS)}"
         elif find_spec(TRACKERS[name]) is None:
             yield f"train.trackers: {name} is not installed (got {name!r}); pip install {TRACKERS[name]}, or leave it out"
-    if train.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
+    if train.optimizer.endswith("8bit") and find_spec("torchao") is None:
         yield (
-            f"train.optimizer: {train.optimizer} needs the package bitsandbytes (got {train.optimizer!r}); "
-            "pip install 'diffopt[train8bit]', or set train.optimizer=adamw_blockwise"
+            f"train.optimizer: {train.optimizer} needs the package torchao (got {train.optimizer!r}); "
+            "pip install 'diffopt[train8bit]', or set train.optimizer=adamw"
         )
 
 

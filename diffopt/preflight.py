@@ -122,8 +122,6 @@ def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
         yield str(e)
         return
     have = min((g["memory"] for g in gpus[: processes.each]), default=environment.ram() // processes.each)
-    if processes.how == "single" and gpus:
-        have = gpus[0]["memory"]
     if need.total > have:
         where = ("a GPU" if processes.each > 1 else "the GPU") if gpus else "RAM"
         shared = f" in each of {processes.total} processes" if processes.total > 1 else ""
@@ -146,8 +144,6 @@ def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
         )
     if train.precision == "float16" and not gpus:
         yield "train.precision: float16 is for GPUs, where its gradients are scaled (got float16); set bfloat16 or float32"
-    if train.optimizer.endswith("8bit") and not gpus:
-        yield f"train.optimizer: {train.optimizer} wants a GPU (got none here); set train.optimizer=adamw"
     there = [f"{group}.{i}" for group, many in pinned["blocks"].items() for i in range(many)]
     for glob in train.distillation.blocks if train.distillation else []:
         if not any(fnmatch(name, glob) for name in there):

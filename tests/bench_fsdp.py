@@ -42,11 +42,11 @@ FULL = [
     "model.weights=random",
     "train.lora=null",
     "train.weights=null",
-    "train.optimizer=adamw_blockwise",
+    "train.optimizer=adamw8bit",
     "train.learning_rate=1e-5",
     "train.distillation.teacher.offload=false",
 ]
-TINY = ["+recipe=emoji_fp4_qad", "train.processes=2", "train.batch_size=4", "train.optimizer=adamw_blockwise"]
+TINY = ["+recipe=emoji_fp4_qad", "train.processes=2", "train.batch_size=4", "train.optimizer=adamw8bit"]
 
 
 def main() -> None:

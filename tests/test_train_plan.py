@@ -90,11 +90,11 @@ def test_values_that_mean_nothing_are_refused(config: Any, override: str, said: 
     ("override", "said"),
     [
         ("train.trackers=[chalk]", "train.trackers: accelerate has no such tracker (got 'chalk'); there are tensorboard"),
-        ("train.optimizer=adamw8bit", "train.optimizer: adamw8bit needs the package bitsandbytes"),
+        ("train.optimizer=adamw8bit", "train.optimizer: adamw8bit needs the package torchao"),
     ],
 )
 def test_what_is_not_installed_is_refused(plan: Any, monkeypatch: pytest.MonkeyPatch, override: str, said: str) -> None:
-    monkeypatch.setattr("diffopt.checks.find_spec", lambda name: None if name == "bitsandbytes" else object())
+    monkeypatch.setattr("diffopt.checks.find_spec", lambda name: None if name == "torchao" else object())
     with pytest.raises(PlanError) as caught:
         plan(QAD, override)
     assert said in str(caught.value)

@@ -14,7 +14,7 @@ from diffopt.view import Choices, Group, View
 @dataclass(frozen=True)
 class Optimizer:
     cls: str
-    """In torch.optim, for 8bit in bitsandbytes.optim, or our own."""
+    """In torch.optim, for 8bit in torchao.optim."""
     states: float
     """Numbers that it keeps for each weight."""
     bytes: float | None = None
@@ -32,10 +32,8 @@ OPTIMIZERS = {
     "sgd": Optimizer("SGD", 0),
     "adamw8bit": Optimizer("AdamW8bit", 2, 1.02),
     "adam8bit": Optimizer("Adam8bit", 2, 1.02),
-    "lion8bit": Optimizer("Lion8bit", 1, 1.02),
-    "adamw_blockwise": Optimizer("BlockwiseAdamW", 2, 1.02),
 }
-"""By name in a recipe. Those called 8bit come with the extra train8bit and want a GPU; adamw_blockwise is of 8 bits too."""
+"""By name in a recipe. Those called 8bit come with the extra train8bit; they compile their steps."""
 
 
 def _known(name: str) -> str:

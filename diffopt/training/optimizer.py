@@ -6,18 +6,15 @@ from typing import Any
 import torch
 
 from diffopt.groups.train import OPTIMIZERS, TrainView
-from diffopt.training.blockwise import BlockwiseAdamW
 
 
 def optimizer(train: TrainView, parameters: Iterable[torch.nn.Parameter], sparing: bool = False) -> torch.optim.Optimizer:
     """`sparing` updates weights one after the other: torch would make copies of all of them at once."""
     name, how = OPTIMIZERS[train.optimizer].cls, {}
     if train.optimizer.endswith("8bit"):
-        import bitsandbytes
+        import torchao.optim
 
-        cls: Any = getattr(bitsandbytes.optim, name)
-    elif name == BlockwiseAdamW.__name__:
-        cls = BlockwiseAdamW
+        cls: Any = getattr(torchao.optim, name)
     else:
         cls, how = getattr(torch.optim, name), {"foreach": False} if sparing else {}
     found: torch.optim.Optimizer = cls(list(parameters), lr=train.learning_rate, weight_decay=train.weight_decay, **how)
