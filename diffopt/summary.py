@@ -8,7 +8,7 @@ import numpy as np
 
 from diffopt import verdict
 from diffopt.measure import Measured
-from diffopt.metrics import METRICS, Scorer
+from diffopt.metrics import METRICS, Scorer, SetScorer
 from diffopt.statistics import interval
 
 
@@ -23,6 +23,7 @@ def summarise(name: str, measured: Measured, scorer: Scorer, reference: str | No
             continue
         if metric.judges == "set":
             if model != reference and reference:
+                assert isinstance(scorer, SetScorer)
                 stat = scorer.distance(ours, arrays[reference])
                 found[model] = {
                     "stat": stat,

@@ -9,8 +9,8 @@ from diffopt.metrics import METRICS
 from diffopt.view import Group
 
 FALLS = {"psnr": 3.0, "ssim": 0.05, "ms-ssim": 0.05, "lpips": 0.05, "clip": 1.0, "clip-iqa": 0.05, "imagereward": 0.2}
-"""In each metric's unit: what is a cliff between two neighbouring values unless `cliff` says otherwise. 3 dB is half the
-noise's power again; the others are what shows in pictures side by side."""
+"""In each metric's unit: what is a cliff between two neighbouring values unless `cliff` says otherwise. 3 dB is twice
+the noise's power; the others are a choice, not a measurement."""
 
 
 def floors_text(floor: Mapping[str, float | str]) -> str:

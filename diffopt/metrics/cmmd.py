@@ -10,7 +10,7 @@ The interval is mean +- 1.96 x the deviation over bootstrapped sets, prompts res
 
 from typing import TYPE_CHECKING, Any
 
-from diffopt.metrics.metric import Metric, Scorer, Weights
+from diffopt.metrics.metric import Metric, SetScorer, Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BANDWIDTH, SCALE, RESAMPLES = 10.0, 1000.0, 1000
 
 
-class Cmmd(Scorer):
+class Cmmd(SetScorer):
     def __init__(self, weights: Weights):
         self.encoder = weights.encoder("features")
         self.prepare = self.encoder.prepare

@@ -11,7 +11,7 @@ the distance itself: a resampled set has pictures twice, which biases its own di
 
 from typing import TYPE_CHECKING, Any
 
-from diffopt.metrics.metric import Metric, Scorer, Weights
+from diffopt.metrics.metric import Metric, SetScorer, Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RESAMPLES = 50  # each is a singular value decomposition; the deviation of 50 is known to a tenth
 
 
-class Fid(Scorer):
+class Fid(SetScorer):
     def __init__(self, weights: Weights):
         self.encoder = weights.encoder("features")
         self.prepare = self.encoder.prepare

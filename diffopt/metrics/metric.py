@@ -1,5 +1,6 @@
 """What a metric is, and what it scores with. Importing this imports no library that computes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,23 +25,27 @@ def _as_it_is(picture: "np.ndarray") -> "np.ndarray":
     return picture
 
 
-class Scorer:
+class Scorer(ABC):
     """A metric with its weights in memory."""
 
     prepare: "Callable[[np.ndarray], Any]" = staticmethod(_as_it_is)
     """What of a picture, uint8 [height, width, 3], the model is given. Called in the threads that read pictures, and once
     for all scorers that have the same function."""
 
+    @abstractmethod
     def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> "Sequence[float] | np.ndarray":
         """A value per prepared picture, [n]; of a metric that judges sets, a row of features per picture, [n, d].
 
         `references` are the prepared pictures of the same prompts in full precision, for a metric that judges pairs.
         """
-        raise NotImplementedError
 
+
+class SetScorer(Scorer):
+    """Of a metric that judges whole sets."""
+
+    @abstractmethod
     def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> dict[str, Any]:
-        """{mean, low, high, n} of two sets' features [n, d]; for a metric that judges sets. The interval is by bootstrap."""
-        raise NotImplementedError
+        """{mean, low, high, n} of two sets' features [n, d]. The interval is by bootstrap."""
 
 
 @dataclass

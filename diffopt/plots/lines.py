@@ -26,7 +26,7 @@ def lines(panel: Panel, metric: dict[str, Any], name: str) -> str:
             axes.errorbar(
                 [number(r.value(key)) for r in rows],
                 [s["mean"] for s in stats],
-                yerr=_reach(stats),
+                yerr=reach(stats),
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 linestyle="--" if same else "-",
@@ -37,7 +37,7 @@ def lines(panel: Panel, metric: dict[str, Any], name: str) -> str:
             )
         for value in _reference(panel.rows, name):
             axes.axhline(value, color=INK, linestyle=":", linewidth=1.2, label="full precision")
-        axes.set(xlabel=key, ylabel=_label(metric), title=panel.title)
+        axes.set(xlabel=key, ylabel=titled(metric), title=panel.title)
         if len(panel.x.values) <= 8:
             axes.set_xticks(panel.x.values, panel.x.labels)
         if len(axes.get_legend_handles_labels()[1]) > 1:
@@ -53,23 +53,23 @@ def dots(panel: Panel, metric: dict[str, Any], name: str) -> str:
         axes.grid(True, axis="x")
         for i, row in enumerate(rows):
             stat, places = row.metrics[name]["candidate"], {"color": COLOURS[0], "capsize": 3}
-            axes.errorbar([stat["mean"]], [-i], xerr=_reach([stat]), fmt="o", markersize=6, **places)
+            axes.errorbar([stat["mean"]], [-i], xerr=reach([stat]), fmt="o", markersize=6, **places)
         for value in _reference(panel.rows, name):
             axes.axvline(value, color=INK, linestyle=":", linewidth=1.2, label="full precision")
             made.figure.legend(loc="outside upper right")
         labels = [f"{r.job}: {settings(r, list(panel.series))}" for r in rows]
         axes.set_yticks([-i for i in range(len(rows))], labels)
-        axes.set(xlabel=_label(metric), ylim=(-len(rows) + 0.5, 0.5))
+        axes.set(xlabel=titled(metric), ylim=(-len(rows) + 0.5, 0.5))
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_color(SOFT)
     return made.svg
 
 
-def _label(metric: dict[str, Any]) -> str:
+def titled(metric: dict[str, Any]) -> str:
     return f"{metric['title']}, {metric['unit']}" if metric["unit"] else str(metric["title"])
 
 
-def _reach(stats: list[dict[str, Any]]) -> list[list[float]]:
+def reach(stats: list[dict[str, Any]]) -> list[list[float]]:
     """How far the intervals reach below and above the means; nowhere for a single picture."""
     return [
         [s["mean"] - s["low"] if s["low"] is not None else 0.0 for s in stats],

@@ -6,7 +6,7 @@ from typing import Any
 from diffopt.cost import Cost
 from diffopt.job_table import Row
 from diffopt.plots.canvas import ACCENT, COLOURS, INK, MARKERS, SOFT, sheet
-from diffopt.plots.lines import _label, _reach
+from diffopt.plots.lines import reach, titled
 
 PLACES = ((9, 8), (9, -8), (-9, 8), (-9, -8), (0, 12), (0, -12), (9, 20), (-9, 20), (9, -20), (-9, -20), (9, 32), (9, -32))
 """Where a label may stand beside its point, in points to the right and up, the best first."""
@@ -27,7 +27,7 @@ def trade(rows: list[Row], front: list[Row], metric: dict[str, Any], name: str, 
             on = row in front
             axes.errorbar(
                 *([v] for v in at[row.job]),
-                yerr=_reach([row.metrics[name]["candidate"]]),
+                yerr=reach([row.metrics[name]["candidate"]]),
                 xerr=_wide(cost, row.job),
                 fmt=MARKERS[i],
                 color=COLOURS[i],
@@ -53,12 +53,12 @@ def trade(rows: list[Row], front: list[Row], metric: dict[str, Any], name: str, 
         longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
         made.figure.legend(loc="outside upper left", ncols=max(1, min(4, 84 // (longest + 8))))
         axes.set(
-            xlabel=f"{cost.title}, {cost.unit} (less is better)", ylabel=f"{_label(metric)} ({metric['better']} is better)"
+            xlabel=f"{cost.title}, {cost.unit} (less is better)", ylabel=f"{titled(metric)} ({metric['better']} is better)"
         )
         axes.ticklabel_format(useOffset=False)
         labels = [(r, f"{r.job}: {_short(r, keys)}" if r in front else r.job) for r in front]
         labels += [(r, r.job) for r in there if r not in front]
-        _place(made.figure, axes, [(at[r.job], text, r in front) for r, text in labels], list(at.values()))
+        annotate(made.figure, axes, [(at[r.job], text, r in front) for r, text in labels], list(at.values()))
     return made.svg
 
 
@@ -84,7 +84,7 @@ def _words(rows: list[Row], key: str) -> bool:
     return numbers(rows, key) is None
 
 
-def _place(
+def annotate(
     figure: Any, axes: Any, labels: list[tuple[tuple[float, float], str, bool]], points: list[tuple[float, float]]
 ) -> None:
     """Labels beside their points where they cover nothing; a front's label is drawn in any case, another's only there."""

@@ -4,8 +4,8 @@ from typing import Any
 
 from diffopt.caches.search import floors_text
 from diffopt.plots.canvas import ACCENT, COLOURS, INK, sheet
-from diffopt.plots.lines import _label, _reach
-from diffopt.plots.trade import _place
+from diffopt.plots.lines import reach, titled
+from diffopt.plots.trade import annotate
 
 
 def tried(found: dict[str, Any], name: str) -> str:
@@ -24,7 +24,7 @@ def tried(found: dict[str, Any], name: str) -> str:
         for point, (x, stat) in zip(points, at, strict=True):
             mark = "o" if point["keeps"] else "X"
             colour = COLOURS[0] if point["keeps"] else COLOURS[1]
-            axes.errorbar([x], [stat["mean"]], yerr=_reach([stat]), fmt=mark, color=colour, capsize=2, elinewidth=1, zorder=3)
+            axes.errorbar([x], [stat["mean"]], yerr=reach([stat]), fmt=mark, color=colour, capsize=2, elinewidth=1, zorder=3)
         value = found["chosen"]["value"]
         x, stat = next(place for point, place in zip(points, at, strict=True) if point["value"] == value)
         label = f"chosen: {found['knob']}={value:g}"
@@ -47,11 +47,11 @@ def tried(found: dict[str, Any], name: str) -> str:
             axes.axhline(
                 limit, color=INK, linestyle=":", linewidth=1.2, label=f"floor: {floors_text({name: found['floor'][name]})}"
             )
-        axes.set(xlabel="arithmetic left out, %", ylabel=f"{_label(metric)} ({metric['better']} is better)")
+        axes.set(xlabel="arithmetic left out, %", ylabel=f"{titled(metric)} ({metric['better']} is better)")
         axes.ticklabel_format(useOffset=False)
         made.figure.legend(loc="outside upper left", ncols=3)
         places = [(x, stat["mean"]) for x, stat in at]
-        _place(
+        annotate(
             made.figure,
             axes,
             [(a, f"{p['value']:g}", p["value"] == value) for p, a in zip(points, places, strict=True)],

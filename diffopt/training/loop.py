@@ -189,8 +189,8 @@ class Training:
         """Over the processes."""
         if self.accelerator.num_processes == 1:
             return sums
-        kind = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
-        found = self.accelerator.reduce(torch.tensor([*sums.values()], dtype=kind, device=self.accelerator.device), "mean")
+        values = torch.tensor([*sums.values()], dtype=torch.float64, device=self.accelerator.device)
+        found = self.accelerator.reduce(values, "mean")
         return dict(zip(sums, found.tolist(), strict=True))
 
     def _validate(self) -> None:
