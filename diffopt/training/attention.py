@@ -6,11 +6,15 @@ from typing import Any
 
 import modelopt.torch.quantization.plugins.diffusion.diffusers as plugin
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's: its backward reads where it may not at FLUX.1's shapes (24 heads of 128, 4608 tokens; torch 2.11, H100)."""
 
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Within it, modelopt's quantized attention has a gradient; undone afterwards.
+    """Within it, attention has a gradient, modelopt's quantized one too; undone afterwards.
 
     modelopt sends every fused attention of a converted module through FP8SDPA, a function with a symbol for ONNX and no
     backward, whatever the format. Outside of an export it is plain attention of operands that were quantized before, and
@@ -41,6 +45,7 @@ def differentiable() -> Iterator[None]:
 
     plugin.FP8SDPA = Attention
     try:
-        yield
+        with sdpa_kernel(BACKENDS):
+            yield
     finally:
         plugin.FP8SDPA = own
