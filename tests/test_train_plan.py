@@ -62,6 +62,15 @@ def test_what_changes_the_result_keys_it(plan: Any, other: str) -> None:
     assert step(plan, "train", QAD).fingerprint != step(plan, "train", QAD, *changed).fingerprint
 
 
+def test_rounding_inputs_keys_nothing_and_leaving_them_exact_does_where_the_format_has_any(plan: Any) -> None:
+    def of(*picks: str) -> str:
+        return step(plan, "train", "+recipe=emoji_fp4", "export=null", "train=qad", *picks).fingerprint
+
+    assert of() == of("train.quantize_inputs=true") != of("train.quantize_inputs=false")
+    with pytest.raises(PlanError, match=r"train\.quantize_inputs: has no effect"):
+        of("format=int4_awq", "format.block_size=64", "train.quantize_inputs=false")
+
+
 def test_training_without_a_format_is_refused(plan: Any) -> None:
     with pytest.raises(PlanError, match="needs a checkpoint"):
         plan(QAD, "format=null", "calib=null")

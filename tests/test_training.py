@@ -9,6 +9,7 @@ import pytest
 import torch
 import trainsets
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from modelopt.torch.quantization.nn import TensorQuantizer
 from safetensors.torch import load_file
 from tiny import Bench, bench, call, folder
 
@@ -24,6 +25,7 @@ from diffopt.training import noise
 from diffopt.training.attention import differentiable
 from diffopt.training.call import Caller
 from diffopt.training.examples import Examples
+from diffopt.training.inputs import exact_inputs
 
 SEED = 3
 FAMILIES = ["flux", "sd3", "sdxl", "sd21", "ltx", "wan", "wan_ti2v", "qwen_image", "chroma"]
@@ -549,6 +551,28 @@ def test_validation_begins_with_what_training_starts_from() -> None:
     start, end = (v["score"] for v in told["validations"])
     assert 5 < start < 100
     assert end == pytest.approx(start, abs=0.1)
+
+
+def test_inputs_may_be_exact_in_training_and_are_rounded_in_validation() -> None:
+    pictures = {"every": 1, "size": 1, "steps": 2, "metric": "psnr", "patience": None}
+    how: dict[str, Any] = {"steps": 1, "distillation": trainsets.QAD, "validation": pictures}
+    b = bench(family="flux")
+    rounded, exact = (about(trained(b, "nvfp4", quantize_inputs=q, **how)) for q in (True, False))
+    assert 0 < exact["losses"][0]["output"] < rounded["losses"][0]["output"]
+    assert exact["validations"][0] == rounded["validations"][0]
+
+
+def test_all_but_weights_are_exact_within_the_context_and_as_they_were_after_it() -> None:
+    b = bench(family="flux")
+    model = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8", mha=True))
+
+    def rounding() -> set[str]:
+        return {n for n, m in model.named_modules() if isinstance(m, TensorQuantizer) and m.is_enabled}
+
+    before = rounding()
+    with exact_inputs(model):
+        within = rounding()
+    assert within == {n for n in before if n.endswith("weight_quantizer")} < before == rounding()
 
 
 def test_training_stops_when_validation_gets_no_better_and_keeps_the_best() -> None:

@@ -55,6 +55,7 @@ DEFAULTS = {
     "weights": "float32",
     "gradient_checkpointing": False,
     "timesteps": "family",
+    "quantize_inputs": True,
     "unconditional": 0.1,
     "lora": None,
     "distillation": None,

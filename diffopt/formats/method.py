@@ -38,6 +38,11 @@ class Method:
     """Whether query, key and value can be quantized (to FP8) beside it."""
 
     @property
+    def inputs(self) -> bool:
+        """Whether what layers compute with is quantized too."""
+        return self.input is not None
+
+    @property
     def observes(self) -> bool:
         """Whether it is calibrated on recorded extremes."""
         return self.algorithm in ("max", "smoothquant")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from diffopt import models
+from diffopt import formats, models
 from diffopt.groups.data import Data
 from diffopt.groups.model import Dtype
 from diffopt.view import Choices, Group, View
@@ -113,6 +113,7 @@ class Validation(BaseModel):
 class Train(Group):
     readers: ClassVar[dict[str, str]] = {
         "unconditional": "a model that is guided (model.guidance_scale above 1)",
+        "quantize_inputs": "a format that quantizes what layers compute with too",
     }
 
     data: Data
@@ -143,6 +144,9 @@ class Train(Group):
     timesteps: Literal["family", "uniform", "logit_normal"]
     """How noise levels are drawn: as the family was trained, evenly, or from a logit-normal; flow matching shifts them as
     its scheduler does."""
+    quantize_inputs: bool = True
+    """Round what layers compute with in training too; false rounds the weights alone. The rounding of inputs differs from
+    step to step and nearly cancels in a picture, while the loss has it at its full size, which hides what weights do wrong."""
     unconditional: float = Field(ge=0, lt=1)
     """Share of the items that are trained with the negative prompt, for guidance."""
     lora: Lora | None
@@ -210,6 +214,7 @@ class TrainView(View, of=Train):
     weights: Dtype | None
     gradient_checkpointing: bool
     timesteps: Literal["family", "uniform", "logit_normal"]
+    quantize_inputs: bool
     unconditional: float
     lora: Lora | None
     distillation: Distillation | None
@@ -224,7 +229,9 @@ class TrainView(View, of=Train):
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         guided = choices.model is not None and models.family(choices.model.family).guided(choices.model)
-        return cls.drawn_from() - (set() if guided else {"unconditional"})
+        rounded = choices.format is None or any(m.inputs for m in formats.methods(choices.format))
+        reads = {"unconditional": guided, "quantize_inputs": rounded}
+        return cls.drawn_from() - {name for name, read in reads.items() if not read}
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         """Without what has no part in the result: where it is told of, how often it is saved, and who computes it.
@@ -232,6 +239,8 @@ class TrainView(View, of=Train):
         Processes share one batch, whose noise follows from the step alone. Where micro_batch, which is not left out, says how
         many items a call has, any number of them makes the same calls, and only the order in which gradients are summed
         differs; without it they make smaller ones than one process, which is noise of rounding too. So a model that was
-        trained on eight GPUs is found again on a machine with one.
+        trained on eight GPUs is found again on a machine with one. Nor is said of inputs that they are rounded, as they were
+        before that could be chosen.
         """
-        return {n: x for n, x in super().identity(used).items() if n not in MEANS}
+        plain = {"quantize_inputs"} if self.quantize_inputs else set()
+        return {n: x for n, x in super().identity(used).items() if n not in {*MEANS, *plain}}

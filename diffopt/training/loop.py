@@ -18,6 +18,7 @@ from diffopt.errors import GateError
 from diffopt.groups.train import TrainView
 from diffopt.stage import Context
 from diffopt.training.examples import Examples
+from diffopt.training.inputs import exact_inputs
 from diffopt.training.loss import Loss
 from diffopt.training.optimizer import optimizer, schedule
 from diffopt.training.resume import Keeper
@@ -121,7 +122,8 @@ class Training:
                 self._validate()  # what it starts from, which is the best until another is better
             while self.log.step < train.steps and not self.stopped:
                 started = time.perf_counter()
-                self._step(self.log.step)
+                with nullcontext() if train.quantize_inputs else exact_inputs(self.subject.whole):
+                    self._step(self.log.step)
                 self.log.seconds.append(round(time.perf_counter() - started, 4))
                 self.log.step += 1
                 done = self.log.step == train.steps
