@@ -1,6 +1,7 @@
 """Fixtures that keep this machine out of a test: a fixed environment, fixed source digests, no variables of the user's.
 
-`--golden` writes tests/golden.json anew (tests/test_golden.py), `--matrix` the support matrix (tests/test_matrix.py).
+`--golden` writes tests/golden.json anew (tests/test_golden.py); `--matrix -m ""` runs what is slow, and writes the support
+matrix (tests/test_matrix.py).
 """
 
 import os
@@ -11,7 +12,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cor
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write tests/golden.json anew from what the steps are keyed by now")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--matrix"):
+        kept = [x for x in items if x.path.name == "test_matrix.py" or x.get_closest_marker("matrix")]
+        config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
+        items[:] = kept
+
+
 @pytest.fixture(autouse=True)
 def _no_variables_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DIFFOPT_STORE", "DIFFOPT_RECIPES", "HYDRA_FULL_ERROR", *worker.VARIABLES):
         monkeypatch.delenv(name, raising=False)
+
+
+def some(values: Iterable[Any], few: Collection[Any]) -> list[Any]:
+    """What a test is parametrized with: all of it in `make matrix`, a few in every run of the tests."""
+    each = [(x, x if isinstance(x, tuple) else (x,)) for x in values]
+    return [pytest.param(*given, marks=[] if x in few else [pytest.mark.matrix]) for x, given in each]
 
 
 @cache

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from backbones import BACKBONES, made
+from conftest import some
 from quantized import FORMATS, quantize
 
 from diffopt import engine, environment
@@ -129,6 +130,7 @@ def test_a_quantized_convolution_in_a_graph_is_torchs(name: str, tmp_path: Path)
 @needs_builder
 @pytest.mark.parametrize(("name", "dynamic"), [("int8_sq", False), ("fp8", True)])
 @families
+@pytest.mark.matrix
 def test_a_plan_is_built_of_every_family(family: str, name: str, dynamic: bool) -> None:
     path, *_ = graph(family, name, torch.float16, dynamic)
     asked = profile(family, 1, 2, 4) if dynamic else None
@@ -158,6 +160,7 @@ def test_every_formats_graph_passes_onnxs_checker(name: str) -> None:
 
 @needs_builder
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.matrix
 def test_a_plan_is_built_of_every_format(name: str) -> None:
     path, *_ = graph("flux", name, torch.float16, False)
     assert len(engine.build(path, 0).plan) > 100_000
@@ -175,13 +178,14 @@ def test_a_plan_is_built_of_every_format(name: str) -> None:
     ],
     ids=str,
 )
+@pytest.mark.matrix
 def test_a_plan_is_built_in_other_precisions(name: str, dtype: torch.dtype) -> None:
     path, *_ = graph("flux", name, dtype, False)
     assert len(engine.build(path, 0).plan) > 100_000
 
 
 @needs_builder
-@pytest.mark.parametrize("name", ["w4a8_awq", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("name", some(["w4a8_awq", "nvfp4", "mxfp8"], ["nvfp4"]))
 def test_a_plan_of_a_block_format_takes_a_dynamic_batch(name: str) -> None:
     path, *_ = graph("flux", name, torch.float16, True)
     assert engine.build(path, 0, profile("flux", 1, 2, 4)).profiles == [profile("flux", 1, 2, 4)]

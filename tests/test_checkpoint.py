@@ -86,6 +86,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[torch.Ten
 
 
 @formats
+@pytest.mark.matrix
 def test_a_fresh_process_restores_every_tensor_and_the_output(name: str, mha: bool, fresh: dict) -> None:
     b = bench()
     output, parameters, buffers = fresh[str(b.checkpoint(name, mha=mha).path)]

@@ -216,6 +216,7 @@ def test_the_prompts_without_a_style_are_those_of_the_embedded_model() -> None:
     assert prompts.read("emoji_names").prompts == tuple(row["name"] for row in rows)
 
 
+@pytest.mark.matrix
 def test_a_run_draws_and_scores_both(tmp_path: Path) -> None:
     call = [CACHE, "format=null", "calib=null", "eval.size=2", "eval.steps=6", "eval.metrics=[psnr]"]
     done = subprocess.run([sys.executable, "-m", "diffopt", *call], cwd=tmp_path, capture_output=True, text=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from inspect import signature
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnx
 import pytest
 import torch
 from backbones import BACKBONES, made
+from conftest import some
 from quantized import FORMATS, quantize
 from test_backbone_graphs import apart, computed, graph, needs_builder, profile, root, session
 
@@ -50,10 +52,8 @@ POLICIES = [
     *((family, "apart") for family in APART),
 ]
 FEW = ("flux", "sdxl", "sd3")
-policies = pytest.mark.parametrize(
-    ("family", "policy"), [pytest.param(f, p, marks=() if f in FEW else pytest.mark.matrix) for f, p in POLICIES]
-)
-few = pytest.mark.parametrize("family", FEW)
+policies = pytest.mark.parametrize(("family", "policy"), some(POLICIES, [x for x in POLICIES if x[0] == "flux"]))
+few = pytest.mark.parametrize("family", some(FEW, ["flux"]))
 
 
 def stretches(family: str, policy: str, model: torch.nn.Module) -> list[Stretch]:
@@ -191,14 +191,7 @@ def test_every_weight_is_in_exactly_one_part_and_no_part_is_empty(family: str, p
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [
-        ("flux", "fp8"),
-        ("sdxl", "int8"),
-        *(
-            pytest.param(*x, marks=pytest.mark.matrix)
-            for x in (("flux", "int8"), ("sdxl", "fp8"), ("sd3", "int8"), ("sd3", "fp8"))
-        ),
-    ],
+    some(product(("flux", "sdxl", "sd3"), ("int8", "fp8")), [("flux", "fp8")]),
 )
 def test_every_quantizer_is_kept(family: str, name: str) -> None:
     _, found, _, layers = pieces(family, "output", name, torch.float16)

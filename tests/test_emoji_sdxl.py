@@ -92,6 +92,7 @@ def test_captions_are_variants_of_one_and_some_name_no_style() -> None:
     assert sum("noto" not in c for c in found) == 4
 
 
+@pytest.mark.matrix
 def test_it_is_quantized_exported_and_drawn_like_any_other_model(source: Path, tmp_path: Path) -> None:
     from onnx import load
 

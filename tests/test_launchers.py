@@ -119,6 +119,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"where": where, "store": store, "killed": killed.returncode, "before": before, "ended": ended}
 
 
+@pytest.mark.matrix
 def test_a_killed_sweep_goes_on_from_where_it_was(interrupted: dict[str, Any]) -> None:
     assert interrupted["killed"] == -signal.SIGKILL
     assert [(code, err) for code, _, err in interrupted["ended"]] == [(0, ""), (0, "")]
@@ -129,6 +130,7 @@ def test_a_killed_sweep_goes_on_from_where_it_was(interrupted: dict[str, Any]) -
     assert any(s["state"] == "cached" for s in found["0"]["steps"])
 
 
+@pytest.mark.matrix
 def test_two_sweeps_on_one_store_make_nothing_twice_and_lose_nothing(interrupted: dict[str, Any]) -> None:
     made: Counter[str] = Counter()
     used = set()
@@ -141,6 +143,7 @@ def test_two_sweeps_on_one_store_make_nothing_twice_and_lose_nothing(interrupted
     assert len([kind for kind, _ in used if kind == "checkpoint"]) == 4
 
 
+@pytest.mark.matrix
 def test_both_sweeps_have_the_same_results(interrupted: dict[str, Any]) -> None:
     results = [json.loads((interrupted["where"] / n / "results.json").read_text())["jobs"] for n in ("first", "second")]
     assert [j["wanted"] for j in results[0]] == [j["wanted"] for j in results[1]]

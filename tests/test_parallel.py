@@ -260,6 +260,7 @@ def compare(how: str, micro: int | None = 2, share: float = 1e-3, **changes: Any
     return two
 
 
+@pytest.mark.matrix
 def test_shards_over_two_processes_train_as_one_does() -> None:
     compare("fsdp", micro=1, gradient_checkpointing=True, steps=3)
 

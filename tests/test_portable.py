@@ -59,6 +59,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[torch.Ten
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.matrix
 def test_plain_modelopt_restores_the_output_to_the_bit(name: str, plain: dict) -> None:
     ours, theirs = plain[name]
     assert torch.equal(ours, theirs)

@@ -75,6 +75,7 @@ def test_a_second_run_makes_nothing_and_imports_no_torch(first: Path, recipe: tu
     assert seconds < (time.monotonic() - started) / 2  # 0.2 alone and beside other tests: these share the machine
 
 
+@pytest.mark.matrix
 def test_another_store_gets_the_same_fingerprints_and_bytes(first: Path, recipe: tuple[str, ...], tmp_path: Path) -> None:
     diffopt(tmp_path, *recipe)
     ours, theirs = last_run(first), last_run(tmp_path)
@@ -88,6 +89,7 @@ def test_another_store_gets_the_same_fingerprints_and_bytes(first: Path, recipe:
     assert compared > 20
 
 
+@pytest.mark.matrix
 def test_a_step_starts_with_no_model_of_an_earlier_one(tmp_path: Path) -> None:
     code = """
 import sys, weakref
@@ -166,6 +168,7 @@ def test_a_plan_says_why_a_step_would_run_again(first: Path) -> None:
     assert "cached" in rows["merge"]
 
 
+@pytest.mark.matrix
 def test_a_file_changed_by_hand_is_refused_and_can_be_made_again(first: Path, recipe: tuple[str, ...]) -> None:
     graph = (last_run(first) / "export/model.onnx").resolve()
     content = graph.read_bytes()
@@ -207,6 +210,7 @@ def test_a_report_of_a_run_whose_artifacts_are_gone_keeps_its_page(first: Path) 
     assert (run / "report.html").read_bytes() == page
 
 
+@pytest.mark.matrix
 def test_a_model_whose_weights_cannot_be_read_is_refused_in_a_line(tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(asset.locate(EMOJI), model)
@@ -243,6 +247,7 @@ def test_a_killed_run_loses_nothing_that_was_finished(tmp_path: Path) -> None:
     assert states["score"] == "made"
 
 
+@pytest.mark.matrix
 def test_a_grid_observes_each_chunk_once_and_its_page_has_every_job(tmp_path: Path) -> None:
     said = diffopt(tmp_path, "+recipe=emoji_int8_grid", "eval.size=2", "eval.steps=2", "eval.metrics=[psnr]").stdout
     (sweep,) = (tmp_path / "outputs/sweeps/emoji_int8_grid").iterdir()

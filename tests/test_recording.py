@@ -48,8 +48,8 @@ def searched(b: Bench, name: str, steps: int) -> torch.nn.Module:
     ("name", "steps", "dtype"),
     [
         ("int4_awq", STEPS, "float32"),
-        ("int4_awq", STEPS, "bfloat16"),
-        ("w4a8_awq", STEPS, "float32"),
+        pytest.param("int4_awq", STEPS, "bfloat16", marks=pytest.mark.matrix),
+        pytest.param("w4a8_awq", STEPS, "float32", marks=pytest.mark.matrix),
         ("nvfp4_svdquant", 1, "float32"),
     ],
 )
@@ -66,6 +66,7 @@ def test_a_search_over_recordings_gives_every_tensor_of_the_ordinary_loop(name: 
     assert not torch.equal(call(ours, b.inputs(2)), call(b.backbone(), b.inputs(2)))
 
 
+@pytest.mark.matrix
 def test_over_several_steps_svdquant_differs_from_the_ordinary_loop_only_in_the_last_bits_of_input_maxima() -> None:
     # modelopt's last pass runs the changed model, whose outputs differ in their last bits: the pipeline feeds them back.
     ours, theirs = searched(bench(), "nvfp4_svdquant", STEPS), ordinary(bench(), "nvfp4_svdquant", STEPS)

@@ -8,6 +8,7 @@ import modelopt.torch.quantization.plugins.diffusion.diffusers as plugin
 import pytest
 import torch
 import trainsets
+from conftest import some
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from modelopt.torch.quantization.nn import TensorQuantizer
 from safetensors.torch import load_file
@@ -297,11 +298,6 @@ def test_unconditional_rows_get_the_negative_prompt() -> None:
 
 
 # What comes out.
-
-
-def some(names: list[str], few: tuple[str, ...]) -> list[Any]:
-    """All of them in `make matrix`, a few in every run of the tests."""
-    return [n if n in few else pytest.param(n, marks=pytest.mark.matrix) for n in names]
 
 
 @pytest.mark.parametrize("tiny", some(FAMILIES, ("sd3", "sdxl", "sd21")))
