@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import some
 from safetensors.torch import load_file, save_file
 from tiny import LAYERS, Bench, bench, call, recipe
 
@@ -36,7 +37,8 @@ FORMATS = [
     ("nvfp4_svdquant", False),
     ("nvfp4_svdquant", True),
 ]
-formats = pytest.mark.parametrize(("name", "mha"), FORMATS)
+QUICK = ("int8_sq", "fp8", "nvfp4", "mxfp8")
+formats = pytest.mark.parametrize(("name", "mha"), some(FORMATS, [x for x in FORMATS if x[0] in QUICK]))
 
 
 def as_made(b: Bench, name: str, mha: bool = False) -> torch.nn.Module:
@@ -109,6 +111,7 @@ def test_a_restored_model_has_the_same_quantizers_enabled(name: str, mha: bool) 
     ]
 
 
+@pytest.mark.matrix
 def test_a_search_in_16_bit_is_restored_to_the_bit() -> None:
     # Weights are divided by scales in FP32, of which the quantizers keep 16 bits.
     b = bench("bfloat16")

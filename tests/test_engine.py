@@ -78,6 +78,7 @@ def test_a_profile_of_other_static_axes_is_refused(tmp_path: Path) -> None:
         engine.build(path, 0, {"x": shapes})
 
 
+@pytest.mark.matrix
 def test_a_graph_with_a_dynamic_batch_is_built_from_one_row_to_its_most() -> None:
     b = bench()
     context, g = b.context(), b.graph("int8_sq", batch=2, most=4)

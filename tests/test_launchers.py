@@ -80,6 +80,7 @@ def test_a_job_that_fails_leaves_the_others_and_the_page_complete(tmp_path: Path
     assert out.count("sweep   3 jobs, 2 distinct, 1 failed") == 1
 
 
+@pytest.mark.matrix
 def test_a_search_goes_on_after_a_job_that_failed(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     fill(tmp_path, *RECIPE, "~eval", "calib.size=4", "calib.alpha=0.2")

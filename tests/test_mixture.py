@@ -311,6 +311,7 @@ def test_a_field_of_the_budget_changes_the_mix_and_not_the_measurement(plan: Any
 # What it is worth.
 
 
+@pytest.mark.matrix
 def test_a_mix_draws_closer_to_full_precision_than_the_worse_format_of_its_size() -> None:
     b, pair = emoji(), ("fp8", "int8_sq")
     ctx, sensed = b.context(), measure(b, pair, 2, alpha=0.2)

@@ -184,6 +184,7 @@ def test_a_file_changed_by_hand_is_refused_and_can_be_made_again(first: Path, re
     assert (last_run(first) / "export/model.onnx").read_bytes() == content
 
 
+@pytest.mark.matrix
 def test_nothing_is_made_from_an_input_whose_bytes_were_changed(first: Path) -> None:
     stats = (last_run(first) / "merge/extremes.safetensors").resolve()
     content = stats.read_bytes()

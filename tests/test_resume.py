@@ -60,6 +60,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+@pytest.mark.matrix
 def test_a_killed_training_ends_bit_equal_to_one_that_was_not(counted: list[int]) -> None:
     b, root = bench(), folder()
     whole = go(root / "whole", root / "none", b)

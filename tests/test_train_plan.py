@@ -80,7 +80,7 @@ def test_training_without_a_format_is_refused(plan: Any) -> None:
     ("override", "said"),
     [
         ("train.optimizer=lamb", "train.optimizer: is no optimizer that is known; there are adamw"),
-        ("train.micro_batch=5", "train.micro_batch: does not divide train.batch_size=64 (got 5)"),
+        ("train.micro_batch=5", "train.micro_batch: does not divide train.batch_size=8 (got 5)"),
         ("train.warmup=1000", "train.warmup: is not less than train.steps=1000 (got 1000)"),
         ("train.distillation.output=0", "train.distillation: learns nothing from the teacher"),
         ("train.distillation.hidden=1", "train.distillation: hidden and blocks go together"),
@@ -91,7 +91,7 @@ def test_training_without_a_format_is_refused(plan: Any) -> None:
 )
 def test_values_that_mean_nothing_are_refused(config: Any, override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        choose(config(QAD, override))
+        choose(config("+recipe=emoji_fp4", "train=qad", override))
     assert said.partition(";")[0] in str(caught.value)
 
 
