@@ -125,16 +125,18 @@ def test_within_the_context_it_has_that_of_plain_attention(masked: bool) -> None
 
 
 def test_the_library_is_as_it_was_after_the_context_even_after_an_error() -> None:
-    own = plugin.FP8SDPA
+    own, fast = plugin.FP8SDPA, torch.backends.cuda.cudnn_sdp_enabled()
 
     def fail() -> None:
         with differentiable():
             assert plugin.FP8SDPA is not own
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     assert plugin.FP8SDPA is own
+    assert torch.backends.cuda.cudnn_sdp_enabled() == fast
 
 
 # What a family was trained to undo.
