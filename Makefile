@@ -32,7 +32,7 @@ golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a cha
 	$(BIN)/python -m pytest -q -n 0 tests/test_golden.py --golden
 
 matrix: $(VENV)/installed  ## every family in every format through the whole chain, and what else is slow; writes the README's table
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope -m '' --matrix
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m '' --matrix
 
 bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized, exported and swept here; wants a GPU
 	$(BIN)/python tests/bench_observe.py sdxl flux_dev

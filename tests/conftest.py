@@ -17,11 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matrix_table
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt import job, worker
+from diffopt import environment, job, worker
 from diffopt.environment import Environment
 from diffopt.fingerprint import fingerprint
 from diffopt.searchpath import bundled, register
@@ -44,11 +45,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write tests/golden.json anew from what the steps are keyed by now")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--matrix"):
-        kept = [x for x in items if x.path.name == "test_matrix.py" or x.get_closest_marker("matrix")]
-        config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
-        items[:] = kept
+    """With `--matrix` what is slow alone; a family of the matrix, or a file, goes to one process."""
+    if not config.getoption("--matrix"):
+        return
+    kept = [x for x in items if x.path.name == "test_matrix.py" or x.get_closest_marker("matrix")]
+    config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
+    items[:] = kept
+    for item in kept:
+        cell: Any = getattr(item, "callspec", None) if item.path.name == "test_matrix.py" else None
+        item.add_marker(pytest.mark.xdist_group(cell.params["family"] if cell else item.path.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of xdist's has ended."""
+    for family, cells in getattr(node, "workeroutput", {}).get("matrix", {}).items():
+        matrix_table.CELLS.setdefault(family, {}).update(cells)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the support matrix where all of it was run and passed."""
+    cells = matrix_table.CELLS
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["matrix"] = cells
+    elif session.config.getoption("--matrix") and exitstatus == 0:
+        from test_matrix import MODELS
+
+        if all(f in cells and {*cells[f]} == {*matrix_table.FORMATS} for f in MODELS):
+            matrix_table.write({f: cells[f] for f in MODELS}, environment.machine()["cpu"])
 
 
 @pytest.fixture(autouse=True)

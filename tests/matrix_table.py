@@ -9,6 +9,8 @@ STEPS = {"calibrate": "quantize", "export": "export", "build": "build", "run": "
 """A step of the matrix, and the stage whose artifact shows it."""
 ALL = (*STEPS, "cache")
 FOUND, README = Path(__file__).with_name("matrix.json"), Path(__file__).parent.parent / "README.md"
+CELLS: dict[str, dict[str, dict[str, Any]]] = {}
+"""What this process has found: family -> format -> step -> true, or the line that refused it."""
 BEGIN, END = "<!-- matrix: written by `make matrix` -->", "<!-- matrix ends -->"
 
 

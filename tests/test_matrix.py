@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
-from matrix_table import FORMATS, STEPS, write
+from matrix_table import CELLS, FORMATS, STEPS
 from tiny import PROMPTS, album, call, saved
 from tiny_pipelines import TINY
 
-from diffopt import environment, job, models
+from diffopt import job, models
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.checkpoint import restore
 from diffopt.errors import DiffoptError
@@ -64,20 +64,11 @@ def quick(family: str, name: str) -> bool:
     return family == "flux" or (name in ("int8_sq", "fp8") and family not in SECOND)
 
 
-CELLS = [
+WANTED = [
     pytest.param(family, name, id=f"{family}-{name}", marks=[] if quick(family, name) else [pytest.mark.matrix])
     for family in MODELS
     for name in FORMATS
 ]
-
-
-@pytest.fixture(scope="module")
-def found(request: pytest.FixtureRequest) -> Any:
-    """Family -> format -> step -> true, or the line that refused it; written down by `make matrix`."""
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    yield results
-    if request.config.getoption("--matrix"):
-        write(results, environment.machine()["cpu"])
 
 
 @cache
@@ -143,15 +134,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
-@pytest.mark.parametrize(("family", "name"), CELLS)
+@pytest.mark.parametrize(("family", "name"), WANTED)
 def test_a_family_goes_through_the_chain_in_a_format(
-    family: str, name: str, found: Any, store: Path, prompts: Path, request: pytest.FixtureRequest
+    family: str, name: str, store: Path, prompts: Path, request: pytest.FixtureRequest
 ) -> None:
     whole = family == "flux" or request.config.getoption("--matrix")
     picks = [*overrides(family, prompts), f"format={name}", *SMALL.get(name, []), *calibration(family, name, prompts)]
     engine = ["export=tensorrt", "export.high_precision_dtype=float16", "export.builder_optimization_level=0"]
     cell: dict[str, Any] = {}
-    found.setdefault(family, {})[name] = cell
+    CELLS.setdefault(family, {})[name] = cell
     made, said = attempt(store, *picks, *engine)
     assert made is not None, said
     for step, stage in STEPS.items():
