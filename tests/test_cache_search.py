@@ -371,10 +371,9 @@ def test_a_value_by_hand_beside_the_search_is_refused(plan: Any) -> None:
 def test_what_a_recipe_does_not_say_of_its_search_is_added_with_a_plus(plan: Any) -> None:
     more = steps(plan, "+recipe=emoji_cache_search", "+cache.search={floor: {ssim: 0.9}, low: 0.1}")
     assert more["search"].views["cache"].search.floor == {"psnr": 38, "ssim": 0.9}
-    said = complaint._no_key("cache.search", "{low: 0.1}")
-    assert said.startswith(
-        "cache.search: gives a key that there is none of in this recipe (got {low: 0.1}); add it with a plus"
-    )
+    for key, given in (("cache.search", "{low: 0.1}"), ("cache.search.floor", "{ssim: 0.9}")):
+        said = complaint._no_key(key, given)
+        assert said.startswith(f"{key}: gives a key that there is none of in this recipe (got {given}); add it with a plus")
 
 
 def test_a_search_without_pictures_is_refused(plan: Any) -> None:

@@ -113,7 +113,7 @@ class Validation(BaseModel):
 class Train(Group):
     readers: ClassVar[dict[str, str]] = {
         "unconditional": "a model that is guided (model.guidance_scale above 1)",
-        "quantize_inputs": "a format that quantizes what layers compute with too",
+        "quantize_inputs": "a format that quantizes inputs",
     }
 
     data: Data
