@@ -17,6 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from diffopt.statistics import interval
+
 INT4 = ["format=int4_awq", "format.block_size=64"]  # its default of 128 does not divide all layers of this model
 BARE = ["export=null"]
 ROWS: dict[str, list[str]] = {
@@ -56,8 +60,9 @@ def main() -> None:
     print(f"all in {time.monotonic() - started:.0f} s")
     for name, start in (("nvfp4_qat", "nvfp4"), ("nvfp4_qad", "nvfp4"), ("nvfp4_qad", "svdquant"), ("int4_qat", "int4")):
         if name in found and start in found:
-            ours, theirs = (found[n][0]["psnr"]["candidate"]["mean"] for n in (name, start))
-            print(f"{TOLD[name]} is {ours - theirs:+.2f} dB from {TOLD[start]}")
+            ours, theirs = (np.array(found[n][0]["psnr"]["values"]) for n in (name, start))
+            stat = interval(ours - theirs)
+            print(f"{TOLD[name]} is {stat['mean']:+.2f} dB [{stat['low']:+.2f}, {stat['high']:+.2f}] from {TOLD[start]}")
 
 
 def run(where: Path, name: str, arguments: list[str]) -> tuple[dict[str, Any], float, dict[str, Any] | None]:
