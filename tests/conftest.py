@@ -10,6 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.py does, before anyth
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+import gc
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -75,6 +76,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
         if all(f in cells and {*cells[f]} == {*matrix_table.FORMATS} for f in MODELS):
             matrix_table.write({f: cells[f] for f in MODELS}, environment.machine()["cpu"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_libraries() -> None:
+    """No collection looks again at what is there before a file's tests, libraries above all: they have many objects, and each
+    step of a run collects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
