@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from caching import attached, drawn, opened
+from conftest import some
 from test_choices import refused
 
 from diffopt import caches, models, registry
@@ -47,7 +48,7 @@ def test_every_method_of_ours_is_tried_here():
 
 
 @every_method
-@pytest.mark.parametrize("tiny", ["flux", "wan"])
+@pytest.mark.parametrize("tiny", some(["flux", "wan"], ["flux"]))
 def test_a_method_hits_and_forgets_between_runs_and_leaves_the_pipeline_as_it_was(method, tiny, pipes):
     pipe = pipes[tiny]
     plain = drawn(pipe, tiny, steps=STEPS)

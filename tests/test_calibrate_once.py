@@ -7,6 +7,7 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import pytest
 import torch
+from conftest import some
 from safetensors.torch import load_file
 from tiny import BATCH, SEED, STEPS, Bench, bench, call, emoji, recipe
 
@@ -29,7 +30,8 @@ FORMATS = {
     "nvfp4": ("nvfp4", 0.5, False),
     "nvfp4-attention": ("nvfp4", 0.5, True),
 }
-formats = pytest.mark.parametrize(("name", "alpha", "mha"), FORMATS.values(), ids=FORMATS)
+QUICK = ("int8_sq-0.5", "fp8-attention", "nvfp4")
+formats = pytest.mark.parametrize(("name", "alpha", "mha"), some(FORMATS.values(), [FORMATS[x] for x in QUICK]))
 
 
 def ordinary(b: Bench, size: int, name: str, alpha: float, mha: bool) -> torch.nn.Module:

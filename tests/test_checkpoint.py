@@ -212,7 +212,7 @@ def linear(model: torch.nn.Module) -> set[str]:
     return {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
-@pytest.mark.parametrize("name", ["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8"])
+@pytest.mark.parametrize("name", some(dict(FORMATS), [*QUICK, "int8"]))
 def test_every_linear_layer_of_a_block_is_quantized_and_no_other(name: str) -> None:
     b = bench()
     layers = set(b.checkpoint(name).json(checkpoint.HEAD)["layers"])

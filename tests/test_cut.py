@@ -227,19 +227,16 @@ def test_a_cut_graph_takes_every_batch_up_to_its_most(family: str) -> None:
         assert apart(once(fed(inputs), None)["out"], computed(whole, inputs)) < 1e-6, rows
 
 
-BUILT = [("flux", "residual", "fp8", True)]
-ALSO_BUILT = [
+BUILT = [
     (family, policy, *more)
     for family, policy in (("flux", "residual"), ("sdxl", "output"), ("sd3", "output"))
     for more in ((None, False), ("int8", False), ("fp8", True))
-    if (family, policy, *more) not in BUILT
 ]
 
 
 @needs_builder
-@pytest.mark.parametrize(
-    ("family", "policy", "name", "dynamic"), [*BUILT, *(pytest.param(*x, marks=pytest.mark.matrix) for x in ALSO_BUILT)]
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize(("family", "policy", "name", "dynamic"), BUILT)
 def test_a_plan_is_built_of_every_part(family: str, policy: str, name: str | None, dynamic: bool) -> None:
     folder, found, *_ = pieces(family, policy, name, torch.float16, **({"dynamic": True} if dynamic else {}))
     assert found.pieces is not None

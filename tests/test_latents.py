@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import some
 from pictures_with_captions import psnr, shape
 from tiny import BATCH, SEED, STEPS, Bench, bench, emoji
 from tiny_pipelines import TINY
@@ -96,7 +97,7 @@ def test_a_pipeline_decodes_encoded_pixels_as_its_vae_alone_does(name: str, monk
     np.testing.assert_allclose(shown, alone.numpy().reshape(shown.shape), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", some(LEARNING, ["flux", "sdxl", "wan"]))
 def test_drawn_latents_are_those_that_the_pipeline_decodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     b = bench(family=name)
     pipe = open_pipeline(b.context(), b.pipeline())

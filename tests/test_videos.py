@@ -185,7 +185,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     where = tmp_path_factory.mktemp(request.param)
     (where / "prompts.txt").write_text("\n".join(PROMPTS))
     metrics = ["eval.metrics=[psnr,clip,clip-temporal,dtssd]", f"eval.clip={CLIP}", "eval.frames=3", "format=mxfp8"]
-    config = composed(*overrides(request.param, where / "prompts.txt"), *metrics, f"store={where / 'store'}")
+    config = composed(*overrides(request.param, where / "prompts.txt", whole=False), *metrics, f"store={where / 'store'}")
     made = job.prepare(config, [], dry=False, sweep=False)
     done = run_plan(made.plan, made.choices, made.store, made.sources)
     directory = where / "run"

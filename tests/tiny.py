@@ -302,10 +302,11 @@ def prompt_set(names: Sequence[str]) -> PromptSet:
 
 
 @cache
-def saved(tiny: str, guidance: bool = False) -> Path:
-    """The directory of a tiny pipeline."""
-    directory = _root() / (f"{tiny}-guided" if guidance else tiny)
-    save(directory, tiny, **({"guidance_embeds": True} if guidance else {}))
+def saved(tiny: str, guidance: bool = False, **changes: Any) -> Path:
+    """The directory of a tiny pipeline, with `changes` to its backbone's config."""
+    changes |= {"guidance_embeds": True} if guidance else {}
+    directory = _root() / "-".join([tiny, *(f"{k}-{v}" for k, v in changes.items())])
+    save(directory, tiny, **changes)
     return directory
 
 
