@@ -56,8 +56,26 @@ CACHE = {
 """Of families whose blocks diffusers' FirstBlockCache does not know; the others are cached by it."""
 FIRST_BLOCK = ["cache=first_block", "cache.threshold=5"]
 
-FEWER = {"ltx": 7, "wan": 7, "qwen_image": 5, "pixart": 2}
-"""Layers enough where no cache is tried, most beyond the ends that stay as they are: a plan takes as long as it has layers."""
+FEWER: dict[str, dict[str, Any]] = {
+    "ltx": {"num_layers": 7},  # one beyond the ends that stay as they are
+    "wan": {"num_layers": 7},
+    "qwen_image": {"num_layers": 5},
+    "pixart": {"num_layers": 2},
+    "svd": {
+        "block_out_channels": (32,),
+        "down_block_types": ("CrossAttnDownBlockSpatioTemporal",),
+        "up_block_types": ("CrossAttnUpBlockSpatioTemporal",),
+        "num_attention_heads": (2,),
+    },
+    "sdxl": {
+        "block_out_channels": (32,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "attention_head_dim": (2,),
+        "transformer_layers_per_block": (1,),
+    },
+}
+"""Layers enough where no cache is tried: a plan takes as long as a model has layers."""
 
 SECOND = ("pixart_alpha", "wan_ti2v")
 """Another model of a family that is there."""
@@ -79,7 +97,7 @@ def overrides(family: str, prompts: Path, whole: bool) -> tuple[str, ...]:
     tiny = TINY[family]
     picks = {
         "model": MODELS[family],
-        "model.source": saved(family, **({} if whole or family not in FEWER else {"num_layers": FEWER[family]})),
+        "model.source": saved(family, **({} if whole else FEWER.get(family, {}))),
         "model.dtype": "float32",
         "model.height": tiny.side,
         "model.width": tiny.side,

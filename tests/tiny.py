@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -305,7 +306,7 @@ def prompt_set(names: Sequence[str]) -> PromptSet:
 def saved(tiny: str, guidance: bool = False, **changes: Any) -> Path:
     """The directory of a tiny pipeline, with `changes` to its backbone's config."""
     changes |= {"guidance_embeds": True} if guidance else {}
-    directory = _root() / "-".join([tiny, *(f"{k}-{v}" for k, v in changes.items())])
+    directory = _root() / (f"{tiny}-{crc32(repr(changes).encode()):08x}" if changes else tiny)
     save(directory, tiny, **changes)
     return directory
 
