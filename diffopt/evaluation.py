@@ -132,8 +132,7 @@ def _open(names: list[str], sources: dict[str, str], device: str) -> tuple[dict[
             what, _, advice = str(e).partition("; ")
             refused[name] = f"--{name}: {what} (got {sources[name]!r}); {advice}"
         except DiffoptError as e:
-            reason = str(e).partition("; ")[0].removeprefix("source: ")
-            refused[name] = f"--{name}: {reason}; check the network, or give {SOURCES[name]}"
+            refused[name] = f"--{name}: {str(e).removeprefix('source: ').replace('the path of a local copy', SOURCES[name])}"
     weights, scorers, problems = Weights(directories, device), {}, []
     for name in names:
         lacking = [refused[source] for source in METRICS[name].needs if source in refused]

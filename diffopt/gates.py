@@ -60,8 +60,11 @@ def check(gates: Mapping[str, float | str], metrics: list[str], latency: bool) -
         if name == LATENCY and not latency:
             raise ValueError(f"gates.{name}: nothing is timed (got {value!r} with latency: false); set latency, or drop it")
         if name != LATENCY and name not in metrics:
-            there = ", ".join([*metrics, LATENCY])
-            raise ValueError(f"gates.{name}: is not measured (got {value!r}); add it to eval.metrics, there are {there}")
+            if name not in METRICS:
+                there = ", ".join([*METRICS, LATENCY])
+                raise ValueError(f"gates.{name}: is no metric (got the limit {value!r}); there are {there}")
+            measured = ", ".join([*metrics, LATENCY])
+            raise ValueError(f"gates.{name}: is not measured (got {value!r}; measured {measured}); add it to eval.metrics")
         parse(name, value)
 
 

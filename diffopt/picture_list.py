@@ -23,6 +23,8 @@ def read(path: Path, root: Path | None = None) -> PictureList:
     Raises ConfigError, a line for each thing that is wrong. Whether the pictures can be read shows when they are.
     """
     where = f"--data-path {path}"
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"--root: is no directory (got {str(root)!r}); name the one that all pictures are in")
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as e:
@@ -32,9 +34,8 @@ def read(path: Path, root: Path | None = None) -> PictureList:
     except ValueError as e:
         raise ConfigError(f"--data-path: is not valid JSON ({e}) (got {str(path)!r}); mend the file") from None
     if not isinstance(rows, list) or not rows:
-        raise ConfigError(
-            f'{where}: is not a list of entries (got {type(rows).__name__}); write [{{"prompt": ..., "images": ...}}]'
-        )
+        kind = "an empty one" if rows == [] else type(rows).__name__
+        raise ConfigError(f'{where}: is not a list of entries (got {kind}); write [{{"prompt": ..., "images": ...}}]')
     errors: list[str] = []
     models: list[str] = list(rows[0]["images"]) if _has_images(rows[0]) else []
     prompts: list[str] = []

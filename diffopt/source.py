@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -275,11 +276,20 @@ def _commit(source: Source) -> str:
 
 
 def _unreachable(source: Source, error: Exception) -> PlanError:
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    from huggingface_hub import constants
+
+    reason = shorten(str(error), 160, placeholder=" ...") or type(error).__name__
+    if constants.HF_HUB_OFFLINE:
+        return PlanError(
+            "source: no such directory is here, nor is it in the hub's cache, and HF_HUB_OFFLINE is set "
+            f"(got {source.name!r}); unset it, or give the path of a local copy"
+        )
     hints = {
         "GatedRepoError": "accept its licence on the hub and set HF_TOKEN",
         "RepositoryNotFoundError": "check the name, or set HF_TOKEN if it is private",
         "RevisionNotFoundError": "check the revision after the @",
     }
     advice = hints.get(type(error).__name__, "check the network, or give the path of a local copy")
-    return PlanError(f"source: the hub did not give it: {reason} (got {source.name!r}); {advice}")
+    return PlanError(
+        f"source: the hub did not give it, and no such directory is here: {reason} (got {source.name!r}); {advice}"
+    )

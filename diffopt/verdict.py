@@ -55,9 +55,10 @@ def of_order(better: str, worse: str, difference: dict[str, Any], unit: str = ""
 
     `difference` is that of the values, turned so that the mean is for `better`.
     """
-    shown = difference["low"] is not None and difference["n"] >= FEW and difference["low"] > 0
     said = f"{signed(difference, unit)}, n={difference['n']}"
-    return f"{better} over {worse}: {said}" if shown else f"{better} and {worse}: no difference shown ({said})"
+    if difference["low"] is None or difference["n"] < FEW:
+        return f"{better} and {worse}: too few to call ({said})"
+    return f"{better} over {worse}: {said}" if difference["low"] > 0 else f"{better} and {worse}: no difference shown ({said})"
 
 
 def of_rival(ours: str, difference: dict[str, Any], better: str, unit: str = "") -> str:

@@ -90,6 +90,7 @@ def test_the_summary_and_the_page_say_what_became_of_the_gates(tmp_path: Path) -
         ({"psnr": "1.0x"}, "eval.gates.psnr: is not a limit of psnr"),
         ({"latency": 2}, "eval.gates.latency: is not a limit of latency"),
         ({"fid": 3}, "eval.gates.fid: is not measured (got 3"),
+        ({"fidd": 3}, "eval.gates.fidd: is no metric (got the limit 3"),
     ],
 )
 def test_what_is_no_gate_is_refused_before_anything_runs(config, limits: dict, where: str) -> None:
