@@ -121,6 +121,7 @@ def test_a_search_in_16_bit_is_restored_to_the_bit() -> None:
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
 
+@pytest.mark.matrix
 def test_a_search_whose_scales_do_not_fit_its_weights_is_detected(tmp_path: Path) -> None:
     def halved(tensors: dict[str, torch.Tensor]) -> None:
         name = next(n for n in sorted(tensors) if n.endswith("_pre_quant_scale"))

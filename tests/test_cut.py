@@ -210,6 +210,7 @@ def test_what_crosses_is_not_quantized() -> None:
         assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} <= {*floats}
 
 
+@pytest.mark.matrix
 def test_an_int8_graph_that_is_cut_computes_what_it_does_in_one_piece() -> None:
     folder, found, *_ = pieces("flux", "residual", "int8")
     whole, *_ = graph("flux", "int8", torch.float32, False)

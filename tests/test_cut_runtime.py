@@ -89,6 +89,7 @@ def test_steps_that_all_compute_draw_what_the_whole_graph_does(family: str) -> N
     assert np.abs(ours - theirs).max() <= (1e-5 if family == "sdxl" else 0)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("part", "near"), some([("self_attention", 1e-3), ("cross_attention", 0.2)], [("cross_attention", 0.2)])
 )
@@ -154,6 +155,7 @@ def test_a_cache_that_never_hits_is_refused() -> None:
         b.draw(run.pipe, PROMPTS, SEEDS, 2)
 
 
+@pytest.mark.matrix
 @needs_builder
 @pytest.mark.parametrize("family", ["flux", *(pytest.param(f, marks=pytest.mark.matrix) for f in ("sdxl", "sd3"))])
 def test_the_stage_builds_a_plan_of_every_part(family: str) -> None:

@@ -304,6 +304,7 @@ def test_no_path_of_this_machine_is_in_the_files(name: str | None, dtype: str, m
         assert not [p for p in here if p.encode() in content]
 
 
+@pytest.mark.matrix
 def test_weights_of_more_than_two_gigabytes_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     b = bench()
     backbone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))
@@ -416,6 +417,7 @@ def test_example_inputs_of_the_embedded_model_are_like_its_pipelines() -> None:
     assert {n: (x.shape, x.dtype) for n, x in ours.items()} == {n: (x.shape, x.dtype) for n, x in theirs.items()}
 
 
+@pytest.mark.matrix
 def test_a_guided_model_exports_with_its_guidance() -> None:
     b = bench(guidance=True)
     g = b.graph("int8_sq")

@@ -60,7 +60,7 @@ def runs(sweep: Path) -> dict[str, Any]:
     return found | {p.parent.name: p.read_text() for p in sweep.glob("*/error.txt")}
 
 
-@pytest.mark.parametrize("launcher", some(LAUNCHERS, ["basic", "joblib"]))
+@pytest.mark.parametrize("launcher", some(LAUNCHERS, ["joblib"]))
 def test_a_job_that_fails_leaves_the_others_and_the_page_complete(tmp_path: Path, launcher: str) -> None:
     if not find_spec(LAUNCHERS[launcher]):
         pytest.skip(f"{LAUNCHERS[launcher]} is not installed")

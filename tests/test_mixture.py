@@ -215,6 +215,7 @@ def test_a_layer_that_is_left_as_it_is_is_in_no_checkpoint() -> None:
     assert set(head["layers"]) == {n for n, f in names.items() if f == "fp8"} < set(names)
 
 
+@pytest.mark.matrix
 def test_convolutions_beside_smoothed_layers_are_calibrated_on_plain_maxima() -> None:
     b = bench(family="sd21")
     model = checkpoint.restore(b.context(), b.pipeline(), made(("int8_sq", "nvfp4"), "sd21"))
@@ -252,6 +253,7 @@ def test_the_graph_stores_every_weight_in_its_layers_format() -> None:
     assert head["quantized_products"] == head["quantized_layers"] == len(counted)
 
 
+@pytest.mark.matrix
 @pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")
 def test_a_plan_is_built_of_a_mix() -> None:
     ctx = bench().context()

@@ -50,7 +50,7 @@ def searched(b: Bench, name: str, steps: int) -> torch.nn.Module:
         ("int4_awq", STEPS, "float32"),
         pytest.param("int4_awq", STEPS, "bfloat16", marks=pytest.mark.matrix),
         pytest.param("w4a8_awq", STEPS, "float32", marks=pytest.mark.matrix),
-        ("nvfp4_svdquant", 1, "float32"),
+        pytest.param("nvfp4_svdquant", 1, "float32", marks=pytest.mark.matrix),
     ],
 )
 def test_a_search_over_recordings_gives_every_tensor_of_the_ordinary_loop(name: str, steps: int, dtype: str) -> None:

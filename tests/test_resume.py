@@ -109,6 +109,7 @@ def stopped_at(number: int, *given: Any, **changes: Any) -> None:
             go(*given, **changes)
 
 
+@pytest.mark.matrix
 def test_half_a_training_checkpoint_is_not_taken(counted: list[int]) -> None:
     b, root = bench(), folder()
     kept = root / "kept"

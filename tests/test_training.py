@@ -331,6 +331,7 @@ def test_every_format_trains(name: str) -> None:
     assert not torch.equal(call(model, b.inputs()), call(before, b.inputs()))
 
 
+@pytest.mark.matrix
 def test_a_graph_has_the_trained_weights() -> None:
     import onnxruntime
 
@@ -352,6 +353,7 @@ def test_a_graph_has_the_trained_weights() -> None:
     assert (found - before).norm() > 0.1 * wanted.norm()
 
 
+@pytest.mark.matrix
 def test_plain_modelopt_restores_a_trained_checkpoint(tmp_path: Path) -> None:
     import modelopt.torch.opt as mto
 

@@ -194,6 +194,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return directory
 
 
+@pytest.mark.matrix
 def test_a_family_of_videos_is_judged_by_frames_with_intervals_over_videos(run: Path) -> None:
     content = json.loads((run / "score" / "metrics.json").read_text())
     assert content["frames"] == 3
