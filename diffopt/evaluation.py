@@ -89,9 +89,10 @@ def evaluate(
     from diffopt.summary import order, summarise
 
     with hushed():
-        scorers, used, problems = _open(names, sources, "cuda" if gpus() else "cpu")
+        device = "cuda" if gpus() else "cpu"
+        scorers, used, problems = _open(names, sources, device)
         with bar("eval", len(listed.pictures) * -(-len(listed.prompts) // BATCH)) as tick:
-            measured = measure(listed.prompts, listed.pictures, scorers, reference, tick)
+            measured = measure(listed.prompts, listed.pictures, scorers, reference, tick, device)
     metrics: dict[str, Any] = {}
     for name, scorer in scorers.items():
         if name in measured.failed or not measured.kept.any():

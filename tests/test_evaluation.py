@@ -295,7 +295,10 @@ def test_a_directory_without_runs_is_refused(tmp_path: Path, capsys) -> None:
 # The loop.
 
 
-def test_pictures_are_read_while_the_model_is_busy(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "most"), [("cpu", 2), ("cuda", 4)])
+def test_pictures_are_read_while_a_gpu_is_busy_and_before_it_on_a_cpu(
+    data: Path, monkeypatch: pytest.MonkeyPatch, device: str, most: int
+) -> None:
     monkeypatch.setattr(measure, "BATCH", 2)
     events: list[str] = []
     main_thread = threading.get_ident()
@@ -315,8 +318,9 @@ def test_pictures_are_read_while_the_model_is_busy(data: Path, monkeypatch: pyte
     slow = Slow()
     slow.prepare = prepare
     paths = [data / "full" / f"{i}.png" for i in range(N)]
-    measure.measure(["a"] * N, {"full": paths}, {"clip": slow})
-    assert events[: events.index("scored")].count("read") > 2  # more than the batch that was scored
+    measure.measure(["a"] * N, {"full": paths}, {"clip": slow}, device=device)
+    first = events[: events.index("scored")].count("read")
+    assert (first == most) if device == "cpu" else (2 < first <= most)  # batches of two
     assert events.count("read") == N  # each once
 
 

@@ -56,7 +56,7 @@ def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Ima
     weights = Weights({s: ctx.locate(ctx.digest(getattr(eval, s))) for s in needed}, ctx.device)
     scorers = {name: METRICS[name].open(weights) for name in eval.metrics}
     with ctx.progress(2 * -(-len(prompts) // batch(judged))) as tick:
-        measured = measure(prompts, judged, scorers, "reference", tick)
+        measured = measure(prompts, judged, scorers, "reference", tick, ctx.device)
     if measured.flaws:
         raise GateError("\n".join(measured.flaws))
     if measured.failed:
