@@ -1,4 +1,4 @@
-"""Pictures and videos through scorers: read and prepared by threads, scored in batches, on a GPU while the next ones are read."""
+"""Pictures and videos through scorers: read and prepared by threads, scored in batches; a GPU has the next ones read meanwhile."""
 
 import hashlib
 import os
@@ -65,8 +65,8 @@ def measure(
     What judges pictures is given each frame of a video as one, and the video has the mean of its frames, or of their features.
 
     What judges pairs is given the `reference` model's pictures beside each other model's. A picture that cannot be read
-    leaves its row out; a scorer that raises MetricError is given up. `tick` is called after each batch of each model. `device` is
-    the one that `scorers` are on.
+    leaves its row out; a scorer that raises MetricError is given up. `tick` is called after each batch of each model;
+    `device` is what `scorers` run on.
     """
     n, models = len(prompts), list(pictures)
     found: dict[str, dict[str, list[Any]]] = {name: {m: [] for m in models} for name in scorers}
