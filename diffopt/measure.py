@@ -1,4 +1,4 @@
-"""Pictures and videos through scorers: read and prepared by threads, scored in batches; a GPU has the next ones read meanwhile."""
+"""Pictures and videos through scorers: read and prepared by threads, scored in batches, for a GPU while it is busy."""
 
 import hashlib
 import os
