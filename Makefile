@@ -20,7 +20,7 @@ demo: $(VENV)/installed  ## install, run the quickstart, print where its report 
 	$(BIN)/diffopt +recipe=quickstart
 
 test: $(VENV)/installed  ## install, run the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -48,14 +48,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--matrix` what is slow alone; a family of the matrix, or a file, goes to one process."""
-    if not config.getoption("--matrix"):
-        return
-    kept = [x for x in items if x.path.name == "test_matrix.py" or x.get_closest_marker("matrix")]
-    config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
-    items[:] = kept
-    for item in kept:
-        cell: Any = getattr(item, "callspec", None) if item.path.name == "test_matrix.py" else None
+    """With `--matrix` what is slow alone. A family of the matrix, and each other file, go to one process: what a module's
+    fixtures made is used again there."""
+    matrix = "test_matrix.py"
+    if config.getoption("--matrix"):
+        kept = [x for x in items if x.path.name == matrix or x.get_closest_marker("matrix")]
+        config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
+        items[:] = kept
+    for item in items:
+        cell: Any = getattr(item, "callspec", None) if item.path.name == matrix else None
         item.add_marker(pytest.mark.xdist_group(cell.params["family"] if cell else item.path.name))
 
 
