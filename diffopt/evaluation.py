@@ -13,7 +13,7 @@ from diffopt.gallery import SCRIPT, SHOWN, of_evaluation
 from diffopt.metrics import METRICS, SOURCES, Scorer, Weights
 from diffopt.page import PAGE, publish, render
 from diffopt.picture_list import PictureList
-from diffopt.source import Sources, read_scorer
+from diffopt.source import LOCAL, Sources, read_scorer
 
 RESULT = "evaluation.json"
 DEFAULTS = {
@@ -133,7 +133,7 @@ def _open(names: list[str], sources: dict[str, str], device: str) -> tuple[dict[
             what, _, advice = str(e).partition("; ")
             refused[name] = f"--{name}: {what} (got {sources[name]!r}); {advice}"
         except DiffoptError as e:
-            refused[name] = f"--{name}: {str(e).removeprefix('source: ').replace('the path of a local copy', SOURCES[name])}"
+            refused[name] = f"--{name}: {str(e).removeprefix('source: ').replace(LOCAL, SOURCES[name])}"
     weights, scorers, problems = Weights(directories, device), {}, []
     for name in names:
         lacking = [refused[source] for source in METRICS[name].needs if source in refused]

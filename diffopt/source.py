@@ -31,6 +31,8 @@ ADAPTER = "*.safetensors"
 PICTURES = [f"*.{e}" for e in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "zip", "tar")]
 DATA = ["*.parquet", "*.arrow", "*.csv", "*.json", "*.jsonl", "README.md", *PICTURES]
 """Files of a hub repository of a data set, and the card that says which of them are which."""
+LOCAL = "the path of a local copy"
+"""What can be given for a source that the hub does not give: the end of the advice."""
 QUICK = 256 << 20  # bytes that planning may hash without being slow: about half a second
 
 
@@ -278,18 +280,15 @@ def _commit(source: Source) -> str:
 def _unreachable(source: Source, error: Exception) -> PlanError:
     from huggingface_hub import constants
 
-    reason = shorten(str(error), 160, placeholder=" ...") or type(error).__name__
+    here = "" if source.data else ", nor is it a directory here"  # a data set's name says that it is the hub's
     if constants.HF_HUB_OFFLINE:
-        return PlanError(
-            "source: no such directory is here, nor is it in the hub's cache, and HF_HUB_OFFLINE is set "
-            f"(got {source.name!r}); unset it, or give the path of a local copy"
-        )
-    hints = {
-        "GatedRepoError": "accept its licence on the hub and set HF_TOKEN",
-        "RepositoryNotFoundError": "check the name, or set HF_TOKEN if it is private",
-        "RevisionNotFoundError": "check the revision after the @",
-    }
-    advice = hints.get(type(error).__name__, "check the network, or give the path of a local copy")
-    return PlanError(
-        f"source: the hub did not give it, and no such directory is here: {reason} (got {source.name!r}); {advice}"
-    )
+        what, advice = f"it is not in the hub's cache{here}, and HF_HUB_OFFLINE is set", "unset it"
+    else:
+        what = f"the hub did not give it{here}: " + (shorten(str(error), 160, placeholder=" ...") or type(error).__name__)
+        hints = {
+            "GatedRepoError": "accept its licence on the hub and set HF_TOKEN",
+            "RepositoryNotFoundError": "check the name, or set HF_TOKEN if it is private",
+            "RevisionNotFoundError": "check the revision after the @",
+        }
+        advice = hints.get(type(error).__name__, "check the network")
+    return PlanError(f"source: {what} (got {source.name!r}); {advice}, or give {LOCAL}")

@@ -193,9 +193,28 @@ def test_a_hub_that_cannot_be_reached_is_a_line_too(evaluated: Callable[..., Sai
     assert code == 1
     assert "PSNR" in out[0]
     assert err == [
-        "clip is left out: --clip: no such directory is here, nor is it in the hub's cache, and HF_HUB_OFFLINE is set "
+        "clip is left out: --clip: it is not in the hub's cache, nor is it a directory here, and HF_HUB_OFFLINE is set "
         f"(got 'openai/clip-vit-large-patch14'); unset it, or give {SOURCES['clip']}"
     ]
+
+
+@pytest.mark.parametrize("kind", ["GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError", "ConnectionError"])
+def test_weights_that_the_hub_refuses_can_be_given_another_way(
+    kind: str, evaluated: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise type(kind, (Exception,), {})("Cannot access it.")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    code, out, err = evaluated("--metrics", "imagereward", "psnr")
+    assert code == 1
+    assert "PSNR" in out[0]
+    assert len(err) == 1
+    assert err[0].startswith(
+        "imagereward is left out: --imagereward: the hub did not give it, nor is it a directory here: Cannot access it."
+    )
+    assert err[0].endswith(f", or give {SOURCES['imagereward']}")
 
 
 @pytest.mark.parametrize(

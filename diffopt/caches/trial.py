@@ -79,8 +79,8 @@ class Trial:
         return found | {"margins": margins, "keeps": keeps, "shown": shown}
 
     def _judged(self, out: Path) -> dict[str, Any]:
-        ours = pictures.frames(out)
-        measured = measure(self.prompts, {"reference": self.theirs, "candidate": ours}, self._scorers, "reference")
+        drawn = {"reference": self.theirs, "candidate": pictures.frames(out)}
+        measured = measure(self.prompts, drawn, self._scorers, "reference", device=self.ctx.device)
         if measured.failed:
             raise MetricError("\n".join(measured.failed.values()))
         if measured.flaws:
