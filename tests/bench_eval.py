@@ -1,9 +1,10 @@
-"""What scoring costs beside the bare forward: 1,000 pictures through a CLIP of ViT-B/32's size, and the bootstrap.
+"""What scoring costs beside the bare forward: 1,000 pictures through a CLIP, and the bootstrap.
 
-    python tests/bench_eval.py [PICTURES [SIDE]]
+    python tests/bench_eval.py [PICTURES [SIDE [MODEL]]]
 
-Random weights (the arithmetic is the same), pictures of 512 x 512 by default. `bare` is the model alone on prepared pixels
-and tokens, in the same batches; `eval` is `measure`, from PNGs on disk to values. The two are run in turn, in parts of 100
+MODEL is of the sizes of ViT-L-14, the default of `diffopt eval`, or of ViT-B-32, with random weights (the arithmetic is the
+same); pictures of 512 x 512 by default; on a GPU where there is one. `bare` is the model alone on prepared pixels and
+tokens, in the same batches; `eval` is `measure`, from PNGs on disk to values. The two are run in turn, in parts of 96
 pictures, so that a change of the machine's speed meets both. On a machine that others use, read the processor time.
 """
 
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as cli.py does, before anything loads torch: two pools of threads wait
 
@@ -28,14 +30,30 @@ from diffopt.statistics import interval
 PART = 3 * BATCH
 
 
-def clip(folder: Path) -> Path:
-    """openai/clip-vit-base-patch32's sizes, with the embedded model's tokenizer."""
+LARGE: dict[str, Any] = {
+    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    },
+    "projection_dim": 768,
+}
+SIZES: dict[str, dict[str, Any]] = {"ViT-L-14": LARGE, "ViT-B-32": {"text_config": {}}}
+"""Of openai/clip-vit-large-patch14 and openai/clip-vit-base-patch32; what is not here is transformers' default."""
+
+
+def clip(folder: Path, model: str) -> Path:
+    """A model with random weights, and the embedded model's tokenizer."""
     processor = CLIPProcessor.from_pretrained(asset.locate("asset:emoji/emoji-clip"))
     processor.image_processor.size = {"shortest_edge": 224}
     processor.image_processor.crop_size = {"height": 224, "width": 224}
     processor.save_pretrained(folder)
-    text = {"vocab_size": len(processor.tokenizer), "eos_token_id": processor.tokenizer.eos_token_id}
-    CLIPModel(CLIPConfig(text_config=text)).save_pretrained(folder)  # the defaults are those of ViT-B/32
+    sizes, tokenizer = SIZES[model], processor.tokenizer
+    text = sizes["text_config"] | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    CLIPModel(CLIPConfig(**sizes | {"text_config": text})).save_pretrained(folder)
     return folder
 
 
@@ -52,10 +70,11 @@ def pictures(folder: Path, many: int, side: int) -> list[Path]:
     return found
 
 
-def main(many: int = 1000, side: int = 512) -> None:
+def main(many: int = 1000, side: int = 512, model: str = "ViT-L-14") -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as temporary:
         paths, prompts = pictures(Path(temporary), many, side), [f"a photo of number {i}" for i in range(many)]
-        scorer = METRICS["clip"].open(Weights({"clip": clip(Path(temporary) / "clip")}))
+        scorer = METRICS["clip"].open(Weights({"clip": clip(Path(temporary) / "clip", model)}, device))
         pixels = scorer.prepare(np.asarray(Image.open(paths[0])))
         spent = np.zeros((2, 2))  # bare and eval; seconds of the clock and of the processor
         values = []
@@ -67,7 +86,7 @@ def main(many: int = 1000, side: int = 512) -> None:
                 # Each batch of tensors of its own: an encoder makes nothing again of those that it has just seen.
                 scorer.score([pixels[:] for _ in texts], texts, None)
             clocks.append(now())
-            found = measure(prompts[part], {"m": paths[part]}, {"clip": scorer}).values["clip"]["m"]
+            found = measure(prompts[part], {"m": paths[part]}, {"clip": scorer}, device=device).values["clip"]["m"]
             clocks.append(now())
             if start >= 0:
                 spent += np.diff(clocks, axis=0)
@@ -75,7 +94,8 @@ def main(many: int = 1000, side: int = 512) -> None:
         began = time.process_time()
         interval(np.concatenate(values))
         bootstrap = time.process_time() - began
-    print(f"{many} pictures of {side} x {side}, batches of {BATCH}, {torch.get_num_threads()} threads")
+    on = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{many} pictures of {side} x {side} through {model}, batches of {BATCH}, {on}, {os.cpu_count()} cores")
     for name, (clock, processor) in zip(("bare forward", "diffopt eval"), spent, strict=True):
         print(f"{name}  {clock:7.1f} s, {processor:7.1f} s of processor time")
     clock, processor = spent[1] / spent[0]
@@ -88,4 +108,4 @@ def now() -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:3]), *sys.argv[3:])
