@@ -19,10 +19,13 @@ BATCH = 32
 """Pictures of one model that are scored at once; fixed, since it changes last bits."""
 Judged = Mapping[str, Sequence[Path | Sequence[Path]]]
 """By model, of each prompt a picture's file, or the files of a video's frames."""
-AHEAD = 2
-"""Batches that are read while a GPU is busy. On a CPU reading would take the cores that the model has, whose threads then wait
-for each other: there all cores read a batch, then all score it (1.11 of the bare forward for 1.12, 1.07 of its processor time
-for 1.10; tests/bench_eval.py with 288 pictures on two cores).
+CHUNK = 8
+"""Pictures of one model that a thread reads and prepares at once. An image processor has Python's lock as long for one as for
+eight, 0.9 ms, which is what 16 threads that read for a GPU would wait for."""
+AHEAD = 4
+"""Batches that are read while a GPU is busy: a chunk for each of 16 threads. On a CPU reading would take the cores that the
+model has, whose threads then wait for each other: there all cores read a batch, then all score it (1.11 of the bare forward for
+1.12, 1.07 of its processor time for 1.10; tests/bench_eval.py with 288 pictures on two cores).
 """
 
 
@@ -139,39 +142,61 @@ def _batches(n: int, size: int, pictures: Judged, prepares: list[Any], device: s
     models = list(pictures)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
 
-        def submitted() -> Iterator[dict[str, list[Future[_Read]]]]:
+        def submitted() -> Iterator[dict[str, list[Future[list[_Read]]]]]:
             for start in range(0, n, size):
                 stop = min(start + size, n)
-                yield {m: [pool.submit(_read, _files(pictures[m][i]), prepares) for i in range(start, stop)] for m in models}
+                chunks = [slice(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
+                yield {m: [pool.submit(_read, [_files(p) for p in pictures[m][c]], prepares) for c in chunks] for m in models}
 
         waiting = submitted()
         ready = list(islice(waiting, AHEAD if device != "cpu" else 1))
         while ready:
-            yield {m: [f.result() for f in futures] for m, futures in ready.pop(0).items()}
+            yield {m: [row for f in futures for row in f.result()] for m, futures in ready.pop(0).items()}
             ready += islice(waiting, 1)
 
 
-def _read(paths: Sequence[Path], prepares: list[Any]) -> _Read:
+def _read(rows: list[Sequence[Path]], prepares: list[Any]) -> list[_Read]:
+    """Of each prompt a picture, or a video's frames."""
+    decoded = [_decoded(paths) for paths in rows]
+    whole = [picture for pictures, _ in decoded for picture in pictures]
+    try:
+        prepared = {p: iter(p(whole) if whole else []) for p in prepares}
+    except Exception as e:  # what a processor raises for a picture that it cannot take is its own
+        if len(rows) > 1:
+            return [read for paths in rows for read in _read([paths], prepares)]
+        return [_Read({}, error=_unreadable(_named(rows[0]), e))]
+    found = []
+    for pictures, error in decoded:
+        digest, flat = hashlib.sha1(), True
+        for picture in pictures:
+            first = picture[0, 0]
+            flat &= bool((picture[::16, ::16] == first).all() and (picture == first).all())  # all of it is 7 ms of 512 x 512
+            digest.update(picture.data)
+        forms = {p: list(islice(prepared[p], len(pictures))) for p in prepares}
+        found.append(_Read({}, error=error) if error else _Read(forms, digest.hexdigest(), flat))
+    return found
+
+
+def _decoded(paths: Sequence[Path]) -> tuple[list[np.ndarray], str | None]:
+    """Uint8 [height, width, 3] each; or none, and why."""
     from PIL import Image
 
-    forms: dict[Any, list[Any]] = {p: [] for p in prepares}
-    digest, flat = hashlib.sha1(), True
+    pictures = []
     for path in paths:
         try:
             with Image.open(path) as image:
                 # An array of its own: torch warns of what is read-only.
-                picture = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-            for prepare in prepares:
-                forms[prepare].append(prepare(picture))
+                pictures.append(np.array(image if image.mode == "RGB" else image.convert("RGB")))
         except FileNotFoundError:
-            return _Read({}, error=f"{path}: is not there")
-        except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture, processors too
-            reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-            return _Read({}, error=f"{path}: cannot be read as a picture ({reason})")
-        first = picture[0, 0]
-        flat &= bool((picture[::16, ::16] == first).all() and (picture == first).all())  # all of it is 7 ms of 512 x 512
-        digest.update(picture.tobytes())
-    return _Read(forms, digest.hexdigest(), flat)
+            return [], f"{path}: is not there"
+        except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture
+            return [], _unreadable(path, e)
+    return pictures, None
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return f"{path}: cannot be read as a picture ({reason})"
 
 
 def _check_sizes(name: str, model: str, ours: list[Any], theirs: list[Any], prompts: list[str]) -> None:

@@ -318,6 +318,7 @@ def test_a_directory_without_runs_is_refused(tmp_path: Path, capsys) -> None:
 def test_pictures_are_read_while_a_gpu_is_busy_and_before_it_on_a_cpu(
     data: Path, monkeypatch: pytest.MonkeyPatch, device: str, most: int
 ) -> None:
+    monkeypatch.setattr(measure, "AHEAD", 2)
     monkeypatch.setattr(measure, "BATCH", 2)
     events: list[str] = []
     main_thread = threading.get_ident()
@@ -329,10 +330,10 @@ def test_pictures_are_read_while_a_gpu_is_busy_and_before_it_on_a_cpu(
             events.append("scored")
             return [0.0] * len(pictures)
 
-    def prepare(picture: np.ndarray) -> np.ndarray:
+    def prepare(pictures: list[np.ndarray]) -> list[np.ndarray]:
         assert threading.get_ident() != main_thread
-        events.append("read")
-        return picture
+        events.extend(["read"] * len(pictures))
+        return pictures
 
     slow = Slow()
     slow.prepare = prepare
@@ -341,6 +342,31 @@ def test_pictures_are_read_while_a_gpu_is_busy_and_before_it_on_a_cpu(
     first = events[: events.index("scored")].count("read")
     assert (first == most) if device == "cpu" else (2 < first <= most)  # batches of two
     assert events.count("read") == N  # each once
+
+
+def test_a_picture_that_cannot_be_prepared_leaves_its_own_row_out(data: Path) -> None:
+    """Though others are prepared with it."""
+
+    class Taking(Scorer):
+        def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> list[float]:
+            return [float(p.mean()) for p in pictures]
+
+    def prepare(pictures: list[np.ndarray]) -> list[np.ndarray]:
+        if any(np.array_equal(p, third) for p in pictures):
+            raise ValueError("too red\nfor this one")
+        return pictures
+
+    paths = [data / "full" / f"{i}.png" for i in range(N)]
+    each = [np.asarray(Image.open(p)) for p in paths]
+    third, taking = each[3], Taking()
+    taking.prepare = prepare
+    found = measure.measure(["a"] * N, {"full": paths}, {"clip": taking})
+    assert np.flatnonzero(~found.kept).tolist() == [3]
+    assert found.flaws == [
+        f"{paths[3]}: cannot be read as a picture (too red) (got it for 'full', 'a'); its prompt is left out"
+    ]
+    wanted = [np.nan if i == 3 else p.mean() for i, p in enumerate(each)]
+    np.testing.assert_allclose(found.values["clip"]["full"], wanted)
 
 
 def test_a_batch_of_nothing_but_missing_pictures_shifts_no_value(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def pictures() -> list[np.ndarray]:
 
 def ours(directory: Path, prompts: list[str], images: list[np.ndarray]) -> np.ndarray:
     scorer = METRICS["imagereward"].open(Weights({"imagereward": directory}))
-    return np.asarray(scorer.score([scorer.prepare(i) for i in images], prompts, None))
+    return np.asarray(scorer.score(scorer.prepare(images), prompts, None))
 
 
 # The official arithmetic, one picture and prompt at a time.

@@ -196,7 +196,7 @@ def test_clip_and_clip_iqa_load_and_run_their_model_once(drawn: tuple[list[str],
     calls = []
     embed = clip.encoder.embed
     clip.encoder.embed = lambda pixels: (calls.append(len(pixels)), embed(pixels))[1]
-    prepared = [clip.prepare(p) for p in drawn[1]]
+    prepared = list(clip.prepare(drawn[1]))
     for scorer in (clip, iqa):
         scorer.score(prepared, drawn[0], None)
     assert calls == [len(prepared)]

@@ -99,7 +99,7 @@ def test_a_metric_of_pictures_is_the_mean_over_a_videos_frames(tmp_path: Path) -
 def test_a_score_of_pictures_is_the_mean_over_a_videos_frames_with_its_own_prompt(tmp_path: Path) -> None:
     found = measured(tmp_path, "clip", film(), film()[::-1])
     scorer = METRICS["clip"].open(Weights({"clip": CLIP}))
-    frames = [scorer.prepare(f) for f in bytes_of(film()[0])]
+    frames = list(scorer.prepare(bytes_of(film()[0])))
     assert found["reference"][0] == pytest.approx(float(np.mean(scorer.score(frames, ["a"] * FRAMES, None))), abs=1e-4)
     assert found["candidate"][1] == pytest.approx(float(np.mean(scorer.score(frames, ["b"] * FRAMES, None))), abs=1e-4)
 
@@ -143,7 +143,7 @@ def test_clip_temporal_is_the_mean_cosine_of_neighbours_and_100_where_nothing_mo
     found = measured(tmp_path, "clip-temporal", still, film())
     assert found["reference"] == pytest.approx([100, 100], abs=1e-3)
     encoder = Weights({"clip": CLIP}).encoder("clip")
-    rows = encoder.pictures([encoder.prepare(f) for f in bytes_of(film()[0])])
+    rows = encoder.pictures(list(encoder.prepare(bytes_of(film()[0]))))
     unit = (rows / rows.norm(dim=-1, keepdim=True)).numpy()
     assert found["candidate"][0] == pytest.approx(100 * np.mean([a @ b for a, b in pairwise(unit)]), abs=1e-3)
     assert found["candidate"][0] < 99.9

@@ -1,7 +1,7 @@
 """A model that turns pictures, and texts where it is a CLIP, into embeddings; shared by the metrics that use the same one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import is_
 from pathlib import Path
@@ -20,8 +20,8 @@ OPEN_CLIP = "open_clip_config.json"
 class Encoder:
     """Embeddings of pictures and texts. The last batch of each is kept: several metrics and models ask for the same."""
 
-    prepare: "Callable[[np.ndarray], Tensor]"
-    """A picture, uint8 [height, width, 3], as the model takes it, float [3, side, side]."""
+    prepare: "Callable[[list[np.ndarray]], Iterable[Tensor]]"
+    """Pictures, uint8 [height, width, 3] each, as the model takes them, float [3, side, side] each."""
     embed: "Callable[[Tensor], Tensor]"
     """[n, 3, side, side] -> [n, d]."""
     read: "Callable[[list[str]], Tensor] | None"
@@ -72,14 +72,22 @@ def load(path: Path, device: str) -> Encoder:
     raise MetricError(f"{path.name}: has neither config.json nor {OPEN_CLIP} (got {str(path)!r}); give a model's directory")
 
 
+def _prepared(processor: Any, pictures: "list[np.ndarray]") -> "Tensor":
+    """By an image processor of transformers. A view with the channels first is what it makes of a picture by a copy."""
+    import torch
+
+    views = [torch.from_numpy(p).permute(2, 0, 1) for p in pictures]
+    return processor(views, return_tensors="pt", input_data_format="channels_first")["pixel_values"]  # type: ignore[no-any-return]
+
+
 def _clip(path: Path, device: str) -> Encoder:
     from transformers import CLIPModel, CLIPProcessor
 
     model, processor = CLIPModel.from_pretrained(path).eval().to(device), CLIPProcessor.from_pretrained(path)
     longest = model.config.text_config.max_position_embeddings
 
-    def prepare(picture: "np.ndarray") -> "Tensor":
-        return processor.image_processor([picture], return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]  # type: ignore[no-any-return]
+    def prepare(pictures: "list[np.ndarray]") -> "Tensor":
+        return _prepared(processor.image_processor, pictures)
 
     def embed(pixels: "Tensor") -> "Tensor":
         return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)  # type: ignore[no-any-return]
@@ -100,8 +108,8 @@ def _open_clip(path: Path, device: str) -> Encoder:
     tokenizer = open_clip.get_tokenizer(name)
     model.eval()
 
-    def prepare(picture: "np.ndarray") -> "Tensor":
-        return transform(Image.fromarray(picture))  # type: ignore[no-any-return]
+    def prepare(pictures: "list[np.ndarray]") -> "list[Tensor]":
+        return [transform(Image.fromarray(p)) for p in pictures]
 
     def read(texts: list[str]) -> "Tensor":
         return model.encode_text(tokenizer(texts).to(device))  # type: ignore[no-any-return]
@@ -114,8 +122,8 @@ def _image_model(path: Path, device: str) -> Encoder:
 
     model, processor = AutoModel.from_pretrained(path).eval().to(device), AutoImageProcessor.from_pretrained(path)
 
-    def prepare(picture: "np.ndarray") -> "Tensor":
-        return processor([picture], return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]  # type: ignore[no-any-return]
+    def prepare(pictures: "list[np.ndarray]") -> "Tensor":
+        return _prepared(processor, pictures)
 
     def embed(pixels: "Tensor") -> "Tensor":
         return model(pixel_values=pixels).pooler_output.flatten(1)  # type: ignore[no-any-return]

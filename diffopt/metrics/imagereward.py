@@ -59,14 +59,15 @@ class ImageReward(Scorer):
         self.model, self.side = load(path)
         self.model.to(self.device)
 
-    def prepare(self, picture: "np.ndarray") -> "Tensor":
-        """Float [3, side, side]."""
+    def prepare(self, pictures: "list[np.ndarray]") -> "list[Tensor]":
+        """Float [3, side, side] each."""
         from PIL import Image
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import center_crop, normalize, pil_to_tensor, resize
 
-        image = center_crop(resize(Image.fromarray(picture), [self.side], InterpolationMode.BICUBIC), [self.side])
-        return normalize(pil_to_tensor(image).float() / 255, PIXEL_MEAN, PIXEL_DEVIATION)  # type: ignore[no-any-return]
+        images = [resize(Image.fromarray(p), [self.side], InterpolationMode.BICUBIC) for p in pictures]
+        tensors = [pil_to_tensor(center_crop(i, [self.side])).float() / 255 for i in images]
+        return [normalize(t, PIXEL_MEAN, PIXEL_DEVIATION) for t in tensors]
 
     def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> "np.ndarray":
         import torch

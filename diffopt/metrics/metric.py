@@ -1,7 +1,7 @@
 """What a metric is, and what it scores with. Importing this imports no library that computes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,16 +21,16 @@ SOURCES = {
 """What metrics need beside pictures: fields of the group `eval`, and flags of `diffopt eval`."""
 
 
-def _as_it_is(picture: "np.ndarray") -> "np.ndarray":
-    return picture
+def _as_they_are(pictures: "list[np.ndarray]") -> "list[np.ndarray]":
+    return pictures
 
 
 class Scorer(ABC):
     """A metric with its weights in memory."""
 
-    prepare: "Callable[[np.ndarray], Any]" = staticmethod(_as_it_is)
-    """What of a picture, uint8 [height, width, 3], the model is given. Called in the threads that read pictures, and once
-    for all scorers that have the same function."""
+    prepare: "Callable[[list[np.ndarray]], Iterable[Any]]" = staticmethod(_as_they_are)
+    """What of each of a few pictures, uint8 [height, width, 3], the model is given, in order. Called in the threads that read
+    pictures, and once for all scorers that have the same function."""
 
     @abstractmethod
     def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> "Sequence[float] | np.ndarray":
