@@ -22,6 +22,8 @@ def jobs(recipe: str) -> list[list[str]]:
 
     Of a search, which chooses its jobs as it goes, one: the first value of each key.
     """
+    if "hydra" not in (bundled("recipes") / f"{recipe}.yaml").read_text():  # its sweeper is where it would sweep
+        return [[]]
     register()
     with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
         sweeper = compose("config", [f"+recipe={recipe}"], return_hydra_config=True).hydra.sweeper

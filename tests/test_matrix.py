@@ -63,6 +63,9 @@ UNET: dict[str, Any] = {
     "attention_head_dim": (2,),
 }
 FEWER: dict[str, dict[str, Any]] = {
+    "flux": {"num_layers": 1, "num_single_layers": 1},
+    "chroma": {"num_layers": 1, "num_single_layers": 1},
+    "sd3": {"num_layers": 2},
     "ltx": {"num_layers": 7},  # one beyond the ends that stay as they are
     "wan": {"num_layers": 7},
     "wan_ti2v": {"num_layers": 7},
