@@ -11,7 +11,7 @@ import pytest
 from browser import chromium
 from conftest import composed, some
 from PIL import Image
-from test_matrix import overrides
+from test_matrix import drawing, overrides
 from test_metrics import CLIP, noise, psnr_by_hand
 from tiny import PROMPTS
 
@@ -185,7 +185,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     where = tmp_path_factory.mktemp(request.param)
     (where / "prompts.txt").write_text("\n".join(PROMPTS))
     metrics = ["eval.metrics=[psnr,clip,clip-temporal,dtssd]", f"eval.clip={CLIP}", "eval.frames=3", "format=mxfp8"]
-    config = composed(*overrides(request.param, where / "prompts.txt", whole=False), *metrics, f"store={where / 'store'}")
+    picks = [*overrides(request.param, whole=False), *drawing(request.param, where / "prompts.txt", whole=False)]
+    config = composed(*picks, *metrics, f"store={where / 'store'}")
     made = job.prepare(config, [], dry=False, sweep=False)
     done = run_plan(made.plan, made.choices, made.store, made.sources)
     directory = where / "run"
