@@ -25,7 +25,7 @@ eight, 0.9 ms, which is what 16 threads that read for a GPU would wait for."""
 AHEAD = 4
 """Batches that are read while a GPU is busy: a chunk for each of 16 threads. On a CPU reading would take the cores that the
 model has, whose threads then wait for each other: there all cores read a batch, then all score it (1.11 of the bare forward for
-1.12, 1.07 of its processor time for 1.10; tests/bench_eval.py with 288 pictures on two cores).
+1.12, 1.07 of its processor time for 1.10; tests/bench_eval.py 288 512 ViT-B-32 on two cores, before there were chunks).
 """
 
 
@@ -160,7 +160,8 @@ def _read(rows: list[Sequence[Path]], prepares: list[Any]) -> list[_Read]:
     decoded = [_decoded(paths) for paths in rows]
     whole = [picture for pictures, _ in decoded for picture in pictures]
     try:
-        prepared = {p: iter(p(whole) if whole else []) for p in prepares}
+        # As many as there are pictures, or the rows that follow would have each other's.
+        prepared = {p: iter([form for form, _ in zip(p(whole), whole, strict=True)] if whole else []) for p in prepares}
     except Exception as e:  # what a processor raises for a picture that it cannot take is its own
         if len(rows) > 1:
             return [read for paths in rows for read in _read([paths], prepares)]

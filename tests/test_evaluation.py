@@ -369,6 +369,18 @@ def test_a_picture_that_cannot_be_prepared_leaves_its_own_row_out(data: Path) ->
     np.testing.assert_allclose(found.values["clip"]["full"], wanted)
 
 
+def test_a_metric_that_prepares_too_few_gives_no_picture_anothers_value(data: Path) -> None:
+    class Short(Scorer):
+        def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> list[float]:
+            return [float(p.mean()) for p in pictures]
+
+    short = Short()
+    short.prepare = lambda pictures: pictures[1:]
+    found = measure.measure(["a"] * N, {"full": [data / "full" / f"{i}.png" for i in range(N)]}, {"clip": short})
+    assert not found.kept.any()
+    assert len([f for f in found.flaws if "cannot be read as a picture" in f]) == N
+
+
 def test_a_batch_of_nothing_but_missing_pictures_shifts_no_value(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = {m: [data / m / f"{i}.png" for i in range(N)] for m in ("full", "far")}
     psnr, prompts = METRIC.open(Weights({})), ["x"] * N
