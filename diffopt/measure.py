@@ -19,11 +19,14 @@ BATCH = 32
 """Pictures of one model that are scored at once; fixed, since it changes last bits."""
 Judged = Mapping[str, Sequence[Path | Sequence[Path]]]
 """By model, of each prompt a picture's file, or the files of a video's frames."""
-CHUNK = 8
+CHUNK = 4
 """Pictures of one model that a thread reads and prepares at once. An image processor has Python's lock as long for one as for
-eight, 0.9 ms, which is what 16 threads that read for a GPU would wait for."""
+eight, 0.9 ms, which is what 16 threads that read for a GPU would wait for; and the first batch waits for all threads' chunks.
+1,000 pictures through ViT-L/14 on one H200 took 1.02 to 1.10 of the bare forward in fours, 1.08 to 1.16 in eights, 1.18 to 1.23
+in twos; 1.6 to 2.1 where a reading thread has one torch thread (tests/bench_eval.py's arithmetic, in turn in one process).
+"""
 AHEAD = 4
-"""Batches that are read while a GPU is busy: a chunk for each of 16 threads. On a CPU reading would take the cores that the
+"""Batches that are read while a GPU is busy: two chunks for each of 16 threads. On a CPU reading would take the cores that the
 model has, whose threads then wait for each other: there all cores read a batch, then all score it (1.11 of the bare forward for
 1.12, 1.07 of its processor time for 1.10; tests/bench_eval.py 288 512 ViT-B-32 on two cores, before there were chunks).
 """
