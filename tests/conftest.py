@@ -30,6 +30,12 @@ from diffopt.searchpath import bundled, register
 from diffopt.source import Source
 from diffopt.stage import stages
 
+gc.set_threshold(200_000, 20, 20)
+"""Python searches for garbage a 285th as often: libraries and graphs are a million objects, and the searches a fifteenth of all
+time."""
+
+LONGEST = ("test_matrix.py", "test_quickstart.py", "test_families.py", "test_graph.py")
+
 PROBES: dict[str, Any] = {
     "numerics": {"torch": "2.11.0", "diffusers": "0.42.1", "transformers": "5.0.0", "device": "cpu+x86_64+avx2"},
     "modelopt": "0.47.0",
@@ -49,12 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `--matrix` what is slow alone. A family of the matrix, and each other file, go to one process: what a module's
-    fixtures made is used again there."""
+    fixtures made is used again there. The longest begin first, so that no process ends long before the others."""
     matrix = "test_matrix.py"
     if config.getoption("--matrix"):
         kept = [x for x in items if x.path.name == matrix or x.get_closest_marker("matrix")]
         config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
         items[:] = kept
+    items.sort(key=lambda x: x.path.name not in LONGEST)
     for item in items:
         cell: Any = getattr(item, "callspec", None) if item.path.name == matrix else None
         item.add_marker(pytest.mark.xdist_group(cell.params["family"] if cell else item.path.name))
