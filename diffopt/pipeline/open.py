@@ -105,7 +105,7 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
 def empty_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     """The same modules as `open_backbone` gives, on the meta device."""
     pinned = pipeline.json("pipeline.json")
-    with init_empty_weights():
+    with torch.device("meta"):
         found = {n: _class(ctx, pinned, n).from_config(config(ctx, pinned, n)).eval() for n in pinned["backbones"]}
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
 
