@@ -107,9 +107,15 @@ def some(values: Iterable[Any], few: Collection[Any]) -> list[Any]:
 
 
 @cache
+def registered() -> None:
+    """Once in a process: a third of composing was to read the launchers' settings again."""
+    register()
+
+
+@cache
 def composed(*overrides: str) -> DictConfig:
     """What Hydra composes of these overrides, its own settings left out. Shared: not to be changed."""
-    register()
+    registered()
     with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
         return compose("config", [job.spelled(o) for o in overrides])
 
