@@ -162,7 +162,7 @@ def asked(method: dict[str, Any], **fields: Any) -> SearchView:
 
 @cache
 def drawn() -> ReferenceImages:
-    b = bench()
+    b = bench(family="flux")
     ctx = b.context()
     prompts = prompt_set(b.prompts[:PROMPTS])
     view = DrawView(prompts=prompts, batch_size=PROMPTS, steps=STEPS)
@@ -171,7 +171,7 @@ def drawn() -> ReferenceImages:
 
 
 def go(view: SearchView, many: int = PROMPTS, kept: Path | None = None) -> dict[str, Any]:
-    b = bench()
+    b = bench(family="flux")
     own = {"clip": None, "imagereward": None, "features": None}
     judged = JudgedView(prompts=prompt_set(b.prompts[:many]), batch_size=PROMPTS, steps=STEPS, runtime="torch", **own)
     texts = b.encoded(prompt_set(b.prompts[:PROMPTS]), PROMPTS)

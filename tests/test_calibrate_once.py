@@ -121,7 +121,7 @@ def test_the_embedded_model_is_calibrated_as_by_the_ordinary_loop(name: str, mha
 def test_one_changed_extreme_changes_the_quantized_model(name: str, alpha: float, mha: bool) -> None:
     extremes = load_file(bench().stats(4).path / "extremes.safetensors")
     changed = {n: x.clone() for n, x in extremes.items()}
-    one = changed["single_transformer_blocks.1.proj_out.input_quantizer"]
+    one = changed["single_transformer_blocks.0.proj_out.input_quantizer"]
     one[one.argmax()] *= 1.001
     ours, theirs = (from_extremes(bench(), e, name, alpha, mha) for e in (changed, extremes))
     assert differing(ours, theirs)
@@ -178,7 +178,7 @@ def test_an_extreme_is_the_largest_absolute_value_that_entered_the_layer() -> No
     b = bench()
     seen: list[torch.Tensor] = []
     plain, model = b.backbone(), b.backbone()
-    name = "transformer_blocks.1.ff.net.2"
+    name = "transformer_blocks.0.ff.net.2"
     plain.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         plain(**b.inputs(2))

@@ -106,7 +106,7 @@ def test_attention_alone_is_cut_out(part: str, near: float) -> None:
 
 
 def test_no_run_reuses_what_another_left() -> None:
-    b, cache = bench(), view(bench())
+    b, cache = bench(family="flux"), view(bench(family="flux"))
     with running(b, cache) as run:
         alone = b.draw(run.pipe, ["a banana"], [7], STEPS)
         b.draw(run.pipe, PROMPTS, SEEDS, STEPS)
@@ -114,7 +114,7 @@ def test_no_run_reuses_what_another_left() -> None:
 
 
 def test_a_run_that_an_error_ended_leaves_nothing() -> None:
-    b, cache = bench(), view(bench())
+    b, cache = bench(family="flux"), view(bench(family="flux"))
 
     def fail() -> None:
         raise RuntimeError("stopped")
@@ -127,7 +127,7 @@ def test_a_run_that_an_error_ended_leaves_nothing() -> None:
 
 
 def test_batches_of_several_sizes_follow_each_other() -> None:
-    b, cache = bench(), view(bench())
+    b, cache = bench(family="flux"), view(bench(family="flux"))
     with running(b, cache, most=2) as run:
         alone = b.draw(run.pipe, PROMPTS, SEEDS, STEPS)
         both = b.draw(run.pipe, [*PROMPTS, "a banana"], [*SEEDS, 7], STEPS)
@@ -150,7 +150,7 @@ def test_int8_of_the_embedded_model_is_cut_without_a_change() -> None:
 
 
 def test_a_cache_that_never_hits_is_refused() -> None:
-    b, cache = bench(), view(bench(), steps=[3])
+    b, cache = bench(family="flux"), view(bench(family="flux"), steps=[3])
     with pytest.raises(GateError, match="cache: never hit"), running(b, cache) as run:
         b.draw(run.pipe, PROMPTS, SEEDS, 2)
 

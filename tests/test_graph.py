@@ -129,7 +129,8 @@ def test_a_quantized_graph_takes_the_bits_of_its_format_per_weight(name: str, dt
 @pytest.mark.parametrize(("name", "dtype"), [("int8_sq", "float32"), ("fp8", "float32"), ("nvfp4", "float16")])
 def test_the_file_of_a_quantized_graph_is_much_smaller(name: str, dtype: str) -> None:
     # Of the tiny model's file an eighth to a half is nodes, which do not shrink.
-    ours, plain = ((graph(n, dtype).path / "model.onnx").stat().st_size for n in (name, None))
+    b = bench(family="flux")
+    ours, plain = ((b.graph(n, dtype=dtype).path / "model.onnx").stat().st_size for n in (name, None))
     assert ours < (0.5 if dtype == "float32" else 0.8) * plain
 
 
@@ -183,7 +184,7 @@ def test_quantized_weights_are_right_operands_of_products() -> None:
 
 
 def test_two_layers_that_share_a_weight_share_it_in_the_graph(tmp_path: Path) -> None:
-    b = bench()
+    b = bench(family="flux")
     backbone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))
     one, other = (backbone.single_transformer_blocks[i].attn.to_q for i in (0, 1))
     other.weight = one.weight

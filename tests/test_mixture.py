@@ -34,9 +34,9 @@ CANDIDATES = ("nvfp4", "fp8", "int8_sq", "mxfp8")
 
 @cache
 def mixed(candidates: tuple[str, ...] = CANDIDATES, exclude: tuple[str, ...] = (), **budget: Any) -> Mix:
-    ctx = bench().context()
+    ctx = bench(family="flux").context()
     view = MixView(candidates=list(candidates), budget=Budget(**budget), exclude=list(exclude))
-    mix.run(ctx, view, bench().pipeline(), measured())
+    mix.run(ctx, view, bench(family="flux").pipeline(), measured())
     return Mix(ctx.out, "mix")
 
 
@@ -164,11 +164,11 @@ def made(names: tuple[str, ...], family: str = "flux") -> Checkpoint:
 
 @cache
 def restored(*names: str) -> torch.nn.Module:
-    return checkpoint.restore(bench().context(), bench().pipeline(), made(names))
+    return checkpoint.restore(bench(family="flux").context(), bench(family="flux").pipeline(), made(names))
 
 
 def test_every_layer_is_to_the_bit_what_it_is_in_its_format_alone() -> None:
-    b, model = bench(), restored(*CANDIDATES)
+    b, model = bench(family="flux"), restored(*CANDIDATES)
     for name in CANDIDATES:
         alone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, alpha=ALPHA))
         layers = [n for n, f in formats_of(in_turn(CANDIDATES)).items() if f == name]
@@ -194,7 +194,7 @@ def test_the_checkpoint_says_what_each_layer_is() -> None:
 def test_plain_modelopt_restores_a_mix_to_the_bit() -> None:
     import modelopt.torch.opt as mto
 
-    b, path = bench(), folder() / "mix.pt"
+    b, path = bench(family="flux"), folder() / "mix.pt"
     ours = call(restored(*CANDIDATES), b.inputs())
     portable(restored(*CANDIDATES), path)
     theirs = b.backbone()
@@ -204,7 +204,7 @@ def test_plain_modelopt_restores_a_mix_to_the_bit() -> None:
 
 
 def test_a_mix_of_one_format_is_that_format() -> None:
-    b = bench()
+    b = bench(family="flux")
     alone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq", alpha=ALPHA))
     assert torch.equal(call(restored("int8_sq"), b.inputs()), call(alone, b.inputs()))
 
@@ -235,7 +235,7 @@ THREE = ("nvfp4", "fp8", "int8_sq")
 
 @cache
 def graph() -> OnnxGraph:
-    b = bench()
+    b = bench(family="flux")
     ctx, size = b.context(), SizeView(**{n: getattr(b.call, n) for n in SizeView.model_fields})
     view = GraphView(opset=20, batch_size=1, max_batch_size=None, high_precision_dtype="float16")
     export.run(ctx, size, view, b.pipeline(), made(THREE))
@@ -256,7 +256,7 @@ def test_the_graph_stores_every_weight_in_its_layers_format() -> None:
 @pytest.mark.matrix
 @pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")
 def test_a_plan_is_built_of_a_mix() -> None:
-    ctx = bench().context()
+    ctx = bench(family="flux").context()
     build.run(ctx, BuilderView(builder_optimization_level=0), graph())
     assert json.loads((ctx.out / "plan.json").read_text())["format"] == "auto"
     assert (ctx.out / "model.plan").stat().st_size > 100_000

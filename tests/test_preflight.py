@@ -139,7 +139,7 @@ def test_a_size_that_the_pipeline_would_round_is_refused(chosen: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("blocks", "said"),
     [
-        ('["*"]', "cache.blocks: matches all 4 blocks"),
+        ('["*"]', "cache.blocks: matches all 2 blocks"),
         ('["up_blocks.*"]', "cache.blocks: matches no block (got 'up_blocks.*'); there are"),
     ],
 )

@@ -39,14 +39,14 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def graph_backbone(graph: OnnxGraph, session: onnxruntime.InferenceSession | None = None) -> GraphBackbone:
     head = graph.json("graph.json")
-    return GraphBackbone(session or _session(graph, head), head, FAMILY, bench().backbone())
+    return GraphBackbone(session or _session(graph, head), head, FAMILY, bench(family="flux").backbone())
 
 
 # onnxruntime.
 
 
 def test_onnxruntime_computes_the_plain_backbone() -> None:
-    b = bench()
+    b = bench(family="flux")
     inputs = {n: x * 0.7 if n == "hidden_states" else x for n, x in b.inputs().items()}
     (out,) = graph_backbone(b.graph(None))(**inputs)
     assert apart(out, call(b.backbone(), inputs)) < 1e-5
@@ -54,12 +54,12 @@ def test_onnxruntime_computes_the_plain_backbone() -> None:
 
 @pytest.fixture(scope="module")
 def simulated_int8() -> torch.Tensor:
-    b = bench()
+    b = bench(family="flux")
     return call(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq")), b.inputs())
 
 
 def test_onnxruntime_computes_int8_as_fake_quantization_does(simulated_int8: torch.Tensor) -> None:
-    b = bench()
+    b = bench(family="flux")
     (out,) = graph_backbone(b.graph("int8_sq"))(**b.inputs())
     assert apart(out, simulated_int8) < NEAR
     assert apart(call(b.backbone(), b.inputs()), simulated_int8) > 2 * NEAR
@@ -67,7 +67,7 @@ def test_onnxruntime_computes_int8_as_fake_quantization_does(simulated_int8: tor
 
 @pytest.mark.parametrize("which", ["weight", "input"])
 def test_one_broken_scale_would_show(which: str, simulated_int8: torch.Tensor) -> None:
-    b = bench()
+    b = bench(family="flux")
     m = onnx.load(b.graph("int8_sq").path / "model.onnx")
     stored = {i.name: i for i in m.graph.initializer}
     constants = {n.output[0]: n.attribute[0].t for n in m.graph.node if n.op_type == "Constant"}
@@ -84,22 +84,22 @@ def test_one_broken_scale_would_show(which: str, simulated_int8: torch.Tensor) -
 
 
 def test_a_graph_refuses_inputs_of_another_shape() -> None:
-    backbone = graph_backbone(bench().graph("int8_sq"))
+    backbone = graph_backbone(bench(family="flux").graph("int8_sq"))
     with pytest.raises(ValueError, match=r"hidden_states: the graph takes \[1, 64, 16\], but .* \[2, 64, 16\]"):
-        backbone(**bench().inputs(2))
+        backbone(**bench(family="flux").inputs(2))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_a_graph_with_a_dynamic_batch_takes_every_number_of_rows_up_to_its_most(rows: int) -> None:
-    b = bench()
+    b = bench(family="flux")
     (out,) = graph_backbone(b.graph(None, most=3))(**b.inputs(rows))
     assert apart(out, call(b.backbone(), b.inputs(rows))) < 1e-5
 
 
 def test_a_graph_with_a_dynamic_batch_refuses_more_rows() -> None:
-    backbone = graph_backbone(bench().graph(None, most=3))
+    backbone = graph_backbone(bench(family="flux").graph(None, most=3))
     with pytest.raises(ValueError, match=r"hidden_states: .* \[4, 64, 16\]"):
-        backbone(**bench().inputs(4))
+        backbone(**bench(family="flux").inputs(4))
 
 
 def test_every_int8_product_runs_by_an_integer_kernel(tmp_path: Path) -> None:
@@ -114,12 +114,12 @@ def test_every_int8_product_runs_by_an_integer_kernel(tmp_path: Path) -> None:
 
 
 def running(runtime: str, subject: Any, cache: CacheView | None = None, b: Bench | None = None) -> Any:
-    b = b or bench()
+    b = b or bench(family="flux")
     return RUNTIMES[runtime].running(b.context(), b.pipeline(), subject, cache, texts=True)
 
 
 def test_a_pipeline_on_onnxruntime_draws_what_torch_draws() -> None:
-    b = bench()
+    b = bench(family="flux")
     arguments = (["a red apple"], [5], 2)
     plain = b.draw(open_pipeline(b.context(), b.pipeline()), *arguments)
     with running("onnxruntime", b.graph(None)) as run:
@@ -128,7 +128,7 @@ def test_a_pipeline_on_onnxruntime_draws_what_torch_draws() -> None:
 
 
 def sampled(runtime: str, subject: Any, size: int) -> list[np.ndarray]:
-    b = bench()
+    b = bench(family="flux")
     context = b.context()
     view = RuntimeView(prompts=PromptSet("tests", b.prompts[:size]), batch_size=2, steps=2, runtime=runtime)
     sample.run(context, b.call, None, view, b.pipeline(), b.encoded(view.prompts, 2), subject, 5)
@@ -138,7 +138,7 @@ def sampled(runtime: str, subject: Any, size: int) -> list[np.ndarray]:
 
 def test_the_last_batch_of_a_graph_is_filled_up() -> None:
     theirs = sampled("torch", None, 5)
-    ours = sampled("onnxruntime", bench().graph(None, batch=3), 5)
+    ours = sampled("onnxruntime", bench(family="flux").graph(None, batch=3), 5)
     assert len(ours) == 5
     for one, other in zip(ours, theirs, strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
@@ -146,7 +146,7 @@ def test_the_last_batch_of_a_graph_is_filled_up() -> None:
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_neither_the_reference_nor_a_candidate_opens_the_text_encoders(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    b = bench()
+    b = bench(family="flux")
     view = RuntimeView(prompts=PromptSet("tests", b.prompts[:1]), batch_size=2, steps=1, runtime=runtime)
     texts, subject = b.encoded(view.prompts, 2), b.graph(None) if runtime == "onnxruntime" else None
 
@@ -176,7 +176,7 @@ def test_regrouped_embeddings_of_different_lengths_are_padded_and_masked() -> No
 
 
 def test_pictures_of_the_torch_runtime_are_the_plain_pipelines() -> None:
-    b = bench()
+    b = bench(family="flux")
     prompts, seeds = list(b.prompts[:2]), [5, 6]
     drawn = b.draw(open_pipeline(b.context(), b.pipeline()), prompts, seeds, 2)
     assert np.array_equal(np.stack(sampled("torch", None, 2)), (drawn * 255).round().astype(np.uint8))
@@ -184,7 +184,7 @@ def test_pictures_of_the_torch_runtime_are_the_plain_pipelines() -> None:
 
 @pytest.mark.parametrize("name", ["int8_sq", "fp8", "nvfp4"])
 def test_a_checkpoint_changes_the_pictures_of_the_torch_runtime(name: str) -> None:
-    assert not np.array_equal(sampled("torch", bench().checkpoint(name), 1), sampled("torch", None, 1))
+    assert not np.array_equal(sampled("torch", bench(family="flux").checkpoint(name), 1), sampled("torch", None, 1))
 
 
 # The cache.
@@ -203,7 +203,7 @@ def cachify(**fields: Any) -> CacheView:
 
 
 def pictures_of(run: Running, prompts: tuple[str, ...] = ("a red apple",), seed: int = 5) -> np.ndarray:
-    return bench().draw(run.pipe, list(prompts), [seed + i for i in range(len(prompts))], STEPS)
+    return bench(family="flux").draw(run.pipe, list(prompts), [seed + i for i in range(len(prompts))], STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -232,23 +232,23 @@ def test_what_a_cache_saved_is_counted_in_the_blocks_themselves() -> None:
 
 
 def test_a_policy_caches_a_quantized_backbone_as_a_plain_one() -> None:
-    with running("torch", bench().checkpoint("int8_sq")) as run:
+    with running("torch", bench(family="flux").checkpoint("int8_sq")) as run:
         plain = pictures_of(run)
-    with running("torch", bench().checkpoint("int8_sq"), cachify()) as run:
+    with running("torch", bench(family="flux").checkpoint("int8_sq"), cachify()) as run:
         found = pictures_of(run)
         assert (run.saved().hits, run.saved().misses) == (3 * STEPS // 2, 3 * STEPS // 2)
-    with running("torch", bench().checkpoint("int8_sq"), cachify(steps=[STEPS - 1], reuse="output")) as run:
+    with running("torch", bench(family="flux").checkpoint("int8_sq"), cachify(steps=[STEPS - 1], reuse="output")) as run:
         late = pictures_of(run)
     assert 0 < np.abs(late - plain).mean() < np.abs(found - plain).mean() * 10
     assert not np.array_equal(found, plain)
 
 
 def test_a_policy_that_never_hits_on_a_quantized_backbone_changes_no_bit() -> None:
-    with running("torch", bench().checkpoint("int8_sq")) as run:
+    with running("torch", bench(family="flux").checkpoint("int8_sq")) as run:
         plain = pictures_of(run)
 
     def never() -> None:
-        with running("torch", bench().checkpoint("int8_sq"), cachify(start=STEPS)) as run:
+        with running("torch", bench(family="flux").checkpoint("int8_sq"), cachify(start=STEPS)) as run:
             assert np.array_equal(pictures_of(run), plain)
 
     with pytest.raises(GateError, match=r"^cache: never hit \(got cache\.blocks=.*, 18 calls computed\)"):
@@ -264,7 +264,7 @@ def test_a_policy_that_does_not_fit_the_model_is_a_line() -> None:
 
 
 def test_the_index_of_pictures_says_what_the_cache_saved() -> None:
-    b = bench()
+    b = bench(family="flux")
     context = b.context()
     view = RuntimeView(prompts=PromptSet("tests", b.prompts[:2]), batch_size=2, steps=4, runtime="torch")
     sample.run(context, b.call, cachify(), view, b.pipeline(), b.encoded(view.prompts, 2), None, 5)
@@ -279,7 +279,7 @@ def test_a_cache_changes_the_pictures(high: Running) -> None:
 
 
 def test_a_cache_works_on_a_quantized_backbone() -> None:
-    with running("torch", bench().checkpoint("nvfp4"), first_block(5.0)) as run:
+    with running("torch", bench(family="flux").checkpoint("nvfp4"), first_block(5.0)) as run:
         assert np.isfinite(pictures_of(run)).all()
         assert run.saved().hits > 0
 

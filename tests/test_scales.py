@@ -69,15 +69,15 @@ def test_they_are_those_of_modelopt_for_a_16_bit_model(name: str) -> None:
 def test_a_channel_that_never_fires_is_scaled_as_modelopt_does() -> None:
     b = bench()
     extremes = load_file(b.stats(4).path / "extremes.safetensors")
-    extremes["transformer_blocks.1.ff.net.2.input_quantizer"][3] = 0
+    extremes["transformer_blocks.0.ff.net.2.input_quantizer"][3] = 0
     assert same(*both(b, "int8_sq", 0.5, False, extremes))
 
 
 def test_a_channel_that_no_weight_reads_is_refused_by_the_name_of_its_layer() -> None:
     b = bench()
     opened, extremes = plain(b), load_file(b.stats(4).path / "extremes.safetensors")
-    opened.backbone.transformer_blocks[1].ff.net[2].weight.data[:, 3] = 0
-    with pytest.raises(GateError, match=r"transformer_blocks\.1\.ff\.net\.2 has an input channel that no weight reads"):
+    opened.backbone.transformer_blocks[0].ff.net[2].weight.data[:, 3] = 0
+    with pytest.raises(GateError, match=r"transformer_blocks\.0\.ff\.net\.2 has an input channel that no weight reads"):
         scales(opened.backbone, opened.switched_on(rules(b, "int8_sq", False)), extremes, 0.5)
 
 

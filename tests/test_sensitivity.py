@@ -54,7 +54,7 @@ def reading(family: str = "flux", **kw: Any) -> Reading:
 @cache
 def inputs() -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """By layer: its input and full-precision output in every backbone call of modelopt's own kind of loop."""
-    b = bench()
+    b = bench(family="flux")
     pipe = open_pipeline(b.context(), b.pipeline())
     found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for name, module in pipe.transformer.named_modules():
@@ -68,7 +68,7 @@ def inputs() -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
 
 @pytest.mark.parametrize("name", MEASURABLE)
 def test_an_error_is_to_the_bit_that_of_the_layer_of_an_ordinary_checkpoint(name: str) -> None:
-    b = bench()
+    b = bench(family="flux")
     model = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, alpha=ALPHA))
     layers = {x["name"]: x for x in measured().json("sensitivity.json")["layers"]}
     assert set(layers) == set(checkpoint.quantized_layers(model))
@@ -118,7 +118,7 @@ def test_measuring_leaves_the_backbone_as_it_was() -> None:
     from diffopt.probe import probed, variants
     from diffopt.step_extremes import drawn
 
-    b = bench()
+    b = bench(family="flux")
     model, name = b.backbone(), "transformer_blocks.0.attn.to_q"
     before = {n: x.clone() for n, x in model.state_dict().items()}
     layer = model.get_submodule(name)
@@ -151,7 +151,7 @@ def test_a_layer_that_was_never_observed_is_refused() -> None:
 
     name = "transformer_blocks.0.attn.to_q"
     with pytest.raises(GateError, match=name):
-        variants({name: bench().backbone().get_submodule(name)}, method("fp8"), None, {})
+        variants({name: bench(family="flux").backbone().get_submodule(name)}, method("fp8"), None, {})
 
 
 # What is asked for.

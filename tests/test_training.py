@@ -366,7 +366,7 @@ def test_plain_modelopt_restores_a_trained_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_loss_falls() -> None:
-    b = bench()
+    b = bench(family="flux")
     lots = about(trained(b, "nvfp4", steps=20, learning_rate=1e-3, distillation=trainsets.QAD))
     each = [x["loss"] for x in lots["losses"]]
     assert sum(each[-5:]) < 0.5 * sum(each[:5])
@@ -422,7 +422,7 @@ def test_adapters_change_their_layers_alone_and_by_their_rank(name: str) -> None
     made = weights(trained(b, name, lora=LORA, learning_rate=1e-2))
     before = dict(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name)).named_parameters())
     assert all(n.startswith("transformer_blocks.") and n.endswith(".weight") for n in made)
-    assert len(made) == 28
+    assert len(made) == 14
     for n, x in made.items():
         singular = torch.linalg.svdvals((x - before[n]).double())
         assert singular[3] > 0

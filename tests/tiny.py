@@ -1,7 +1,8 @@
 """A tiny random pipeline on disk, and the stages run on it by hand: no Hydra, no plan, no store.
 
-`bench()` is FLUX's, `bench(family="sdxl")` SDXL's, and so for every entry of tiny_pipelines.TINY. Each is made once per
-process and shared: what its methods make is remembered, and never changed by a test.
+`bench()` is FLUX's with one block of a kind; `bench(family="sdxl")` is SDXL's, and so for every entry of
+tiny_pipelines.TINY: that of FLUX has two blocks of a kind, one of which a cache can reuse. Each is made once per process and
+shared: what its methods make is remembered, and never changed by a test.
 """
 
 import atexit
@@ -17,7 +18,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from tiny_pipelines import DOUBLE, EMOJI, SINGLE, TINY
+from tiny_pipelines import EMOJI, TINY
 
 from diffopt import asset, formats, models, prompts
 from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, EvalEmbeddings, OnnxGraph, Pipeline, Recording
@@ -49,8 +50,10 @@ PROMPTS = (
 SEED, STEPS, BATCH, CHUNK = 11, 2, 2, 4
 BLOCK, RANK = 32, 8
 """INT4's block size and SVDQuant's rank: layers here have 64 to 320 inputs."""
-LAYERS = 14 * DOUBLE + 6 * SINGLE
-"""Linear layers in blocks: 2 x (AdaLN, q k v, out, 2 feed forward) in a double one; AdaLN, q k v, mlp, out in a single one."""
+ONE: dict[str, Any] = {"num_layers": 1, "num_single_layers": 1}
+LAYERS = 14 + 6
+"""Linear layers in the blocks of `bench()`: 2 x (AdaLN, q k v, out, 2 feed forward) in the double one; AdaLN, q k v, mlp, out
+in the single one."""
 
 
 @cache
@@ -263,18 +266,19 @@ class Bench:
         return self.made[key]
 
 
-def bench(dtype: str = "float32", guidance: bool = False, device: str = "cpu", family: str = "flux") -> Bench:
+def bench(dtype: str = "float32", guidance: bool = False, device: str = "cpu", family: str | None = None) -> Bench:
     """The tiny pipeline `family` of TINY in a precision; FLUX with or without a guidance embedding."""
     return _bench(dtype, guidance, device, family)
 
 
 @cache
-def _bench(dtype: str, guidance: bool, device: str, tiny: str) -> Bench:
-    root = _root() / f"{tiny}-{dtype}-{guidance}-{device}"
+def _bench(dtype: str, guidance: bool, device: str, family: str | None) -> Bench:
+    root = _root() / f"{family}-{dtype}-{guidance}-{device}"
     root.mkdir()
+    tiny, changes = family or "flux", {} if family else ONE
     about = TINY[tiny]
     call = called(about.side, about.tokens, guidance_scale=about.guidance, frames=about.frames, long_prompts="cut")
-    return Bench(root, str(saved(tiny, guidance)), dtype, call, prompts_of(tiny), device, about.family)
+    return Bench(root, str(saved(tiny, guidance, **changes)), dtype, call, prompts_of(tiny), device, about.family)
 
 
 @cache
