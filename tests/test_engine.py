@@ -45,6 +45,7 @@ def test_a_plan_is_built_of_every_format(case: str) -> None:
     assert {"flavour": head["builder"], "version": head["version"]} == environment.tensorrt()
 
 
+@pytest.mark.matrix
 def test_a_plan_of_an_int8_graph_holds_weights_of_8_bits() -> None:
     b = bench(family="flux")
     backbone = b.backbone()

@@ -138,6 +138,9 @@ def test_quality_and_size_are_what_int8_gives(first: Path) -> None:
     assert metrics["psnr"]["candidate"]["mean"] > 35  # 44.9 over the 64 prompts of the recipe
     assert abs(metrics["clip"]["difference"]["mean"]) < 1
     graph, plain = (run / step / "model.onnx" for step in ("export", "export.baseline"))
+    if environment.tensorrt():
+        plan = (run / "build/model.plan").stat().st_size
+        assert plan < 0.5 * plain.stat().st_size  # 0.44; weights of 32 bits would be 1.1 of it
     assert graph.stat().st_size < plain.stat().st_size / 3
 
 
