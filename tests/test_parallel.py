@@ -312,7 +312,7 @@ def test_the_best_weights_come_back_in_two_processes(how: str) -> None:
 
 @pytest.mark.matrix
 def test_a_model_of_16_bits_trains_in_shards_in_its_own_precision() -> None:
-    b = bench("bfloat16")
+    b = bench("bfloat16", family="flux")
     how = {"precision": "bfloat16", "weights": None, "distillation": trainsets.QAD}
     one, two = trained(b, **how), trained(b, **how, parallel="fsdp", processes=2)
     assert {x.dtype for x in weights(two).values()} == {torch.bfloat16}
