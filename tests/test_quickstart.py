@@ -50,7 +50,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, recipe: tuple[str, ...]) -> 
     run = subprocess.Popen([sys.executable, "-m", "diffopt", *recipe], cwd=where, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     for line in run.stdout:
-        if line.startswith("embed.0"):  # finished; the next step has begun
+        if line.startswith("observe.0"):  # finished; the next step has begun
             run.send_signal(signal.SIGKILL)
             break
     run.wait()
@@ -61,8 +61,8 @@ def first(tmp_path_factory: pytest.TempPathFactory, recipe: tuple[str, ...]) -> 
 
 def test_a_killed_run_loses_nothing_that_was_finished(first: Path) -> None:
     states = {n: s["state"] for n, s in steps(last_run(first)).items()}
-    assert states["load"] == states["embed.0"] == "cached"
-    assert states["embed.1"] == states["observe.0"] == states["score"] == "made"
+    assert states["load"] == states["embed.0"] == states["observe.0"] == "cached"
+    assert states["observe.1"] == states["score"] == "made"
 
 
 def test_a_run_has_its_files_where_its_user_looks(first: Path) -> None:
