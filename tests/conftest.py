@@ -31,8 +31,8 @@ from diffopt.source import Source
 from diffopt.stage import stages
 
 gc.set_threshold(200_000, 20, 20)
-"""Searches for garbage are rarer, of 700: libraries and graphs are a million objects. Four files of tests took 135 s of processor
-time, and 125 so."""
+"""Searches for garbage are rarer than Python's, by 700: libraries and graphs are a million objects. Four files of tests took
+135 s of processor time, and 125 so."""
 
 LONGEST = ("test_matrix.py", "test_quickstart.py", "test_families.py", "test_graph.py")
 
