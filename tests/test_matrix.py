@@ -68,10 +68,6 @@ FEWER: dict[str, dict[str, Any]] = {
     "flux": {"num_layers": 1, "num_single_layers": 1},
     "chroma": {"num_layers": 1, "num_single_layers": 1},
     "sd3": {"num_layers": 2},
-    "ltx": {"num_layers": 7},  # one beyond the ends that stay as they are
-    "wan": {"num_layers": 7},
-    "wan_ti2v": {"num_layers": 7},
-    "qwen_image": {"num_layers": 5},
     "pixart": {"num_layers": 2},
     "svd": {
         "block_out_channels": (32,),

@@ -1,6 +1,6 @@
 """Tiny random pipelines, one function each, made of configs alone: what tests/tiny.py writes to disk.
 
-Layers have multiples of 32 features and heads 16 or 32 channels, so that every format applies; there are more blocks
+Layers have multiples of 32 features and heads 16 or 32 channels, so that every format applies; there is a block more
 than a family keeps at its ends.
 """
 
@@ -226,7 +226,7 @@ def ltx(**changes: Any) -> Any:
         "num_attention_heads": 4,
         "attention_head_dim": 16,
         "cross_attention_dim": 64,
-        "num_layers": 8,
+        "num_layers": 7,
         "caption_channels": 32,
     }
     autoencoder = AutoencoderKLLTXVideo(
@@ -270,7 +270,7 @@ def wan(*, two: bool = True, new_vae: bool = False, **changes: Any) -> Any:
         "text_dim": 32,
         "freq_dim": 64,
         "ffn_dim": 128,
-        "num_layers": 8,
+        "num_layers": 7,
         "rope_max_seq_len": 32,
     }
     stages = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
@@ -317,7 +317,7 @@ def qwen_image(**changes: Any) -> Any:
     sizes = {
         "in_channels": 16,
         "out_channels": 4,
-        "num_layers": 6,
+        "num_layers": 5,
         "attention_head_dim": HEAD,
         "num_attention_heads": HEADS,
         "joint_attention_dim": 32,
