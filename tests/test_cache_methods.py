@@ -126,7 +126,7 @@ def test_mag_cache_counts_the_passes_of_a_scheduler_of_second_order():
         drawn(pipe, "wan_ti2v", steps=4)
     found = cache.statistics()
     cache.detach()
-    assert (found.hits, found.misses) == (2 * 3 * 8, 2 * 4 * 8)  # two predictions, 8 blocks
+    assert (found.hits, found.misses) == (2 * 3 * 7, 2 * 4 * 7)  # two predictions, 7 blocks
 
 
 @pytest.mark.parametrize("method", HOOKED)
