@@ -4,6 +4,7 @@ import base64
 from io import BytesIO
 from typing import Any
 
+from diffopt.plots.canvas import laid_out
 from diffopt.sensitivity import Reading
 
 LABELS, BARS = 70, 15
@@ -68,6 +69,7 @@ def bars(reading: Reading) -> str:
 
 
 def _uri(figure: Any) -> str:
+    laid_out(figure)
     out = BytesIO()
     figure.savefig(out, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -34,7 +34,7 @@ gc.set_threshold(200_000, 20, 20)
 """Searches for garbage are rarer than Python's, by 700: libraries and graphs are a million objects. Four files of tests took
 135 s of processor time, and 125 so."""
 
-LONGEST = ("test_matrix.py", "test_quickstart.py", "test_families.py", "test_graph.py")
+LONGEST = {f"test_{name}.py" for name in ("matrix", "quickstart", "families", "cli", "runtimes", "graph", "caches", "training")}
 
 PROBES: dict[str, Any] = {
     "numerics": {"torch": "2.11.0", "diffusers": "0.42.1", "transformers": "5.0.0", "device": "cpu+x86_64+avx2"},

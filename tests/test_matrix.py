@@ -1,7 +1,7 @@
 """Every family in every format at tiny size on a CPU, through the product's own chain: calibrate, save, restore, export,
 build an engine plan, run, cache. What cannot be is refused in one line before anything runs.
 
-The cells of `make test` are those of two formats and of one family, of fewer layers, drawn in one format, and without a
+The cells of `make test` are those of two formats and of one family, of fewer layers, most not drawn, and without a
 cache and a second restoring, which have tests of their own. `make matrix` has all, and writes tests/matrix.json and the
 README's table.
 """
@@ -84,6 +84,10 @@ SECOND = {("pixart_alpha", "int8_sq"), ("pixart_alpha", "fp8"), ("wan", "int8_sq
 """Of a model whose family another one stands for: Wan's one backbone in one format, its two in the other."""
 
 
+DRAWN = {("sdxl", "int8_sq"), ("ltx", "int8_sq")}
+"""Of the other families a UNet and a video: test_families.py draws each, and export reads every checkpoint."""
+
+
 def quick(family: str, name: str) -> bool:
     return family == "flux" or (name in ("int8_sq", "fp8") and (family, name) not in SECOND)
 
@@ -159,7 +163,7 @@ def test_a_family_goes_through_the_chain_in_a_format(
     family: str, name: str, store: Path, prompts: Path, request: pytest.FixtureRequest
 ) -> None:
     whole = request.config.getoption("--matrix")
-    drawn = whole or family == "flux" or not (name == "fp8" and quick(family, "int8_sq"))
+    drawn = whole or family == "flux" or (family, name) in DRAWN
     prompts = album().folder or prompts if models.family(TINY[family].family).animates else prompts
     picks = [*overrides(family, whole), f"format={name}", *SMALL.get(name, []), *calibration(name, prompts)]
     picks += drawing(family, prompts, whole) if drawn else []

@@ -59,10 +59,17 @@ def sheet(name: str, width: float, height: float) -> Iterator[Sheet]:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         made = Sheet(Figure(figsize=(width, height), layout="constrained"))
         yield made
+        laid_out(made.figure)
         out = StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         made.figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     made.svg = _inline(out.getvalue(), name)
+
+
+def laid_out(figure: Any) -> None:
+    """Place what the figure holds: once, where saving it would do so twice, each time for as long as it takes to draw."""
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)
 
 
 def _inline(text: str, name: str) -> str:
