@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import some
 from onnx import numpy_helper
-from tiny import EMOJI, LAYERS, Bench, bench, call, called, emoji
+from tiny import EMOJI, LAYERS, TINY, Bench, bench, call, called, emoji, folder, saved
 
 from diffopt import checkpoint
 from diffopt.artifact import OnnxGraph
@@ -175,6 +175,16 @@ def test_an_exported_backbone_computes_as_before(tmp_path: Path) -> None:
     before = call(backbone, b.inputs())
     write.write(backbone, b.inputs(), tmp_path / "model.onnx", 20)
     assert torch.equal(call(backbone, b.inputs()), before)
+
+
+def test_each_of_two_backbones_has_a_graph_that_computes_as_it_does() -> None:
+    size = called(TINY["wan"].side, TINY["wan"].tokens, guidance_scale=3.0, frames=TINY["wan"].frames, long_prompts="cut")
+    b = Bench(folder(), str(saved("wan", num_layers=1)), call=size, family="wan")
+    path, inputs = b.graph(None).path, b.inputs()
+    theirs = {name: call(backbone, inputs) for name, backbone in b.backbone().items()}
+    assert apart(*theirs.values()) > 0.01
+    for name, wanted in theirs.items():
+        assert apart(outputs(str(path / name / "model.onnx"), inputs), wanted) < 1e-5
 
 
 def test_quantized_weights_are_right_operands_of_products() -> None:

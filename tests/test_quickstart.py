@@ -45,9 +45,15 @@ def recipe() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, recipe: tuple[str, ...]) -> Path:
-    """Where a run was killed, and another has finished."""
+    """Where a run has finished."""
     where = tmp_path_factory.mktemp("first")
-    run = subprocess.Popen([sys.executable, "-m", "diffopt", *recipe], cwd=where, stdout=subprocess.PIPE, text=True)
+    diffopt(where, *recipe)
+    return where
+
+
+@pytest.mark.matrix  # test_killed.py has a smaller one
+def test_a_killed_run_loses_nothing_that_was_finished(recipe: tuple[str, ...], tmp_path: Path) -> None:
+    run = subprocess.Popen([sys.executable, "-m", "diffopt", *recipe], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     for line in run.stdout:
         if line.startswith("observe.0"):  # finished; the next step has begun
@@ -55,12 +61,8 @@ def first(tmp_path_factory: pytest.TempPathFactory, recipe: tuple[str, ...]) -> 
             break
     run.wait()
     run.stdout.close()
-    diffopt(where, *recipe)
-    return where
-
-
-def test_a_killed_run_loses_nothing_that_was_finished(first: Path) -> None:
-    states = {n: s["state"] for n, s in steps(last_run(first)).items()}
+    diffopt(tmp_path, *recipe)
+    states = {n: s["state"] for n, s in steps(last_run(tmp_path)).items()}
     assert states["load"] == states["embed.0"] == states["observe.0"] == "cached"
     assert states["observe.1"] == states["score"] == "made"
 
