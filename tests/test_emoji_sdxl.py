@@ -6,6 +6,7 @@ The chain is tried with an untrained UNet of the training script's architecture 
 import importlib.util
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from diffopt.runner import run_plan
 HERE = asset.locate("asset:emoji_sdxl")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PROMPTS = ["red apple, noto style", "banana"]
+
+
+def test_a_wheel_has_what_the_model_borrows_by_links() -> None:
+    root = HERE.parents[2]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    links = {str(p.resolve().relative_to(root)): str(p.relative_to(root)) for p in HERE.parent.rglob("*") if p.is_symlink()}
+    assert len(links) == 3
+    assert links.items() <= wheel["force-include"].items()
 
 
 def script() -> Any:
