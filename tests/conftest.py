@@ -83,7 +83,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         from test_matrix import MODELS
 
         if all(f in cells and {*cells[f]} == {*matrix_table.FORMATS} for f in MODELS):
-            matrix_table.write({f: cells[f] for f in MODELS}, environment.machine()["cpu"])
+            ordered = {f: {name: cells[f][name] for name in matrix_table.FORMATS} for f in MODELS}
+            matrix_table.write(ordered, environment.machine()["cpu"])
 
 
 @pytest.fixture(autouse=True, scope="module")
