@@ -10,7 +10,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 # torch and torchvision first and by exact version: the newest of one does not always go with the other. The newest pip
-# unpacks in half of what Python 3.11's needs; bytecode is compiled on every core, where pip compiles a file at a time. One
+# unpacks in two thirds of the time of Python 3.11's; bytecode is compiled on every core, where pip compiles a file at a time. One
 # file of torch's is for a newer Python and does not compile, which pip ignores too.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
