@@ -1,6 +1,6 @@
 """`python -m diffopt`."""
 
-from diffopt.cli import main
+from diffopt.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 from diffopt.artifact import Artifact
 from diffopt.errors import PlanError
-from diffopt.progress import bar
-from diffopt.source import Source
+from diffopt.machine.progress import bar
+from diffopt.store.source import Source
 from diffopt.view import Choices, View
 
 BASELINE: Final = "baseline"

@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-from diffopt import asset
-from diffopt.measure import BATCH, measure
 from diffopt.metrics import METRICS, Weights
-from diffopt.statistics import interval
+from diffopt.metrics.intervals import interval
+from diffopt.quality.scoring import BATCH, measure
+from diffopt.store import assets
 
 LARGE: dict[str, Any] = {
     "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {"ViT-L-14": LARGE, "ViT-B-32": {"text_config
 
 def clip(folder: Path, model: str) -> Path:
     """A model with random weights, and the embedded model's tokenizer."""
-    processor = CLIPProcessor.from_pretrained(asset.locate("asset:emoji/emoji-clip"))
+    processor = CLIPProcessor.from_pretrained(assets.locate("asset:emoji/emoji-clip"))
     processor.image_processor.size = {"shortest_edge": 224}
     processor.image_processor.crop_size = {"height": 224, "width": 224}
     processor.save_pretrained(folder)

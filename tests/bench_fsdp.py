@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from diffopt.environment import gpus
+from diffopt.machine.environment import gpus
 
 CHEAP = [
     "export=null",

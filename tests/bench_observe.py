@@ -13,11 +13,12 @@ import time
 import torch
 from hydra import compose, initialize_config_dir
 
-from diffopt import asset, models
-from diffopt.choices import choose
+from diffopt import models
+from diffopt.cli.searchpath import bundled, register
+from diffopt.groups.validate import choose
 from diffopt.models.family import Size
-from diffopt.observation import observed
-from diffopt.searchpath import bundled, register
+from diffopt.quantization.observer import observed
+from diffopt.store import assets
 
 WARMUP, ROUNDS, PROMPTS = 3, 16, 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,7 +85,7 @@ def backbone(model) -> torch.nn.Module:
     import diffusers
 
     family = models.family(model.family)
-    path = asset.locate(model.architecture.name) / family.backbones[0] / "config.json"
+    path = assets.locate(model.architecture.name) / family.backbones[0] / "config.json"
     torch.set_default_dtype(getattr(torch, model.dtype))
     with torch.device(DEVICE):
         torch.manual_seed(0)
@@ -95,7 +96,7 @@ def backbone(model) -> torch.nn.Module:
 
 def example(model, module: torch.nn.Module) -> dict:
     family = models.family(model.family)
-    vae = json.loads((asset.locate(model.architecture.name) / "vae" / "config.json").read_text())
+    vae = json.loads((assets.locate(model.architecture.name) / "vae" / "config.json").read_text())
     size = Size(PROMPTS * family.rows(model), model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
     found = family.inputs(module, vae, size)
     return family.call({n: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for n, x in found.items()})

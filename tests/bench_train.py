@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from diffopt.statistics import interval
+from diffopt.metrics.intervals import interval
 
 INT4 = ["format=int4_awq", "format.block_size=64"]  # its default of 128 does not divide all layers of this model
 BARE = ["export=null"]

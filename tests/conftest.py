@@ -23,12 +23,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt import environment, job, worker
-from diffopt.environment import Environment
-from diffopt.fingerprint import fingerprint
-from diffopt.searchpath import bundled, register
-from diffopt.source import Source
+from diffopt.cli.searchpath import bundled, register
+from diffopt.jobs import job
+from diffopt.machine import environment, worker
+from diffopt.machine.environment import Environment
 from diffopt.stage import stages
+from diffopt.store.fingerprint import fingerprint
+from diffopt.store.source import Source
 
 gc.set_threshold(200_000, 20, 20)
 """Searches for garbage are rarer than Python's, by 700: libraries and graphs are a million objects. Four files of tests took

@@ -6,7 +6,7 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import torch
 
-from diffopt.block_arithmetic import simulated
+from diffopt.quantization.block_fake_quant import simulated
 
 E4M3: dict[str, Any] = {"num_bits": (4, 3), "axis": None}
 INT4: dict[str, Any] = {"num_bits": 4, "block_sizes": {-1: 32, "type": "static"}}

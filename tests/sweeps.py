@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from test_report import MACHINE, artifact, scored
 
-from diffopt.findings import Findings
-from diffopt.floor import Floor
-from diffopt.statistics import interval
+from diffopt.metrics.intervals import interval
+from diffopt.quality.floor import Floor
+from diffopt.sweep.findings import Findings
 
 SPREAD = np.array([-3.0, -1.5, -0.5, 0.0, 0.5, 1.5, 3.0, 0.0, -2.0, 2.0])
 """How the ten pictures differ from the mean, alike in all jobs."""

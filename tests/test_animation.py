@@ -13,11 +13,11 @@ from PIL import Image
 from tiny import album, random_bench
 from tiny import bench as made
 
+from diffopt.data.prompts import read
 from diffopt.errors import PlanError
 from diffopt.models import family
-from diffopt.pipeline.animation import fitted, pixels
+from diffopt.models.svd_pipeline import fitted, pixels
 from diffopt.pipeline.texts import load
-from diffopt.prompts import read
 
 SVD = ["model=svd_xt", "format=fp8", "calib=pictures"]
 

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from tiny import Bench, called, folder
 
-from diffopt import asset, models
+from diffopt import models
 from diffopt.caches.policy import Policy, block_names
-from diffopt.layers import Layer, taken
+from diffopt.quantization.layers import Layer, taken
+from diffopt.store import assets
 
 GOLDEN = Path(__file__).with_name("layers.json")
-ROOT = asset.locate("asset:architectures")
+ROOT = assets.locate("asset:architectures")
 NAMES = sorted(p.name for p in ROOT.iterdir())
 FAMILIES = {
     "chroma": "chroma",

@@ -13,8 +13,8 @@ from backbones import BACKBONES, made
 from conftest import some
 from quantized import FORMATS, quantize
 
-from diffopt import engine, environment
-from diffopt.graph import write
+from diffopt.graph import engine, write
+from diffopt.machine import environment
 
 families = pytest.mark.parametrize("family", BACKBONES)
 BLOCK = "transformer_blocks.1"

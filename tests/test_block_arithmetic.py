@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffopt.block_arithmetic import mxfp8, nvfp4, simulated
+from diffopt.quantization.block_fake_quant import mxfp8, nvfp4, simulated
 
 E2M1 = [Fraction(v) for v in ("0", "1/2", "1", "3/2", "2", "3", "4", "6")]
 E4M3 = [Fraction(m, 8) * Fraction(1, 64) for m in range(8)]

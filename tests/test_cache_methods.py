@@ -13,8 +13,8 @@ from test_choices import refused
 from diffopt import caches, models, registry
 from diffopt.caches import METHODS, Method, Settings
 from diffopt.caches.target import session
-from diffopt.choices import choose
-from diffopt.environment import package
+from diffopt.groups.validate import choose
+from diffopt.machine.environment import package
 
 STEPS = 8
 SETTINGS: dict[str, dict[str, Any]] = {

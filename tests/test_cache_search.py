@@ -13,20 +13,22 @@ from test_plan import refused
 from test_report import page, scored, stat, words
 from tiny import SEED, bench, folder, prompt_set
 
-from diffopt import complaint, report
 from diffopt.artifact import CacheSearch, ReferenceImages
-from diffopt.caches import METHODS, bisection, told
-from diffopt.caches.bisection import Point, Scale
+from diffopt.caches import METHODS
 from diffopt.caches.knob import Knob
-from diffopt.caches.search import Search
-from diffopt.caches.trial import Trial
-from diffopt.choices import choose
+from diffopt.caches.knob_search import Search
+from diffopt.cli import hydra_errors
 from diffopt.errors import ConfigError, GateError
 from diffopt.groups import DrawView
 from diffopt.groups.cache import SearchView
+from diffopt.groups.validate import choose
+from diffopt.report import run_page
 from diffopt.stage import Context
 from diffopt.stages.reference import reference
 from diffopt.stages.search import JudgedView, search
+from diffopt.tuning import bisection, explanation
+from diffopt.tuning.bisection import Point, Scale
+from diffopt.tuning.trial import Trial
 
 # The search itself, on curves that are written down.
 
@@ -90,26 +92,26 @@ def test_where_the_values_to_try_run_out_that_is_said() -> None:
     result, seen, _ = found(lambda v: FLOOR + 0.3 - v, lambda v: 1 - v / 2, THRESHOLD, most=5)
     assert result.limit == "evaluations"
     assert len(seen) == 5
-    assert "raise cache.search.evaluations" in told.reason(Scale(THRESHOLD, 0.01, 1, 0.05), result)
+    assert "raise cache.search.evaluations" in explanation.reason(Scale(THRESHOLD, 0.01, 1, 0.05), result)
 
 
 def test_where_the_most_that_was_asked_for_keeps_the_floor_the_bound_is_said_to_limit() -> None:
     result, seen, _ = found(lambda v: 99 - v)
     assert (result.limit, len(seen)) == ("bound", 4)
-    assert told.reason(Scale(WHOLE, 2, 30, 0.05), result).endswith("cache.search.high is what limits, raise it")
+    assert explanation.reason(Scale(WHOLE, 2, 30, 0.05), result).endswith("cache.search.high is what limits, raise it")
 
 
 def test_where_it_leaves_out_no_more_the_knob_is_turned_least() -> None:
     result, _, _ = found(lambda v: 99, lambda v: max(0.4, 1 / v))
     assert result.chosen is not None
     assert result.chosen.value == 11  # of 2, 11, 21, 30
-    assert "leaves out no more" in told.reason(Scale(WHOLE, 2, 30, 0.05), result)
+    assert "leaves out no more" in explanation.reason(Scale(WHOLE, 2, 30, 0.05), result)
 
 
 def test_a_value_that_never_hits_is_not_chosen() -> None:
     result, _, _ = found(lambda v: 130 if v < 0.2 else 10, lambda v: 1.0 if v < 0.2 else 0.5, THRESHOLD)
     assert result.chosen is None
-    line = told.nothing(Scale(THRESHOLD, 0.01, 1, 0.05), Search(floor={"psnr": 30}), result.points)
+    line = explanation.nothing(Scale(THRESHOLD, 0.01, 1, 0.05), Search(floor={"psnr": 30}), result.points)
     assert line.startswith(
         "cache: no value of threshold from 0.01 to 1 that leaves anything out keeps the floor psnr=30 (got at"
     )
@@ -234,7 +236,7 @@ def test_where_nothing_keeps_the_floor_the_best_is_named_and_what_to_do() -> Non
 
 
 def test_a_value_that_breaks_the_pictures_does_not_keep_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffopt.caches import trial
+    from diffopt.tuning import trial
 
     real = trial.draw_all
 
@@ -372,7 +374,7 @@ def test_what_a_recipe_does_not_say_of_its_search_is_added_with_a_plus(plan: Any
     more = steps(plan, "+recipe=emoji_cache_search", "+cache.search={floor: {ssim: 0.9}, low: 0.1}")
     assert more["search"].views["cache"].search.floor == {"psnr": 38, "ssim": 0.9}
     for key, given in (("cache.search", "{low: 0.1}"), ("cache.search.floor", "{ssim: 0.9}")):
-        said = complaint._no_key(key, given)
+        said = hydra_errors._no_key(key, given)
         assert said.startswith(f"{key}: gives a key that there is none of in this recipe (got {given}); add it with a plus")
 
 
@@ -420,4 +422,4 @@ def test_the_page_shows_the_points_the_cliff_and_the_choice(tmp_path: Path) -> N
     assert "sample: NaN" in text
     svg = page(directory).split("arithmetic that mag_cache leaves out")[1].split("</svg>")[0]
     assert all(label in svg for label in ("floor: psnr=30", "chosen: threshold=0.2", "cliff", ">0.21<"))
-    assert any("cache" in line and "threshold=0.2" in line for line in report.summary(directory))
+    assert any("cache" in line and "threshold=0.2" in line for line in run_page.summary(directory))

@@ -15,11 +15,12 @@ from test_calibrate_once import differing
 from tiny import BATCH, SEED, Bench, bench, emoji, prompt_set
 from tiny_pipelines import TINY
 
-from diffopt import checkpoint, formats
-from diffopt.block_arithmetic import simulated
+from diffopt import formats
 from diffopt.groups.calib import counted
-from diffopt.pipeline import animation
+from diffopt.models import svd_pipeline
 from diffopt.pipeline.open import family_of, open_pipeline
+from diffopt.quantization import checkpoint
+from diffopt.quantization.block_fake_quant import simulated
 
 STEPS = {"wan": 6}
 """Denoising steps: each of Wan's two backbones must be reached."""
@@ -72,7 +73,7 @@ def plainly(b: Bench, pipe: Any, size: int, many: int, on_batch: Any = None, on_
             asked = {"prompt": prompts}
             if family.animates:
                 paths = prompt_set(prompts).given().prompts
-                asked = {"image": [animation.fitted(p, b.call.width, b.call.height) for p in paths]}
+                asked = {"image": [svd_pipeline.fitted(p, b.call.width, b.call.height) for p in paths]}
             if "max_sequence_length" in family.reads:
                 arguments["max_sequence_length"] = b.call.max_sequence_length
             if family.name == "qwen_image":  # it is guided only when it is given one

@@ -11,13 +11,13 @@ from conftest import some
 from safetensors.torch import load_file
 from tiny import BATCH, SEED, STEPS, Bench, bench, call, emoji, recipe
 
-from diffopt import checkpoint, observation
-from diffopt.block_arithmetic import simulated
-from diffopt.extremes import merge, quantizers
 from diffopt.models.flux import FAMILY
-from diffopt.observation import observed
 from diffopt.pipeline import calibration
 from diffopt.pipeline.open import open_denoiser, open_pipeline
+from diffopt.quantization import checkpoint, observer
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.extremes import merge, quantizers
+from diffopt.quantization.observer import observed
 from diffopt.stages.observe import observe
 
 FORMATS = {
@@ -254,7 +254,7 @@ def test_siblings_that_read_different_tensors_have_extremes_of_their_own() -> No
 def test_a_tensor_held_back_is_shared_by_whoever_reads_it_and_let_go_when_room_is_short(
     room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(observation.HELD, "cpu", room)
+    monkeypatch.setitem(observer.HELD, "cpu", room)
     b = bench()
     found = []
     for hold in (True, False):
@@ -279,9 +279,9 @@ def test_an_input_changed_after_a_layer_read_it_is_noticed_where_it_was_held_bac
             x.zero_()
             return y
 
-    monkeypatch.setitem(observation.HELD, "cpu", 2**20)
+    monkeypatch.setitem(observer.HELD, "cpu", 2**20)
     model = Changing()
-    with pytest.raises(observation.ChangedInPlace, match=r"linear\.input_quantizer"), torch.no_grad(), observed(model):
+    with pytest.raises(observer.ChangedInPlace, match=r"linear\.input_quantizer"), torch.no_grad(), observed(model):
         model(torch.ones(2, 8))
     with torch.no_grad(), observed(model, hold=False) as extremes:
         model(torch.ones(2, 8))
@@ -304,7 +304,7 @@ def test_a_backbone_that_changes_an_input_is_observed_again_without_holding_any_
         pipe.transformer.register_forward_hook(lambda *_: passes.append(1))
         return pipe
 
-    monkeypatch.setitem(observation.HELD, "cpu", 2**30)
+    monkeypatch.setitem(observer.HELD, "cpu", 2**30)
     monkeypatch.setattr(calibration, "open_denoiser", opened)
     observe.run(b.context(tmp_path), b.call, b.view(0, 2), b.pipeline(), b.texts(0, 2), SEED)
     ours = load_file(tmp_path / "extremes.safetensors")
@@ -316,7 +316,7 @@ def test_a_backbone_that_changes_an_input_is_observed_again_without_holding_any_
 @pytest.mark.parametrize("room", [0, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_extreme_is_exact_and_nan_where_there_is_one(dtype: torch.dtype, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(observation.HELD, "cpu", room)
+    monkeypatch.setitem(observer.HELD, "cpu", room)
     model = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(3, 3, 1), "linear": torch.nn.Linear(8, 8)}).to(dtype)
     x = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 1, 2, 3] = torch.nan

@@ -12,10 +12,11 @@ from huggingface_hub import constants
 from pictures_with_captions import caption, describe, folder, shape
 from PIL import Image
 
-from diffopt.captioned import Captioned
+from diffopt.data.extent import Extent
+from diffopt.data.frames import fitted
+from diffopt.data.imagefolder import Captioned
 from diffopt.errors import PlanError
-from diffopt.frames import Extent, fitted
-from diffopt.source import Sources, read_data
+from diffopt.store.source import Sources, read_data
 
 SIDE = Extent(64, 64)
 HOUSE_STYLE = re.compile(r"train\.data\.\w+: .+ \(got .+\); .+")

@@ -13,15 +13,15 @@ from conftest import some
 from safetensors.torch import load_file, save_file
 from tiny import LAYERS, Bench, bench, call, recipe
 
-from diffopt import checkpoint
 from diffopt import formats as methods
 from diffopt.artifact import CalibStats, Checkpoint
 from diffopt.errors import GateError, StoreError
-from diffopt.extremes import quantizers
 from diffopt.groups import FormatView, ScaleView
 from diffopt.models.flux import FAMILY
-from diffopt.recording import replay
-from diffopt.search import search
+from diffopt.quantization import checkpoint
+from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.recorded_calls import replay
 from diffopt.stages.quantize import quantize
 
 FORMATS = [
@@ -61,8 +61,8 @@ import json, sys
 from pathlib import Path
 import torch
 from diffopt.artifact import Checkpoint, Pipeline
-from diffopt.block_arithmetic import simulated
-from diffopt.checkpoint import restore
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.checkpoint import restore
 from diffopt.stage import Context
 source, pipeline, inputs, out, *checkpoints = map(Path, sys.argv[1:])
 ctx = Context(out, lambda s: "", lambda digest: source)

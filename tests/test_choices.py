@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from diffopt.choices import choose, nearest
 from diffopt.errors import ConfigError
+from diffopt.groups.validate import choose, nearest
 
 CACHE = {"method": "first_block", "threshold": 0.1}
 

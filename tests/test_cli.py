@@ -13,10 +13,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffopt import job
-from diffopt.cli import main
-from diffopt.searchpath import bundled, register
-from diffopt.store import Store
+from diffopt.cli.main import main
+from diffopt.cli.searchpath import bundled, register
+from diffopt.jobs import job
+from diffopt.store.store import Store
 
 RECIPES = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))
 GROUPS = ["model", "format", "calib", "sense", "cache", "train", "export", "eval"]
@@ -116,7 +116,7 @@ def test_what_must_be_quick_imports_no_large_library(tmp_path, arguments):
         "import atexit, sys\n"
         "large = {'torch', 'diffusers', 'transformers', 'modelopt', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'huggingface_hub'}\n"
         "atexit.register(lambda: print('loaded:', *sorted(large & set(sys.modules))))\n"
-        "from diffopt.cli import main\n"
+        "from diffopt.cli.main import main\n"
         f"sys.argv[1:] = {arguments!r}\n"
         "main()\n"
     )

@@ -13,20 +13,21 @@ from safetensors.torch import load_file
 from test_latents import taught
 from tiny import Bench, bench, random_bench, saved
 
-from diffopt import checks, job, preflight
 from diffopt.artifact import Pipeline, TrainSet
-from diffopt.choices import choose
+from diffopt.data.extent import Extent
+from diffopt.data.frames import fitted
 from diffopt.errors import ConfigError, GateError, PlanError
-from diffopt.frames import Extent, fitted
+from diffopt.groups.validate import choose
+from diffopt.jobs import checks, job, preflight
+from diffopt.jobs.plan import Plan, make_plan
+from diffopt.jobs.runner import run_plan
 from diffopt.pipeline import items
 from diffopt.pipeline.latents import encode
 from diffopt.pipeline.open import open_vae
 from diffopt.pipeline.texts import encoder
-from diffopt.plan import Plan, make_plan
-from diffopt.runner import run_plan
-from diffopt.source import Sources, read_data
 from diffopt.stages import collect as stage
-from diffopt.store import Store
+from diffopt.store.source import Sources, read_data
+from diffopt.store.store import Store
 
 TRAINED = ("+recipe=emoji_fp8", "export=null", "eval=null", "train=qad", "train.validation=null")
 

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from test_report import CLIP, PSNR, artifact, scored, stat
 
-from diffopt import asset, prompts, report, verdict
 from diffopt.artifact import Comparison, Images, Metrics
 from diffopt.caches.schedule import passes
+from diffopt.data import prompts
 from diffopt.errors import ConfigError, PlanError
-from diffopt.results import as_json
-from diffopt.run import Run
+from diffopt.quality import verdict
+from diffopt.report import run_page
+from diffopt.report.run_directory import Run
 from diffopt.stage import Context
 from diffopt.stages.alternative import equal
 from diffopt.stages.compare import CompareView, compare
+from diffopt.store import assets
+from diffopt.sweep.results import as_json
 
 QAD, CACHE = "+recipe=emoji_fp4_qad", "+recipe=emoji_cache"
 
@@ -185,13 +188,13 @@ def compared(tmp_path: Path) -> Path:
 
 
 def test_the_console_shows_both_and_who_lost(compared: Path) -> None:
-    lines = [" ".join(line.split()) for line in report.summary(compared)]
+    lines = [" ".join(line.split()) for line in run_page.summary(compared)]
     assert "beside fewer_steps 12 steps without a cache, 60.0% of the arithmetic; with the cache 56.2%" in lines
     assert "PSNR 35.4 dB [34.4, 36.4] the cache lost at n=3" in lines
 
 
 def test_the_page_shows_both_with_their_pictures(compared: Path) -> None:
-    text = report.write(compared).read_text()
+    text = run_page.write(compared).read_text()
     assert "Beside fewer_steps: 12 steps without a cache" in text
     assert "the cache lost at n=3" in text
     assert text.count('src="alternative%40fewer_steps/') == 3
@@ -201,7 +204,7 @@ def test_the_page_shows_both_with_their_pictures(compared: Path) -> None:
 
 
 def test_a_sweep_has_the_further_candidates_of_its_jobs_in_its_results(compared: Path, tmp_path: Path) -> None:
-    from diffopt.findings import Findings
+    from diffopt.sweep.findings import Findings
 
     sweep = tmp_path / "sweep"
     sweep.mkdir()
@@ -212,7 +215,7 @@ def test_a_sweep_has_the_further_candidates_of_its_jobs_in_its_results(compared:
 
 
 def test_the_prompts_without_a_style_are_those_of_the_embedded_model() -> None:
-    rows = json.loads(asset.locate("asset:emoji/prompts_eval.json").read_text())
+    rows = json.loads(assets.locate("asset:emoji/prompts_eval.json").read_text())
     assert prompts.read("emoji_names").prompts == tuple(row["name"] for row in rows)
 
 

@@ -18,12 +18,11 @@ from conftest import some
 from quantized import FORMATS, quantize
 from test_backbone_graphs import apart, computed, graph, needs_builder, profile, root, session
 
-from diffopt import engine
 from diffopt.caches.policy import Reuse
-from diffopt.caches.stretch import Stretch
-from diffopt.graph import write
-from diffopt.graph.pieces import Cut, Piece
-from diffopt.runtimes.parts import Change, Parts, Place
+from diffopt.caches.segment import Stretch
+from diffopt.graph import engine, write
+from diffopt.graph.part_files import Cut, Piece
+from diffopt.runtimes.cut_graph import Change, Parts, Place
 
 STEPS = (False, True, False, True, True)
 """Of a run, those that reuse."""

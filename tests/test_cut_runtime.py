@@ -9,13 +9,14 @@ import pytest
 from conftest import some
 from tiny import Bench, bench, emoji
 
-from diffopt import environment, models
+from diffopt import models
 from diffopt.artifact import EnginePlan
 from diffopt.caches.cachify import Cachify, attach, policy
 from diffopt.caches.target import Target, session
 from diffopt.errors import GateError
 from diffopt.groups.cache import CacheView
 from diffopt.groups.cut import CutView
+from diffopt.machine import environment
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import RUNTIMES, Running
 from diffopt.stages.build import BuilderView, build

@@ -15,10 +15,12 @@ import pytest
 import torch
 from conftest import composed
 
-from diffopt import asset, job, pictures
-from diffopt.runner import run_plan
+from diffopt.data import pictures
+from diffopt.jobs import job
+from diffopt.jobs.runner import run_plan
+from diffopt.store import assets
 
-HERE = asset.locate("asset:emoji_sdxl")
+HERE = assets.locate("asset:emoji_sdxl")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PROMPTS = ["red apple, noto style", "banana"]
 
@@ -79,7 +81,7 @@ def test_what_is_here_weighs_at_most_four_mebibytes_with_its_weights() -> None:
 def test_the_text_encoder_is_the_scorers_and_lacks_no_weight(pipe: Any) -> None:
     from transformers import CLIPModel
 
-    scorer = CLIPModel.from_pretrained(asset.locate("asset:emoji/emoji-clip"))
+    scorer = CLIPModel.from_pretrained(assets.locate("asset:emoji/emoji-clip"))
     mine, theirs = pipe.text_encoder_2.state_dict(), scorer.state_dict()
     assert all(torch.equal(x.float(), theirs[n].float()) for n, x in mine.items() if "position_ids" not in n)
 

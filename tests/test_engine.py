@@ -9,9 +9,10 @@ from conftest import some
 from onnx import TensorProto, helper
 from tiny import bench
 
-from diffopt import engine, environment
 from diffopt.artifact import EnginePlan
 from diffopt.errors import GateError, PlanError
+from diffopt.graph import engine
+from diffopt.machine import environment
 from diffopt.stages.build import BuilderView, build
 
 pytestmark = pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")

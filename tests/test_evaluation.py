@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from test_report import scored
 
-from diffopt import measure
-from diffopt.cli import main
+from diffopt.cli.main import main
 from diffopt.metrics import SOURCES, Scorer, Weights
 from diffopt.metrics.psnr import METRIC
+from diffopt.quality import scoring
 
 N = 12
 CLIP = ("--clip", "asset:emoji/emoji-clip", "--features", "asset:emoji/emoji-clip")
@@ -318,8 +318,8 @@ def test_a_directory_without_runs_is_refused(tmp_path: Path, capsys) -> None:
 def test_pictures_are_read_while_a_gpu_is_busy_and_before_it_on_a_cpu(
     data: Path, monkeypatch: pytest.MonkeyPatch, device: str, most: int
 ) -> None:
-    monkeypatch.setattr(measure, "AHEAD", 2)
-    monkeypatch.setattr(measure, "BATCH", 2)
+    monkeypatch.setattr(scoring, "AHEAD", 2)
+    monkeypatch.setattr(scoring, "BATCH", 2)
     events: list[str] = []
     main_thread = threading.get_ident()
 
@@ -338,7 +338,7 @@ def test_pictures_are_read_while_a_gpu_is_busy_and_before_it_on_a_cpu(
     slow = Slow()
     slow.prepare = prepare
     paths = [data / "full" / f"{i}.png" for i in range(N)]
-    measure.measure(["a"] * N, {"full": paths}, {"clip": slow}, device=device)
+    scoring.measure(["a"] * N, {"full": paths}, {"clip": slow}, device=device)
     first = events[: events.index("scored")].count("read")
     assert (first == most) if device == "cpu" else (2 < first <= most)  # batches of two
     assert events.count("read") == N  # each once
@@ -360,7 +360,7 @@ def test_a_picture_that_cannot_be_prepared_leaves_its_own_row_out(data: Path) ->
     each = [np.asarray(Image.open(p)) for p in paths]
     third, taking = each[3], Taking()
     taking.prepare = prepare
-    found = measure.measure(["a"] * N, {"full": paths}, {"clip": taking})
+    found = scoring.measure(["a"] * N, {"full": paths}, {"clip": taking})
     assert np.flatnonzero(~found.kept).tolist() == [3]
     assert found.flaws == [
         f"{paths[3]}: cannot be read as a picture (too red) (got it for 'full', 'a'); its prompt is left out"
@@ -376,7 +376,7 @@ def test_a_metric_that_prepares_too_few_gives_no_picture_anothers_value(data: Pa
 
     short = Short()
     short.prepare = lambda pictures: pictures[1:]
-    found = measure.measure(["a"] * N, {"full": [data / "full" / f"{i}.png" for i in range(N)]}, {"clip": short})
+    found = scoring.measure(["a"] * N, {"full": [data / "full" / f"{i}.png" for i in range(N)]}, {"clip": short})
     assert not found.kept.any()
     assert len([f for f in found.flaws if "cannot be read as a picture" in f]) == N
 
@@ -384,21 +384,21 @@ def test_a_metric_that_prepares_too_few_gives_no_picture_anothers_value(data: Pa
 def test_a_batch_of_nothing_but_missing_pictures_shifts_no_value(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = {m: [data / m / f"{i}.png" for i in range(N)] for m in ("full", "far")}
     psnr, prompts = METRIC.open(Weights({})), ["x"] * N
-    whole = measure.measure(prompts, paths, {"psnr": psnr}, "full").values["psnr"]["far"]
-    monkeypatch.setattr(measure, "BATCH", 2)
+    whole = scoring.measure(prompts, paths, {"psnr": psnr}, "full").values["psnr"]["far"]
+    monkeypatch.setattr(scoring, "BATCH", 2)
     for i in (2, 3):
         paths["far"][i].unlink()
-    found = measure.measure(prompts, paths, {"psnr": psnr}, "full")
+    found = scoring.measure(prompts, paths, {"psnr": psnr}, "full")
     assert np.flatnonzero(~found.kept).tolist() == [2, 3]
     assert np.array_equal(found.values["psnr"]["far"][found.kept], whole[found.kept])
     assert len(found.flaws) == 2
 
 
 def test_values_stay_with_their_prompts_and_models(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "BATCH", 5)
+    monkeypatch.setattr(scoring, "BATCH", 5)
     paths = {m: [data / m / f"{i}.png" for i in range(N)] for m in ("full", "near", "far")}
     psnr = METRIC.open(Weights({}))
-    found = measure.measure([str(i) for i in range(N)], paths, {"psnr": psnr}, "full").values["psnr"]
+    found = scoring.measure([str(i) for i in range(N)], paths, {"psnr": psnr}, "full").values["psnr"]
     for model in ("near", "far"):
         for i, path in enumerate(paths[model]):
             ours, theirs = (np.asarray(Image.open(p)) for p in (path, paths["full"][i]))

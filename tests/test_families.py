@@ -16,15 +16,17 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from tiny import STEPS, TINY, Bench, bench, prompt_set, random_bench, saved
 
-from diffopt import models, observation, pictures
+from diffopt import models
+from diffopt.data import pictures
 from diffopt.groups.eval import RuntimeView
 from diffopt.groups.model import OPTIONAL, Model
-from diffopt.layers import layers_of, without
+from diffopt.models import svd_pipeline
 from diffopt.models.family import Size
-from diffopt.pipeline import animation
-from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import open_pipeline
+from diffopt.pipeline.sampling import draw
 from diffopt.pipeline.texts import encode
+from diffopt.quantization import observer
+from diffopt.quantization.layers import layers_of, without
 from diffopt.stages.reference import reference
 from diffopt.stages.sample import sample
 
@@ -88,7 +90,7 @@ def plainly(name: str, model: Any) -> np.ndarray:
     """The latents of the pipeline called with the prompts themselves, as its users call it."""
     family = family_of(name)
     if family.animates:
-        shown = [animation.fitted(path, model.width, model.height) for path in asked(name)]
+        shown = [svd_pipeline.fitted(path, model.width, model.height) for path in asked(name)]
         return draw(pipe(name), {"image": shown}, [0, 1], STEPS, family.arguments(model), decode=False)
     texts: dict[str, Any] = {"prompt": PROMPTS}
     if "max_sequence_length" in family.reads:
@@ -323,8 +325,8 @@ def test_no_family_changes_an_input_that_is_held_back_and_its_extremes_are_the_s
     first = next(iter(backbone.values())) if isinstance(backbone, torch.nn.ModuleDict) else backbone
     found = []
     for room in (0, 2**30):
-        monkeypatch.setitem(observation.HELD, "cpu", room)
-        with observation.observed(first) as extremes, torch.no_grad():
+        monkeypatch.setitem(observer.HELD, "cpu", room)
+        with observer.observed(first) as extremes, torch.no_grad():
             first(**family.call(b.inputs(2)))
         found.append(extremes)
     plain, held = found

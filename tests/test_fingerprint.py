@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.fingerprint import canonical, fingerprint
+from diffopt.store.fingerprint import canonical, fingerprint
 
 
 def test_a_fingerprint_is_the_first_16_digits_of_the_sha256_of_compact_json():
@@ -63,7 +63,7 @@ def test_a_key_that_is_no_string_is_refused():
 
 def test_another_process_with_another_hash_seed_gives_the_same():
     value = {f"key{i}": i / 7 for i in range(20)}
-    code = "from diffopt.fingerprint import fingerprint; print(fingerprint({f'key{i}': i / 7 for i in range(20)}))"
+    code = "from diffopt.store.fingerprint import fingerprint; print(fingerprint({f'key{i}': i / 7 for i in range(20)}))"
     env = {**os.environ, "PYTHONHASHSEED": "12345"}
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert said.stdout.strip() == fingerprint(value)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sweeps import SPREAD, findings, job, measured, psnr
 
-from diffopt import answer
 from diffopt.errors import ConfigError
-from diffopt.floor import Floor, floors, judge, shortfall
+from diffopt.quality.floor import Floor, floors, shortfall
+from diffopt.sweep import conclusions
+from diffopt.sweep.pick import judge
 
 REFERENCE = 80 + SPREAD
 
@@ -114,13 +115,13 @@ def test_a_smaller_job_that_the_sample_cannot_decide_on_is_named(tmp_path: Path)
     found = findings(tmp_path, "psnr=40")
     assert found.picks[0].row.job == "0"
     assert any(
-        "job 1 is smaller (1.953 KiB) and may keep them too; the sample cannot show it" in x for x in answer.under(found)
+        "job 1 is smaller (1.953 KiB) and may keep them too; the sample cannot show it" in x for x in conclusions.under(found)
     )
 
 
 def test_where_only_means_keep_the_floor_that_is_said(tmp_path: Path) -> None:
     job(tmp_path / "0", psnr(40.1))
-    said = answer.under(findings(tmp_path, "psnr=40"))
+    said = conclusions.under(findings(tmp_path, "psnr=40"))
     assert any("its mean keeps psnr=40, but 10 pictures cannot show it: margin 0.1 dB [" in line for line in said)
 
 
@@ -134,7 +135,7 @@ def test_every_floor_must_be_kept(tmp_path: Path) -> None:
 def test_where_none_keeps_the_floor_the_nearest_is_named(tmp_path: Path) -> None:
     for name, mean in (("0", 30.0), ("1", 35.0)):
         job(tmp_path / name, psnr(mean))
-    assert answer.under(findings(tmp_path, "psnr=40"))[0].startswith(
+    assert conclusions.under(findings(tmp_path, "psnr=40"))[0].startswith(
         "no job keeps psnr=40; nearest is job 1: psnr=40 by -5.0 dB ["
     )
 
@@ -156,4 +157,4 @@ def test_a_simulated_format_is_never_the_fastest(tmp_path: Path) -> None:
 def test_times_that_overlap_are_said_so(tmp_path: Path) -> None:
     for name, speedup in (("0", 1.500), ("1", 1.505), ("2", 1.1)):
         job(tmp_path / name, psnr(45.0), speedup=speedup)
-    assert "  its time is not told apart from that of job 0" in answer.under(findings(tmp_path, "psnr=40"))
+    assert "  its time is not told apart from that of job 0" in conclusions.under(findings(tmp_path, "psnr=40"))

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 from tiny import BLOCK, RANK, bench, recipe
 
-from diffopt import checkpoint, formats
-from diffopt.block_arithmetic import simulated
-from diffopt.extremes import quantizers
-from diffopt.recording import replay
-from diffopt.search import search
+from diffopt import formats
+from diffopt.quantization import checkpoint
+from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.recorded_calls import replay
 
 NAMES = ["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8"]
 WEIGHT_ONLY = ["int4_awq"]

@@ -6,8 +6,8 @@ import pytest
 from sweeps import SPREAD, failed, findings, job, measured, psnr
 from test_report import MACHINE, artifact
 
-from diffopt import answer, cost
-from diffopt.stored import stored_bytes
+from diffopt.sweep import conclusions, cost
+from diffopt.sweep.weight_bytes import stored_bytes
 
 
 def test_pairs_tell_apart_what_intervals_do_not(tmp_path: Path) -> None:
@@ -16,20 +16,20 @@ def test_pairs_tell_apart_what_intervals_do_not(tmp_path: Path) -> None:
     found = findings(tmp_path)
     assert found.rows[0].metrics["psnr"]["candidate"]["high"] > found.rows[1].metrics["psnr"]["candidate"]["low"]
     assert found.untold == []
-    assert answer.apart(found) == "the sample tells it apart from the 1 other distinct job"
+    assert conclusions.apart(found) == "the sample tells it apart from the 1 other distinct job"
 
 
 def test_a_difference_that_changes_sign_from_picture_to_picture_is_not_told_apart(tmp_path: Path) -> None:
     job(tmp_path / "0", psnr(40.0))
     job(tmp_path / "1", psnr(40.2, SPREAD[::-1]))
     found = findings(tmp_path)
-    assert answer.apart(found) == "the sample does not tell it apart from job 0"
+    assert conclusions.apart(found) == "the sample does not tell it apart from job 0"
 
 
 def test_of_a_few_pictures_nothing_is_told(tmp_path: Path) -> None:
     job(tmp_path / "0", psnr(40.0, SPREAD[:9]))
     job(tmp_path / "1", psnr(50.0, SPREAD[:9]))
-    assert answer.apart(findings(tmp_path)) == "9 pictures are too few to tell it apart from any other"
+    assert conclusions.apart(findings(tmp_path)) == "9 pictures are too few to tell it apart from any other"
 
 
 @pytest.mark.parametrize(("mean", "said"), [(40.5, ["0"]), (48.0, [])])

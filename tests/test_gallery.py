@@ -13,10 +13,10 @@ from browser import chromium
 from PIL import Image
 from test_report import GREEN, MAGENTA, PROMPTS, scored
 
-from diffopt import report
-from diffopt.gallery import of_evaluation, of_run, ranks
-from diffopt.plots import differences
-from diffopt.run import Run
+from diffopt.report import run_page
+from diffopt.report.gallery import of_evaluation, of_run, ranks
+from diffopt.report.plots import differences
+from diffopt.report.run_directory import Run
 
 KITE, APPLES, SCRIPT = PROMPTS
 Open = Callable[..., Any]
@@ -50,7 +50,7 @@ def opened(browser: Any) -> Iterator[Open]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run whose worst pair is the last prompt's."""
-    return report.write(scored(tmp_path_factory.mktemp("run")))
+    return run_page.write(scored(tmp_path_factory.mktemp("run")))
 
 
 def prompts(page: Any) -> list[str]:
@@ -158,7 +158,7 @@ def test_a_plot_of_distances_has_no_zero_line() -> None:
 
 
 def test_a_page_has_a_plot_for_every_metric_with_a_value_a_pair(tmp_path: Path) -> None:
-    html = report.write(scored(tmp_path)).read_text()
+    html = run_page.write(scored(tmp_path)).read_text()
     assert re.findall(r'<svg role="img" aria-label="([^",]*)', html) == ["PSNR of each pair", "CLIP score"]
 
 
@@ -227,7 +227,7 @@ def test_a_picture_is_zoomed_by_wheel_and_keys_and_fits_again(opened: Open, tmp_
     picture = Image.new("RGB", (64, 64), (0, 0, 255))
     picture.paste(GREEN, (32, 0, 64, 64))
     picture.save(directory / "sample" / "002.png")
-    page = opened(report.write(directory))
+    page = opened(run_page.write(directory))
     look(page)
     page.keyboard.press("Home")  # all of it is the candidate's
     half = share(page, GREEN)
@@ -269,7 +269,7 @@ def test_a_click_on_the_difference_compares_with_it(opened: Open, written: Path)
 
 
 def test_an_inlined_page_compares_too(opened: Open, tmp_path: Path) -> None:
-    page = opened(report.write(scored(tmp_path), inline=True))
+    page = opened(run_page.write(scored(tmp_path), inline=True))
     page.locator("figure[data-kind=candidate] a").first.focus()
     page.keyboard.press("Enter")
     until(page, BOTH)
@@ -293,7 +293,7 @@ def test_of_hundreds_of_pictures_only_those_in_sight_are_loaded(browser: Any, tm
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page, loaded = context.new_page(), []
     page.on("request", lambda r: loaded.append(r.url) if r.url.endswith(".png") else None)
-    page.goto(report.write(directory).resolve().as_uri(), wait_until="load")
+    page.goto(run_page.write(directory).resolve().as_uri(), wait_until="load")
     assert len(prompts(page)) == many
     assert (directory / "report.html").stat().st_size < many * 2500
     assert len(loaded) < many / 4

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from test_report import exported, page, scored, words
 
-from diffopt import gates, report
-from diffopt.choices import choose
 from diffopt.errors import ConfigError, GateError
-from diffopt.run import Run
+from diffopt.groups.validate import choose
+from diffopt.quality import gates
+from diffopt.report import run_page
+from diffopt.report.run_directory import Run
 
 
 def gated(directory: Path, **limits: object) -> Run:
@@ -72,7 +73,7 @@ def test_gates_that_hold_stop_nothing(tmp_path: Path) -> None:
 
 def test_the_summary_and_the_page_say_what_became_of_the_gates(tmp_path: Path) -> None:
     gated(scored(tmp_path), psnr=31, clip="-5%")
-    lines = [line for line in report.summary(tmp_path) if line.startswith("gate")]
+    lines = [line for line in run_page.summary(tmp_path) if line.startswith("gate")]
     assert lines == [
         "gate        psnr: 31 is broken: 30.0 dB [29.0, 31.0]",
         "gate        clip: -5% holds: -2.73 % [-3.33, -2.12]",

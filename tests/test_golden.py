@@ -12,7 +12,7 @@ from conftest import registered, some
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from diffopt.searchpath import bundled
+from diffopt.cli.searchpath import bundled
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RECIPES = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))

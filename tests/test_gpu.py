@@ -6,14 +6,14 @@ import torch
 from test_calibrate_once import differing, formats, ordinary, replayed
 from tiny import bench, call, recipe
 
-from diffopt import checkpoint
-from diffopt.block_arithmetic import VALUES, mxfp8, nvfp4, simulated
-from diffopt.channel_peaks import Raised, bits, raise_to_peaks
-from diffopt.observation import observed
 from diffopt.pipeline.open import open_pipeline
-from diffopt.recording import replay
+from diffopt.quantization import checkpoint
+from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.block_fake_quant import VALUES, mxfp8, nvfp4, simulated
+from diffopt.quantization.channel_peaks import Raised, bits, raise_to_peaks
+from diffopt.quantization.observer import observed
+from diffopt.quantization.recorded_calls import replay
 from diffopt.runtimes import RUNTIMES
-from diffopt.search import search
 
 pytestmark = [
     pytest.mark.gpu,

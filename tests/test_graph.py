@@ -14,7 +14,6 @@ from conftest import some
 from onnx import numpy_helper
 from tiny import EMOJI, LAYERS, TINY, Bench, bench, call, called, emoji, folder, saved
 
-from diffopt import checkpoint
 from diffopt.artifact import OnnxGraph
 from diffopt.errors import GateError
 from diffopt.graph import count, write
@@ -24,6 +23,7 @@ from diffopt.groups import CallView
 from diffopt.models.family import Size
 from diffopt.models.flux import FAMILY
 from diffopt.pipeline.open import open_pipeline
+from diffopt.quantization import checkpoint
 
 EVERY = {
     "plain": (None, "float32", False),

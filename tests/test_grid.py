@@ -9,9 +9,9 @@ import pytest
 from sweeps import failed, findings, job, psnr
 from test_report import words
 
-from diffopt.grid import panels
-from diffopt.plots.canvas import sheet
-from diffopt.plotted import plotted
+from diffopt.report.plots.canvas import sheet
+from diffopt.sweep.grid import panels
+from diffopt.sweep.page_plots import plotted
 
 
 def grid(directory: Path, keys: dict[str, list[object]], inert: tuple[str, str] | None = None) -> Path:

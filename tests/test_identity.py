@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from diffopt.fingerprint import fingerprint
-from diffopt.source import Sources
 from diffopt.stage import stages
-from diffopt.store import Store
+from diffopt.store.fingerprint import fingerprint
+from diffopt.store.source import Sources
+from diffopt.store.store import Store
 
 CALIBRATED = {"merge", "quantize"}
 """What every change of the observed chunks changes, whatever is made of the checkpoint then."""

@@ -12,10 +12,10 @@ import torch
 from conftest import composed
 from tiny import ONE, PROMPTS, saved
 
-from diffopt import job
-from diffopt.job import Job
+from diffopt.jobs import job
+from diffopt.jobs.job import Job
+from diffopt.jobs.runner import run_plan
 from diffopt.pipeline.calibration import Calibration
-from diffopt.runner import run_plan
 
 fork = multiprocessing.get_context("fork")
 

@@ -11,12 +11,12 @@ from tiny import BATCH, SEED, STEPS, Bench, bench, emoji
 from tiny_pipelines import TINY
 
 from diffopt.artifact import TrainLatents, TrainTexts
+from diffopt.data.prompts import PromptSet
 from diffopt.groups.model import TextView
-from diffopt.pipeline.draw import draw
 from diffopt.pipeline.latents import encode
 from diffopt.pipeline.open import family_of, open_pipeline, open_vae
+from diffopt.pipeline.sampling import draw
 from diffopt.pipeline.texts import encode as encode_texts
-from diffopt.prompts import PromptSet
 from diffopt.stages.phrase import PromptsView, phrase
 from diffopt.stages.teach import DrawnView, teach
 

@@ -19,8 +19,8 @@ from conftest import some
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffopt import job
-from diffopt.searchpath import bundled, register
+from diffopt.cli.searchpath import bundled, register
+from diffopt.jobs import job
 
 RECIPE = ("+recipe=emoji_int8_sq", "calib.n_steps=2", "calib.batch_size=2", "calib.chunk=2")
 MACHINE = {"cpu": "a CPU", "cores": 2, "gpus": []}

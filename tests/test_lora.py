@@ -15,12 +15,12 @@ from tiny import BATCH, PROMPTS, Bench, bench, called, folder, random_bench, sav
 from tiny_pipelines import DOUBLE, TINY, WIDTH
 
 from diffopt import models
-from diffopt.adapter import Adapter
+from diffopt.cli.modelopt_file import portable
+from diffopt.data.prompts import PromptSet
 from diffopt.errors import GateError, PlanError, StoreError
+from diffopt.groups.lora_file import Adapter
 from diffopt.pipeline import lora
 from diffopt.pipeline.open import open_backbone, open_denoiser, open_pipeline, open_texts
-from diffopt.portable import portable
-from diffopt.prompts import PromptSet
 
 TEXT = {"flux": ("text_encoder",), "sd3": ("text_encoder", "text_encoder_2"), "sd21": ("text_encoder",)}
 TEXT |= {"sdxl": ("text_encoder", "text_encoder_2")}
@@ -220,7 +220,7 @@ def test_prompts_are_encoded_as_by_a_model_saved_after_fusing(twins: tuple[Bench
 
 
 def test_the_portable_file_has_the_fused_weights(twins: tuple[Bench, Bench], tmp_path: Path) -> None:
-    from diffopt import checkpoint
+    from diffopt.quantization import checkpoint
 
     for i, b in enumerate(twins):
         portable(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8")), tmp_path / str(i))

@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffopt import models
-from diffopt.adapter import Adapter
-from diffopt.cli import main
+from diffopt.cli.main import main
+from diffopt.cli.plan import differences, flat
 from diffopt.errors import ConfigError, PlanError, SourceError
-from diffopt.explain import differences, flat
-from diffopt.source import Source, Sources, _only_file
+from diffopt.groups.lora_file import Adapter
+from diffopt.store.source import Source, Sources, _only_file
 
 QUERY = "transformer.transformer_blocks.0.attn.to_q"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

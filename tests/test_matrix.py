@@ -18,12 +18,13 @@ from matrix_table import CELLS, FORMATS, STEPS
 from tiny import PROMPTS, album, call, saved
 from tiny_pipelines import TINY
 
-from diffopt import job, models
+from diffopt import models
 from diffopt.artifact import Checkpoint, Pipeline
-from diffopt.checkpoint import restore
 from diffopt.errors import DiffoptError
-from diffopt.job import Job
-from diffopt.runner import run_plan
+from diffopt.jobs import job
+from diffopt.jobs.job import Job
+from diffopt.jobs.runner import run_plan
+from diffopt.quantization.checkpoint import restore
 from diffopt.stage import Context
 
 MODELS = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffopt.memory import RESET, STATUS, peaks
+from diffopt.machine.memory import RESET, STATUS, peaks
 
 pytestmark = pytest.mark.skipif(not STATUS.is_file() or not RESET.exists(), reason="only Linux tells a process's peak")
 MANY = 256 << 20

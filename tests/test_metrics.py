@@ -12,14 +12,15 @@ from PIL import Image
 from tiny import emoji
 from transformers import CLIPModel, CLIPProcessor
 
-from diffopt import asset, metrics, registry
+from diffopt import metrics, registry
 from diffopt.errors import MetricError
-from diffopt.measure import measure
 from diffopt.metrics import METRICS, Metric, Scorer, Weights
 from diffopt.metrics.psnr import IDENTICAL
 from diffopt.pipeline.open import open_pipeline
+from diffopt.quality.scoring import measure
+from diffopt.store import assets
 
-CLIP = asset.locate("asset:emoji/emoji-clip")
+CLIP = assets.locate("asset:emoji/emoji-clip")
 
 
 def noise(seed: int, size: int = 32) -> np.ndarray:
@@ -131,7 +132,7 @@ def straightforward(prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.
 @pytest.fixture(scope="module")
 def drawn() -> tuple[list[str], list[np.ndarray]]:
     """Prompts of very different length, and the embedded model's pictures of them."""
-    rows = json.loads(asset.locate("asset:emoji/prompts_eval.json").read_text())
+    rows = json.loads(assets.locate("asset:emoji/prompts_eval.json").read_text())
     prompts = sorted((r["prompt"] for r in rows), key=len)[::10]
     b = emoji()
     pipe = open_pipeline(b.context(), b.pipeline())

@@ -13,17 +13,19 @@ from safetensors.torch import load_file
 from test_sensitivity import ALPHA, measure, measured
 from tiny import CHUNK, bench, call, emoji, folder
 
-from diffopt import checkpoint, environment, formats, mixture, rates
+from diffopt import formats
 from diffopt.artifact import Checkpoint, Mix, OnnxGraph
-from diffopt.choices import choose
+from diffopt.cli.modelopt_file import portable
 from diffopt.errors import ConfigError, PlanError
-from diffopt.extremes import quantizers
 from diffopt.formats import auto
-from diffopt.groups import FormatView, ScaleView
+from diffopt.groups import FormatView, ScaleView, gpu_rates
 from diffopt.groups.format import Budget, MixView
-from diffopt.mixture import Limit, Option
+from diffopt.groups.validate import choose
+from diffopt.machine import environment
 from diffopt.pipeline.open import open_pipeline
-from diffopt.portable import portable
+from diffopt.quantization import checkpoint, mixed_precision
+from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.mixed_precision import Limit, Option
 from diffopt.stages.build import BuilderView, build
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.mix import mix
@@ -74,15 +76,15 @@ def test_no_other_mix_within_the_budget_has_a_smaller_error(seed: int, share: fl
         return all(sum(getattr(o, x.cost) for o in options) <= x.most for x in budget)
 
     best = min((m for m in itertools.product(*layers) if fits(m)), key=lambda m: sum(o.error for o in m))
-    found = mixture.choose(layers, budget)
+    found = mixed_precision.choose(layers, budget)
     assert fits(found)
-    assert sum(o.error for o in found) <= sum(o.error for o in best) * (1 + 2 * mixture.GAP)
+    assert sum(o.error for o in found) <= sum(o.error for o in best) * (1 + 2 * mixed_precision.GAP)
 
 
 def test_a_budget_that_is_just_what_a_format_takes_is_enough() -> None:
     layers = [[Option("fp8", 1.0, 8 * n, n), Option("full", 0.0, 16 * n, n)] for n in (3.0, 70_001.0, 123_456_789.0)]
     total = sum(x[0].bits for x in layers)
-    assert [o.format for o in mixture.choose(layers, [Limit("bits", "bits", total, 1)])] == ["fp8"] * 3
+    assert [o.format for o in mixed_precision.choose(layers, [Limit("bits", "bits", total, 1)])] == ["fp8"] * 3
 
 
 def test_a_budget_that_nothing_keeps_is_refused_with_the_least_there_is() -> None:
@@ -122,10 +124,10 @@ def test_a_share_of_the_time_is_estimated_from_the_data_sheet() -> None:
     content = mixed(("nvfp4", "fp8", "full"), time="40%", gpu="b200").json("mix.json")
     rows = {x["name"]: x for x in measured().json("sensitivity.json")["layers"]}
     whole = sum(x["products"] for x in rows.values())
-    taken = sum(rows[x["name"]]["products"] * rates.share("b200", x["format"]) for x in content["layers"])
+    taken = sum(rows[x["name"]]["products"] * gpu_rates.share("b200", x["format"]) for x in content["layers"])
     assert content["time"] == pytest.approx(taken / whole)
     assert content["time"] <= 0.4
-    assert rates.share("b200", "nvfp4") == 0.25
+    assert gpu_rates.share("b200", "nvfp4") == 0.25
 
 
 def test_layers_that_are_excluded_are_not_in_the_mix() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from test_report import exported, scored
 
-from diffopt import objective
 from diffopt.errors import ConfigError, GateError
-from diffopt.floor import floors
-from diffopt.run import Run
+from diffopt.jobs import objective
+from diffopt.quality.floor import floors
+from diffopt.report.run_directory import Run
 
 
 def test_without_a_name_it_is_the_first_metrics_mean_or_none(tmp_path: Path) -> None:

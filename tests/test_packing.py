@@ -13,12 +13,12 @@ from onnx import numpy_helper
 from quantized import FORMATS
 from torch import nn
 
-from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError
 from diffopt.graph.packing import pack
 from diffopt.graph.packing.block import e2m1_codes, exponents
 from diffopt.graph.packing.packed import Packed
 from diffopt.graph.tensor import nibbles, tensor
+from diffopt.quantization.block_fake_quant import simulated
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STEP = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from test_training import LORA, SEED, VALIDATION, about, data, same, trained, weights
 from tiny import Bench, bench, folder
 
-from diffopt import checkpoint
 from diffopt.artifact import Checkpoint
 from diffopt.errors import GateError, PlanError
+from diffopt.quantization import checkpoint
 from diffopt.stages.train import train
 from diffopt.training import machines
 from diffopt.training.footprint import Footprint

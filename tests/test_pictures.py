@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffopt import pictures
+from diffopt.data import pictures
 from diffopt.errors import GateError
 
 

@@ -7,12 +7,12 @@ from omegaconf import OmegaConf
 
 import diffopt.stage
 from diffopt.artifact import Artifact, Checkpoint, Pipeline
-from diffopt.choices import choose
-from diffopt.environment import Environment
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import CallView, Export, FormatView, Model
-from diffopt.job import prepare
-from diffopt.plan import make_plan
+from diffopt.groups.validate import choose
+from diffopt.jobs.job import prepare
+from diffopt.jobs.plan import make_plan
+from diffopt.machine.environment import Environment
 from diffopt.stage import Context, stage, stages
 from diffopt.view import View
 
@@ -232,7 +232,7 @@ def test_a_cache_that_does_not_know_the_family_is_refused_with_one_that_does(pla
 
 
 def test_a_cache_of_a_package_that_is_not_installed_is_refused(plan, monkeypatch):
-    monkeypatch.setattr("diffopt.checks.package", lambda _: None)
+    monkeypatch.setattr("diffopt.jobs.checks.package", lambda _: None)
     (line,) = refused(plan, EMOJI, "eval=emoji", "cache=cache_dit")
     assert line == "cache: cache-dit is not installed (got cache=cache_dit); `pip install 'diffopt[cache-dit]'`"
 

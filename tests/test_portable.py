@@ -8,11 +8,13 @@ import pytest
 import torch
 from tiny import Bench, bench, call
 
-from diffopt import checkpoint, formats, shelf
+from diffopt import formats
 from diffopt.artifact import Checkpoint
+from diffopt.cli.modelopt_file import FILE, portable
+from diffopt.cli.store import command
 from diffopt.errors import StoreError
-from diffopt.portable import FILE, portable
-from diffopt.store import Store
+from diffopt.quantization import checkpoint
+from diffopt.store.store import Store
 
 NAMES = ["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8"]
 BLOCKS = [n for n in NAMES if "fp4" in n or n == "mxfp8"]
@@ -29,7 +31,7 @@ found = {}
 for file in files:
     arithmetic = contextlib.nullcontext()
     if file.startswith("simulated:"):
-        from diffopt.block_arithmetic import simulated
+        from diffopt.quantization.block_fake_quant import simulated
         file, arithmetic = file.removeprefix("simulated:"), simulated()
     else:
         assert "diffopt" not in sys.modules
@@ -84,7 +86,7 @@ def stored(b: Bench, name: str, root: Path) -> Store:
 
 
 def export(store: Store, *arguments: str) -> None:
-    shelf.command(["--store", str(store.root), "export", *arguments])
+    command(["--store", str(store.root), "export", *arguments])
 
 
 def test_an_exported_checkpoint_has_its_portable_file_beside_it(tmp_path: Path) -> None:

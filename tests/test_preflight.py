@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from tiny import Bench, bench
 
-from diffopt import environment, preflight
 from diffopt.artifact import Pipeline
-from diffopt.choices import choose
 from diffopt.errors import PlanError
+from diffopt.groups.validate import choose
+from diffopt.jobs import preflight
+from diffopt.machine import environment
 from diffopt.view import Choices
 
 

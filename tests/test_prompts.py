@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diffopt.prompts import PromptSet, read
+from diffopt.data.prompts import PromptSet, read
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 from test_report import screenshot
 from tiny import EMOJI
 
-from diffopt import asset, environment
+from diffopt.machine import environment
+from diffopt.store import assets
 
 SMALL = ("eval.size=4", "eval.steps=6", "eval.repeats=5", "calib.size=12")
 """The quickstart with fewer pictures. Twelve prompts are a whole chunk and half a one."""
@@ -76,7 +77,7 @@ def test_a_run_has_its_files_where_its_user_looks(first: Path) -> None:
 
 def test_a_second_run_makes_nothing_and_imports_no_torch(first: Path, recipe: tuple[str, ...]) -> None:
     code = (
-        "import sys; from diffopt.cli import main; main(sys.argv[1:]);"
+        "import sys; from diffopt.cli.main import main; main(sys.argv[1:]);"
         "sys.exit('torch was imported' if {'torch', 'diffusers', 'modelopt'} & set(sys.modules) else 0)"
     )
     diffopt(first, *recipe, code=code)
@@ -110,10 +111,10 @@ def test_another_store_gets_the_same_fingerprints_and_bytes(first: Path, recipe:
 def test_a_step_starts_with_no_model_of_an_earlier_one(tmp_path: Path) -> None:
     code = """
 import sys, weakref
-import diffopt.pipeline.open, diffopt.runner
-from diffopt.cli import main
+import diffopt.pipeline.open, diffopt.jobs.runner
+from diffopt.cli.main import main
 
-opened, found, make = [], [], diffopt.runner._make
+opened, found, make = [], [], diffopt.jobs.runner._make
 plain = diffopt.pipeline.open.open_backbone
 
 def open_backbone(*given):
@@ -125,7 +126,7 @@ def counted(step, *given):
     found.append((step.name, sum(x() is not None for x in opened)))
     make(step, *given)
 
-diffopt.pipeline.open.open_backbone, diffopt.runner._make = open_backbone, counted
+diffopt.pipeline.open.open_backbone, diffopt.jobs.runner._make = open_backbone, counted
 main(sys.argv[1:])
 assert len(opened) == 3, opened  # observe, quantize and export have each opened one
 assert not any(n for _, n in found), found
@@ -231,7 +232,7 @@ def test_a_report_of_a_run_whose_artifacts_are_gone_keeps_its_page(first: Path) 
 @pytest.mark.matrix
 def test_a_model_whose_weights_cannot_be_read_is_refused_in_a_line(tmp_path: Path) -> None:
     model = tmp_path / "model"
-    shutil.copytree(asset.locate(EMOJI), model)
+    shutil.copytree(assets.locate(EMOJI), model)
     for weights in (model / "transformer").glob("*.safetensors"):
         os.truncate(weights, 5000)
     call = [sys.executable, "-m", "diffopt", f"model.source={model}", "+recipe=emoji_fp8", "eval.size=1", "export=null"]

@@ -10,9 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from test_matrix import MODELS
 
-from diffopt.cli import COMMANDS
+from diffopt.cli.main import COMMANDS
+from diffopt.cli.searchpath import bundled, register
 from diffopt.groups import PICKS
-from diffopt.searchpath import bundled, register
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from test_calibrate_once import differing, pipeline_loop, tensors
 from tiny import STEPS, Bench, bench, call, recipe
 
-from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError
-from diffopt.extremes import quantizers
 from diffopt.pipeline.open import open_pipeline
-from diffopt.recording import CALLS, TENSORS, Calls, count, recorded, replay
-from diffopt.search import search
+from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.recorded_calls import CALLS, TENSORS, Calls, count, recorded, replay
 
 SIZE = 3
 """Prompts: a batch and half a one. A search runs the model a dozen times over each."""

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffopt import figure, report
+from diffopt import text
+from diffopt.cli.report import command
 from diffopt.errors import ConfigError
-from diffopt.page import PREVIEW
+from diffopt.report import run_page
+from diffopt.report.html import PREVIEW
 
 PROMPTS = ["a red <kite>", "two apples & a pear", "<script>alert(1)</script>"]
 MAGENTA, GREEN = (255, 0, 255), (0, 200, 0)
@@ -103,7 +105,7 @@ def exported(directory: Path, speedup: float | None = None) -> Path:
 
 
 def page(directory: Path) -> str:
-    return report.write(directory).read_text()
+    return run_page.write(directory).read_text()
 
 
 def words(html: str) -> str:
@@ -124,7 +126,7 @@ def test_the_page_fetches_nothing_but_the_pictures_beside_it(tmp_path: Path) -> 
 
 
 def test_with_inline_the_page_has_the_pictures_in_it_and_links_nothing(tmp_path: Path) -> None:
-    html = report.write(scored(tmp_path), inline=True).read_text()
+    html = run_page.write(scored(tmp_path), inline=True).read_text()
     targets = re.findall(r"""\s(?:src|href)\s*=\s*["']([^"']*)["']""", html)
     assert len([t for t in targets if t.startswith("data:image/png;base64,")]) == 3 * len(PROMPTS)
     assert all(t.startswith(("data:", "#")) for t in targets)
@@ -195,7 +197,7 @@ def test_a_timing_is_given_with_its_interval_its_machine_and_what_it_says(tmp_pa
     assert f"{speedup:.2f} [{speedup - 0.1:.2f}, {speedup + 0.1:.2f}] x" in text
     assert said in text
     assert "Test CPU 9000, 2 cores" in text
-    assert any(said in line and "Test CPU 9000" in line for line in report.summary(tmp_path))
+    assert any(said in line and "Test CPU 9000" in line for line in run_page.summary(tmp_path))
 
 
 def test_sizes_are_shares_of_the_plain_graph(tmp_path: Path) -> None:
@@ -234,26 +236,26 @@ def test_a_checkpoint_alone_has_a_page(tmp_path: Path) -> None:
 
 
 def test_an_inlined_large_picture_is_shown_smaller_and_the_page_says_so(tmp_path: Path) -> None:
-    html = report.write(scored(tmp_path, side=PREVIEW + 1), inline=True).read_text()
+    html = run_page.write(scored(tmp_path, side=PREVIEW + 1), inline=True).read_text()
     assert "data:image/jpeg;base64," in html
     assert "data:image/png" not in html
     assert "Shown smaller than they are" in html
 
 
 def test_pairs_beyond_the_limit_are_counted_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "SHOWN", 1)
+    monkeypatch.setattr(run_page, "SHOWN", 1)
     html = page(scored(tmp_path))
     assert html.count("<h3>") == 1
     assert "The 1 worst are shown" in html
 
 
 def test_the_summary_has_metrics_size_and_speed(tmp_path: Path) -> None:
-    assert report.summary(scored(tmp_path / "a")) == [
+    assert run_page.summary(scored(tmp_path / "a")) == [
         "PSNR        30.0 dB [29.0, 31.0]  n=3",
         "CLIP score  80.2 [79.2, 81.2]  n=3",
         f"speed       not claimed: {NOTE}",
     ]
-    assert report.summary(exported(tmp_path / "b", 1.5)) == [
+    assert run_page.summary(exported(tmp_path / "b", 1.5)) == [
         "graph  1.0 KiB, 25.0% of the plain graph's 4.0 KiB",
         "plan   2.0 KiB, 50.0% of the plain graph's 4.0 KiB",
         "speed  1.50 [1.40, 1.60] x end to end, faster than its baseline; Test CPU 9000, 2 cores",
@@ -261,11 +263,11 @@ def test_the_summary_has_metrics_size_and_speed(tmp_path: Path) -> None:
 
 
 def test_a_single_value_has_no_interval() -> None:
-    assert figure.figure({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
+    assert text.figure({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
 
 
 def test_the_command_writes_the_page_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report.command([str(scored(tmp_path))])
+    command([str(scored(tmp_path))])
     assert capsys.readouterr().out.splitlines()[-1] == f"report  {tmp_path / 'report.html'}"
     assert (tmp_path / "report.html").is_file()
 
@@ -273,13 +275,13 @@ def test_the_command_writes_the_page_and_names_it(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(("name", "what"), [(".", "has no run.json and no multirun.yaml"), ("none", "is not a directory")])
 def test_a_directory_that_is_neither_run_nor_sweep_is_refused(tmp_path: Path, name: str, what: str) -> None:
     with pytest.raises(ConfigError, match=rf"^report: {what} \(got '.*'\); name a run or a sweep"):
-        report.command([str(tmp_path / name)])
+        command([str(tmp_path / name)])
 
 
 def test_a_run_json_that_is_broken_is_an_error_for_the_user(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ConfigError, match=r"^report: run.json cannot be read \(got "):
-        report.write(tmp_path)
+        run_page.write(tmp_path)
 
 
 def test_a_page_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +292,7 @@ def test_a_page_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path, monk
     before = sorted(p.name for p in tmp_path.iterdir())
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="disk full"):
-        report.write(scored(tmp_path, psnr=10))
+        run_page.write(scored(tmp_path, psnr=10))
     assert (tmp_path / "report.html").read_text() == old
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
@@ -306,7 +308,7 @@ def test_pages_are_written_without_torch_and_without_plots_by_no_library(
     tmp_path: Path, made_by: Any, libraries: list[str]
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from diffopt import report, sweep; report.write(Path(sys.argv[1])); "
+        "import sys; from pathlib import Path; from diffopt.report import run_page; import diffopt.sweep.page; run_page.write(Path(sys.argv[1])); "
         f"sys.exit(str(set({libraries}) & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(made_by(tmp_path))], capture_output=True, text=True, check=False)
@@ -339,7 +341,7 @@ def count(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 
 def test_a_browser_shows_the_pictures_enlarged(tmp_path: Path) -> None:
-    shown = screenshot(report.write(scored(tmp_path / "run")), tmp_path / "page.png", tmp_path / "profile")
+    shown = screenshot(run_page.write(scored(tmp_path / "run")), tmp_path / "page.png", tmp_path / "profile")
     for colour in (MAGENTA, GREEN):  # without the outline of one pixel, still larger than the 64 x 64 that they are
         assert count(shown, colour) > len(PROMPTS) * 100 * 100
 

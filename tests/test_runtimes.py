@@ -14,16 +14,17 @@ import torch
 import transformers
 from tiny import LAYERS, Bench, bench, call
 
-from diffopt import checkpoint, pictures
 from diffopt.artifact import OnnxGraph
 from diffopt.caches import METHODS
+from diffopt.data import pictures
+from diffopt.data.prompts import PromptSet
 from diffopt.errors import GateError, PlanError
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
 from diffopt.models.flux import FAMILY
 from diffopt.pipeline.open import open_pipeline
 from diffopt.pipeline.texts import regroup
-from diffopt.prompts import PromptSet
+from diffopt.quantization import checkpoint
 from diffopt.runtimes import RUNTIMES, Running
 from diffopt.runtimes.onnxruntime import GraphBackbone, _session
 from diffopt.stages.reference import reference

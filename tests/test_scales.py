@@ -10,11 +10,12 @@ from matrix_table import FORMATS
 from safetensors.torch import load_file
 from tiny import BLOCK, Bench, bench, emoji
 
-from diffopt import checkpoint, formats
+from diffopt import formats
 from diffopt.errors import GateError
 from diffopt.formats.method import Rule
 from diffopt.pipeline.open import empty_backbone, family_of
-from diffopt.scales import Plain, scales
+from diffopt.quantization import checkpoint
+from diffopt.quantization.scales import Plain, scales
 
 OBSERVED = [n for n in FORMATS if formats.method(n).observes]
 ALPHAS = (0.0, 0.35, 1.0)

@@ -17,17 +17,18 @@ from test_calibrate_once import pipeline_loop
 from test_report import artifact, made, page, words
 from tiny import BATCH, CHUNK, SEED, STEPS, Bench, bench
 
-from diffopt import checkpoint, sensitivity_plot
 from diffopt.artifact import Sensitivity
-from diffopt.block_arithmetic import simulated
-from diffopt.choices import choose
+from diffopt.data.prompts import PromptSet
 from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.groups.format import MEASURABLE
 from diffopt.groups.sense import ProbeView, SenseView
-from diffopt.layers import Layer, without
+from diffopt.groups.validate import choose
 from diffopt.pipeline.open import open_pipeline
-from diffopt.prompts import PromptSet
-from diffopt.sensitivity import Reading
+from diffopt.quantization import checkpoint
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.layers import Layer, without
+from diffopt.report import sensitivity_plot
+from diffopt.report.sensitivity import Reading
 from diffopt.stages.sense import sense
 
 SIZE, ALPHA = 3, 0.5
@@ -115,8 +116,8 @@ def test_products_are_counted_per_picture_and_step() -> None:
 
 def test_measuring_leaves_the_backbone_as_it_was() -> None:
     from diffopt.formats import method
-    from diffopt.probe import probed, variants
-    from diffopt.step_extremes import drawn
+    from diffopt.quantization.layer_errors import probed, variants
+    from diffopt.quantization.step_extremes import drawn
 
     b = bench(family="flux")
     model, name = b.backbone(), "transformer_blocks.0.attn.to_q"
@@ -147,7 +148,7 @@ def test_a_backbone_that_is_not_called_in_a_step_has_no_error_there() -> None:
 
 def test_a_layer_that_was_never_observed_is_refused() -> None:
     from diffopt.formats import method
-    from diffopt.probe import variants
+    from diffopt.quantization.layer_errors import variants
 
     name = "transformer_blocks.0.attn.to_q"
     with pytest.raises(GateError, match=name):

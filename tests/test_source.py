@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import filter_repo_objects
 
-from diffopt import source
 from diffopt.errors import PlanError
-from diffopt.source import Source, Sources, read, read_scorer
+from diffopt.store import source
+from diffopt.store.source import Source, Sources, read, read_scorer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -316,7 +316,7 @@ def test_a_file_is_no_source(tmp_path):
 def test_of_a_hub_repository_only_the_files_of_the_pipeline_are_downloaded():
     from huggingface_hub.utils import filter_repo_objects
 
-    from diffopt.source import UNWANTED, WANTED
+    from diffopt.store.source import UNWANTED, WANTED
 
     wanted = [
         "model_index.json",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffopt.statistics import around, interval
+from diffopt.metrics.intervals import around, interval
 
 
 def normal(n: int, seed: int = 0) -> np.ndarray:

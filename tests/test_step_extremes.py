@@ -14,14 +14,15 @@ from test_calibrate_families import Counter, StepCalibrator
 from test_calibrate_once import differing
 from tiny import bench
 
-from diffopt import checkpoint, extremes, formats, models, step_extremes
-from diffopt.extremes import quantizers
+from diffopt import formats, models
+from diffopt.data.prompts import PromptSet
 from diffopt.groups import Calib, ChunkView, ScaleView
 from diffopt.groups.calib import counted
-from diffopt.layers import expected_layers
-from diffopt.observation import observed
-from diffopt.prompts import PromptSet
-from diffopt.step_extremes import StepExtremes, reduce
+from diffopt.quantization import checkpoint, extremes, step_extremes
+from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.layers import expected_layers
+from diffopt.quantization.observer import observed
+from diffopt.quantization.step_extremes import StepExtremes, reduce
 
 METHODS = ["default", "global_min", "min-max", "min-mean", "mean-max"]
 STEPS, BATCHES = 5, 3

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from diffopt import shelf
 from diffopt.artifact import Artifact, Checkpoint
+from diffopt.cli.store import command
 from diffopt.errors import PlanError, StoreError
-from diffopt.plan import Plan, Step
-from diffopt.runner import run_plan
-from diffopt.source import Source, Sources
+from diffopt.jobs.plan import Plan, Step
+from diffopt.jobs.runner import run_plan
 from diffopt.stage import Stage
-from diffopt.store import RECORD, Store
+from diffopt.store.source import Source, Sources
+from diffopt.store.store import RECORD, Store
 from diffopt.view import Choices
 
 fork = multiprocessing.get_context("fork")
@@ -264,7 +264,7 @@ def test_a_sound_artifact_has_no_problems(store):
 
 
 def run(store, *arguments):
-    shelf.command(["--store", str(store.root), *arguments])
+    command(["--store", str(store.root), *arguments])
 
 
 def test_verify_names_every_artifact_that_was_changed(store, capsys):

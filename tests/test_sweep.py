@@ -12,10 +12,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from test_report import GREEN, MAGENTA, artifact, count, exported, scored, screenshot, words
 
-from diffopt import cli, job_table, ranking, report, sweep
+from diffopt.cli.main import main
+from diffopt.cli.report import command
 from diffopt.errors import ConfigError, DiffoptError
-from diffopt.findings import Findings
-from diffopt.floor import Floor
+from diffopt.quality.floor import Floor
+from diffopt.report import run_page
+from diffopt.sweep import job_table, page, ranking
+from diffopt.sweep.callback import WriteReport
+from diffopt.sweep.findings import Findings
 
 
 def swept(directory: Path) -> Path:
@@ -33,7 +37,7 @@ def swept(directory: Path) -> Path:
 
 def written(directory: Path, *floors: str) -> str:
     """The sweep's page."""
-    return sweep.write(Findings(directory, [Floor.parse(f) for f in floors])).read_text()
+    return page.write(Findings(directory, [Floor.parse(f) for f in floors])).read_text()
 
 
 def rows(html: str) -> list[str]:
@@ -161,7 +165,7 @@ def test_what_the_store_lost_is_said(tmp_path: Path) -> None:
 
 
 def test_the_page_fetches_nothing_and_links_the_jobs_pages(tmp_path: Path) -> None:
-    report.write(swept(tmp_path) / "2")
+    run_page.write(swept(tmp_path) / "2")
     html = written(tmp_path)
     targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", html)
     assert [t for t in targets if not t.startswith(("data:", "#"))] == ["2/report.html"]
@@ -175,7 +179,7 @@ def test_a_sweep_in_which_every_job_failed_has_a_page(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_pages_of_the_sweep_and_of_its_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report.command([str(swept(tmp_path))])
+    command([str(swept(tmp_path))])
     assert all((tmp_path / name / "report.html").is_file() for name in ("", "0", "10"))
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("sweep   6 jobs, 3 distinct, 2 failed; 5 artifacts made")
@@ -184,7 +188,7 @@ def test_the_command_writes_the_pages_of_the_sweep_and_of_its_jobs(tmp_path: Pat
 
 
 def test_the_command_says_what_to_ship_under_the_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report.command([str(swept(tmp_path)), "--floor", "psnr=30", "--floor", "clip=-5%"])
+    command([str(swept(tmp_path)), "--floor", "psnr=30", "--floor", "clip=-5%"])
     said = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("floor"))
     assert "job that keeps psnr=30 and clip=-5%: job 2 (calib.alpha=0.2)" in said
     assert "keeps psnr=30 and clip=-5%: job 2 (calib.alpha=0.2)" in words((tmp_path / "report.html").read_text())
@@ -194,25 +198,25 @@ def test_the_command_says_what_to_ship_under_the_floor(tmp_path: Path, capsys: p
 def test_a_floor_that_cannot_be_judged_is_refused_and_the_page_is_left(tmp_path: Path, floor: str, wrong: str) -> None:
     before = written(swept(tmp_path))
     with pytest.raises(ConfigError, match=f"^floor: {wrong} \\(got .*{floor}.*\\); "):
-        report.command([str(tmp_path), "--floor", floor])
+        command([str(tmp_path), "--floor", floor])
     assert (tmp_path / "report.html").read_text() == before
 
 
 def test_a_floor_for_a_single_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^floor: chooses among the jobs of a sweep \(got the run '.*/2'\); drop it$"):
-        report.command([str(swept(tmp_path) / "2"), "--floor", "psnr=3"])
+        command([str(swept(tmp_path) / "2"), "--floor", "psnr=3"])
 
 
 def test_the_floor_that_a_sweep_was_given_is_the_reports_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (swept(tmp_path) / "multirun.yaml").write_text("hydra: {callbacks: {sweep: {floor: {psnr: 33, clip: -5%}}}}")
-    sweep.WriteReport({"psnr": 33, "clip": "-5%"}).on_multirun_end(config(tmp_path))
-    report.command([str(tmp_path)])
+    WriteReport({"psnr": 33, "clip": "-5%"}).on_multirun_end(config(tmp_path))
+    command([str(tmp_path)])
     assert capsys.readouterr().out.count("floor   best job that keeps psnr=33 and clip=-5%: job 2") == 2
 
 
 def test_a_floor_that_is_none_stops_a_sweep_before_it_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        cli.main(
+        main(
             ["+recipe=emoji_int8_sq", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.callbacks.sweep.floor=['psnr=a']"]
         )
     assert capsys.readouterr().err.startswith("floor: cannot be read (got 'psnr=a'); write METRIC=-0.5% for")
@@ -222,36 +226,36 @@ def test_a_floor_that_is_none_stops_a_sweep_before_it_starts(capsys: pytest.Capt
 def test_a_floor_under_a_metric_that_was_not_measured_costs_the_sweep_no_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep.WriteReport({"fid": 3}).on_multirun_end(config(swept(tmp_path)))
+    WriteReport({"fid": 3}).on_multirun_end(config(swept(tmp_path)))
     assert "floor: no job measured it (got fid=3); there are psnr, clip" in capsys.readouterr().out
     assert "Best job" in (tmp_path / "report.html").read_text()
 
 
 def test_the_callback_writes_the_page_and_prints_its_path_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep.WriteReport().on_multirun_end(config(swept(tmp_path)))
+    WriteReport().on_multirun_end(config(swept(tmp_path)))
     assert capsys.readouterr().out.count(str(tmp_path / "report.html")) == 1
     assert (tmp_path / "report.html").is_file()
 
 
 def test_a_sweep_that_was_interrupted_has_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep.WriteReport, "_running", (sweep.WriteReport(), config(swept(tmp_path))))
-    sweep.WriteReport.close()
+    monkeypatch.setattr(WriteReport, "_running", (WriteReport(), config(swept(tmp_path))))
+    WriteReport.close()
     assert "stopped without a result" in (tmp_path / "report.html").read_text()
 
 
 def test_a_sweep_that_was_interrupted_before_its_first_job_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sweep.WriteReport, "_running", (sweep.WriteReport(), config(tmp_path / "new")))
-    sweep.WriteReport.close()
+    monkeypatch.setattr(WriteReport, "_running", (WriteReport(), config(tmp_path / "new")))
+    WriteReport.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_in_which_jobs_failed_is_told_so_when_it_is_over(tmp_path: Path) -> None:
-    sweep.WriteReport().on_multirun_end(config(swept(tmp_path)))
+    WriteReport().on_multirun_end(config(swept(tmp_path)))
     with pytest.raises(DiffoptError, match=r"2 of 6 jobs failed \(got of job 3: calib.alpha: must be at most 1"):
-        sweep.WriteReport.check()
+        WriteReport.check()
 
 
 def test_a_browser_shows_the_small_pictures(tmp_path: Path) -> None:
-    shown = screenshot(sweep.write(Findings(swept(tmp_path / "sweep"), [])), tmp_path / "page.png", tmp_path / "profile")
+    shown = screenshot(page.write(Findings(swept(tmp_path / "sweep"), [])), tmp_path / "page.png", tmp_path / "profile")
     assert count(shown, MAGENTA) > 3 * 80 * 80  # one row of references
     assert count(shown, GREEN) > 9 * 80 * 80  # three distinct jobs

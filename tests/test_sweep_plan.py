@@ -7,11 +7,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
-from diffopt import environment, explain, worker
-from diffopt.cli import main
+from diffopt.cli import plan
+from diffopt.cli.main import main
+from diffopt.cli.searchpath import bundled, register
 from diffopt.errors import PlanError
-from diffopt.searchpath import bundled, register
-from diffopt.sweep_plan import SweepPlan, plan_sweep
+from diffopt.machine import environment, worker
+from diffopt.sweep.plan import SweepPlan, plan_sweep
 
 CHEAP = ("export=null", "eval=null")
 
@@ -21,14 +22,14 @@ def planned(tmp_path, monkeypatch):
     """`planned("calib.alpha=0.5,1")` plans that sweep over the embedded model."""
     monkeypatch.chdir(tmp_path)
 
-    def plan(*overrides: str) -> SweepPlan:
+    def planned(*overrides: str) -> SweepPlan:
         register()
-        asked = [explain.spelled(o) for o in ("+recipe=emoji_int8_sq", *overrides)]
-        config = explain.composed(asked, sweep=True)
+        asked = [plan.spelled(o) for o in ("+recipe=emoji_int8_sq", *overrides)]
+        config = plan.composed(asked, sweep=True)
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             return plan_sweep(config, GlobalHydra.instance().hydra.config_loader)
 
-    return plan
+    return planned
 
 
 def test_jobs_that_a_value_means_nothing_to_fall_together(planned):

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from tiny import Bench, bench
 
-from diffopt import environment, preflight
-from diffopt.choices import choose
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import Train
-from diffopt.store import Store
+from diffopt.groups.validate import choose
+from diffopt.jobs import preflight
+from diffopt.machine import environment
+from diffopt.store.store import Store
 from diffopt.training.footprint import footprint
 
 QAD = "+recipe=emoji_fp4_qad"
@@ -103,7 +104,7 @@ def test_values_that_mean_nothing_are_refused(config: Any, override: str, said: 
     ],
 )
 def test_what_is_not_installed_is_refused(plan: Any, monkeypatch: pytest.MonkeyPatch, override: str, said: str) -> None:
-    monkeypatch.setattr("diffopt.checks.find_spec", lambda name: None if name == "torchao" else object())
+    monkeypatch.setattr("diffopt.jobs.checks.find_spec", lambda name: None if name == "torchao" else object())
     with pytest.raises(PlanError) as caught:
         plan(QAD, override)
     assert said in str(caught.value)

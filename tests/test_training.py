@@ -14,13 +14,14 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from safetensors.torch import load_file
 from tiny import Bench, bench, call, folder
 
-from diffopt import checkpoint, models
+from diffopt import models
 from diffopt.artifact import Checkpoint, TrainSet
-from diffopt.block_arithmetic import simulated
 from diffopt.errors import GateError, PlanError
-from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import config, open_pipeline
+from diffopt.pipeline.sampling import draw
 from diffopt.pipeline.texts import encode
+from diffopt.quantization import checkpoint
+from diffopt.quantization.block_fake_quant import simulated
 from diffopt.stages.train import train
 from diffopt.training import noise
 from diffopt.training.attention import differentiable
@@ -357,7 +358,7 @@ def test_a_graph_has_the_trained_weights() -> None:
 def test_plain_modelopt_restores_a_trained_checkpoint(tmp_path: Path) -> None:
     import modelopt.torch.opt as mto
 
-    from diffopt.portable import FILE, portable
+    from diffopt.cli.modelopt_file import FILE, portable
 
     b = bench()
     model = checkpoint.restore(b.context(), b.pipeline(), trained(b, "nvfp4"))

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from diffopt import verdict
-from diffopt.statistics import interval
+from diffopt.metrics.intervals import interval
+from diffopt.quality import verdict
 
 
 def stat(mean: float, low: float | None, high: float | None, n: int = 64) -> dict:

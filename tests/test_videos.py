@@ -15,12 +15,14 @@ from test_matrix import drawing, overrides
 from test_metrics import CLIP, noise, psnr_by_hand
 from tiny import PROMPTS
 
-from diffopt import job, pictures, report, videos
+from diffopt.data import pictures, videos
 from diffopt.errors import PlanError
-from diffopt.measure import batch, measure
+from diffopt.jobs import job
+from diffopt.jobs.runner import run_plan, write_run
 from diffopt.metrics import METRICS, Weights
 from diffopt.models import family
-from diffopt.runner import run_plan, write_run
+from diffopt.quality.scoring import batch, measure
+from diffopt.report import run_page
 
 FRAMES = 6
 
@@ -219,7 +221,7 @@ def browser() -> Iterator[Any]:
 
 def test_the_page_has_a_contact_sheet_with_the_reference_above_and_a_video_that_plays(run: Path, browser: Any) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 900})
-    page.goto(report.write(run).resolve().as_uri())
+    page.goto(run_page.write(run).resolve().as_uri())
     first = page.locator("#pairs li").first
     assert first.locator(".sheet th").all_text_contents() == ["reference", "candidate"]
     assert first.locator(".sheet tr").first.locator("img").count() == 3

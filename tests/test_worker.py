@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from diffopt import environment, worker
 from diffopt.errors import ConfigError
+from diffopt.machine import environment, worker
 
 TAKE = (
     "import json, os, sys\n"
-    "from diffopt import worker\n"
+    "from diffopt.machine import worker\n"
     "worker.take_place()\n"
     "names = ('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS')\n"
     "print(json.dumps({n: os.environ[n] for n in names} | {'torch': 'torch' in sys.modules}), flush=True)\n"

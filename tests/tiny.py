@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from tiny_pipelines import EMOJI, TINY
 
-from diffopt import asset, formats, models, prompts
+from diffopt import formats, models
 from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, EvalEmbeddings, OnnxGraph, Pipeline, Recording
+from diffopt.data import prompts
+from diffopt.data.prompts import PromptSet
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.calib import Collect
 from diffopt.groups.cut import CutView
 from diffopt.groups.model import TextView
-from diffopt.prompts import PromptSet
-from diffopt.source import Source, Sources
 from diffopt.stage import Context
 from diffopt.stages import encode
 from diffopt.stages.embed import PromptsView, embed
@@ -37,6 +37,8 @@ from diffopt.stages.merge import merge
 from diffopt.stages.observe import observe
 from diffopt.stages.quantize import quantize
 from diffopt.stages.record import record
+from diffopt.store import assets
+from diffopt.store.source import Source, Sources
 
 PROMPTS = (
     "a noto style emoji of armenia flag",
@@ -250,15 +252,15 @@ class Bench:
 
     def draw(self, pipe: Any, prompts: list[str], seeds: list[int], steps: int, **kw: Any) -> np.ndarray:
         """One batch by `pipe`, which encodes the prompts itself."""
-        from diffopt.pipeline.draw import draw
         from diffopt.pipeline.open import family_of
+        from diffopt.pipeline.sampling import draw
         from diffopt.pipeline.texts import encode
 
         texts = encode(self.context(), pipe, self.pipeline(), prompt_set(prompts).given().prompts, self.call)
         return draw(pipe, texts, seeds, steps, family_of(self.pipeline()).arguments(self.call), **kw)
 
     def vae(self) -> dict[str, Any]:
-        return json.loads((asset.locate(self.source) / "vae" / "config.json").read_text())
+        return json.loads((assets.locate(self.source) / "vae" / "config.json").read_text())
 
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self.made:
@@ -345,7 +347,7 @@ def emoji() -> Bench:
     root = _root() / "emoji"
     root.mkdir()
     call = called(64, 32)
-    known = asset.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()
+    known = assets.locate("asset:emoji/prompts_calib.txt").read_text().splitlines()
     return Bench(root, EMOJI, call=call, prompts=tuple(known[: len(PROMPTS)]))
 
 
@@ -359,7 +361,7 @@ def recipe(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[str,
 
 def call(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """The backbone's output, with CPU arithmetic where modelopt has none."""
-    from diffopt.block_arithmetic import simulated
+    from diffopt.quantization.block_fake_quant import simulated
 
     with torch.no_grad(), simulated():
         return backbone(**inputs, return_dict=False)[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffopt import asset
+from diffopt.store import assets
 
 EMOJI = "asset:emoji/emoji-flux"
 DOUBLE, SINGLE, HEADS, HEAD = 2, 2, 2, 32
@@ -42,7 +42,7 @@ def clip(tokens: int = 77, projection: int | None = None) -> torch.nn.Module:
 def clip_tokenizer(tokens: int = 77) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(asset.locate(EMOJI) / "tokenizer", model_max_length=tokens)
+    return AutoTokenizer.from_pretrained(assets.locate(EMOJI) / "tokenizer", model_max_length=tokens)
 
 
 def t5(width: int = 32) -> torch.nn.Module:
@@ -54,7 +54,7 @@ def t5(width: int = 32) -> torch.nn.Module:
 def t5_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(asset.locate(EMOJI) / "tokenizer_2")
+    return AutoTokenizer.from_pretrained(assets.locate(EMOJI) / "tokenizer_2")
 
 
 def vae(**changes: Any) -> torch.nn.Module:

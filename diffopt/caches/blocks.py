@@ -8,8 +8,8 @@ import torch
 from diffopt.caches.loop import Loop
 from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.policy import Part, Reuse, stretches
+from diffopt.caches.segment import Place, Select, Stretch
 from diffopt.caches.statistics import Statistics
-from diffopt.caches.stretch import Place, Select, Stretch
 from diffopt.caches.target import Target, claim, release
 from diffopt.caches.wrapper import Wrapper, is_compiled
 from diffopt.models import Family

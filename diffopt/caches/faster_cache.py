@@ -10,7 +10,7 @@ from pydantic import Field
 
 from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, Span, known_to_diffusers
-from diffopt.caches.turns import by_turn
+from diffopt.caches.pass_states import by_turn
 
 if TYPE_CHECKING:
     from diffopt.caches.loop import Loop

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diffopt.caches import arithmetic
+from diffopt.caches import flops
 from diffopt.caches.statistics import Statistics
 
 
@@ -13,14 +13,14 @@ class Meter:
     def __init__(self, backbone: Any):
         self.backbone = backbone
         self.calls = 0
-        self._shapes: arithmetic.Call | None = None
+        self._shapes: flops.Call | None = None
         self._work: dict[str, int] | None = None
 
     def see(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call with these arguments."""
         self.calls += 1
         if self._shapes is None:
-            self._shapes = arithmetic.shapes(args, kwargs)
+            self._shapes = flops.shapes(args, kwargs)
 
     def computed(self, hits: Mapping[str, int]) -> float:
         """Share of the arithmetic of all calls that was done, given how often each module was left out."""
@@ -28,7 +28,7 @@ class Meter:
         if self._shapes is None or not hits:
             return 1.0
         if self._work is None:
-            self._work = arithmetic.work(self.backbone, self._shapes)
+            self._work = flops.work(self.backbone, self._shapes)
         return 1 - sum(count * self._work[name] for name, count in hits.items()) / (self.calls * self._work[""])
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, ValidationError, model_validator
 
 from diffopt.caches.knob import Knob
-from diffopt.caches.search import Search, floors_text
+from diffopt.caches.knob_search import Search, floors_text
 from diffopt.models import Family
-from diffopt.view import Group
+from diffopt.schema import Group
 
 if TYPE_CHECKING:
     from diffopt.caches.target import Attached, Target

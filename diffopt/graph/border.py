@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from diffopt.caches.stretch import States, Stretch, states_of
+from diffopt.caches.segment import States, Stretch, states_of
 
 BORDER = "Border"
 """The operator's type. It gives its first input; the second, where a change is reused, is what that is a change to."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from diffopt.extremes import quantizers
 from diffopt.graph.patches import traceable
+from diffopt.quantization.extremes import quantizers
 
 OUTPUT = "out"
 PREFIX = "backbone."

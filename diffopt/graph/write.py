@@ -10,15 +10,15 @@ from typing import Any
 import onnx
 import torch
 
-from diffopt.extremes import quantizers
 from diffopt.graph.activations import finish
 from diffopt.graph.border import bordered
 from diffopt.graph.count import operators, quantized_inputs, quantized_products
 from diffopt.graph.file import GraphFile
-from diffopt.graph.pieces import Cut, Piece, pieces
+from diffopt.graph.part_files import Cut, Piece, pieces
 from diffopt.graph.tensor import KINDS
 from diffopt.graph.trace import Arguments, trace
 from diffopt.graph.weights import fill
+from diffopt.quantization.extremes import quantizers
 
 PRECISION = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 NEEDS = {onnx.TensorProto.INT4: (21, 10), onnx.TensorProto.FLOAT4E2M1: (23, 11)}

@@ -8,7 +8,7 @@ from diffopt.groups.format import Format, FormatView
 from diffopt.groups.model import CallView, Model
 from diffopt.groups.sense import Sense
 from diffopt.groups.train import Train, TrainView
-from diffopt.view import Group
+from diffopt.schema import Group
 
 GROUPS: dict[str, type[Group]] = {
     "model": Model,

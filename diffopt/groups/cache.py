@@ -8,9 +8,11 @@ from pydantic import ConfigDict, SkipValidation, field_validator
 from diffopt import models
 from diffopt.artifact import CacheSearch, MagRatios
 from diffopt.caches import METHODS, Settings
+from diffopt.caches.knob_search import Search
 from diffopt.caches.mag_cache import MagCache, with_ratios
-from diffopt.caches.search import Search
-from diffopt.view import Choices, Group, View
+from diffopt.groups.choices import Choices
+from diffopt.groups.view import View
+from diffopt.schema import Group
 
 
 class Cache(Group):

@@ -5,8 +5,10 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from diffopt import formats, models
-from diffopt.prompts import Prompts, PromptSet
-from diffopt.view import Choices, Group, View
+from diffopt.data.prompts import Prompts, PromptSet
+from diffopt.groups.choices import Choices
+from diffopt.groups.view import View
+from diffopt.schema import Group
 
 Collect = Literal["default", "global_min", "min-max", "min-mean", "mean-max"]
 

@@ -6,7 +6,9 @@ from diffopt import models
 from diffopt.caches.cachify import Cachify, policy
 from diffopt.caches.policy import Part, Policy, Reuse
 from diffopt.groups.cache import Cache
-from diffopt.view import Choices, Group, View
+from diffopt.groups.choices import Choices
+from diffopt.groups.view import View
+from diffopt.schema import Group
 
 
 class CutView(View, of=Cache):

@@ -1,20 +1,19 @@
 """`train.data`: what is trained on, and the parts of it that stages read."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from diffopt import models
-from diffopt.prompts import Prompts, PromptSet, read
-from diffopt.source import Source, read_data
-from diffopt.view import Choices
+from diffopt.data.extent import Small
+from diffopt.data.prompts import Prompts, PromptSet, read
+from diffopt.groups.choices import Choices
+from diffopt.store.source import Source, read_data
 
 SYNTHETIC = "synthetic"
 BATCH, CHUNK, STEPS = 4, 16, 20
 """What null means. 20 steps are what NVIDIA's Model-Optimizer draws its calibration pictures with."""
 PACKAGED, PACKAGED_VIDEOS = "asset:prompts/calibration.txt", "asset:prompts/videos.txt"
-
-Small = Literal["refuse", "enlarge"]
 
 
 def _read(value: object) -> Source | None:

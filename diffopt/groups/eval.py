@@ -4,11 +4,15 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffopt import gates, models, rivals
+from diffopt import models
+from diffopt.data.prompts import Prompts
+from diffopt.groups import comparisons
+from diffopt.groups.choices import Choices
+from diffopt.groups.view import View
 from diffopt.metrics import METRICS, SOURCES
-from diffopt.prompts import Prompts
-from diffopt.source import ScorerSource
-from diffopt.view import Choices, Group, View
+from diffopt.quality import gates
+from diffopt.schema import Group
+from diffopt.store.source import ScorerSource
 
 
 def _installed(name: str) -> str:
@@ -21,8 +25,8 @@ MetricName = Annotated[str, AfterValidator(_installed)]
 
 
 def _known(name: str) -> str:
-    if name not in rivals.RIVALS:
-        raise ValueError(f"is nothing to compare with; there are {', '.join(rivals.RIVALS)}")
+    if name not in comparisons.RIVALS:
+        raise ValueError(f"is nothing to compare with; there are {', '.join(comparisons.RIVALS)}")
     return name
 
 
@@ -35,7 +39,7 @@ class Eval(Group):
 
     prompts: Prompts
     """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub, or the name of
-    a set that the field uses, `drawbench` or `drawbench:FILE` (diffopt/prompts.py lists them)."""
+    a set that the field uses, `drawbench` or `drawbench:FILE` (diffopt/data/prompts.py lists them)."""
     size: int = Field(ge=1)
     """Prompts to use, from the first; one picture each."""
     batch_size: int = Field(ge=1)
@@ -56,7 +60,7 @@ class Eval(Group):
     features: ScorerSource | None
     """The model whose features fid and cmmd compare: a directory, `asset:DIR` or hub id of transformers' image models."""
     compare: list[RivalName] = Field(default_factory=list)
-    """Further candidates of the same report, by the names of diffopt/rivals.py: `ptq`, `fewer_steps`, `uncached`."""
+    """Further candidates of the same report, by the names of groups/comparisons.py: `ptq`, `fewer_steps`, `uncached`."""
     gates: dict[str, float | str]
     """What must be reached, by metric: `20` the candidate's mean, `-0.5%` its change from the reference's mean; and for
     `latency` the speedup over the baseline, `1.0x`. A broken gate fails the run, which keeps all that it made."""

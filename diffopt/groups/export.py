@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffopt.view import Group
+from diffopt.schema import Group
 
 
 class Export(Group):

@@ -6,8 +6,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffopt import formats
-from diffopt.rates import PEAK, Gpu
-from diffopt.view import Choices, Group, View
+from diffopt.groups.choices import Choices
+from diffopt.groups.gpu_rates import PEAK, Gpu
+from diffopt.groups.view import View
+from diffopt.schema import Group
 
 Name = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "auto"]
 Candidate = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "full"]
@@ -45,7 +47,7 @@ class Budget(BaseModel):
     bytes: int | str | None = None
     """Of the layers' weights as stored: a number, or a percentage of what they take in the model's precision."""
     time: Percent | None = Field(default=None)
-    """Of their products: a percentage of the time in 16 bits on `gpu`. An estimate from peak rates (diffopt/rates.py)."""
+    """Of their products: a percentage of the time in 16 bits on `gpu`. An estimate from peak rates (groups/gpu_rates.py)."""
     gpu: Gpu | None = Field(default=None)
 
     @field_validator("bytes")

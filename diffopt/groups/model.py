@@ -8,12 +8,17 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from diffopt import models
-from diffopt.adapter import Adapter
-from diffopt.source import ModelSource, Source
-from diffopt.view import Choices, Group, View
+from diffopt.groups.choices import Choices
+from diffopt.groups.lora_file import Adapter
+from diffopt.groups.view import View
+from diffopt.schema import Group
+from diffopt.store.source import ModelSource, Source
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = Literal["pretrained", "random"]
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of one value, by dtype."""
 
 OPTIONAL = ("guidance_scale", "guidance_scale_2", "negative_prompt", "max_sequence_length", "frames")
 """Fields that only some families read."""

@@ -5,10 +5,12 @@ from typing import Self
 from pydantic import Field, field_validator
 
 from diffopt import formats
+from diffopt.data.prompts import Prompts
 from diffopt.groups.calib import Calib, Collect, reads_steps
+from diffopt.groups.choices import Choices
 from diffopt.groups.format import MEASURABLE, Name, check_measurable
-from diffopt.prompts import Prompts
-from diffopt.view import Choices, Group, View
+from diffopt.groups.view import View
+from diffopt.schema import Group
 
 
 class Sense(Group):

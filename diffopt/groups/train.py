@@ -6,9 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from diffopt import formats, models
+from diffopt.groups.choices import Choices
 from diffopt.groups.data import Data
 from diffopt.groups.model import Dtype
-from diffopt.view import Choices, Group, View
+from diffopt.groups.view import View
+from diffopt.schema import Group
 
 
 @dataclass(frozen=True)

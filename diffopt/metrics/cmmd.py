@@ -31,7 +31,7 @@ class Cmmd(SetScorer):
     def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> dict[str, Any]:
         import numpy as np
 
-        from diffopt.statistics import around
+        from diffopt.metrics.intervals import around
 
         n = len(ours)
         kernel = _kernel(ours, ours) + _kernel(theirs, theirs) - _kernel(ours, theirs) - _kernel(theirs, ours)

@@ -30,7 +30,7 @@ class Fid(SetScorer):
     def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> dict[str, Any]:
         import numpy as np
 
-        from diffopt.statistics import around
+        from diffopt.metrics.intervals import around
 
         rng = np.random.default_rng(0)
         rows = rng.integers(0, len(ours), (RESAMPLES if len(ours) > 1 else 0, len(ours)))

@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 
 from diffopt.models.family import Family
 
-HELPERS = ("example", "family", "unet")
+HELPERS = ("example", "family", "svd_pipeline", "unet")
 
 
 @cache

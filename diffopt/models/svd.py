@@ -32,7 +32,7 @@ def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]
     The pipeline adds noise to each picture by its video's own generator before the VAE encodes it: so the latents of the
     pictures are not known yet. A picture of another shape is cropped about its middle, then resized.
     """
-    from diffopt.pipeline.animation import fitted, pixels
+    from diffopt.models.svd_pipeline import fitted, pixels
 
     pictures = [fitted(path, model.width, model.height) for path in prompts]
     embedded = pipe._encode_image(pictures, pipe._execution_device, 1, False)

@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffopt.artifact import Pipeline, TrainLatents, TrainTexts
-from diffopt.captioned import Captioned
+from diffopt.data.extent import Extent, Small
+from diffopt.data.imagefolder import Captioned
 from diffopt.errors import GateError
-from diffopt.frames import Extent
-from diffopt.groups.data import Small
-from diffopt.memory import release
+from diffopt.machine.memory import release
 from diffopt.pipeline.latents import encode
 from diffopt.pipeline.open import family_of, open_vae
 from diffopt.pipeline.texts import Texts, encoder, load, regroup

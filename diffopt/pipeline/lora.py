@@ -21,9 +21,9 @@ from diffusers.utils.state_dict_utils import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from diffopt.adapter import HALVES, Adapter, Fit, fit
 from diffopt.artifact import Pipeline
 from diffopt.errors import GateError, PlanError
+from diffopt.groups.lora_file import HALVES, Adapter, Fit, fit
 from diffopt.models import Family, family
 from diffopt.stage import Context
 

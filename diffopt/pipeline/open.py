@@ -11,17 +11,16 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
-from diffopt import quiet
 from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError
-from diffopt.models import Family, family
-from diffopt.pipeline import animation
+from diffopt.machine import output
+from diffopt.models import Family, family, svd_pipeline
 from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
 from diffopt.stage import Context
 
-quiet.libraries()
+output.libraries()
 
 
 def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | None = None, *, texts: bool = True) -> Any:
@@ -139,7 +138,7 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     own = own | {"scheduler": scheduler(directory, pinned["scheduler"])}
     kind = family(pinned["family"])
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
-    cls = getattr(animation if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
+    cls = getattr(svd_pipeline if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
     pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned["dtype"]), **own)
     pipe.set_progress_bar_config(disable=True)
     read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}

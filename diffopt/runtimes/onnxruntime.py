@@ -19,13 +19,13 @@ from diffopt.caches.policy import Policy
 from diffopt.caches.statistics import Statistics
 from diffopt.graph.trace import OUTPUT
 from diffopt.groups.cache import CacheView
+from diffopt.machine.worker import THREADS
 from diffopt.models import Family
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running, Under
+from diffopt.runtimes.cut_graph import Change, Parts, Place, Run
 from diffopt.runtimes.hits import check_hits
-from diffopt.runtimes.parts import Change, Parts, Place, Run
 from diffopt.stage import Context
-from diffopt.worker import THREADS
 
 MEMORY = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
 

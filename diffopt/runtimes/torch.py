@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from diffopt.artifact import Checkpoint, Pipeline
-from diffopt.block_arithmetic import simulated
 from diffopt.caches import METHODS
 from diffopt.caches.target import Target, session
-from diffopt.checkpoint import restore
 from diffopt.errors import PlanError
 from diffopt.groups.cache import CacheView
 from diffopt.pipeline.open import family_of, open_pipeline
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.checkpoint import restore
 from diffopt.runtimes import Running, Under
 from diffopt.runtimes.hits import check_hits
 from diffopt.stage import Context

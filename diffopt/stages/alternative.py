@@ -32,8 +32,8 @@ def alternative(
     cached: Annotated[Images, MAIN],
     seed: int,
 ) -> Images:
-    from diffopt import pictures
-    from diffopt.pipeline.candidate import about, draw_all, seeds_of
+    from diffopt.data import pictures
+    from diffopt.runtimes.candidate import about, draw_all, seeds_of
 
     computed: float = cached.json("images.json")["cache"]["computed"]
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, None, texts=False) as run:

@@ -15,7 +15,7 @@ class BuilderView(View, of=Export):
 
 @stage(version=1, when="export", probes=("tensorrt",))
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
-    from diffopt import engine
+    from diffopt.graph import engine
 
     plans: list[dict[str, Any]] = []
     for part in graph.parts().values():

@@ -3,10 +3,11 @@
 from typing import Annotated, Any, Literal, Self
 
 from diffopt.artifact import Pipeline, TrainLatents, TrainSet, TrainTexts
+from diffopt.data.extent import Small
+from diffopt.data.prompts import Prompts
 from diffopt.groups import Model, Train
-from diffopt.groups.data import BATCH, DataSource, Small, synthetic
+from diffopt.groups.data import BATCH, DataSource, synthetic
 from diffopt.groups.model import GuidedView
-from diffopt.prompts import Prompts
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices, Group, View
 
@@ -59,7 +60,7 @@ def collect(
     texts: Annotated[tuple[TrainTexts, ...], Under(synthetic)],
     latents: Annotated[tuple[TrainLatents, ...], Under(synthetic)],
 ) -> TrainSet:
-    from diffopt.captioned import Captioned
+    from diffopt.data.imagefolder import Captioned
     from diffopt.pipeline.items import drawn, own
 
     if train.source is None:

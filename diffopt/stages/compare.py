@@ -13,8 +13,8 @@
 import json
 from typing import Annotated, Any
 
-from diffopt import rivals
 from diffopt.artifact import Comparison, Images, Metrics
+from diffopt.groups import comparisons
 from diffopt.groups.eval import Eval, RivalName
 from diffopt.stage import COMPARED, Context, stage
 from diffopt.view import View
@@ -37,10 +37,10 @@ def compare(
     compared = []
     for name, other, drawn in zip(eval.compare, others, pictures, strict=True):
         theirs, index = other.json("metrics.json"), drawn.json("images.json")
-        row: dict[str, Any] = {"name": name, "title": rivals.RIVALS[name].title(index)}
+        row: dict[str, Any] = {"name": name, "title": comparisons.RIVALS[name].title(index)}
         row |= {key: index[key] for key in ("steps", "arithmetic") if key in index}
         row |= {"computed": about["cache"]["computed"]} if "cache" in about else {}
-        row["metrics"] = {n: _one(rivals.RIVALS[name].ours, m, theirs["metrics"][n]) for n, m in ours["metrics"].items()}
+        row["metrics"] = {n: _one(comparisons.RIVALS[name].ours, m, theirs["metrics"][n]) for n, m in ours["metrics"].items()}
         compared.append(row)
     (ctx.out / "comparison.json").write_text(json.dumps({"schema": "diffopt.comparison/1", "compared": compared}, indent=1))
 
@@ -49,8 +49,8 @@ def _one(who: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, An
     """Of one metric, of which both judged the same prompts and seeds."""
     import numpy as np
 
-    from diffopt import verdict
-    from diffopt.statistics import interval
+    from diffopt.metrics.intervals import interval
+    from diffopt.quality import verdict
 
     found = {key: ours[key] for key in ("title", "unit", "better", "candidate")} | {"compared": theirs["candidate"]}
     if "values" in ours:

@@ -3,9 +3,9 @@
 from typing import Self
 
 from diffopt.artifact import EvalEmbeddings, Pipeline
+from diffopt.data.prompts import Prompts
 from diffopt.groups import Eval
 from diffopt.groups.model import TextView
-from diffopt.prompts import Prompts
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, Group, View
 
@@ -28,7 +28,7 @@ class PromptsView(View, of=Eval):
 
 @stage(version=1, when="eval", probes=("numerics",))
 def encode(ctx: Context, model: TextView, eval: PromptsView, pipeline: Pipeline) -> EvalEmbeddings:
-    from diffopt.pipeline.draw import batches
+    from diffopt.pipeline.sampling import batches
     from diffopt.pipeline.texts import encoder, save
 
     texts = encoder(ctx, pipeline, model)

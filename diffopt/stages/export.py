@@ -19,7 +19,7 @@ from diffopt.view import View
 if TYPE_CHECKING:
     import torch
 
-    from diffopt.caches.stretch import Stretch
+    from diffopt.caches.segment import Stretch
 
 Inputs = Mapping[str, Any]
 
@@ -53,8 +53,8 @@ def export(
     import diffusers
     import torch
 
-    from diffopt.checkpoint import HEAD, restore
     from diffopt.pipeline.open import config, family_of, tokens
+    from diffopt.quantization.checkpoint import HEAD, restore
 
     family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
     pinned = pipeline.json("pipeline.json")
@@ -122,7 +122,7 @@ def _write(
     """
     import torch
 
-    from diffopt.graph.pieces import Cut
+    from diffopt.graph.part_files import Cut
     from diffopt.graph.write import write
 
     device = next(backbone.parameters()).device

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field
 
 from diffopt import models
-from diffopt.adapter import Adapter
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
+from diffopt.groups.lora_file import Adapter
 from diffopt.groups.model import Dtype, Model, Weights
-from diffopt.source import ModelSource
 from diffopt.stage import Context, stage
+from diffopt.store.source import ModelSource
 from diffopt.view import Choices, Group, View
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
     import diffusers
     import torch
 
-    from diffopt.layers import layers_of
     from diffopt.pipeline.scheduler import scheduler
+    from diffopt.quantization.layers import layers_of
 
     digest = ctx.digest(model.source)
     directory = ctx.locate(digest)

@@ -8,7 +8,7 @@ from diffopt.stage import Context, stage
 def merge(ctx: Context, chunks: tuple[CalibChunk, ...]) -> CalibStats:
     from safetensors.torch import load_file, save_file
 
-    from diffopt import extremes, step_extremes
+    from diffopt.quantization import extremes, step_extremes
 
     save_file(extremes.merge([load_file(c.path / "extremes.safetensors") for c in chunks]), ctx.out / "extremes.safetensors")
     if all((c.path / "steps.safetensors").is_file() for c in chunks):

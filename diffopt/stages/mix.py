@@ -11,13 +11,13 @@
 import json
 from typing import Any
 
-from diffopt import mixture
 from diffopt.artifact import Mix, Pipeline, Sensitivity
 from diffopt.errors import PlanError
 from diffopt.formats.auto import FULL
 from diffopt.groups.format import MixView
-from diffopt.layers import Layer, without
-from diffopt.run import BYTES
+from diffopt.groups.model import BYTES
+from diffopt.quantization import mixed_precision
+from diffopt.quantization.layers import Layer, without
 from diffopt.stage import Context, stage
 
 
@@ -28,11 +28,11 @@ def mix(ctx: Context, format: MixView, pipeline: Pipeline, sensitivity: Sensitiv
     plain = 8.0 * BYTES[pipeline.json("pipeline.json")["dtype"]]
     named = {x.name for x in without([Layer(x["name"], x["kind"], ()) for x in measured["layers"]], format.exclude)}
     layers = [x for x in measured["layers"] if x["name"] in named]
-    choices = [mixture.options(x, format.candidates, plain, budget.gpu) for x in layers]
-    limits = mixture.limits(budget, layers, plain)
-    chosen = mixture.choose(choices, limits)
+    choices = [mixed_precision.options(x, format.candidates, plain, budget.gpu) for x in layers]
+    limits = mixed_precision.limits(budget, layers, plain)
+    chosen = mixed_precision.choose(choices, limits)
 
-    def costs(options: list[mixture.Option]) -> dict[str, Any]:
+    def costs(options: list[mixed_precision.Option]) -> dict[str, Any]:
         weights, products = sum(x["weights"] for x in layers), sum(x["products"] for x in layers)
         return {
             "error": sum(o.error for o in options),
@@ -40,8 +40,8 @@ def mix(ctx: Context, format: MixView, pipeline: Pipeline, sensitivity: Sensitiv
             "time": sum(o.time for o in options) / products if budget.gpu else None,
         }
 
-    def fits(options: list[mixture.Option]) -> bool:
-        return all(sum(getattr(o, x.cost) for o in options) <= x.most * (1 + mixture.SLACK) for x in limits)
+    def fits(options: list[mixed_precision.Option]) -> bool:
+        return all(sum(getattr(o, x.cost) for o in options) <= x.most * (1 + mixed_precision.SLACK) for x in limits)
 
     uniform = {n: [next((o for o in c if o.format == n), c[-1]) for c in choices] for n in format.candidates}
     if all(o.format == FULL for o in chosen):

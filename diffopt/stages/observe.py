@@ -9,10 +9,10 @@ from diffopt.stage import Context, stage
 def observe(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline, texts: Embeddings, seed: int) -> CalibChunk:
     from safetensors.torch import save_file
 
-    from diffopt.extremes import Extremes
-    from diffopt.observation import ChangedInPlace, observed
     from diffopt.pipeline.calibration import Calibration
-    from diffopt.step_extremes import StepExtremes
+    from diffopt.quantization.extremes import Extremes
+    from diffopt.quantization.observer import ChangedInPlace, observed
+    from diffopt.quantization.step_extremes import StepExtremes
 
     run = ctx.held.get(pipeline.fingerprint, lambda: Calibration(ctx, pipeline))
 

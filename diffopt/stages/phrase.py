@@ -3,9 +3,9 @@
 from typing import Any, Self
 
 from diffopt.artifact import Pipeline, TrainTexts
+from diffopt.data.prompts import Prompts
 from diffopt.groups import Train
 from diffopt.groups.model import TextView
-from diffopt.prompts import Prompts
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, Group, View
 
@@ -31,7 +31,7 @@ class PromptsView(View, of=Train):
 
 @stage(version=1, when="train", probes=("numerics",))
 def phrase(ctx: Context, model: TextView, train: PromptsView, pipeline: Pipeline) -> TrainTexts:
-    from diffopt.pipeline.draw import batches
+    from diffopt.pipeline.sampling import batches
     from diffopt.pipeline.texts import encoder, save
 
     encode = encoder(ctx, pipeline, model)

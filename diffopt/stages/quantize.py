@@ -32,14 +32,14 @@ def quantize(
     recordings: Annotated[tuple[Recording, ...], Under(searches)],
     mix: Annotated[Mix | None, Under(mixes, silent=True)] = None,
 ) -> Checkpoint:
-    from diffopt import checkpoint
-    from diffopt.layers import expected_layers
-    from diffopt.memory import release
+    from diffopt.machine.memory import release
     from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
-    from diffopt.recording import count, replay
-    from diffopt.scales import Plain, scales
-    from diffopt.search import search
-    from diffopt.step_extremes import drawn
+    from diffopt.quantization import checkpoint
+    from diffopt.quantization.awq_svdquant import search
+    from diffopt.quantization.layers import expected_layers
+    from diffopt.quantization.recorded_calls import count, replay
+    from diffopt.quantization.scales import Plain, scales
+    from diffopt.quantization.step_extremes import drawn
 
     family, method = family_of(pipeline), formats.method(format.name)
     if method.search:

@@ -11,9 +11,9 @@ import json
 from typing import Any, Self
 
 from diffopt.artifact import EvalEmbeddings, MagRatios, Pipeline
+from diffopt.data.prompts import Prompts
 from diffopt.groups import CallView, Eval
 from diffopt.groups.cache import Cache
-from diffopt.prompts import Prompts
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, Group, View
 
@@ -52,8 +52,8 @@ def ratios(
 
     from diffopt.caches.magnitudes import measured
     from diffopt.caches.target import Target
-    from diffopt.pipeline.draw import draw
     from diffopt.pipeline.open import family_of, open_denoiser
+    from diffopt.pipeline.sampling import draw
     from diffopt.pipeline.texts import load, singly
 
     pipe, family = open_denoiser(ctx, pipeline), family_of(pipeline)

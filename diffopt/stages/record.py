@@ -8,7 +8,7 @@ from diffopt.stage import Context, stage
 @stage(version=1, when="calib", probes=("numerics",))
 def record(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline, texts: Embeddings, seed: int) -> Recording:
     from diffopt.pipeline.calibration import Calibration
-    from diffopt.recording import recorded
+    from diffopt.quantization.recorded_calls import recorded
 
     run = ctx.held.get(pipeline.fingerprint, lambda: Calibration(ctx, pipeline))
     with recorded(run.backbone) as calls, ctx.progress(calib.calls) as tick:

@@ -23,8 +23,8 @@ def sample(
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
 ) -> Images:
-    from diffopt import pictures
-    from diffopt.pipeline.candidate import about, draw_all, seeds_of
+    from diffopt.data import pictures
+    from diffopt.runtimes.candidate import about, draw_all, seeds_of
 
     cache = cache and cache.applied(ratios, search)
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False) as run:

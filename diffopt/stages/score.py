@@ -20,8 +20,8 @@ from typing import Any
 
 from diffopt.artifact import Images, Metrics, ReferenceImages
 from diffopt.groups.eval import Eval, MetricName
-from diffopt.source import ScorerSource
 from diffopt.stage import Context, stage
+from diffopt.store.source import ScorerSource
 from diffopt.view import Choices, View
 
 GAIN = 8
@@ -43,11 +43,11 @@ class ScoreView(View, of=Eval):
 
 @stage(version=2, when="eval", probes=("numerics", "scorers"))
 def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Images) -> Metrics:
-    from diffopt import pictures
+    from diffopt.data import pictures
     from diffopt.errors import GateError, MetricError
-    from diffopt.measure import batch, measure
     from diffopt.metrics import METRICS, Weights
-    from diffopt.summary import entries
+    from diffopt.quality.scoring import batch, measure
+    from diffopt.quality.summary import entries
 
     prompts, ours = pictures.paths(images.path)
     _, theirs = pictures.paths(reference.path)

@@ -12,7 +12,7 @@
       margins.NAME              {mean, low, high, n}: by how much the floor is kept; below 0 it is not
       keeps, shown              whether the means keep every floor, and whether the sample shows that they do
       broken                    why there are no metrics, or null
-    cliffs                      what is not smooth between points side by side, as diffopt/caches/bisection.py has it
+    cliffs                      what is not smooth between points side by side, as diffopt/tuning/bisection.py has it
     chosen                      the point that was
     limit, reason               what keeps a faster one from being chosen: `floor`, `bound` or `evaluations`; and in words
 """
@@ -26,8 +26,8 @@ from diffopt.groups import CallView
 from diffopt.groups.cache import SearchView, measures, searches
 from diffopt.groups.eval import Eval, RuntimeView
 from diffopt.metrics import METRICS, SOURCES
-from diffopt.source import ScorerSource
 from diffopt.stage import Context, Under, stage
+from diffopt.store.source import ScorerSource
 from diffopt.view import Choices, Group
 
 POINTS = "points.json"
@@ -74,9 +74,9 @@ def search(
     ratios: Annotated[MagRatios | None, Under(measures)],
     seed: int,
 ) -> CacheSearch:
-    from diffopt.caches import bisection, told
-    from diffopt.caches.trial import Trial, point
     from diffopt.errors import GateError
+    from diffopt.tuning import bisection, explanation
+    from diffopt.tuning.trial import Trial, point
 
     asked, knob = cache.search, cache.settings.knob
     assert asked.low is not None
@@ -94,7 +94,7 @@ def search(
 
     found = bisection.search(scale, evaluate, asked.points, asked.evaluations)
     if found.chosen is None:
-        raise GateError(told.nothing(scale, asked, found.points))
+        raise GateError(explanation.nothing(scale, asked, found.points))
     content = {
         "schema": "diffopt.cache-search/1",
         "method": cache.method,
@@ -109,7 +109,7 @@ def search(
         "cliffs": [*bisection.cliffs(scale, asked, found.points)],
         "chosen": kept[repr(found.chosen.value)],
         "limit": found.limit,
-        "reason": told.reason(scale, found),
+        "reason": explanation.reason(scale, found),
     }
     (ctx.out / "search.json").write_text(json.dumps(content, indent=1))
 

@@ -14,9 +14,9 @@ import json
 
 from diffopt import formats
 from diffopt.artifact import CalibStats, Embeddings, Pipeline, Sensitivity
+from diffopt.data.prompts import PromptSet
 from diffopt.groups import CallView, ChunkView
 from diffopt.groups.sense import ProbeView, SenseView
-from diffopt.prompts import PromptSet
 from diffopt.stage import Context, stage
 
 
@@ -31,10 +31,10 @@ def sense(
     texts: tuple[Embeddings, ...],
     seed: int,
 ) -> Sensitivity:
-    from diffopt.layers import Layer, taken
     from diffopt.pipeline.calibration import Calibration
-    from diffopt.probe import probed, variants
-    from diffopt.step_extremes import drawn
+    from diffopt.quantization.layer_errors import probed, variants
+    from diffopt.quantization.layers import Layer, taken
+    from diffopt.quantization.step_extremes import drawn
 
     run, pinned = Calibration(ctx, pipeline), pipeline.json("pipeline.json")
     kept = run.family.kept(pinned["blocks"], pinned["backbones"])

@@ -3,10 +3,10 @@
 from typing import Any, Self
 
 from diffopt.artifact import Pipeline, TrainLatents, TrainTexts
+from diffopt.data.prompts import Prompts
 from diffopt.errors import GateError
 from diffopt.groups import CallView, Train
 from diffopt.groups.data import STEPS
-from diffopt.prompts import Prompts
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, Group, View
 

@@ -4,9 +4,9 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 from diffopt.artifact import CacheSearch, Checkpoint, Latency, MagRatios, OnnxGraph, Pipeline
+from diffopt.data.prompts import Prompts
 from diffopt.groups import CallView, Eval
 from diffopt.groups.cache import CacheView, measures, searches
-from diffopt.prompts import Prompts
 from diffopt.runtimes import RUNTIMES
 from diffopt.stage import BASELINE, MAIN, Context, Under, stage
 from diffopt.view import Choices, Group, View
@@ -43,10 +43,10 @@ def time(
     from contextlib import ExitStack
     from functools import partial
 
-    from diffopt.environment import machine
+    from diffopt.machine.environment import machine
     from diffopt.pipeline.open import family_of
     from diffopt.pipeline.texts import encode
-    from diffopt.stopwatch import Stopwatch, compare, summary
+    from diffopt.runtimes.stopwatch import Stopwatch, compare, summary
 
     runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
     cache = cache and cache.applied(ratios, search)

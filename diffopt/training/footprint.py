@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from diffopt.figure import size
+from diffopt.groups.model import BYTES
 from diffopt.groups.train import OPTIMIZERS, Train, TrainView
-from diffopt.layers import Layer, without
-from diffopt.run import BYTES
+from diffopt.quantization.layers import Layer, without
+from diffopt.text import size
 
 ROOM = 1.1
 """Of all of it, for activations and what the quantizers make: the least that was seen, with gradient checkpointing."""

@@ -17,8 +17,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from diffopt import errors, worker
+from diffopt import errors
 from diffopt.errors import DiffoptError, GateError
+from diffopt.machine import worker
 from diffopt.stage import Context, Held
 from diffopt.training.processes import Processes
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from diffopt import models
 from diffopt.artifact import Pipeline
-from diffopt.environment import ram
 from diffopt.errors import PlanError
 from diffopt.groups.train import Train, TrainView
-from diffopt.layers import Layer
+from diffopt.machine.environment import ram
+from diffopt.quantization.layers import Layer
 from diffopt.training.footprint import Footprint, adapted, footprint
 from diffopt.training.machines import rendezvous
 

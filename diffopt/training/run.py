@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from diffopt import checkpoint as checkpoints
 from diffopt.artifact import Checkpoint, Pipeline, TrainSet
-from diffopt.block_arithmetic import simulated
-from diffopt.environment import gpus
 from diffopt.groups import CallView, TrainView
-from diffopt.memory import peak, release
+from diffopt.machine.environment import gpus
+from diffopt.machine.memory import peak, release
 from diffopt.pipeline.open import config, family_of, open_backbone
 from diffopt.pipeline.scheduler import scheduler
+from diffopt.quantization import checkpoint as checkpoints
+from diffopt.quantization.block_fake_quant import simulated
 from diffopt.stage import Context
 from diffopt.training import noise
 from diffopt.training.adapters import Adapters

@@ -11,8 +11,9 @@ from diffopt.artifact import Pipeline
 from diffopt.groups.train import Validation
 from diffopt.metrics import METRICS
 from diffopt.metrics.metric import Weights
-from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import family_of, open_backbone, open_pipeline
+from diffopt.pipeline.sampling import draw
+from diffopt.quality.direction import sign
 from diffopt.stage import Context
 from diffopt.training.examples import Examples
 
@@ -25,7 +26,7 @@ class Validator:
         self.arguments = family_of(pipeline).arguments(model)
         self.dtype = getattr(torch, pipeline.json("pipeline.json")["dtype"])
         metric = METRICS[how.metric]
-        self.sign = 1 if metric.better == "higher" else -1
+        self.sign = sign(metric.better)
         self.scorer = metric.open(Weights({}))
         self.references = self._draw(open_backbone(ctx, pipeline))
 

@@ -1,13 +1,13 @@
-"""Weights in blocks of inputs that share a small scale: NVFP4 and MXFP8, rounded as in `diffopt.block_arithmetic`."""
+"""Weights in blocks of inputs that share a small scale: NVFP4 and MXFP8, rounded as in `block_fake_quant`."""
 
 from typing import Any
 
 import onnx
 import torch
 
-from diffopt.block_arithmetic import E2M1_MAX, E4M3_MAX
 from diffopt.graph.packing.packed import DOMAIN, Packed
 from diffopt.graph.tensor import KINDS, nibbles, tensor
+from diffopt.quantization.block_fake_quant import E2M1_MAX, E4M3_MAX
 
 BIAS = 127
 """Of E8M0 exponents."""

@@ -1,0 +1,1 @@
+"""The command line: `diffopt` itself and its small sub-commands."""

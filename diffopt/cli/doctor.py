@@ -1,0 +1,70 @@
+"""`diffopt doctor`: what this machine can calibrate, build and run, and why not."""
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from diffopt import __version__, formats
+from diffopt.cli.arguments import Parser
+from diffopt.cli.searchpath import bundled
+from diffopt.machine import environment
+from diffopt.machine.environment import package
+from diffopt.runtimes import RUNTIMES
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "nvidia-modelopt",
+    "onnx",
+    "onnxruntime-gpu",
+    "hydra-core",
+    "accelerate",
+    "peft",
+    "open-clip-torch",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "hydra-joblib-launcher",
+    "hydra-submitit-launcher",
+    "hydra-ray-launcher",
+    "hydra-optuna-sweeper",
+)
+
+
+def command(arguments: list[str]) -> None:
+    Parser("diffopt doctor", description="What this machine can calibrate, build and run.").parse_args(arguments)
+    print("\n".join(lines()))
+
+
+def lines() -> list[str]:
+    cpu, gpus, builder = environment.cpu(), environment.gpus(), environment.tensorrt()
+    found = [
+        f"diffopt {__version__}, Python {platform.python_version()} ({sys.executable})",
+        f"CPU       {cpu['model']}, {len(os.sched_getaffinity(0))} cores, {' '.join(cpu['flags']) or 'no vector extensions'}",
+        *(f"GPU       {g['name']}, compute capability {g['capability']}, {g['memory'] >> 30} GiB" for g in gpus),
+        *([] if gpus else ["GPU       none"]),
+        f"engine    {' '.join(builder.values()) if builder else 'none'}",
+        f"disk      {shutil.disk_usage(Path.cwd()).free >> 30} GiB free here",
+        "",
+        *(f"{name:28} {package(name) or '-'}" for name in PACKAGES),
+        "",
+        f"{'format':14} {'calibrate':12} {'engine plan':12} " + " ".join(f"{name:12}" for name in RUNTIMES),
+    ]
+    for path in sorted((bundled("conf") / "format").glob("*.yaml")):
+        method = formats.method(path.stem)
+        native = bool(gpus) or not method.blockwise
+        cells = ["yes" if native else "simulated", "yes" if builder else "no", *(_cell(n, method.name) for n in RUNTIMES)]
+        found.append(f"{method.name:14} " + " ".join(f"{c:12}" for c in cells))
+    if not builder:
+        found += ["", "No engine plans: pip install 'diffopt[tensorrt-rtx]' builds them without a GPU."]
+    return found
+
+
+def _cell(runtime: str, name: str) -> str:
+    if runtime == "onnxruntime" and not environment.onnxruntime():
+        return "not installed"
+    if name in RUNTIMES[runtime].kernels:
+        return "kernels"
+    return "simulated" if RUNTIMES[runtime].simulates else "no"

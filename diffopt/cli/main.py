@@ -1,0 +1,228 @@
+"""The command line: Hydra composes and runs recipes; the small sub-commands look at what there is."""
+
+import argparse
+import errno
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from diffopt.cli import hydra_errors
+from diffopt.cli.completion import complete
+from diffopt.cli.searchpath import bundled, register
+from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError
+from diffopt.jobs import job
+from diffopt.machine import worker
+from diffopt.quality.floor import floors
+from diffopt.report.run_directory import RUN
+from diffopt.sweep.callback import Refused, WriteReport
+from diffopt.sweep.job_table import ERROR
+
+log = logging.getLogger("diffopt")
+CONFIG = "config"
+UNWRITABLE = {getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR")}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point `diffopt`. Every foreseen error is a line or a few on stderr and exit code 1."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for tracebacks
+        _main(arguments)
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print; we say it our way
+    try:
+        _main(arguments)
+    except (DiffoptError, HydraException, OmegaConfBaseException, YAMLError) as e:
+        print(hydra_errors.line(e, arguments), file=sys.stderr)
+        sys.exit(1)
+    except OSError as e:
+        if isinstance(e, BrokenPipeError):  # `diffopt store ls | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        if e.errno not in UNWRITABLE:
+            raise
+        where = e.filename or "outputs"
+        print(
+            f"outputs: cannot be written ({(e.strerror or str(e)).lower()}) (got {where!r}); run where you may write",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except RecursionError as e:
+        if "defaults_list" not in "".join(traceback.format_tb(e.__traceback__)):
+            raise
+        print("recipe: extends itself, perhaps through another (got endless defaults); mend its defaults", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _main(arguments: list[str]) -> None:
+    # Threads that wait for others spin; on a machine that is busy they spin the others out (FLUX blocks on 2 cores, one
+    # taken: 1362 ms with libgomp's default, 528 with this; alone 156 and 162). Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are the driver's, which environment.py reads
+    logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no traceback on the terminal
+    register(_config_dir(arguments), ours=arguments[:1] == ["plan"])
+    if complete(arguments):
+        return
+    command = next((c for c in arguments[:1] if c in COMMANDS), None)
+    if command:
+        COMMANDS[command](arguments[1:])
+        return
+    if arguments and not any(a.startswith("-") or "=" in a for a in arguments):
+        raise DiffoptError(hydra_errors.unknown_command(arguments[0], list(COMMANDS)))
+    _hydra(arguments)
+
+
+def _config_dir(arguments: list[str]) -> Path | None:
+    """What `--config-dir` names, which Hydra's parser or that of `plan` reads again later."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    try:
+        found: Path | None = parser.parse_known_args(arguments)[0].config_dir
+    except SystemExit:  # without a value; the later parser says so
+        return None
+    if found is not None and not found.is_dir():
+        raise ConfigError(f"--config-dir: is not a directory (got {str(found)!r}); check the path")
+    return found
+
+
+def _hydra(arguments: list[str]) -> None:
+    known = get_args_parser()._option_string_actions
+    flags = [a.partition("=")[0] for a in arguments if a.startswith("-")]
+    if wrong := [f for f in flags if f not in known]:
+        raise DiffoptError(f"{wrong[0]}: no such flag (got {wrong[0]}); `diffopt --hydra-help` lists them")
+    # Hydra's argparse takes one run of overrides only: `+recipe=x -m calib.alpha=1,2` is "unrecognized arguments".
+    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    sys.argv[1:] = [*map(job.spelled, overrides), *(a for a in arguments if a not in overrides)]
+    decorated: Callable[[], Any] = hydra.main(version_base="1.3", config_path=str(bundled("conf")), config_name=CONFIG)(_job)
+    WriteReport.over = None
+    try:
+        decorated()
+    except Refused as e:
+        raise e.error from None
+    except BaseException as e:
+        WriteReport.close()
+        if isinstance(e, Exception):
+            if reason := hydra_errors.of_launcher(e):
+                raise DiffoptError(reason) from None
+            WriteReport.check()  # a search in which every job failed ends in an error of Optuna's
+        raise
+    if _refused:
+        raise _refused.pop()
+    WriteReport.check()
+
+
+_refused: list[DiffoptError | OSError] = []
+"""The error of a single run, past Hydra, which would put a line of its own in front of it."""
+
+
+def _job(config: DictConfig) -> float | list[float] | None:
+    settings = HydraConfig.get()
+    directory = Path(settings.runtime.output_dir)
+    overrides = [o for o in settings.overrides.task if not o.startswith("+recipe=")]
+    if settings.mode == RunMode.MULTIRUN:
+        return _one_of_many(config, settings, directory, overrides)
+    try:
+        return job.run(config, overrides, directory, settings.job.name, sweep=False)
+    except (DiffoptError, OSError) as e:
+        if isinstance(e, ConfigError | PlanError):  # nothing was made; after any other error the log is worth keeping
+            _clear(directory)
+        _refused.append(e)
+        return None
+
+
+def _one_of_many(config: DictConfig, settings: Any, directory: Path, overrides: list[str]) -> float | list[float] | None:
+    """A job of a sweep, in whatever process its launcher runs it.
+
+    A failure stays here, in `error.txt`, where the sweep's page and its exit code find it: raised, it would end a search
+    and the batches of a sweep, and not every exception survives the way back from another process.
+    """
+    if not settings.launcher._target_.endswith("BasicLauncher"):
+        for handler in log.handlers:  # the console, on which several jobs write
+            handler.setFormatter(logging.Formatter(f"[{settings.job.num}] %(message)s"))
+    if worker.started_by(settings.launcher._target_):
+        worker.take_place()
+    error = directory / ERROR
+    error.unlink(missing_ok=True)  # of an earlier sweep into this directory
+    search = not settings.sweeper._target_.endswith("BasicSweeper")
+    try:
+        stated = floors(settings.callbacks.sweep.get("floor")) if search else []
+        return job.run(config, overrides, directory, settings.job.name, sweep=True, floors=stated)
+    except Exception as e:
+        text = str(e) if isinstance(e, DiffoptError | OSError) else f"{type(e).__name__}: {e}"
+        log.debug("the job failed", exc_info=True)
+        log.error("job %s failed, the sweep goes on: %s", settings.job.num, text)
+        if not isinstance(e, GateError):  # what a gate was broken by is a result; another is of an earlier sweep
+            (directory / RUN).unlink(missing_ok=True)
+        error.write_text(text)
+        return None
+
+
+def _clear(directory: Path) -> None:
+    """Take away what Hydra put into a run's directory, and the directory if that was all: it may be the user's own."""
+    shutil.rmtree(directory / ".hydra", ignore_errors=True)
+    (directory / "diffopt.log").unlink(missing_ok=True)
+    ours = [directory.parent] if directory.parent.parent.name == "runs" else []
+    for folder in (directory, *ours):
+        if any(folder.iterdir()):
+            break
+        folder.rmdir()
+
+
+def _plan(arguments: list[str]) -> None:
+    from diffopt.cli import plan
+
+    plan.command(arguments)
+
+
+def _report(arguments: list[str]) -> None:
+    from diffopt.cli import report
+
+    report.command(arguments)
+
+
+def _store(arguments: list[str]) -> None:
+    from diffopt.cli import store
+
+    store.command(arguments)
+
+
+def _eval(arguments: list[str]) -> None:
+    from diffopt.cli import eval
+
+    eval.command(arguments)
+
+
+def _doctor(arguments: list[str]) -> None:
+    from diffopt.cli import doctor
+
+    doctor.command(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "plan": _plan,
+    "report": _report,
+    "store": _store,
+    "eval": _eval,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A checkpoint as one file that plain modelopt reads: weights, quantizers and what modelopt did to the model.
+
+Adapters that were fused are in the weights: the backbone that it is restored on is the plain one, without them.
+
+import modelopt.torch.opt as mto, modelopt.torch.quantization
+mto.restore(backbone, "modelopt.pt")    # the plain backbone, e.g. FluxTransformer2DModel.from_pretrained(...)
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffopt.artifact import Checkpoint, Pipeline
+from diffopt.errors import DiffoptError, StoreError
+from diffopt.groups.lora_file import Adapter
+from diffopt.store.source import Source, Sources, read
+from diffopt.store.store import ROOTS, Entry, Store
+
+FILE = "modelopt.pt"
+
+
+def portable(model: Any, path: Path) -> None:
+    """Write what `mto.restore` reads, from a backbone that `checkpoint.restore` gave."""
+    import modelopt.torch.opt as mto
+
+    mto.save(model, path)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint in a store was made from."""
+
+    pipeline: Pipeline
+    sources: Sources
+
+
+def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[str] = ()) -> Origin:
+    """Find the pipeline of a checkpoint and its model's files; `source` and the files `adapters` name them where no run in
+    reach says so.
+
+    Raises StoreError where they are not found.
+    """
+    found = store.entry("pipeline", entry.record["identity"]["inputs"]["pipeline"])
+    if found is None:
+        raise StoreError(
+            f"store export: the pipeline of the checkpoint is gone (got {entry.fingerprint}); run the recipe again, "
+            "or copy the checkpoint alone with --bare"
+        )
+    pipeline = Pipeline(found.path, found.fingerprint)
+    pinned = pipeline.json("pipeline.json")
+    sources = Sources(store.root / "sources.json")
+    models = [{"source": source, "lora": adapters}] if source or adapters else []
+    models += _models(store, entry)
+    if not _found(sources, pinned["source"], _sources(pinned["source"], (m.get("source") for m in models))):
+        raise StoreError(
+            f"store export: the model that the checkpoint was made from is not there (got {source or pinned['source']}); "
+            "name it with --source=DIRECTORY, or copy the checkpoint alone with --bare"
+        )
+    for row in pinned.get("lora", []):
+        if not _found(sources, row["source"], _adapters(row["source"], (a for m in models for a in m.get("lora") or []))):
+            raise StoreError(
+                f"store export: an adapter that is fused into the model is not there (got {row['name']!r}, {row['source']}); "
+                "name it with --lora=FILE, or copy the checkpoint alone with --bare"
+            )
+    return Origin(pipeline, sources)
+
+
+def write(origin: Origin, entry: Entry, out: Path) -> None:
+    """Write a checkpoint's portable file into the directory `out`."""
+    from diffopt.machine.environment import gpus
+    from diffopt.machine.output import hushed
+    from diffopt.quantization.checkpoint import restore
+    from diffopt.stage import Context
+
+    context = Context(out, origin.sources.pinned, origin.sources.locate, "cuda" if gpus() else "cpu")
+    with hushed():
+        portable(restore(context, origin.pipeline, Checkpoint(entry.path, entry.fingerprint)), out / FILE)
+
+
+def _found(sources: Sources, digest: str, candidates: Iterable[Source]) -> bool:
+    """Whether one of them is what the digest is of; `sources` then knows where it lies."""
+    return any(sources.digest(s) == digest for s in candidates)
+
+
+def _sources(digest: str, named: Iterable[Any]) -> Iterator[Source]:
+    """Models that may be the one: a commit of the hub, else those that were named."""
+    for name in [digest.removeprefix("hub:")] if digest.startswith("hub:") else named:
+        with suppress(ValueError):
+            yield read(name)
+
+
+def _adapters(digest: str, named: Iterable[Any]) -> Iterator[Source]:
+    """The same of adapters."""
+    if digest.startswith("hub:"):
+        repository, _, file = digest.removeprefix("hub:").partition(":")
+        yield Source(repository, adapter=file)
+        return
+    for entry in named:
+        with suppress(ValueError):
+            yield Adapter.model_validate(entry).path
+
+
+def _models(store: Store, entry: Entry) -> Iterator[dict[str, Any]]:
+    """What the runs that made a checkpoint were given for `model`."""
+    for root in (store.root / ROOTS).glob("*.json"):
+        try:
+            content = json.loads(root.read_text())
+            if [entry.kind, entry.fingerprint] in content["artifacts"]:
+                yield _model(Path(content["run"]))
+        except (OSError, ValueError, KeyError, DiffoptError):  # a run that is gone
+            continue
+
+
+def _model(run: Path) -> dict[str, Any]:
+    from diffopt.report.run_directory import Run
+
+    found: dict[str, Any] = Run(run).config["model"]
+    return found

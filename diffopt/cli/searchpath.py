@@ -1,0 +1,122 @@
+"""Where Hydra finds conf/ and recipes/: in a checkout, in a wheel, and in the user's own directories."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from diffopt.errors import ConfigError
+from diffopt.jobs import objective
+from diffopt.machine import environment, worker
+
+GROUP = "recipe"
+VARIABLE = "DIFFOPT_RECIPES"
+PLUGINS = Path(__file__).parent / "plugins"
+"""Our settings of Hydra's launchers and sweepers, in place of the plugins' own; there also where a plugin is not installed."""
+
+
+def bundled(name: str) -> Path:
+    """The directory `name`: inside the package in a wheel, beside the package in a checkout."""
+    package = Path(__file__).parent.parent
+    for root in (package, package.parent):
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"diffopt was installed without its {name}/ directory")
+
+
+def recipe_dirs(config_dir: Path | None = None) -> list[Path]:
+    """Directories of recipes: ours, those that $DIFFOPT_RECIPES names, ./recipes, and `recipes` in --config-dir.
+
+    Raises ConfigError when two of them have a recipe of the same name, of which Hydra would take one without a word.
+    """
+    named = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
+    if gone := [p for p in named if not p.is_dir()]:
+        raise ConfigError(f"{VARIABLE}: is not a directory (got {str(gone[0])!r}); mend the variable")
+    dirs = [bundled("recipes"), *named, Path("recipes"), *([config_dir / "recipes"] if config_dir else [])]
+    found = list(dict.fromkeys(d.resolve() for d in dirs if d.is_dir()))
+    served = [*found, *([(config_dir / GROUP).resolve()] if config_dir else [])]  # the last by Hydra itself
+    seen: dict[str, Path] = {}
+    for path in (p for d in served for p in sorted(d.glob("*.yaml"))):
+        if path.name in seen:
+            raise ConfigError(f"recipe: two are called {path.stem!r} (got {seen[path.name]} and {path}); rename one")
+        seen[path.name] = path
+    return found
+
+
+class RecipeSource(FileConfigSource):
+    """Serves a flat directory of YAML files as the config group `recipe`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "recipes"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        return super().load_config(config_path.removeprefix(f"{GROUP}/"))
+
+    def available(self) -> bool:
+        return os.path.isdir(self.path)
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", GROUP)
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = config_path.partition("/")
+        return group == GROUP and bool(name) and bool(super().is_config(name))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return [] if results_filter == ObjectType.CONFIG else [GROUP]
+        if results_filter == ObjectType.GROUP:
+            return []
+        return sorted(p.stem for p in Path(self.path).glob("*.yaml"))
+
+
+class RecipeSearchPath(SearchPathPlugin):
+    config_dir: Path | None = None
+    ours = False
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for d in recipe_dirs(self.config_dir):
+            search_path.append("diffopt", f"recipes://{d}")
+        if self.config_dir and self.ours:
+            search_path.append("command-line", f"file://{self.config_dir.resolve()}")
+
+
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "jobs": worker.jobs,
+    "gpus_per_job": lambda: min(1, len(environment.gpus())),
+    "cores_per_job": lambda: max(1, len(os.sched_getaffinity(0)) // worker.jobs()),
+    "at_once": lambda launcher: 1 if launcher.endswith("BasicLauncher") else worker.jobs(),
+    "directions": objective.directions,
+}
+"""What the launchers' and the sweeper's settings take from this machine and from the recipe: `${diffopt.jobs:}`."""
+
+
+def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
+    """Teach Hydra both; before anything is composed.
+
+    `ours` says that nobody else puts `config_dir` on the search path; where Hydra's own main runs, it does.
+    """
+    RecipeSearchPath.config_dir, RecipeSearchPath.ours = config_dir, ours
+    Plugins.instance().register(RecipeSource)
+    Plugins.instance().register(RecipeSearchPath)
+    # As structured configs, of which the last one stored counts: a file would take the plugin's of the same name for its
+    # schema, with a warning.
+    store = ConfigStore.instance()
+    for path in sorted(PLUGINS.rglob("*.yaml")):
+        group = f"hydra/{path.parent.relative_to(PLUGINS).as_posix()}"
+        store.store(path.stem, OmegaConf.load(path), group=group, provider="diffopt")
+    # Hydra copies all its sources for each group that it lists: 102 times for --help, most of its time where launchers are
+    # installed. The store of structured configs is only read by then, and gives out copies itself.
+    vars(store)["__deepcopy__"] = lambda _: store
+    for name, resolve in RESOLVERS.items():
+        OmegaConf.register_new_resolver(f"diffopt.{name}", resolve, replace=True)

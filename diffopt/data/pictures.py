@@ -1,0 +1,101 @@
+"""Pictures on disk: one PNG per prompt, and the gate that none of them is broken."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffopt.errors import GateError
+
+INDEX = "images.json"
+SHOWN = 4
+"""Frames of a video that stand for it."""
+
+
+def strip(drawn: np.ndarray) -> np.ndarray:
+    """One picture of each video, four frames evenly spaced from the first to the last side by side; pictures as they are.
+
+    It stands for the video on pages; what is judged are the frames that diffopt/data/videos.py keeps.
+    Takes [n, frames, height, width, 3], gives [n, height, 4 x width, 3].
+    """
+    if drawn.ndim == 4:
+        return drawn
+    frames = np.linspace(0, drawn.shape[1] - 1, SHOWN).round().astype(int)
+    return np.concatenate([drawn[:, i] for i in frames], axis=2)
+
+
+def check(pictures: np.ndarray, prompts: Sequence[str]) -> None:
+    """Raises GateError for NaN and for pictures of one colour; `pictures` is float [n, height, width, 3] in 0..1, or
+    of videos [n, frames, height, width, 3]."""
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        if not np.isfinite(picture).all():
+            raise GateError(
+                f"sample: the picture of {prompt!r} has NaN in it (got a broken model); exclude layers or raise dtype"
+            )
+        if np.ptp(picture.reshape(-1, picture.shape[-1]), axis=0).max() < 1 / 255:
+            value = float(picture.mean())
+            raise GateError(
+                f"sample: the picture of {prompt!r} has one colour (got {value:.2f} everywhere); exclude more layers"
+            )
+
+
+def save(out: Path, first: int, pictures: np.ndarray) -> None:
+    """Write `first.png` and on, 8 bits a channel."""
+    for i, picture in enumerate(pictures):
+        Image.fromarray((picture * 255).round().astype(np.uint8)).save(out / f"{first + i:03}.png")
+
+
+def write_index(
+    out: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    about: dict[str, object],
+    more: Sequence[Mapping[str, object]] | None = None,
+) -> None:
+    """Write images.json: `about` all of them, and a row for each with `more` of its own."""
+    each = zip(prompts, seeds, more or [{}] * len(prompts), strict=True)
+    rows = [{"file": f"{i:03}.png", "prompt": p, "seed": s, **own} for i, (p, s, own) in enumerate(each)]
+    (out / INDEX).write_text(json.dumps({**about, "images": rows}, indent=1))
+
+
+def check_distinct(out: Path, prompts: Sequence[str]) -> None:
+    """Raises GateError where two prompts have the very same picture.
+
+    Every prompt has a seed of its own, so equal pictures of two prompts come of a model that sees neither."""
+    first: dict[bytes, str] = {}
+    for i, prompt in enumerate(prompts):
+        picture = (out / f"{i:03}.png").read_bytes()  # equal pixels are equal bytes: one encoder wrote them
+        if first.setdefault(picture, prompt) != prompt:
+            raise GateError(
+                f"sample: two prompts have the very same picture (got it for {first[picture]!r} and {prompt!r}); "
+                "exclude layers or raise dtype"
+            )
+
+
+def paths(folder: Path) -> tuple[list[str], list[Path]]:
+    """Prompts and their pictures' files, in order."""
+    rows = json.loads((folder / INDEX).read_text())["images"]
+    return [row["prompt"] for row in rows], [folder / row["file"] for row in rows]
+
+
+def frames(folder: Path) -> list[list[Path]]:
+    """What is judged of each prompt, in order: the frames of a video, or the one picture."""
+    rows = json.loads((folder / INDEX).read_text())["images"]
+    return [[folder / name for name in row.get("frames", [row["file"]])] for row in rows]
+
+
+def save_differences(folder: Path, ours: Sequence[Path], theirs: Sequence[Path], gain: int) -> None:
+    """Write `NNN.png`, `gain` x the absolute difference of each pair, into the new `folder`."""
+    folder.mkdir()
+    for i, pair in enumerate(zip(ours, theirs, strict=True)):
+        left, right = (np.asarray(Image.open(p).convert("RGB")).astype(np.int16) for p in pair)
+        Image.fromarray((np.abs(left - right) * gain).clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.png")
+
+
+def read(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Prompt and picture, uint8 [height, width, 3], in order."""
+    for row in json.loads((folder / INDEX).read_text())["images"]:
+        with Image.open(folder / row["file"]) as picture:
+            yield row["prompt"], np.asarray(picture.convert("RGB"))

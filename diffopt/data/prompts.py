@@ -1,0 +1,164 @@
+"""Prompt sets: read once, known by their content."""
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from diffopt.data import prompt_sets
+from diffopt.store import assets
+from diffopt.store.fingerprint import fingerprint
+
+HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<column>.+)")
+"""A column of a data set on the Hugging Face hub: `hub:ORG/NAME[@REVISION]:COLUMN`."""
+MOST = 10_000  # prompts taken of a data set, from its first row: a set of captions can have millions
+
+
+TABLES = {".csv": ",", ".tsv": "\t"}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """An ordered list of prompts. Two files with the same prompts are the same set.
+
+    Of a directory of pictures, which are the prompts of models that animate, they are the files' names.
+    """
+
+    where: str
+    prompts: tuple[str, ...]
+    folder: Path | None = field(default=None, compare=False)
+    """Where the pictures lie; None of texts."""
+    contents: tuple[str, ...] = ()
+    """sha256 of each picture."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def part(self, start: int, stop: int) -> Self:
+        return replace(self, prompts=self.prompts[start:stop], contents=self.contents[start:stop])
+
+    def given(self) -> Self:
+        """The same with what is encoded as prompts: texts, or the paths of pictures."""
+        return replace(self, prompts=tuple(str(self.folder / p) for p in self.prompts)) if self.folder else self
+
+    @property
+    def digest(self) -> str:
+        if self.folder is None:
+            return fingerprint(list(self.prompts))
+        return fingerprint([list(pair) for pair in zip(self.prompts, self.contents, strict=True)])
+
+
+def read(value: object) -> PromptSet:
+    """Read a prompt set: a text file with a prompt a line, JSON (strings, or objects with a `prompt`), a CSV or TSV with a
+    column of prompts, a hub data set, a set of diffopt/data/prompt_sets.py by its name, or a directory of pictures.
+
+    Raises ValueError, which names the file, for what cannot be read or holds no prompt.
+    """
+    if isinstance(value, PromptSet):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("is not the path of a file of prompts; give a .txt with a prompt a line, or a .json")
+    name, file = prompt_sets.split(value)
+    if name and not file:
+        return _named(name)
+    if value.startswith("hub:"):
+        return PromptSet(value, _from_hub(value))
+    path = assets.locate(file or value)
+    if path.is_dir():
+        return _pictures(value, path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("is not a text file; give a .txt with a prompt a line, or a .json") from None
+    except OSError as e:
+        raise ValueError(f"cannot be read ({(e.strerror or str(e)).lower()}); check the path") from None
+    kind = path.suffix.lower()
+    if kind in TABLES:
+        prompts = prompt_sets.from_table(text, TABLES[kind])
+    else:
+        prompts = _from_json(text) if kind == ".json" else [line.strip() for line in text.splitlines()]
+    prompts = [p for p in prompts if p]
+    if not prompts:
+        raise ValueError("holds no prompt; write one a line")
+    return PromptSet(value, tuple(prompts))
+
+
+def _pictures(value: str, folder: Path) -> PromptSet:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+    if not files:
+        raise ValueError(f"is a directory without a picture; put {', '.join(PICTURES)} files into it, or give a file of texts")
+    contents = tuple(sha256(p.read_bytes()).hexdigest() for p in files)
+    return PromptSet(value, tuple(p.name for p in files), folder.resolve(), contents)
+
+
+def _named(name: str) -> PromptSet:
+    if name in prompt_sets.PACKAGED:
+        return PromptSet(name, read(prompt_sets.PACKAGED[name]).prompts)
+    if name in prompt_sets.HUB_COLUMNS:
+        return PromptSet(name, _from_hub(prompt_sets.HUB_COLUMNS[name]))
+    from huggingface_hub import constants, hf_hub_download
+
+    repo, file = prompt_sets.HUB_FILES[name]
+    try:
+        path = hf_hub_download(repo, file, repo_type="dataset", local_files_only=constants.HF_HUB_OFFLINE)
+    except Exception as e:  # the hub client has many errors
+        raise ValueError(_unreachable(e) + f", or give a copy of its {file} by {name}:FILE") from None
+    return PromptSet(name, read(path).prompts)
+
+
+def _unreachable(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+    return f"cannot be read from the hub ({reason}); check the name and the network, or set HF_TOKEN"
+
+
+def _from_json(text: str) -> list[str]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"is not valid JSON (line {e.lineno}: {e.msg.lower()}); mend the file") from None
+    if isinstance(rows, dict) and (of_set := prompt_sets.from_object(rows)) is not None:
+        return of_set
+    prompts = [row.get("prompt") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else [None]
+    texts = [p for p in prompts if isinstance(p, str)]
+    if len(texts) != len(prompts):
+        raise ValueError('is not a list of prompts; write ["a cat", ...] or [{"prompt": "a cat"}, ...]')
+    return [p.strip() for p in texts]
+
+
+def _from_hub(value: str) -> tuple[str, ...]:
+    """The rows of a data set's train split; from the local cache where it is there."""
+    found = HUB.fullmatch(value)
+    if found is None:
+        raise ValueError("is not a data set; write hub:ORG/NAME:COLUMN or hub:ORG/NAME@REVISION:COLUMN")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError("needs the package datasets; pip install 'diffopt[datasets]'") from None
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        folder = snapshot_download(
+            found["repo"],
+            repo_type="dataset",
+            revision=found["revision"],
+            allow_patterns=["*.parquet", "*.csv", "*.json", "*.jsonl"],
+            local_files_only=constants.HF_HUB_OFFLINE,
+        )
+        rows = load_dataset(folder, split="train", streaming=True)
+        texts = [row.get(found["column"]) for row in rows.take(MOST)]
+    except Exception as e:  # the hub client, the network and the readers each have errors of their own
+        raise ValueError(_unreachable(e)) from None
+    texts = [t[0] if isinstance(t, list) and t else t for t in texts]  # of several captions of a picture the first
+    prompts = tuple(t.strip() for t in texts if isinstance(t, str) and t.strip())
+    if not prompts:
+        raise ValueError(f"has no texts in the column {found['column']!r}; there are {', '.join(rows.column_names or [])}")
+    return prompts
+
+
+Prompts = Annotated[PromptSet, BeforeValidator(read), PlainSerializer(lambda p: f"{len(p)} prompts {p.digest}")]
+"""A group's field: in YAML a file's path or a data set of the hub, in code a PromptSet, in a fingerprint the prompts."""

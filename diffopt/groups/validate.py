@@ -1,0 +1,96 @@
+"""From a composed config to validated choices: every error of every group at once."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from diffopt.errors import ConfigError
+from diffopt.groups import GROUPS, PICKS
+from diffopt.groups.choices import Choices
+from diffopt.schema import Group
+
+ADVICE = {
+    "less_than_equal": "lower it",
+    "less_than": "lower it",
+    "greater_than_equal": "raise it",
+    "greater_than": "raise it",
+    "literal_error": "choose one of these",
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+    "string_type": "give a text",
+    "list_type": "give a list: [a,b]",
+    "too_short": "name one",
+    "missing": "set it in the recipe",
+}
+
+
+def choose(config: dict[str, Any]) -> Choices:
+    """Validate a composed config. Raises ConfigError, a line for each thing that is wrong."""
+    errors: list[str] = []
+    groups: dict[str, Group | None] = {}
+    known = {*PICKS, "seed", "store", "objective"}
+    for name in sorted(set(config) - known):
+        errors.append(f"{name}: no such key (got {config[name]!r}); {nearest(name, known)}")
+    for name, schema in GROUPS.items():
+        value = config.get(name)
+        if value is None or value == {}:  # an option without a field (cache=none) is the choice of nothing
+            groups[name] = None
+        elif not isinstance(value, dict):
+            errors.append(f"{name}: is not an option of the group (got {value!r}); choose {name}=OPTION")
+        else:
+            schema = schema.shape(value)
+            try:
+                groups[name] = schema.model_validate(value)
+            except ValidationError as e:
+                errors += [explain(name, schema, x) for x in e.errors()]
+    store = config.get("store")
+    if not isinstance(store, str) or not store:
+        errors.append(f"store: is not a path (got {store!r}); give a directory, or set DIFFOPT_STORE")
+    seed = config.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        errors.append(f"seed: is not a whole number from 0 to {2**32 - 1} (got {seed!r}); give one")
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return Choices(seed=seed, **groups)  # type: ignore[arg-type]
+
+
+def explain(group: str, schema: type[Group], error: Any) -> str:
+    """One of pydantic's errors as one line of ours."""
+    where = ".".join([group, *map(str, error["loc"])])
+    kind, message, got = error["type"], error["msg"], error["input"]
+    if kind == "missing" or got == "???":
+        return f"{where}: is not set; give it with {where}=VALUE"
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")
+        if not error["loc"] or " (got " in message:  # a check of all fields together, which names one and what it got
+            return f"{where}.{message}"
+        what, _, advice = message.partition("; ")
+        return f"{where}: {what} (got {got!r}); {advice}"
+    if kind == "extra_forbidden":
+        return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), _within(schema, error['loc'][:-1]))}"
+    message = message[0].lower() + message[1:]
+    return f"{where}: {message.replace('input should be', 'must be')} (got {got!r}); {ADVICE.get(kind, 'mend it')}"
+
+
+def _within(schema: type[BaseModel], path: Iterable[Any]) -> Iterable[str]:
+    """Fields of the schema, or of that of its field with fields of its own."""
+    for name in path:
+        annotation = schema.model_fields[name].annotation if name in schema.model_fields else None
+        parts = get_args(annotation) or (annotation,)
+        schema = next((t for t in parts if isinstance(t, type) and issubclass(t, BaseModel)), schema)
+    return schema.model_fields
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean x?`, or all there are."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    there = f"there are {', '.join(known)}"
+    return f"did you mean {close[0]}? {there}" if close and len(known) > 1 else there

@@ -1,0 +1,1 @@
+"""One job: planned, checked before it starts, run."""

@@ -1,0 +1,292 @@
+"""What is refused before anything runs: combinations that this machine or a runtime cannot do. One line each."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+
+from diffopt import formats, models
+from diffopt.caches import METHODS, Settings
+from diffopt.caches.knob_search import Search
+from diffopt.errors import PlanError
+from diffopt.groups import Model, comparisons
+from diffopt.groups.cut import cuts
+from diffopt.groups.gpu_rates import PEAK
+from diffopt.groups.lora_file import Shapes, fit, plain, shapes
+from diffopt.machine.environment import Environment, package
+from diffopt.metrics import METRICS, SOURCES
+from diffopt.runtimes import RUNTIMES
+from diffopt.view import Choices
+
+TEXTS = ("text_encoder", "text_encoder_2")
+"""Parts that adapters are trained for beside backbones; their layers are not known before they are built."""
+TRACKERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "mlflow": "mlflow",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+"""accelerate's trackers, and the package of each."""
+
+
+def check(choices: Choices, environment: Environment) -> None:
+    """Raises PlanError with every reason why the choices cannot be carried out here."""
+    reasons = [
+        *_lora(choices),
+        *_prompts(choices),
+        *_format(choices),
+        *_sense(choices),
+        *_cache(choices),
+        *_train(choices),
+        *_data(choices),
+        *_export(choices, environment),
+        *_runtime(choices, environment),
+        *_compare(choices),
+    ]
+    if reasons:
+        raise PlanError("\n".join(reasons))
+
+
+def _lora(choices: Choices) -> Iterator[str]:
+    """What the files' headers tell; `load` judges what must be converted to be matched, and what is on the hub."""
+    model = choices.model
+    if model is None or not model.lora:
+        return
+    family = models.family(model.family)
+    if not family.lora:
+        yield f"model.lora: diffusers has no LoRA loader for {family.pipeline} (got {model.lora[0].path.name!r}); drop it"
+        return
+    layers = _weights(model)
+    for i, adapter in enumerate(model.lora):
+        where, name = f"model.lora.{i}", adapter.path.name
+        if adapter.backbone not in (None, *family.backbones):
+            there = ", ".join(family.backbones)
+            yield f"{where}.backbone: {family.name} has no such backbone (got {adapter.backbone!r}); there are {there}"
+            continue
+        if adapter.path.local is None:
+            continue
+        try:
+            keys = shapes(adapter.path.local)
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            yield f"{where}.path: {what} (got {name!r}); {advice}"
+            continue
+        if not any("lora" in k for k in keys):
+            first = f", the first {next(iter(keys))}" if keys else ""
+            yield f"{where}.path: holds no LoRA (got {name!r}: {len(keys)} tensors{first}); give the file of an adapter"
+        elif magnitudes := [k for k in keys if "dora_scale" in k or "magnitude" in k]:
+            yield (
+                f"{where}.path: is a DoRA, whose magnitudes diffusers would leave out (got {name!r}: {len(magnitudes)} of "
+                "them); give a plain LoRA, or a model that it was merged into"
+            )
+        elif layers and plain(keys, {*family.backbones, *TEXTS}):
+            first, own = f"{family.backbones[0]}.", f"{adapter.backbone or family.backbones[0]}."
+            named = {own + k.removeprefix(first) if k.startswith(first) else k: x for k, x in keys.items()}
+            if complaint := fit(named, layers | dict.fromkeys(TEXTS)).complaint(name, len(keys)):
+                yield f"{where}: {complaint}"
+
+
+def _weights(model: Model) -> dict[str, Shapes | None]:
+    """Sizes of the layers of a local model's backbones, by their files' headers; empty where these do not tell."""
+    directory = model.source.directory if model.weights == "pretrained" else None
+    found: dict[str, Shapes | None] = {}
+    for name in models.family(model.family).backbones if directory else ():
+        assert directory is not None
+        own: dict[str, tuple[int, ...]] = {}
+        for path in (directory / name).glob("*.safetensors"):
+            with suppress(ValueError):  # a broken model is said to be one where it is opened
+                own |= shapes(path)
+        found[name] = {k.removesuffix(".weight"): x for k, x in own.items() if k.endswith(".weight") and len(x) > 1}
+    return {n: x for n, x in found.items() if x}
+
+
+def _prompts(choices: Choices) -> Iterator[str]:
+    """Models that animate take pictures, the others texts."""
+    if choices.model is None:
+        return
+    family = models.family(choices.model.family)
+    for name, group in {"calib": choices.calib, "eval": choices.eval}.items():
+        if group and family.animates != (group.prompts.folder is not None):
+            takes, kind = ("pictures", "texts") if family.animates else ("texts", "pictures")
+            advice = "a directory of pictures" if family.animates else "a file of texts"
+            yield f"{name}.prompts: {family.name} takes {takes}, not {kind} (got {group.prompts.where}); give {advice}"
+    if family.animates and choices.eval:
+        for metric in (m for m in choices.eval.metrics if METRICS[m].of_text):
+            yield f"eval.metrics: {metric} compares with a text, and {family.name} has none (got {metric}); leave it out"
+
+
+def _format(choices: Choices) -> Iterator[str]:
+    if choices.format and choices.format.quantize_mha and not formats.method(choices.format.name).attention:
+        yield (
+            f"format.quantize_mha: {choices.format.name} has no quantized attention (got true); "
+            "drop it, or choose format=fp8 or format=nvfp4"
+        )
+    if choices.format and choices.format.quantize_mha and choices.model and not models.family(choices.model.family).attention:
+        yield (
+            f"format.quantize_mha: Model-Optimizer cannot quantize the attention of {choices.model.family} (got true); drop it"
+        )
+
+
+def _sense(choices: Choices) -> Iterator[str]:
+    sense, picked = choices.sense, choices.format
+    if sense and choices.calib and sense.size > choices.calib.size:
+        yield f"sense.size: is more than the calib.size={choices.calib.size} prompts (got {sense.size}); lower it"
+    if sense and picked and picked.name == "auto":
+        for name in {*picked.candidates} - {*sense.formats, "full"}:
+            yield (
+                f"format.candidates: {name} is not tried by sense.formats={sense.formats} (got {picked.candidates}); "
+                "add it there, or drop it here"
+            )
+    if picked and picked.name == "auto" and picked.budget and picked.budget.gpu:
+        gpu = picked.budget.gpu
+        for name in {*picked.candidates} - {*PEAK[gpu]}:
+            yield (
+                f"format.candidates: the tensor cores of {gpu} have no {name} (got {picked.candidates}); drop it, "
+                "or set another format.budget.gpu"
+            )
+
+
+def _cache(choices: Choices) -> Iterator[str]:
+    if choices.cache is None or choices.model is None:
+        return
+    assert isinstance(choices.cache, Settings)
+    method, family = METHODS[choices.cache.method], models.family(choices.model.family)
+    if reason := method.supports(family):
+        other = "choose cache=cachify, or drop the cache" if family.cached and method.name != "cachify" else "drop the cache"
+        yield f"cache: {reason} (got cache={method.name}); {other}"
+    if method.package and package(method.package[0]) is None:
+        yield f"cache: {method.package[0]} is not installed (got cache={method.name}); `{method.package[1]}`"
+    if choices.cache.search:
+        yield from _search(choices, choices.cache, choices.cache.search)
+    elif choices.eval and (misfit := choices.cache.misfit(family, choices.eval.steps)):
+        yield f"cache.{misfit}"
+
+
+def _search(choices: Choices, cache: Settings, search: Search) -> Iterator[str]:
+    """What the search of a knob needs of the evaluation."""
+    assert choices.model is not None
+    eval, model = choices.eval, choices.model
+    if eval is None:
+        yield "cache.search: is judged on the evaluation's pictures (got eval=null); choose eval=OPTION, or drop cache.search"
+        return
+    if model.weights == "random":
+        yield (
+            "cache.search: random weights draw noise, which has no quality (got a search); drop it, or set "
+            "model.weights=pretrained"
+        )
+    if search.prompts and search.prompts > eval.size:
+        yield f"cache.search.prompts: is more than the eval.size={eval.size} prompts (got {search.prompts}); lower it"
+    family = models.family(model.family)
+    for metric in (METRICS[name] for name in search.floor):
+        unfit = "compares with a text, and {} has none" if metric.of_text and family.animates else ""
+        unfit = "judges videos, {} draws pictures" if metric.of_video and family.frame_step is None else unfit
+        if unfit:
+            yield f"cache.search.floor: {metric.name} {unfit.format(family.name)} (got {metric.name}); drop it"
+        for source in (s for s in metric.needs if getattr(eval, s) is None):
+            yield f"cache.search.floor: {metric.name} needs eval.{source} (got None); give {SOURCES[source]}"
+    low, high = cache.ends(eval.steps)
+    if low >= high:
+        yield (
+            f"cache.search.low: leaves nothing up to {high:g}, the last of the run's {eval.steps} steps (got {low:g}); "
+            "lower it, or raise eval.steps"
+        )
+        return
+    for name, end in (("low", low), ("high", high)):
+        if misfit := cache.turned(end).misfit(family, eval.steps):
+            what = misfit.partition(" (got ")[0]
+            yield f"cache.search.{name}: with {what} (got {end:g}); give another, or raise eval.steps"
+
+
+def _train(choices: Choices) -> Iterator[str]:
+    train = choices.train
+    if train is None or choices.model is None:
+        return
+    family = models.family(choices.model.family)
+    if family.conditions is None:
+        yield f"train: how {choices.model.family} is trained is not known here (got train=...); drop train"
+    for name in train.trackers:
+        if name not in TRACKERS:
+            yield f"train.trackers: accelerate has no such tracker (got {name!r}); there are {', '.join(TRACKERS)}"
+        elif find_spec(TRACKERS[name]) is None:
+            yield f"train.trackers: {name} is not installed (got {name!r}); pip install {TRACKERS[name]}, or leave it out"
+    if train.optimizer.endswith("8bit") and find_spec("torchao") is None:
+        yield (
+            f"train.optimizer: {train.optimizer} needs the package torchao (got {train.optimizer!r}); "
+            "pip install 'diffopt[train8bit]', or set train.optimizer=adamw"
+        )
+
+
+def _data(choices: Choices) -> Iterator[str]:
+    source = choices.train.data.source if choices.train else None
+    if source and find_spec("datasets") is None:
+        yield (
+            f"train.data.source: pictures are read by the package datasets, which is not there (got {source.name!r}); "
+            "pip install 'diffopt[datasets]'"
+        )
+
+
+def _export(choices: Choices, environment: Environment) -> Iterator[str]:
+    export, picked = choices.export, choices.format
+    if export is None or choices.model is None:
+        return
+    if export.engine and environment["tensorrt"] is None:
+        yield (
+            "export: no engine builder is installed (got export.engine=true); install one with "
+            "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
+        )
+    dtype = export.high_precision_dtype or choices.model.dtype
+    if picked:
+        blocks = next((m for m in formats.methods(picked) if m.export_dtype), None)
+        if blocks and dtype == "float32":
+            yield (
+                f"export.high_precision_dtype: {blocks.name} does not export from float32: {blocks.export_reason} "
+                f"(got {dtype}); set export.high_precision_dtype={blocks.export_dtype}"
+            )
+        if picked.quantize_mha and dtype == "float32":
+            yield (
+                "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
+                "set export.high_precision_dtype=float16"
+            )
+
+
+def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
+    if choices.eval is None:
+        return
+    if choices.model and choices.model.weights == "random" and choices.eval.metrics:
+        yield (
+            f"eval.metrics: random weights draw noise, which has no quality (got {', '.join(choices.eval.metrics)}); "
+            "set eval.metrics=[] for times alone, or model.weights=pretrained"
+        )
+    if choices.model and models.family(choices.model.family).frame_step is None:
+        for metric in (m for m in choices.eval.metrics if METRICS[m].of_video):
+            yield f"eval.metrics: {metric} judges videos, {choices.model.family} draws pictures (got {metric}); leave it out"
+    runtime = RUNTIMES[choices.eval.runtime]
+    name = choices.format.name if choices.format else None
+    if name not in runtime.kernels and not runtime.simulates:
+        yield f"eval.runtime: {runtime.name} has no kernels for {name} (got {runtime.name}); set eval.runtime=torch"
+    if runtime.name == "onnxruntime":
+        if environment["onnxruntime"] is None:
+            yield "eval.runtime: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
+        if choices.cache and not cuts(choices):
+            yield (
+                "cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand, but "
+                f"{choices.cache.model_dump()['method']} decides while it runs (got eval.runtime=onnxruntime); "
+                "choose cache=cachify, or set eval.runtime=torch"
+            )
+        if choices.export is None:
+            yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"
+        elif (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":
+            yield (
+                "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "
+                "set export.high_precision_dtype=float32"
+            )
+
+
+def _compare(choices: Choices) -> Iterator[str]:
+    for name in choices.eval.compare if choices.eval else ():
+        if reason := comparisons.RIVALS[name].unfit(choices):
+            yield f"eval.compare: {reason} (got {name}); leave it out"

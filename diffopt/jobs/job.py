@@ -1,0 +1,110 @@
+"""One job: a composed config through validation, plan, checks and run, to its report."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffopt.errors import ConfigError, PlanError
+from diffopt.groups import PICKS
+from diffopt.groups.validate import choose
+from diffopt.jobs import objective
+from diffopt.jobs.checks import check
+from diffopt.jobs.plan import Plan, idle_overrides, make_plan
+from diffopt.machine.environment import Environment
+from diffopt.quality.floor import Floor
+from diffopt.report.run_directory import Run
+from diffopt.stage import stages
+from diffopt.store.source import Sources
+from diffopt.store.store import Store
+from diffopt.view import Choices
+
+log = logging.getLogger("diffopt")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made, and where."""
+
+    choices: Choices
+    plan: Plan
+    store: Store
+    sources: Sources
+    yaml: str
+    """The recipe as composed, the answer to what was asked for."""
+
+
+def spelled(override: str) -> str:
+    """`calib=null`, which the YAML says of a group that is not chosen, in Hydra's own spelling: `~calib`."""
+    group, _, value = override.partition("=")
+    return f"~{group}" if group in PICKS and value == "null" else override
+
+
+def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool, sources: Sources | None = None) -> Job:
+    """Validate and plan. Raises ConfigError or PlanError before anything has been written.
+
+    `overrides` are those of the command line: in a single run one without an effect is refused. `dry` asks no
+    network and hashes little, and leaves unresolved what would need it. `sources` are those of another job.
+    """
+    overrides = [o.partition("=")[0] if o.startswith("~") else o for o in overrides]  # `~calib=null`: Hydra's sweepers' way
+    visible = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
+    try:
+        plain: Any = OmegaConf.to_container(visible, resolve=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"config: {str(e).splitlines()[0]} (got an interpolation); mend the recipe") from None
+    for group in PICKS:
+        # A recipe's values for it may still be there; without the option they are nothing. A sweep says `~group=null`.
+        if {f"~{group}", f"~{group}=null"} & {*overrides}:
+            plain[group] = None
+    if isinstance(plain.get("recipe"), dict):
+        raise ConfigError("recipe: its first line is not `# @package _global_` (got it in a package of its own); add that line")
+    if all(plain.get(group) is None for group in PICKS):
+        raise ConfigError(
+            "recipe: picks nothing, or there is none (got no option of any group); name one with +recipe=NAME, "
+            "`diffopt --help` lists them; one of your own begins with `# @package _global_` and has picks"
+        )
+    choices = choose(plain)
+    if choices.model is None:
+        raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt --help` lists them")
+    objective.check(plain.get("objective"), choices)
+    environment = Environment()
+    check(choices, environment)
+    store = Store(Path(plain["store"]).expanduser())
+    store.check()
+    if not dry:
+        store.open()
+    sources = sources or Sources(store.root / "sources.json", dry=dry)
+    plan = make_plan(choices, stages(), environment, sources.digest)
+    if not sweep and (idle := idle_overrides(plan, choices, overrides)):
+        raise PlanError("\n".join(idle))
+    return Job(choices, plan, store, sources, OmegaConf.to_yaml(visible))
+
+
+def run(
+    config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool, floors: Sequence[Floor] = ()
+) -> float | list[float] | None:
+    """Run one job in `directory` and write its page. Returns its objective under the floors, for Hydra's sweepers."""
+    from diffopt.jobs.runner import run_plan, write_run
+    from diffopt.report import run_page
+    from diffopt.report.gate_outcomes import enforce
+
+    if sweep:
+        log.info("job %s  %s", directory.name, " ".join(overrides))
+    job = prepare(config, overrides, dry=False, sweep=sweep)
+    job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
+    for note in job.plan.notes:
+        log.info("note: %s", note)
+    done = run_plan(job.plan, job.choices, job.store, job.sources)
+    if done and done[-1].state == "helped":  # the first machine writes the page, perhaps into this same directory
+        return None
+    write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
+    page = run_page.write(directory)
+    for line in [*run_page.summary(directory), f"report  {os.path.relpath(page)}"]:
+        log.info("%s", line)
+    enforce(Run(directory))
+    return objective.of(Run(directory), config.get("objective"), floors)

@@ -1,0 +1,223 @@
+"""Runs a plan: what is in the store is taken, the rest is made, and the run's directory says which."""
+
+import gc
+import json
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from diffopt import __version__
+from diffopt.artifact import Artifact, Pipeline
+from diffopt.jobs import preflight
+from diffopt.jobs.plan import Plan, Step
+from diffopt.machine.environment import gpus, machine, package
+from diffopt.machine.memory import peaks, release
+from diffopt.machine.output import hushed
+from diffopt.report.run_directory import RUN
+from diffopt.stage import Context, Held
+from diffopt.store.files import publish
+from diffopt.store.source import Sources
+from diffopt.store.store import Store
+from diffopt.training.machines import number
+from diffopt.view import Choices
+
+log = logging.getLogger("diffopt")
+PACKAGES = ("torch", "diffusers", "transformers", "nvidia-modelopt", "onnx", "onnxruntime-gpu", "hydra-core", "numpy")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one step."""
+
+    step: Step
+    state: str
+    """`cached`, `made`, `spare`: not in the store, and nothing that had to be made needs it, or `helped`: another machine
+    makes it, and this one had a part in it."""
+    seconds: float
+
+
+def missing(plan: Plan, store: Store) -> set[Step]:
+    """The steps that must run: those that are not in the store, and backwards what they lack.
+
+    A dropped step whose artifact is only passing runs when something that must run needs it.
+    """
+    found: set[Step] = set()
+
+    def visit(step: Step) -> None:
+        if step in found or (not step.pending and store.entry(step.kind, step.fingerprint)):
+            return
+        found.add(step)
+        for parent in step.parents():
+            visit(parent)
+
+    for step in plan.steps:
+        if step in plan.wanted or not step.stage.makes.passing:
+            visit(step)
+    return found
+
+
+_held = Held()
+"""Over the jobs of a sweep too: those that only quantize otherwise share a model."""
+
+
+def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> list[Done]:
+    """Make what is missing, in order. A killed or failed run keeps every step that was finished.
+
+    A training on several machines is of all their runs: the first machine's makes it and goes on, the others' have a part in
+    it and end there, after what it needs.
+
+    Raises PlanError for what the model cannot do, once its configs are known and before anything computes.
+    """
+    helps = number(choices.train) > 0
+    todo = missing(plan, store)
+    done = []
+    checked: set[str] = set()
+    ready = False
+    width = max(len(s.name) for s in plan.steps)
+    for step in plan.steps:
+        started = time.monotonic()
+        if helps and getattr(step.views.get("train"), "machines", 1) > 1:
+            if not store.entry(step.kind, step.fingerprint):
+                _help(step, store, sources)
+            done.append(Done(step, "helped", time.monotonic() - started))
+            log.info("%-*s  %s  helped; the first machine goes on", width, step.name, step.fingerprint)
+            break
+        state = "made" if step in todo else "cached" if store.entry(step.kind, step.fingerprint) else "spare"
+        if step in todo:
+            with store.lock(step.fingerprint):
+                if store.entry(step.kind, step.fingerprint):  # another job made it while this one waited
+                    state = "cached"
+                else:
+                    if not ready and step.kind != Pipeline.kind:
+                        _preflight(plan, choices, store, sources)
+                        ready = True
+                    _check_inputs(step, store, checked)
+                    if _held.hand_to(step.stage.name):
+                        release()  # before the next stage opens its own copy of the model
+                    try:
+                        _make(step, store, sources)
+                    except BaseException:
+                        _held.drop()  # who knows in which state
+                        raise
+                    checked.add(step.fingerprint)
+        seconds = time.monotonic() - started
+        log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
+        done.append(Done(step, state, seconds))
+    return done
+
+
+def _preflight(plan: Plan, choices: Choices, store: Store, sources: Sources) -> None:
+    for step in plan.steps:
+        if step.kind == Pipeline.kind and (entry := store.entry(step.kind, step.fingerprint)):
+            with hushed():
+                nowhere = Context(store.root / "tmp", sources.pinned, sources.locate)
+                preflight.check(nowhere, choices, Pipeline(entry.path, entry.fingerprint))
+
+
+def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
+    """Hash what is about to be read and was only checked by size: once a run, and not what the run itself has made."""
+    for parent in step.parents():
+        if parent.fingerprint not in checked and (entry := store.entry(parent.kind, parent.fingerprint)):
+            entry.check_content()
+            checked.add(parent.fingerprint)
+
+
+def _make(step: Step, store: Store, sources: Sources) -> None:
+    provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
+    started = time.monotonic()
+    with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:
+        provenance["peak_bytes"] = _run(step, store, sources, out)
+        provenance["seconds"] = round(time.monotonic() - started, 3)
+    store.remove(store.kept(step.fingerprint))
+
+
+def _help(step: Step, store: Store, sources: Sources) -> None:
+    """Have a part in what another machine makes, which has the lock and publishes it."""
+    if _held.hand_to(step.stage.name):
+        release()
+    with tempfile.TemporaryDirectory(prefix=f"{step.fingerprint}-") as nothing:
+        _run(step, store, sources, Path(nothing))
+
+
+def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int]:
+    """Let the stage write to `out`; the most memory that it took."""
+    arguments: dict[str, Any] = dict(step.views)
+    for param in step.stage.params:
+        if param.role == "seed":
+            arguments["seed"] = step.identity["seed"]
+    for name, value in step.inputs.items():
+        arguments[name] = (
+            tuple(_artifact(s, store) for s in value) if isinstance(value, list) else _artifact(value, store) if value else None
+        )
+    device = "cuda" if gpus() else "cpu"
+    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, store.kept(step.fingerprint))
+    with hushed(), peaks() as peak:
+        if "modelopt" in step.stage.probes:
+            _libraries()
+        step.stage.run(context, **arguments)
+    return peak
+
+
+@cache
+def _libraries() -> None:
+    """Import modelopt while no stage holds a model, and leave what libraries have made to no later search for garbage.
+
+    The solver library that modelopt imports keeps an ImportError with its traceback: first imported within a stage, that
+    would keep the stage's frame, and the model in it, until the process ends. A search for garbage between two jobs takes
+    0.35 s with all that the libraries have made, and next to nothing without. The searches that are due while the import makes
+    them take 4 s of its 21, and find nothing.
+    """
+    gc.disable()
+    try:
+        import_module("modelopt.torch.quantization")
+    finally:
+        gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
+def _artifact(step: Step, store: Store) -> Artifact:
+    entry = store.entry(step.kind, step.fingerprint)
+    assert entry is not None  # made earlier in this loop, or cached
+    return step.stage.makes(entry.path, entry.fingerprint)
+
+
+def write_run(
+    directory: Path, name: str, overrides: list[str], config: str, plan: Plan, done: list[Done], store: Store
+) -> None:
+    """Link the artifacts into the run's directory by step name, and write `run.json`, the report's source."""
+    rows = []
+    for d in done:
+        if d.state != "spare":
+            link = directory / d.step.name
+            target = store.root / d.step.kind / d.step.fingerprint
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(os.path.relpath(target, directory.resolve()))
+        rows.append(
+            {
+                "name": d.step.name,
+                "kind": d.step.kind,
+                "fingerprint": d.step.fingerprint,
+                "state": d.state,
+                "seconds": round(d.seconds, 3),
+                "inputs": [p.name for p in d.step.parents()],
+            }
+        )
+    content = {
+        "schema": "diffopt.run/1",
+        "name": name,
+        "overrides": overrides,
+        "config": config,
+        "notes": plan.notes,
+        "wanted": [s.name for s in plan.wanted],
+        "steps": rows,
+    }
+    publish(directory / RUN, json.dumps(content, indent=1))
+    store.refer(directory, [(d.step.kind, d.step.fingerprint) for d in done if d.state != "spare"])

@@ -1,0 +1,1 @@
+"""What this machine has, and how a process behaves on it: probes, memory, its share of cores and GPUs, its output."""

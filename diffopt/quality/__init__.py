@@ -1,0 +1,1 @@
+"""How good pictures are: they are scored, summed up with intervals, and held against gates and floors."""

@@ -1,0 +1,203 @@
+"""A checkpoint: the rules, and the extremes that its quantizers saw or what a search found.
+
+The weights are derived again from the source; a trained checkpoint has its own beside.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffopt.artifact import Checkpoint, Pipeline
+from diffopt.errors import GateError, StoreError
+from diffopt.formats.method import Rule
+from diffopt.pipeline.open import open_backbone
+from diffopt.quantization.awq_svdquant import DerivedError, Found, rebuild
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.extremes import Extremes, quantizers, replay
+from diffopt.quantization.layers import expected_layers
+from diffopt.quantization.scales import AMAX, Quantizer, check_finite
+from diffopt.stage import Context
+
+HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.safetensors"
+WEIGHTS = "weights.safetensors"
+
+__all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "save_trained", "state"]
+
+
+def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
+    """Quantize `model` in place with modelopt, calibrated on recorded extremes.
+
+    A list of algorithms is of a mix of formats: each calibrates those layers that are its own. Raises
+    GateError as `check_finite` does.
+    """
+    check_finite(extremes)
+    in_turn = algorithm if isinstance(algorithm, list) else []
+    with torch.no_grad(), simulated():
+        config = {"quant_cfg": copy.deepcopy(rules), "algorithm": None if in_turn else algorithm}
+        mtq.quantize(model, config, replay(extremes))
+        smoothed = _smoothed(model) if in_turn else set()
+        for step in in_turn:
+            with _only(model, smoothed, smoothing=step != "max"):
+                mtq.calibrate(model, step, replay(extremes))
+
+
+def _smoothed(model: torch.nn.Module) -> set[str]:
+    """Quantizers of the linear layers whose inputs' extremes are to be taken by channel, which SmoothQuant moves."""
+    found = set()
+    for name, module in model.named_modules():
+        entering = getattr(module, "input_quantizer", None)
+        if entering is not None and entering.is_enabled and (entering.num_bits, entering.axis) == (8, -1):
+            found |= {f"{name}.input_quantizer", f"{name}.weight_quantizer"}
+    return found
+
+
+@contextmanager
+def _only(model: torch.nn.Module, smoothed: set[str], smoothing: bool) -> Iterator[None]:
+    """Within it, only those quantizers are on that one algorithm calibrates: modelopt's SmoothQuant would take the inputs
+    of every format by channel, and its maxima those of what is smoothed once more."""
+    off = []
+    for name, quantizer in quantizers(model):
+        if quantizer.is_enabled and ((name in smoothed) != smoothing or quantizer.is_mx_format):
+            quantizer.disable()
+            off.append(quantizer)
+    try:
+        yield
+    finally:
+        for quantizer in off:
+            quantizer.enable()
+
+
+def quantized_layers(model: torch.nn.Module) -> list[str]:
+    """Names of the layers whose weights are quantized."""
+    return [n for n, m in model.named_modules() if getattr(getattr(m, "weight_quantizer", None), "is_enabled", False)]
+
+
+def state(model: torch.nn.Module) -> Extremes:
+    """amax and pre-quant scale of every enabled quantizer, by buffer name, on the CPU."""
+    found: Extremes = {}
+    for name, quantizer in quantizers(model):
+        if quantizer.is_enabled:
+            found |= {f"{name}.{key}": b.detach().cpu().contiguous() for key, b in quantizer.named_buffers() if b is not None}
+    return dict(sorted(found.items()))
+
+
+def check(model: torch.nn.Module, expected: list[str], inputs: bool = True) -> None:
+    """Raises GateError when a layer that should be quantized is not, or is with a scale that means nothing.
+
+    `inputs` tells whether the layers' inputs are to be quantized too.
+    """
+    on = {name: q for name, q in quantizers(model) if q.is_enabled}
+    scaled = {name: q.amax for name, q in on.items() if not q.is_mx_format}
+    layers = {n for n in quantized_layers(model) if not inputs or f"{n}.input_quantizer" in on}
+    _gate(expected, layers, scaled)
+
+
+def check_scales(known: list[Quantizer], found: Extremes, expected: list[str]) -> None:
+    """The same of quantizers that rules switch on, both of weights and of inputs, and the scales that were found for them."""
+    on = {q.name for q in known}
+    layers = {q.layer for q in known if q.weight and f"{q.layer}.input_quantizer" in on}
+    _gate(expected, layers, {q.name: found.get(f"{q.name}.{AMAX}") for q in known if q.scaled})
+
+
+def _gate(expected: list[str], quantized: set[str], scaled: Mapping[str, torch.Tensor | None]) -> None:
+    if lost := sorted(set(expected) - quantized):
+        raise GateError(f"quantize: {len(lost)} of {len(expected)} layers were not quantized (got {lost[0]} ...); report it")
+    for name, amax in scaled.items():
+        if amax is None or not torch.isfinite(amax).all() or not (amax > 0).any():
+            raise GateError(f"quantize: {name} has no usable scale (got amax {amax}); calibrate on more prompts")
+
+
+def save(
+    out: Path, head: dict[str, Any], known: list[Quantizer], extremes: Mapping[str, torch.Tensor], found: Extremes
+) -> None:
+    """Write the checkpoint of a max-style format: `head` has family, format, rules, algorithm and layers."""
+    on = {q.name for q in known}
+    save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items()) if n in on}, out / EXTREMES)
+    save_file(found, out / STATE)
+    (out / HEAD).write_text(json.dumps(head, indent=1))
+
+
+def save_found(out: Path, head: dict[str, Any], found: Found) -> None:
+    """Write the checkpoint of a format that searched."""
+    save_file(found, out / STATE)
+    (out / HEAD).write_text(json.dumps(head, indent=1))
+
+
+def save_trained(out: Path, ptq: Checkpoint, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the checkpoint of a model that was made from another by training these weights; its quantizers stay."""
+    for name in (HEAD, EXTREMES, STATE):
+        if (ptq.path / name).is_file():
+            shutil.copyfile(ptq.path / name, out / name)
+    save_file({n: x.detach().cpu().contiguous() for n, x in sorted(weights.items())}, out / WEIGHTS)
+
+
+def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> torch.nn.Module:
+    """The backbone as the checkpoint left it, bit for bit; the plain one for None.
+
+    Raises StoreError when the scales derived now differ from those stored, as another modelopt may give, and for a
+    checkpoint of another architecture.
+    """
+    model = open_backbone(ctx, pipeline)
+    if checkpoint is None:
+        return model
+    _derive(model, checkpoint)
+    if (checkpoint.path / WEIGHTS).is_file():
+        _put_trained(model, checkpoint)
+    return model
+
+
+def _put_trained(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    own = dict(model.named_parameters())
+    for name, weight in load_file(checkpoint.path / WEIGHTS).items():
+        if name not in own or own[name].shape != weight.shape or own[name].dtype != weight.dtype:
+            raise StoreError(
+                f"checkpoint: {checkpoint.fingerprint}: its weights are not of this model (got {name} of "
+                f"{list(weight.shape)} in {weight.dtype}); train it again on this one"
+            )
+        own[name].data.copy_(weight)
+
+
+def _derive(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Make of the plain `model` what was calibrated."""
+    head, stored = checkpoint.json(HEAD), load_file(checkpoint.path / STATE)
+    rules = [_rule(r) for r in head["rules"]]
+    if not (checkpoint.path / EXTREMES).is_file():
+        try:
+            rebuild(model, rules, head["algorithm"], stored)
+        except DerivedError as e:
+            raise StoreError(_otherwise(checkpoint, str(e))) from None
+        return
+    quantize(model, rules, head["algorithm"], load_file(checkpoint.path / EXTREMES))
+    derived = state(model)
+    wrong = [n for n in {*stored, *derived} if n not in stored or n not in derived or not torch.equal(stored[n], derived[n])]
+    if wrong:
+        raise StoreError(_otherwise(checkpoint, f"{len(wrong)} scales, the first {sorted(wrong)[0]}"))
+
+
+def _otherwise(checkpoint: Checkpoint, what: str) -> str:
+    return (
+        f"checkpoint: {checkpoint.fingerprint}: scales come out otherwise than when it was made (got {what}); "
+        "`diffopt store verify` tells whether its files are sound"
+    )
+
+
+def _rule(stored: dict[str, Any]) -> Rule:
+    """A rule as modelopt takes it: JSON has made lists of tuples and strings of the block axis."""
+    rule = copy.deepcopy(stored)
+    cfgs = rule.get("cfg") or []
+    for cfg in cfgs if isinstance(cfgs, list) else [cfgs]:
+        if isinstance(cfg.get("num_bits"), list):
+            cfg["num_bits"] = tuple(cfg["num_bits"])
+        if blocks := cfg.get("block_sizes"):
+            cfg["block_sizes"] = {
+                int(k) if k.lstrip("-").isdigit() else k: tuple(v) if isinstance(v, list) else v for k, v in blocks.items()
+            }
+    return rule

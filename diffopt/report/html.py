@@ -1,0 +1,78 @@
+"""HTML pages: rendered from the templates here, with nothing to fetch from a network, published whole or not at all."""
+
+import base64
+import hashlib
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from diffopt import __version__
+from diffopt.text import digits, figure, machine, number, pace, size
+
+PAGE = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+PREVIEW = 512
+"""Pixels of the longer side. A larger picture is inlined as a JPEG of this size: 64 of 1024 x 1024 would be 300 MB."""
+
+
+def render(template: str, script: str = "", **content: Any) -> str:
+    """A page from a template. Every value is escaped; of scripts the browser runs `script`, also of there, alone."""
+    code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    found: str = _templates().get_template(template).render(content, script=code, script_digest=digest)
+    return found
+
+
+@cache
+def _templates() -> Any:
+    """The templates compiled, once for all jobs of a sweep."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": size, "machine": machine, "pace": pace}
+    environment.filters |= {"capitalize_first": lambda t: t[:1].upper() + t[1:], "lower_first": lambda t: t[:1].lower() + t[1:]}
+    for name, written in (("figure", figure), ("number", number)):  # a console may lack the sign
+        environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
+    environment.globals |= {"picture": picture, "digits": digits, "version": __version__, "preview": PREVIEW}
+    return environment
+
+
+def picture(path: Path, limit: int = PREVIEW) -> dict[str, Any]:
+    """A PNG for the page: `uri` with the data in it, `width` and `height` in pixels, and whether it was made smaller."""
+    data, kind = path.read_bytes(), "png"
+    width, height = _extent(data)
+    smaller = max(width, height) > limit
+    if smaller:
+        from PIL import Image
+
+        out, kind = BytesIO(), "jpeg"
+        with Image.open(BytesIO(data)) as image:
+            image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+            image.convert("RGB").save(out, "JPEG", quality=90)
+        data = out.getvalue()
+    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"uri": uri, "width": width, "height": height, "smaller": smaller}
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels; of what is no PNG, by Pillow."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    if head[:4] == b"\x89PNG":
+        return _extent(head)
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width, height = image.size
+        return width, height
+
+
+def _extent(head: bytes) -> tuple[int, int]:
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")  # IHDR, which comes first

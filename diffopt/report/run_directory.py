@@ -1,0 +1,176 @@
+"""A run's directory as the report reads it."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from diffopt.artifact import Images
+from diffopt.errors import ConfigError
+from diffopt.groups.model import BYTES
+from diffopt.quality.direction import sign
+from diffopt.text import size
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory: run.json, and a link per step to its artifact. What it lacks is None."""
+
+    directory: Path
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.directory / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise ConfigError(f"report: {RUN} cannot be read (got {e}); run the recipe again") from None
+        if not isinstance(found, dict) or not {"steps", "config", "wanted", "notes"} <= set(found):
+            raise ConfigError(f"report: {RUN} is not one of ours (got {str(self.directory)!r}); name a run's directory")
+        return found
+
+    @property
+    def lost(self) -> list[str]:
+        """Steps whose artifacts the store has no more."""
+        steps = [s["name"] for s in self.content["steps"] if s["state"] != "spare"]
+        return [name for name in steps if not (self.directory / name / "record.json").is_file()]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The recipe as composed; a group that was not chosen is an empty dict."""
+        found: Any = OmegaConf.to_container(OmegaConf.create(self.content["config"]), resolve=False)
+        return {
+            group: found.get(group) or {} for group in ("model", "format", "calib", "sense", "cache", "train", "export", "eval")
+        }
+
+    def read(self, step: str, name: str) -> Any | None:
+        """The parsed file `name` of a step's artifact; None where the plan had no such step, or the store lost it."""
+        path = self.directory / step / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def taken(self, step: str, *less: str) -> int | None:
+        """Size on disk of a step's artifact without its record and the files `less`."""
+        folder = self.directory / step
+        files = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("record.json", *less)]
+        return sum(p.stat().st_size for p in files) if files else None
+
+    @cached_property
+    def score(self) -> dict[str, Any] | None:
+        return self.read("score", "metrics.json")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """By name, in the recipe's order."""
+        found: dict[str, Any] = self.score["metrics"] if self.score else {}
+        return found
+
+    @cached_property
+    def compared(self) -> list[dict[str, Any]]:
+        """The further candidates, as the stage compare tells of them; `step` is that of the pictures of each."""
+        found = self.read("compare", "comparison.json") or {"compared": []}
+        drawn = {s["name"].partition("@")[2]: s["name"] for s in self.content["steps"] if s["kind"] == Images.kind}
+        return [{**c, "step": drawn.get(c["name"], "")} for c in found["compared"]]
+
+    @cached_property
+    def images(self) -> dict[str, Any]:
+        return self.read("sample", "images.json") or {"runtime": None, "simulated": False, "images": []}
+
+    @cached_property
+    def latency(self) -> dict[str, Any] | None:
+        return self.read("time", "latency.json")
+
+    @property
+    def speedup(self) -> dict[str, Any] | None:
+        """Baseline's time over candidate's, end to end: mean, low, high, n."""
+        found: dict[str, Any] | None = self.latency and self.latency["speedup"] and self.latency["speedup"]["end_to_end"]
+        return found
+
+    @property
+    def unclaimed(self) -> str:
+        """Why there is no speedup, where there is none."""
+        if self.latency:
+            return "only the baseline was timed, there is nothing to compare it with"
+        if self.images["simulated"]:
+            simulated = [note for note in self.content["notes"] if "simulated" in note]
+            return simulated[0] if simulated else "the format is simulated"
+        return "it was not measured"
+
+    @cached_property
+    def sizes(self) -> list[dict[str, Any]]:
+        """What each form of the backbone takes, in bytes; `base` is the one that the others are a share of."""
+        pipeline, checkpoint = self.read("load", "pipeline.json"), self.read("quantize", "checkpoint.json")
+        rows: list[dict[str, Any]] = []
+        if pipeline:
+            many, dtype = pipeline["parameters"], pipeline["dtype"]
+            note = f"{many / 1e6:,.1f} million parameters in {dtype}"
+            for adapter in pipeline.get("lora", []):
+                hits = ", ".join(f"{n} layers of {component}" for component, n in adapter["hits"].items())
+                note += f"; {Path(adapter['name']).name} at scale {adapter['scale']:g} fused into {hits}"
+            rows.append({"step": "load", "what": "Source backbone", "bytes": many * BYTES.get(dtype, 4), "note": note})
+        if checkpoint and (taken := self.taken("quantize")):
+            note = "only what differs from the source: scales and extremes, no weights"
+            rows.append({"step": "quantize", "what": "Checkpoint", "bytes": taken, "note": note})
+        for step, what, other in (
+            ("export.baseline", "ONNX graph, plain", "graph.json"),
+            ("export", "ONNX graph", "graph.json"),
+            ("build", "Engine plan", "plan.json"),
+        ):
+            if (head := self.read(step, other)) and (taken := self.taken(step, other)):
+                note = ", ".join([head["format"] or "full precision", *_parts(head)])
+                rows.append({"step": step, "what": what, "bytes": taken, "note": note})
+        base = next((r for step in ("export.baseline", "load") for r in rows if r["step"] == step), None)
+        return [{**r, "base": r is base, "share": r["bytes"] / base["bytes"] if base else None} for r in rows]
+
+    def size_of(self, step: str) -> dict[str, Any] | None:
+        return next((r for r in self.sizes if r["step"] == step), None)
+
+    @cached_property
+    def pairs(self) -> list[dict[str, Any]]:
+        """A dict per prompt: prompt, seed, number, files and metric values; the worst by the first metric first."""
+        names = {"reference": "reference", "candidate": "sample"} | {c["name"]: c["step"] for c in self.compared if c["step"]}
+        names["difference"] = "score/difference"
+        others = {
+            c["name"]: (self.read(f"score@{c['name']}", "metrics.json") or {"metrics": {}})["metrics"] for c in self.compared
+        }
+        drawn = self.images["images"] or (self.read("reference", "images.json") or {"images": []})["images"]
+        rows = []
+        for i, row in enumerate(drawn):
+            files = {k: self.directory / folder / row["file"] for k, folder in names.items()}
+            values = {name: m["values"][i] for name, m in self.metrics.items() if "values" in m}
+            theirs = {name: m["reference_values"][i] for name, m in self.metrics.items() if "reference_values" in m}
+            there = {k: p for k, p in files.items() if p.is_file()}
+            same = {"candidate", "reference"} <= set(there) and _same(there["candidate"], there["reference"])
+            compared = {k: {n: m["values"][i] for n, m in found.items() if "values" in m} for k, found in others.items()}
+            pair = {"number": i, "files": there, "same": same, "values": values, "theirs": theirs, "compared": compared}
+            rows.append({**row, **pair, "videos": self._videos(row, names)})
+        for name, metric in [(n, m) for n, m in self.metrics.items() if "values" in m][:1]:
+            turn = sign(metric["better"])
+            rows.sort(key=lambda r: turn * (r["values"][name] - r["theirs"].get(name, 0.0)))
+        return rows
+
+    def _videos(self, row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+        """By kind, of a video: `frames`, the files that are judged, and `plays`, one that a browser plays."""
+        found = {}
+        for kind in [k for k in names if k != "difference"] if "frames" in row else []:
+            folder = self.directory / names[kind]
+            if (folder / row["plays"]).is_file():
+                found[kind] = {"frames": [folder / name for name in row["frames"]], "plays": folder / row["plays"]}
+        return found
+
+
+def _parts(head: dict[str, Any]) -> list[str]:
+    """What there is to say of a graph's parts, or a plan's: their sizes in the order in which they run."""
+    parts = head.get("pieces") or head.get("plans") or []
+    if not parts:
+        return []
+    sizes = ", ".join(size(p["bytes"]) + (" (not in steps that reuse)" if p["reused"] else "") for p in parts)
+    return [f"in {len(parts)} parts: {sizes}"]
+
+
+def _same(ours: Path, theirs: Path) -> bool:
+    """Sizes first: a sweep has thousands of pictures, of a megabyte each."""
+    return ours.stat().st_size == theirs.stat().st_size and ours.read_bytes() == theirs.read_bytes()

@@ -1,0 +1,134 @@
+"""The page of one run: a view of what run.json links to, made anew at any time. Imports no torch and no numpy."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from diffopt.caches.knob_search import floors_text
+from diffopt.report.gallery import SCRIPT, SHOWN, of_run
+from diffopt.report.gate_outcomes import outcomes
+from diffopt.report.html import PAGE, render
+from diffopt.report.run_directory import Run
+from diffopt.report.sensitivity import WORST, Reading
+from diffopt.store.files import publish
+from diffopt.text import figure, machine, pace, size
+from diffopt.tuning import explanation
+
+INLINED = 200
+"""SHOWN of a page that has the pictures in it."""
+
+
+def write(directory: Path, inline: bool = False) -> Path:
+    """Write the run's page, report.html. Raises ConfigError where `directory` is not a run's.
+
+    The page shows the pictures of the run's directory; with `inline` it has small copies of them, and can be passed on alone.
+    """
+    run = Run(directory)
+    shown = of_run(run, INLINED if inline else SHOWN, inline)
+    records = {s["name"]: run.read(s["name"], "record.json") for s in run.content["steps"]}
+    sensed = run.read("sense", "sensitivity.json")
+    reading = Reading(sensed) if sensed else None
+    content = {
+        "beside": beside,
+        "reading": reading,
+        "maps": _maps(reading) if reading else [],
+        "worst": WORST,
+        "plots": _plots(run),
+        "outcomes": outcomes(run),
+        "searches": _searches(run.read("search", "search.json")),
+        "chosen_text": explanation.chosen,
+        "cliff_text": explanation.cliff,
+        "floors_text": floors_text,
+    }
+    text = render("run.html", script=SCRIPT, run=run, gallery=shown, records=records, **content)
+    return publish(directory / PAGE, text)
+
+
+def _maps(reading: Reading) -> list[tuple[str, str]]:
+    """The plots of a sensitivity as data URIs, and what they show."""
+    from diffopt.report.sensitivity_plot import bars, heat
+
+    return [
+        (heat(reading), "Relative output error of every layer in every denoising step, a map for each format"),
+        (bars(reading), "The layers with the largest relative output error, sorted, for each format"),
+    ]
+
+
+def _plots(run: Run) -> dict[str, str]:
+    """By metric, of those that have a value for each pair: an SVG of them. Where nothing was measured nothing is imported."""
+    metrics = {name: m for name, m in run.metrics.items() if "values" in m}
+    if not metrics:
+        return {}
+    from diffopt.report.plots.differences import differences
+
+    return {name: differences(m) for name, m in metrics.items()}
+
+
+def _searches(found: dict[str, Any] | None) -> list[str]:
+    """By metric of the floor an SVG of the values of a cache's knob that were tried."""
+    if found is None:
+        return []
+    from diffopt.report.plots.tried import tried
+
+    return [tried(found, name) for name in found["floor"]]
+
+
+def summary(directory: Path) -> list[str]:
+    """The run in a few lines for the console: metrics, size, speed."""
+    run = Run(directory)
+    rows = [(m["title"], measured(m)) for m in run.metrics.values()]
+    for other in run.compared:
+        rows.append((f"beside {other['name']}", beside(other)))
+        for m in other["metrics"].values():
+            said = m.get("verdict") or f"n={m['compared']['n']}"
+            rows.append((f"  {m['title']}", f"{figure(m['compared'], m['unit'])}  {said}"))
+    for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
+        row, base = run.size_of(step), run.size_of("export.baseline")
+        if row and (step != "quantize" or not run.size_of("export")):
+            share = f", {row['share']:.1%} of the plain graph's {size(base['bytes'])}" if base else ""
+            rows.append((what, size(row["bytes"]) + share))
+    if sensed := run.read("sense", "sensitivity.json"):
+        reading = Reading(sensed)
+        for name in reading.formats:
+            top = reading.worst(name)[0]
+            rows.append((f"worst {name}", f"{top.name}: output off by {top.error:.2%}"))
+    if search := run.read("search", "search.json"):
+        rows.append(("cache", f"{explanation.chosen(search)}; {search['reason']}"))
+        rows += [("cliff", explanation.cliff(about, search)) for about in search["cliffs"]]
+    if mix := run.read("mix", "mix.json"):
+        counted = Counter(x["format"] for x in mix["layers"])
+        rows.append(("mix", f"{mix['bits']:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))
+    if training := run.read("train", "training.json"):
+        rows.append(("training", trained(training)))
+    rows.append(("speed", speed(run)))
+    rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in outcomes(run)]
+    width = max(len(title) for title, _ in rows)
+    return [f"{title:{width}}  {text}" for title, text in rows]
+
+
+def measured(metric: dict[str, Any]) -> str:
+    """The candidate's mean, its interval, and for a score of single pictures the verdict on the paired difference."""
+    text = figure(metric["candidate"], metric["unit"])
+    if "difference" in metric and "verdict" in metric:
+        return f"{text}  {metric['verdict']}"
+    return f"{text}  n={metric['candidate']['n']}"
+
+
+def beside(other: dict[str, Any]) -> str:
+    """What a further candidate is, and beside fewer steps how much of the arithmetic the cached run did."""
+    return str(other["title"]) + (f"; with the cache {other['computed']:.1%}" if "arithmetic" in other else "")
+
+
+def trained(training: dict[str, Any]) -> str:
+    """The method, the steps, and the validated metric before and after."""
+    text = f"{training['method'].upper()}, {training['steps']} steps"
+    if scores := [v["score"] for v in training["validations"]]:
+        text += f": {training['metric']} in validation from {scores[0]:.2f} to {scores[-1]:.2f}, best {max(scores):.2f}"
+    return text
+
+
+def speed(run: Run) -> str:
+    """The speedup with its interval and its machine, or that there is none and why."""
+    if not (run.speedup and run.latency):
+        return f"not claimed: {run.unclaimed}"
+    return f"{figure(run.speedup)} x end to end, {pace(run.speedup)}; {machine(run.latency['machine'])}"

@@ -1,0 +1,1 @@
+"""Artifacts by what they were made from: fingerprints, pinned sources, and the store on disk."""

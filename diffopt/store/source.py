@@ -1,0 +1,294 @@
+"""Where a model comes from, and which exact version of it: a directory by content, a hub repository by commit."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from diffopt.errors import PlanError, SourceError
+from diffopt.store import assets
+from diffopt.store.fingerprint import fingerprint
+
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB, DATA_SETS = "hub:", "datasets/"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+WANTED = ["model_index.json", "*/*"]
+"""Files of a hub repository that a diffusers pipeline is made of: those in its components' folders."""
+UNWANTED = ["*.bin", "*.ckpt", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.fp16.*", "*.non_ema.*"]
+"""The same weights in other forms, which would be downloaded for nothing."""
+SCORER = ["*.json", "*.txt", "*.safetensors", "ImageReward.pt"]
+"""Files of a hub repository of a model that scores pictures, which lie at its top."""
+SUFFIX = ".safetensors"
+ADAPTER = "*.safetensors"
+"""Of a hub repository of an adapter that names no file: the one at its top."""
+PICTURES = [f"*.{e}" for e in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "zip", "tar")]
+DATA = ["*.parquet", "*.arrow", "*.csv", "*.json", "*.jsonl", "README.md", *PICTURES]
+"""Files of a hub repository of a data set, and the card that says which of them are which."""
+LOCAL = "the path of a local copy"
+"""What can be given for a source that the hub does not give: the end of the advice."""
+QUICK = 256 << 20  # bytes that planning may hash without being slow: about half a second
+
+
+@dataclass(frozen=True)
+class Source:
+    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub; of an adapter its file."""
+
+    name: str
+    scores: bool = False
+    """It scores pictures: its files on the hub are not in the folders of a pipeline."""
+    adapter: str | None = None
+    """It is a LoRA adapter: a local file, or on the hub the one that this glob names."""
+    data: bool = False
+    """It is a data set: `name` is a directory, or `hub:ORG/NAME[@REVISION]`, which is another repository than a model's."""
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory, or None for a hub repository."""
+        path = assets.locate(self.name)
+        return path if path.is_dir() else None
+
+    @property
+    def local(self) -> Path | None:
+        """The local directory or an adapter's file, or None for a hub repository."""
+        path = assets.locate(self.name)
+        return path if self.adapter and path.is_file() else self.directory
+
+    @property
+    def hub(self) -> tuple[str, str]:
+        """Repository and revision on the hub."""
+        found = HUB_ID.fullmatch(self.name.removeprefix(HUB) if self.data else self.name)
+        assert found is not None  # `read` lets nothing else through
+        return found["repo"], found["revision"] or "main"
+
+    @property
+    def repo_type(self) -> str:
+        """The hub client's name of its kind of repository."""
+        return "dataset" if self.data else "model"
+
+
+def read(value: object) -> Source:
+    """Raises ValueError for what can be neither a directory nor a hub id."""
+    if isinstance(value, Source):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("is not a model; give a directory or a hub id such as org/name")
+    source = Source(value)
+    looks_local = value.startswith(("/", ".", "~", assets.PREFIX)) or not HUB_ID.fullmatch(value)
+    if looks_local and source.directory is None:
+        raise ValueError("is not a directory; check the path, or give a hub id such as org/name")
+    return source
+
+
+def read_scorer(value: object) -> Source:
+    """As `read`; a file stands for the directory that it is in. Raises ValueError like it."""
+    if isinstance(value, str) and (path := assets.locate(value)).is_file():
+        value = str(path.parent)
+    return replace(read(value), scores=True)
+
+
+def read_adapter(value: object) -> Source:
+    """A file, or a hub id. Raises ValueError for what can be neither."""
+    if isinstance(value, Source):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("is not an adapter; give a .safetensors file, its directory, or a hub id such as org/name")
+    source = Source(value, adapter=ADAPTER)
+    looks_local = value.startswith(("/", ".", "~", assets.PREFIX)) or not HUB_ID.fullmatch(value) or value.endswith(SUFFIX)
+    if looks_local and source.local is None:
+        raise ValueError("is neither a file nor a directory; check the path, or give a hub id such as org/name")
+    return source
+
+
+def read_data(value: object) -> Source:
+    """A data set. Raises ValueError for what can be neither a directory with files nor a data set on the hub."""
+    if isinstance(value, Source):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("is no data; give synthetic, a directory of pictures with captions, or hub:ORG/NAME")
+    source = Source(value, data=True)
+    if value.startswith(HUB):
+        if not HUB_ID.fullmatch(value.removeprefix(HUB)):
+            raise ValueError("is not a data set; write hub:ORG/NAME or hub:ORG/NAME@REVISION")
+    elif source.directory is None:
+        raise ValueError("is not a directory; check the path, or write hub:ORG/NAME for a data set of the hub, or synthetic")
+    elif not _files(source.directory):
+        raise ValueError("is an empty directory; put pictures in it, and a metadata.jsonl with file_name and text of each")
+    return source
+
+
+ModelSource = Annotated[Source, BeforeValidator(read), PlainSerializer(lambda s: s.name)]
+ScorerSource = Annotated[Source, BeforeValidator(read_scorer), PlainSerializer(lambda s: s.name)]
+AdapterSource = Annotated[Source, BeforeValidator(read_adapter), PlainSerializer(lambda s: s.name)]
+
+
+@dataclass
+class Sources:
+    """Resolves sources to digests, and remembers in `memory` (a JSON file in the store) what cost time or a network.
+
+    A file is hashed again only when its size or mtime changed. `dry` is for planning: nothing is written, no
+    network is asked and no more than QUICK bytes are hashed; what would need more is unresolved (None).
+    """
+
+    memory: Path
+    dry: bool = False
+    resolved: dict[str, Source] = field(default_factory=dict)
+    seen: dict[Source, str | None] = field(default_factory=dict)
+    """What a dry one has answered: the jobs of a sweep ask for the same sources."""
+
+    def digest(self, source: Source) -> str | None:
+        """`sha256:...` of the files, `hub:REPO@COMMIT`, of a data set `hub:datasets/REPO@COMMIT`, or of an adapter
+        `hub:REPO@COMMIT:FILE`; None only when `dry`."""
+        if self.dry:
+            if source not in self.seen:
+                self.seen[source] = self._content(source.local) if source.local else self._hub(source)
+            return self.seen[source]
+        found = self._content(source.local) if source.local else self._hub(source)
+        if found:
+            self.resolved[found] = source
+        return found
+
+    def pinned(self, source: Source) -> str:
+        """The digest of a source that this run's plan has resolved."""
+        found = self.digest(source)
+        assert found is not None
+        return found
+
+    def locate(self, digest: str) -> Path:
+        """The directory of a source resolved in this run, or an adapter's file; downloads a hub repository at its commit."""
+        source = self.resolved[digest]
+        if source.local:
+            return source.local
+        from huggingface_hub import constants, snapshot_download
+
+        pinned = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "")
+        repo, commit = pinned.partition(":")[0].split("@")
+
+        def download(wanted: list[str], unwanted: list[str]) -> Path:
+            offline = constants.HF_HUB_OFFLINE
+            how: Any = {"repo_type": source.repo_type, "revision": commit, "local_files_only": offline}
+            return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=unwanted, **how))
+
+        try:
+            if source.data:
+                return download(DATA, [])
+            if not source.scores:
+                found = download([source.adapter] if source.adapter else WANTED, [] if source.adapter else UNWANTED)
+                return _only_file(found, source) if source.adapter else found
+            found = download(SCORER, [])
+            if not [*found.glob("*.safetensors"), *found.glob("*.pt")]:  # an older repository
+                found = download([*SCORER, "pytorch_model.bin", "open_clip_pytorch_model.bin"], [])
+            return found
+        except SourceError:
+            raise
+        except Exception as e:
+            raise _unreachable(source, e) from None
+
+    def _content(self, root: Path) -> str | None:
+        files = _files(root)
+        known = self._remembered()
+        keys = {p: f"{p.resolve()}:{(s := p.stat()).st_size}:{s.st_mtime_ns}" for p in files}
+        fresh = [p for p in files if keys[p] not in known]
+        if self.dry and sum(p.stat().st_size for p in fresh) > QUICK:
+            return None
+        for p in fresh:
+            with p.open("rb") as f:
+                known[keys[p]] = hashlib.file_digest(f, "sha256").hexdigest()
+        if fresh:
+            self._remember(known)
+        return "sha256:" + fingerprint({str(p.relative_to(root)): known[keys[p]] for p in files})
+
+    def _hub(self, source: Source) -> str | None:
+        repo, revision = source.hub
+        repo = (DATA_SETS if source.data else "") + repo
+        file = f":{source.adapter}" if source.adapter else ""
+        if COMMIT.fullmatch(revision):
+            return f"{HUB}{repo}@{revision}{file}"
+        known = self._remembered()
+        if commit := known.get(f"{repo}@{revision}"):
+            return f"{HUB}{repo}@{commit}{file}"
+        if self.dry:
+            return None
+        commit = _commit(source)
+        self._remember(known | {f"{repo}@{revision}": commit})
+        return f"{HUB}{repo}@{commit}{file}"
+
+    def _remembered(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.memory.read_text())
+        except (OSError, ValueError):
+            found = None
+        return found if isinstance(found, dict) else {}  # a lost memory costs time only
+
+    def _remember(self, known: dict[str, Any]) -> None:
+        if self.dry:
+            return
+        partial = self.memory.with_suffix(f".{os.getpid()}")
+        try:
+            partial.write_text(json.dumps(known, indent=1, sort_keys=True))
+            partial.replace(self.memory)
+        except OSError:  # the store says so itself when it comes to artifacts; without a memory files are hashed again
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _files(root: Path) -> list[Path]:
+    """Every file below `root`, hidden ones left out; links are followed, a directory is entered once. Or `root`, a file."""
+    if root.is_file():
+        return [root]
+    found: list[Path] = []
+    entered: set[Path] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        entered.add(here.resolve())
+        below[:] = [d for d in below if not d.startswith(".") and (here / d).resolve() not in entered]
+        found += [here / n for n in names if not n.startswith(".") and (here / n).is_file()]
+    return sorted(found)
+
+
+def _only_file(directory: Path, source: Source) -> Path:
+    """The adapter's file in the snapshot of its repository. Raises SourceError where it is not one."""
+    assert source.adapter is not None
+    files = sorted(str(p.relative_to(directory)) for p in directory.glob(source.adapter))
+    if len(files) == 1:
+        return directory / files[0]
+    advice = f"set its weight_name, one of {', '.join(files)}" if files else "set its weight_name to a file that is there"
+    raise SourceError(f"model.lora: the repository holds {len(files)} files {source.adapter} (got {source.name!r}); {advice}")
+
+
+def _commit(source: Source) -> str:
+    """The commit that a branch or tag of a hub repository names now; from the local cache when offline."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    repo, revision = source.hub
+    try:
+        if constants.HF_HUB_OFFLINE:
+            how: Any = {"repo_type": source.repo_type, "revision": revision}
+            return Path(snapshot_download(repo, local_files_only=True, **how)).name
+        ask = HfApi().dataset_info if source.data else HfApi().model_info
+        return str(ask(repo, revision=revision).sha)
+    except Exception as e:
+        raise _unreachable(source, e) from None
+
+
+def _unreachable(source: Source, error: Exception) -> PlanError:
+    from huggingface_hub import constants
+
+    here = "" if source.data else ", nor is it a directory here"  # a data set's name says that it is the hub's
+    if constants.HF_HUB_OFFLINE:
+        what, advice = f"it is not in the hub's cache{here}, and HF_HUB_OFFLINE is set", "unset it"
+    else:
+        what = f"the hub did not give it{here}: " + (shorten(str(error), 160, placeholder=" ...") or type(error).__name__)
+        hints = {
+            "GatedRepoError": "accept its licence on the hub and set HF_TOKEN",
+            "RepositoryNotFoundError": "check the name, or set HF_TOKEN if it is private",
+            "RevisionNotFoundError": "check the revision after the @",
+        }
+        advice = hints.get(type(error).__name__, "check the network")
+    return PlanError(f"source: {what} (got {source.name!r}); {advice}, or give {LOCAL}")

@@ -1,0 +1,92 @@
+"""Hydra's callback of a sweep: plans it before its jobs run, and writes its page afterwards."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from diffopt.errors import ConfigError, DiffoptError
+from diffopt.machine import output, worker
+from diffopt.quality.floor import floors
+from diffopt.sweep.findings import Findings
+from diffopt.sweep.job_table import ERROR, table
+from diffopt.sweep.page import summary, write
+from diffopt.sweep.plan import plan_sweep
+
+
+class Refused(BaseException):
+    """Carries an error past Hydra, which turns an Exception of a callback into a warning and goes on."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+
+
+class WriteReport(Callback):
+    """Plans the sweep before its jobs run, and writes its page when it is over, or was interrupted.
+
+    `floor` is what quality the best job must keep, as a recipe or the command line states it.
+    """
+
+    _running: "ClassVar[tuple[WriteReport, DictConfig] | None]" = None
+    over: ClassVar[Path | None] = None
+    """The directory of a sweep that has come to its end in this process, until `check` has looked at it."""
+
+    def __init__(self, floor: Mapping[str, float | str] | Sequence[str] | None = None) -> None:
+        self.floors = floors(floor)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raises Refused for a sweep that is no use; nothing has been written then."""
+        try:
+            worker.announce()
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            planned = plan_sweep(config, hydra.config_loader)
+            print(planned.summary, flush=True)
+            if planned.search:
+                output.optuna()
+        except Exception as e:
+            raise Refused(e) from None
+        WriteReport._running = (self, config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Prints, as the jobs' logging is taken down by now."""
+        WriteReport._running, WriteReport.over = None, Path(config.hydra.sweep.dir)
+        found = self._findings(config)
+        page = write(found)
+        print("\n".join([*summary(found), f"report  {page}"]), flush=True)
+
+    @classmethod
+    def close(cls) -> None:
+        """Write the page of a sweep that Hydra left before its end, if a job has begun."""
+        if cls._running and any(Path(cls._running[1].hydra.sweep.dir).rglob(".hydra")):
+            cls._running[0].on_multirun_end(cls._running[1])
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises DiffoptError for a sweep that is over, in which jobs failed."""
+        if cls.over is None:
+            return
+        directory, cls.over = cls.over, None
+        rows = table(directory)
+        kept = {r.job: directory / r.job / ERROR for r in rows}  # a job that broke a gate has a result beside its error
+        errors = {r.job: r.error or kept[r.job].read_text() for r in rows if r.error or kept[r.job].is_file()}
+        for job, error in list(errors.items())[:1]:
+            said = error.splitlines()[0]
+            raise DiffoptError(
+                f"sweep: {len(errors)} of {len(rows)} jobs failed (got of job {job}: {said}); the page has every "
+                "error, the same command tries these again and takes the rest from the store"
+            )
+
+    def _findings(self, config: DictConfig) -> Findings:
+        """What was made is not to be lost over a floor that cannot be judged."""
+        found = Findings(Path(config.hydra.sweep.dir), self.floors)
+        try:
+            found.check()
+        except ConfigError as e:
+            print(e, flush=True)
+            return Findings(found.directory, [])
+        return found

@@ -1,0 +1,78 @@
+"""The page of a sweep: what to ship, the grid, the Pareto front, what was shared, a row a job, and pictures to compare."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from diffopt.quality.floor import Floor, floors
+from diffopt.report.html import PAGE, render
+from diffopt.store.files import publish
+from diffopt.sweep import conclusions, results
+from diffopt.sweep.cost import machines
+from diffopt.sweep.findings import Findings
+from diffopt.sweep.page_plots import plotted
+from diffopt.sweep.thumbnails import strips
+from diffopt.text import digits
+
+MULTIRUN = "multirun.yaml"
+"""Hydra's own record of the sweep."""
+
+
+def stated(directory: Path) -> list[Floor]:
+    """The floors that the sweep itself was given, `hydra.callbacks.sweep.floor`."""
+    path = directory / MULTIRUN
+    given = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.sweep.floor") if path.is_file() else None
+    return floors(given)
+
+
+def summary(found: Findings) -> list[str]:
+    """The sweep in a few lines for the console."""
+    accounts, failed = found.accounts, len(found.failed)
+    lines = [
+        f"sweep   {len(found.rows)} jobs, {found.distinct} distinct"
+        + (f", {failed} failed" if failed else "")
+        + f"; {accounts.made} artifacts made, {accounts.found} found in the store, {accounts.shared} shared by several jobs"
+    ]
+    lines += [f"same    {reason.text}" for reason in found.reasons]
+    if accounts.saved > 0:
+        lines.append(f"time    {accounts.spent:.1f} s of steps; each job alone would have taken {accounts.total:.1f} s in all")
+    if found.best and found.first:
+        given, apart = found.given(found.best), conclusions.apart(found)
+        lines.append(
+            f"best    {found.measured(found.best, found.first)}, job {found.best.job}"
+            + (f": {given}" if given else "")
+            + (f"; {apart}" if apart else "")
+        )
+    return lines + [f"floor   {line}" for line in conclusions.under(found)]
+
+
+def write(found: Findings) -> Path:
+    """Write the sweep's report.html, results.csv and results.json. Returns the page."""
+    rows, directory = found.rows, found.directory
+    publish(directory / "results.json", results.as_json(found))
+    publish(directory / "results.csv", results.as_csv(found))
+    metrics = {k: m for r in reversed(rows) for k, m in r.metrics.items()}
+    stats = [r.metrics[found.first]["candidate"] for r in rows if found.first in r.metrics]
+    ends = [v for s in stats for v in (s["low"], s["mean"], s["high"]) if v is not None]
+    text = render(
+        "sweep.html",
+        found=found,
+        name=next((r.run.content["name"] for r in rows if r.run), directory.name),
+        directory=directory,
+        rows=rows,
+        swept=found.swept,
+        metrics=metrics,
+        decimals={k: min(4, max(digits(r.metrics[k]["candidate"]) for r in rows if k in r.metrics)) for k in metrics},
+        first=found.first,
+        ends=(min(ends), max(ends)) if ends else (0, 0),
+        best=found.best,
+        apart=conclusions.apart(found),
+        under=conclusions.under(found),
+        machines=machines(rows),
+        plots=plotted(found),
+        strips=strips(rows, found.shown),
+        notes=list(dict.fromkeys(n for r in rows if r.run for n in r.run.content["notes"])),
+        lost=[r.job for r in rows if r.run and r.run.lost],
+        pages={r.job: f"{r.job}/{PAGE}" for r in rows if (directory / r.job / PAGE).is_file()},
+    )
+    return publish(directory / PAGE, text)
