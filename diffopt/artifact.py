@@ -120,7 +120,7 @@ class OnnxGraph(Artifact):
 
     kind = "onnx"
 
-    def parts(self) -> dict[str, "OnnxGraph"]:
+    def by_backbone(self) -> dict[str, "OnnxGraph"]:
         """By the backbone's name its graph."""
         names: list[str] = self.json("graph.json")["backbones"]
         return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}

@@ -16,7 +16,7 @@ def number(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}"
 
 
-def figure(stat: dict[str, Any], unit: str = "") -> str:
+def with_interval(stat: dict[str, Any], unit: str = "") -> str:
     """Mean, unit and 95% interval, e.g. `33.7 dB [31.8, 35.5]`."""
     mean, low, high = (None if stat[k] is None else number(stat[k], digits(stat)) for k in ("mean", "low", "high"))
     return f"{mean}{' ' if unit else ''}{unit}" + ("" if low is None else f" [{low}, {high}]")

@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 
-from diffopt.caches.policy import Policy, block_names, briefly, check_pattern, stretches
+from diffopt.caches.policy import Policy, block_names, briefly, check_pattern, segments
 from diffopt.caches.schedule import steps_of
 
 UNET = block_names({"down_blocks": 3, "up_blocks": 3}, middle=True)
@@ -84,9 +84,9 @@ def test_steps_outside_the_schedule_are_said(fields, said):
     assert Policy(blocks=("*",), every=2).misfit(8) is None
 
 
-def test_reused_blocks_side_by_side_are_one_stretch():
+def test_reused_blocks_side_by_side_are_one_segment():
     reused = ["down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.1"]
-    assert stretches(UNET, reused) == [reused[:3], reused[3:]]
+    assert segments(UNET, reused) == [reused[:3], reused[3:]]
 
 
 def test_names_are_told_by_list():

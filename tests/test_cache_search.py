@@ -16,7 +16,7 @@ from tiny import SEED, bench, folder, prompt_set
 from diffopt.artifact import CacheSearch, ReferenceImages
 from diffopt.caches import METHODS
 from diffopt.caches.knob import Knob
-from diffopt.caches.knob_search import Search
+from diffopt.caches.knob_search import KnobSearch
 from diffopt.cli import hydra_errors
 from diffopt.errors import ConfigError, GateError
 from diffopt.groups import DrawView
@@ -60,7 +60,7 @@ def found(
     seen: list[float] = []
     scale = Scale(knob, knob.low, knob.high or 30, 0.05)
     result = bisection.search(scale, curve(quality, share, seen), many, most)
-    return result, seen, [*bisection.cliffs(scale, Search(floor={"psnr": FLOOR}, **fields), result.points)]
+    return result, seen, [*bisection.cliffs(scale, KnobSearch(floor={"psnr": FLOOR}, **fields), result.points)]
 
 
 @pytest.mark.parametrize("last", range(2, 30))
@@ -111,7 +111,7 @@ def test_where_it_leaves_out_no_more_the_knob_is_turned_least() -> None:
 def test_a_value_that_never_hits_is_not_chosen() -> None:
     result, _, _ = found(lambda v: 130 if v < 0.2 else 10, lambda v: 1.0 if v < 0.2 else 0.5, THRESHOLD)
     assert result.chosen is None
-    line = explanation.nothing(Scale(THRESHOLD, 0.01, 1, 0.05), Search(floor={"psnr": 30}), result.points)
+    line = explanation.nothing(Scale(THRESHOLD, 0.01, 1, 0.05), KnobSearch(floor={"psnr": 30}), result.points)
     assert line.startswith(
         "cache: no value of threshold from 0.01 to 1 that leaves anything out keeps the floor psnr=30 (got at"
     )
@@ -274,7 +274,7 @@ def test_every_method_of_ours_can_be_searched_over_its_usual_knob(plan: Any) -> 
                 f"cache.search={{knob: {knob.name}, floor: {{psnr: 9}}}}",
             )
             found = planned["search"].views["cache"]
-            low, high = found.search.low, found.search.high
+            low, high = found.optimized.low, found.optimized.high
             assert (low, high) == (knob.low, knob.high or 19)
             assert getattr(found.settings.turned(high), knob.name) == high
 

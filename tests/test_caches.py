@@ -102,7 +102,7 @@ def test_both_backbones_of_wan_are_cached():
     pipe = opened("wan")
     with caching(pipe, "blocks.[1-6]") as cache:
         drawn(pipe, "wan", steps=8)
-    assert [sum(s.hits for s in side.stretches) > 0 for side in cache.sides] == [True, True]
+    assert [sum(s.hits for s in side.segments) > 0 for side in cache.sides] == [True, True]
 
 
 def test_a_residual_is_added_to_what_the_block_is_given(flux):
@@ -128,13 +128,13 @@ def test_a_residual_is_added_to_what_the_block_is_given(flux):
 def test_blocks_side_by_side_are_kept_once_and_reused_as_each_by_itself(flux):
     with caching(flux, "single_transformer_blocks.*") as cache:
         together = drawn(flux, "flux")
-    assert [len(s.modules) for s in cache.sides[0].stretches] == [2]
+    assert [len(s.modules) for s in cache.sides[0].segments] == [2]
     with replayed(flux.transformer, ["single_transformer_blocks.0", "single_transformer_blocks.1"], [None, 0, None, 2]):
         assert same(together, drawn(flux, "flux"))
     assert cache.statistics().hits == 4
 
 
-def test_no_block_of_a_reused_stretch_is_computed(flux):
+def test_no_block_of_a_reused_segment_is_computed(flux):
     seen: list[str] = []
     watches = [
         flux.transformer.get_submodule(f"{n}.attn").register_forward_pre_hook(lambda *_, n=n: seen.append(n))
@@ -286,7 +286,7 @@ def test_a_session_that_an_error_ends_is_off_and_empty(sdxl):
     with pytest.raises(RuntimeError, match="broken"):
         broken()
     assert same(drawn(sdxl, "sdxl"), plain)
-    assert not any(s._kept for side in cache.sides for s in side.stretches)
+    assert not any(s._kept for side in cache.sides for s in side.segments)
     cache.detach()
 
 

@@ -19,7 +19,7 @@ from diffopt.errors import GateError, StoreError
 from diffopt.groups import FormatView, ScaleView
 from diffopt.models.flux import FAMILY
 from diffopt.quantization import checkpoint
-from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.awq_svdquant import calibrate
 from diffopt.quantization.extremes import quantizers
 from diffopt.quantization.recorded_calls import replay
 from diffopt.stages.quantize import quantize
@@ -46,8 +46,8 @@ def as_made(b: Bench, name: str, mha: bool = False) -> torch.nn.Module:
 
     def make(_: object) -> torch.nn.Module:
         model, (rules, algorithm), method = b.backbone(), recipe(name, mha=mha), methods.method(name)
-        if method.search:
-            search(model, rules, algorithm, replay([r.path for r in b.recordings(4)]))
+        if method.records:
+            calibrate(model, rules, algorithm, replay([r.path for r in b.recordings(4)]))
         else:
             extremes = load_file(b.stats(4).path / "extremes.safetensors") if method.observes else {}
             checkpoint.quantize(model, rules, algorithm, extremes)

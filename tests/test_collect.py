@@ -40,8 +40,8 @@ def own(b: Bench, where: Path, **how: Any) -> TrainSet:
     return TrainSet(ctx.out, "set")
 
 
-def call(b: Bench) -> stage.CallView:
-    return stage.CallView(**{n: getattr(b.call, n) for n in stage.CallView.model_fields})
+def call(b: Bench) -> stage.PictureView:
+    return stage.PictureView(**{n: getattr(b.call, n) for n in stage.PictureView.model_fields})
 
 
 def latents(found: TrainSet) -> torch.Tensor:

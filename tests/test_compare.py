@@ -154,10 +154,10 @@ def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
 
 def test_who_won_depends_on_which_way_is_better() -> None:
     less = {"mean": -2.0, "low": -3.0, "high": -1.0, "n": 64}
-    assert verdict.of_rival("training", less, "higher", "dB") == "training lost at n=64: -2.0 dB [-3.0, -1.0]"
-    assert verdict.of_rival("training", less, "lower").startswith("training won at n=64")
-    assert verdict.of_rival("training", less | {"n": 9}, "lower").startswith("too few to call at n=9")
-    assert verdict.of_rival("training", less | {"high": 0.1}, "lower").startswith("no difference shown")
+    assert verdict.of_alternative("training", less, "higher", "dB") == "training lost at n=64: -2.0 dB [-3.0, -1.0]"
+    assert verdict.of_alternative("training", less, "lower").startswith("training won at n=64")
+    assert verdict.of_alternative("training", less | {"n": 9}, "lower").startswith("too few to call at n=9")
+    assert verdict.of_alternative("training", less | {"high": 0.1}, "lower").startswith("no difference shown")
 
 
 @pytest.fixture

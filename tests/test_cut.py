@@ -19,10 +19,10 @@ from quantized import FORMATS, quantize
 from test_backbone_graphs import apart, computed, graph, needs_builder, profile, root, session
 
 from diffopt.caches.policy import Reuse
-from diffopt.caches.segment import Stretch
+from diffopt.caches.segment import Segment
 from diffopt.graph import engine, write
-from diffopt.graph.part_files import Cut, Piece
-from diffopt.runtimes.cut_graph import Change, Parts, Place
+from diffopt.graph.part_files import CutPoints, PartFile
+from diffopt.runtimes.cut_graph import Change, CutGraph, Place
 
 STEPS = (False, True, False, True, True)
 """Of a run, those that reuse."""
@@ -55,15 +55,15 @@ policies = pytest.mark.parametrize(("family", "policy"), some(POLICIES, [x for x
 few = pytest.mark.parametrize("family", some(FEW, ["flux"]))
 
 
-def stretches(family: str, policy: str, model: torch.nn.Module) -> list[Stretch]:
+def segments(family: str, policy: str, model: torch.nn.Module) -> list[Segment]:
     found = {"output": OUTPUT, "residual": RESIDUAL, "apart": APART}[policy][family]
     reuse: Reuse = "output" if policy == "output" else "residual"
-    return [Stretch({n: model.get_submodule(n) for n in names}, bool, reuse) for names in found]
+    return [Segment({n: model.get_submodule(n) for n in names}, bool, reuse) for names in found]
 
 
 @contextmanager
-def reusing(found: Sequence[Stretch]) -> Iterator[dict[str, bool]]:
-    """The plain definition: the last module of a stretch gives what it gave, or what it added, in the last computed call."""
+def reusing(found: Sequence[Segment]) -> Iterator[dict[str, bool]]:
+    """The plain definition: the last module of a segment gives what it gave, or what it added, in the last computed call."""
     now, entered, kept, hooks = {"reuses": False}, dict[int, Any](), dict[int, Any](), list[Any]()
 
     def enter(i: int, module: Any) -> Callable[..., None]:
@@ -89,18 +89,18 @@ def reusing(found: Sequence[Stretch]) -> Iterator[dict[str, bool]]:
 
         return hook
 
-    for i, stretch in enumerate(found):
-        modules = [*stretch.modules.values()]
-        if stretch.residual:
+    for i, segment in enumerate(found):
+        modules = [*segment.modules.values()]
+        if segment.residual:
             hooks.append(modules[0].register_forward_pre_hook(enter(i, modules[0]), with_kwargs=True))
-        hooks.append(modules[-1].register_forward_hook(leave(i, stretch.residual)))
+        hooks.append(modules[-1].register_forward_hook(leave(i, segment.residual)))
     yield now
     for hook in hooks:
         hook.remove()
 
 
 @cache
-def pieces(
+def part_files(
     family: str, policy: str, name: str | None = None, dtype: torch.dtype = torch.float32, dynamic: bool = False
 ) -> tuple[Path, write.Graph, torch.nn.Module, int]:
     """The folder, what was written, the backbone, and how many of its weights are quantized."""
@@ -114,18 +114,18 @@ def pieces(
     axes = backbone.batch_axes() if dynamic else None
     shapes = profile(family, 1, 2, 4)
     calls = {k: {n: x[k] for n, x in shapes.items()} for k in ("min", "opt", "max")} if dynamic else {}
-    cut = Cut(stretches(family, policy, model), calls)
+    cut = CutPoints(segments(family, policy, model), calls)
     return folder, write.write(model, inputs, folder / "model.onnx", 20, axes, backbone.arguments, cut), model, layers
 
 
-def parts(folder: Path, found: write.Graph, reuses: Callable[[int], bool]) -> Parts:
-    def run(piece: Piece) -> Any:
-        own = session(folder / piece.file)
+def parts(folder: Path, found: write.Graph, reuses: Callable[[int], bool]) -> CutGraph:
+    def run(part: PartFile) -> Any:
+        own = session(folder / part.file)
         return lambda inputs, outputs: own.run(list(outputs), dict(inputs))
 
-    assert found.pieces is not None
+    assert found.parts is not None
     change = Change(np.subtract, np.add)
-    return Parts([vars(p) for p in found.pieces], [run(p) for p in found.pieces], change, reuses)
+    return CutGraph([vars(p) for p in found.parts], [run(p) for p in found.parts], change, reuses)
 
 
 def steps(family: str, rows: int = 2) -> list[dict[str, Any]]:
@@ -142,14 +142,14 @@ def fed(inputs: dict[str, Any]) -> dict[str, np.ndarray]:
     return {n: x.numpy() for n, x in inputs.items() if isinstance(x, torch.Tensor)}
 
 
-def run(family: str, run_parts: Parts, key: str = "") -> list[np.ndarray]:
+def run(family: str, run_parts: CutGraph, key: str = "") -> list[np.ndarray]:
     return [run_parts(fed(x), Place(i, key))["out"] for i, x in enumerate(steps(family))]
 
 
 @policies
 def test_a_run_that_reuses_nothing_computes_what_the_whole_graph_does(family: str, policy: str) -> None:
     # onnxruntime joins operators across what is a border here, in SDXL's convolutions; otherwise it is equal to the bit.
-    folder, found, *_ = pieces(family, policy)
+    folder, found, *_ = part_files(family, policy)
     whole, *_ = graph(family, None, torch.float32, False)
     for ours, inputs in zip(run(family, parts(folder, found, lambda _: False)), steps(family), strict=True):
         theirs = computed(whole, inputs)
@@ -158,9 +158,9 @@ def test_a_run_that_reuses_nothing_computes_what_the_whole_graph_does(family: st
 
 @policies
 def test_a_run_that_reuses_computes_what_the_backbone_with_reused_blocks_does(family: str, policy: str) -> None:
-    folder, found, model, _ = pieces(family, policy)
+    folder, found, model, _ = part_files(family, policy)
     ours = run(family, parts(folder, found, STEPS.__getitem__))
-    with reusing(stretches(family, policy, model)) as now:
+    with reusing(segments(family, policy, model)) as now:
         for i, inputs in enumerate(steps(family)):
             now["reuses"] = STEPS[i]
             theirs = BACKBONES[family].call(model, inputs).numpy()
@@ -172,20 +172,20 @@ def test_a_run_that_reuses_computes_what_the_backbone_with_reused_blocks_does(fa
 
 @policies
 def test_every_weight_is_in_exactly_one_part_and_no_part_is_empty(family: str, policy: str) -> None:
-    folder, found, *_ = pieces(family, policy)
+    folder, found, *_ = part_files(family, policy)
     whole, *_ = graph(family, None, torch.float32, False)
     held: Counter[str] = Counter()
-    assert found.pieces is not None
-    for piece in found.pieces:
-        model = onnx.load(folder / piece.file)
+    assert found.parts is not None
+    for part in found.parts:
+        model = onnx.load(folder / part.file)
         onnx.checker.check_model(model)
         assert len(model.graph.node) > 0
-        assert [i.name for i in model.graph.input] == piece.inputs
-        assert [o.name for o in model.graph.output] == piece.outputs != []
+        assert [i.name for i in model.graph.input] == part.inputs
+        assert [o.name for o in model.graph.output] == part.outputs != []
         held.update(i.name for i in model.graph.initializer if np.prod(i.dims) > 16)
     wanted = {i.name for i in onnx.load(whole).graph.initializer if np.prod(i.dims) > 16}
     assert held == dict.fromkeys(wanted, 1)
-    assert [p.reused for p in found.pieces].count(True) == (2 if policy == "apart" else 1)
+    assert [p.reused for p in found.parts].count(True) == (2 if policy == "apart" else 1)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_every_weight_is_in_exactly_one_part_and_no_part_is_empty(family: str, p
     some(product(("flux", "sdxl", "sd3"), ("int8", "fp8")), [("flux", "fp8")]),
 )
 def test_every_quantizer_is_kept(family: str, name: str) -> None:
-    _, found, _, layers = pieces(family, "output", name, torch.float16)
+    _, found, _, layers = part_files(family, "output", name, torch.float16)
     _, whole, *_ = graph(family, name, torch.float16, False)
     assert found.quantized_products == found.quantized_inputs == layers - len(found.unused) > 0
     assert found.operators == whole.operators
@@ -201,17 +201,17 @@ def test_every_quantizer_is_kept(family: str, name: str) -> None:
 
 def test_what_crosses_is_not_quantized() -> None:
     # Two layers of different parts read one tensor, each by a quantizer of its own: that goes with the layer.
-    folder, found, *_ = pieces("wan", "output", "int8", torch.float16)
-    assert found.pieces is not None
-    for piece in found.pieces:
-        model = onnx.load(folder / piece.file)
+    folder, found, *_ = part_files("wan", "output", "int8", torch.float16)
+    assert found.parts is not None
+    for part in found.parts:
+        model = onnx.load(folder / part.file)
         floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
         assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} <= {*floats}
 
 
 @pytest.mark.matrix
 def test_an_int8_graph_that_is_cut_computes_what_it_does_in_one_piece() -> None:
-    folder, found, *_ = pieces("flux", "residual", "int8")
+    folder, found, *_ = part_files("flux", "residual", "int8")
     whole, *_ = graph("flux", "int8", torch.float32, False)
     for ours, inputs in zip(run("flux", parts(folder, found, lambda _: False)), steps("flux"), strict=True):
         assert np.array_equal(ours, computed(whole, inputs))
@@ -219,7 +219,7 @@ def test_an_int8_graph_that_is_cut_computes_what_it_does_in_one_piece() -> None:
 
 @few
 def test_a_cut_graph_takes_every_batch_up_to_its_most(family: str) -> None:
-    folder, found, *_ = pieces(family, "output", dynamic=True)
+    folder, found, *_ = part_files(family, "output", dynamic=True)
     whole, *_ = graph(family, None, torch.float32, True)
     once = parts(folder, found, lambda _: False)
     for rows in (1, 3, 4):
@@ -238,22 +238,22 @@ BUILT = [
 @pytest.mark.matrix
 @pytest.mark.parametrize(("family", "policy", "name", "dynamic"), BUILT)
 def test_a_plan_is_built_of_every_part(family: str, policy: str, name: str | None, dynamic: bool) -> None:
-    folder, found, *_ = pieces(family, policy, name, torch.float16, **({"dynamic": True} if dynamic else {}))
-    assert found.pieces is not None
-    for piece in found.pieces:
-        built = engine.build(folder / piece.file, 0, piece.profile)
+    folder, found, *_ = part_files(family, policy, name, torch.float16, **({"dynamic": True} if dynamic else {}))
+    assert found.parts is not None
+    for part in found.parts:
+        built = engine.build(folder / part.file, 0, part.profile)
         assert len(built.plan) > 10_000
-        assert built.profiles == ([piece.profile] if piece.profile else [])
+        assert built.profiles == ([part.profile] if part.profile else [])
 
 
 @needs_builder
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("int8_sq", "fp8")])
 def test_a_plan_is_built_of_every_part_in_every_format(name: str) -> None:
-    folder, found, *_ = pieces("flux", "residual", name, torch.float16)
-    assert found.pieces is not None
-    for piece in found.pieces:
-        assert len(engine.build(folder / piece.file, 0).plan) > 10_000
+    folder, found, *_ = part_files("flux", "residual", name, torch.float16)
+    assert found.parts is not None
+    for part in found.parts:
+        assert len(engine.build(folder / part.file, 0).plan) > 10_000
 
 
 # The scheduler of the parts.
@@ -261,7 +261,7 @@ def test_a_plan_is_built_of_every_part_in_every_format(name: str) -> None:
 
 def test_only_calls_of_one_place_in_a_step_reuse_each_other() -> None:
     calls: list[list[str]] = []
-    pieces = [
+    parts = [
         {"reused": False, "inputs": ["x"], "outputs": ["a"], "entering": {}},
         {"reused": True, "inputs": ["a"], "outputs": ["b", "idle"], "entering": {}},
         {"reused": False, "inputs": ["a", "b"], "outputs": ["out"], "entering": {}},
@@ -274,7 +274,7 @@ def test_only_calls_of_one_place_in_a_step_reuse_each_other() -> None:
 
         return run
 
-    scheduler = Parts(pieces, [engine(n) for n in "abc"], Change(np.subtract, np.add), lambda step: step in (1, 3))
+    scheduler = CutGraph(parts, [engine(n) for n in "abc"], Change(np.subtract, np.add), lambda step: step in (1, 3))
 
     def call(x: float, step: int | None, key: str = "cond") -> float:
         calls.append([])
@@ -294,12 +294,12 @@ def test_only_calls_of_one_place_in_a_step_reuse_each_other() -> None:
 
 
 def test_a_change_is_added_to_what_is_computed_anew() -> None:
-    pieces = [
+    parts = [
         {"reused": False, "inputs": ["x"], "outputs": ["a"], "entering": {}},
         {"reused": True, "inputs": ["a"], "outputs": ["b", "c"], "entering": {"b": "a", "c": "b"}},
         {"reused": False, "inputs": ["c"], "outputs": ["out"], "entering": {}},
     ]
     runs = [lambda i, _: [i["x"]], lambda i, _: [i["a"] + 1, i["a"] + 11], lambda i, _: [i["c"]]]
-    scheduler = Parts(pieces, runs, Change(np.subtract, np.add), lambda step: step == 1)
+    scheduler = CutGraph(parts, runs, Change(np.subtract, np.add), lambda step: step == 1)
     assert scheduler({"x": 1.0}, Place(0, ""))["out"] == 12.0
     assert scheduler({"x": 5.0}, Place(1, ""))["out"] == 16.0

@@ -22,8 +22,8 @@ from diffopt.groups.eval import RuntimeView
 from diffopt.groups.model import OPTIONAL, Model
 from diffopt.models import svd_pipeline
 from diffopt.models.family import Size
+from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import open_pipeline
-from diffopt.pipeline.sampling import draw
 from diffopt.pipeline.texts import encode
 from diffopt.quantization import observer
 from diffopt.quantization.layers import layers_of, without

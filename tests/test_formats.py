@@ -10,7 +10,7 @@ from tiny import BLOCK, RANK, bench, recipe
 
 from diffopt import formats
 from diffopt.quantization import checkpoint
-from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.awq_svdquant import calibrate
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import quantizers
 from diffopt.quantization.recorded_calls import replay
@@ -27,8 +27,8 @@ def quantized(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[s
 
     def make(_: object) -> torch.nn.Module:
         model, method = b.backbone(), formats.method(name)
-        if method.search:
-            search(model, *recipe(name, alpha, mha, exclude), replay([b.recording(0, 1, steps=1).path]))
+        if method.records:
+            calibrate(model, *recipe(name, alpha, mha, exclude), replay([b.recording(0, 1, steps=1).path]))
         else:
             extremes = load_file(b.stats(4).path / "extremes.safetensors") if method.observes else {}
             checkpoint.quantize(model, *recipe(name, alpha, mha, exclude), extremes)
@@ -286,7 +286,7 @@ def test_a_method_says_how_many_bits_a_weight_takes(name: str, block_size: int |
 def test_a_format_is_calibrated_on_extremes_or_recordings_or_nothing(name: str) -> None:
     method = formats.method(name)
     searched, nothing = ("int4_awq", "w4a8_awq", "nvfp4_svdquant"), ("mxfp8",)
-    assert (method.search, method.observes) == (name in searched, name not in searched + nothing)
+    assert (method.records, method.observes) == (name in searched, name not in searched + nothing)
 
 
 @every

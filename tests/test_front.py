@@ -7,7 +7,7 @@ from sweeps import SPREAD, failed, findings, job, measured, psnr
 from test_report import MACHINE, artifact
 
 from diffopt.sweep import conclusions, cost
-from diffopt.sweep.weight_bytes import stored_bytes
+from diffopt.sweep.weight_bytes import weight_bytes
 
 
 def test_pairs_tell_apart_what_intervals_do_not(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_pairs_tell_apart_what_intervals_do_not(tmp_path: Path) -> None:
     job(tmp_path / "1", psnr(40.5))
     found = findings(tmp_path)
     assert found.rows[0].metrics["psnr"]["candidate"]["high"] > found.rows[1].metrics["psnr"]["candidate"]["low"]
-    assert found.untold == []
+    assert found.ties == []
     assert conclusions.apart(found) == "the sample tells it apart from the 1 other distinct job"
 
 
@@ -36,7 +36,7 @@ def test_of_a_few_pictures_nothing_is_told(tmp_path: Path) -> None:
 def test_jobs_of_other_prompts_are_compared_by_their_intervals(tmp_path: Path, mean: float, said: list[str]) -> None:
     job(tmp_path / "0", psnr(40.0), prompts="others")
     job(tmp_path / "1", psnr(mean))
-    assert [r.job for r in findings(tmp_path).untold] == said
+    assert [r.job for r in findings(tmp_path).ties] == said
 
 
 def test_where_lower_is_better_the_pairs_are_turned(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_where_lower_is_better_the_pairs_are_turned(tmp_path: Path) -> None:
         job(tmp_path / name, {"lpips": measured(mean + SPREAD / 1000, title="LPIPS", unit="", better="lower")})
     found = findings(tmp_path)
     assert found.best is not None
-    assert (found.best.job, found.untold) == ("1", [])
+    assert (found.best.job, found.ties) == ("1", [])
 
 
 def test_the_front_keeps_what_nothing_beats_the_cheapest_first(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_without_graphs_the_size_is_that_of_the_weights_as_stored(tmp_path: Path
     artifact(tmp_path / "2", "load", {"pipeline.json": pipeline})
     (tmp_path / "2/load/layers.json").write_text("[]")
     found = findings(tmp_path)
-    assert [stored_bytes(r.run) for r in found.rows if r.run] == [800 + 450, 800 + 450 + 200, 2000]
+    assert [weight_bytes(r.run) for r in found.rows if r.run] == [800 + 450, 800 + 450 + 200, 2000]
     assert found.size is not None
     assert found.size.title == "Size of the weights as stored"
 

@@ -9,8 +9,8 @@ from test_report import exported, page, scored, words
 
 from diffopt.errors import ConfigError, GateError
 from diffopt.groups.validate import choose
-from diffopt.quality import gates
 from diffopt.report import run_page
+from diffopt.report.gate_outcomes import enforce, outcomes
 from diffopt.report.run_directory import Run
 
 
@@ -23,7 +23,7 @@ def gated(directory: Path, **limits: object) -> Run:
 
 
 def held(run: Run) -> list[bool]:
-    return [o.holds for o in gates.outcomes(run)]
+    return [o.holds for o in outcomes(run)]
 
 
 @pytest.mark.parametrize(("limit", "holds"), [(29.5, True), (30, True), (30.5, False), ("30.5", False)])
@@ -56,7 +56,7 @@ def test_a_gate_on_what_was_not_measured_is_broken(tmp_path: Path) -> None:
 def test_every_broken_gate_is_said_with_what_was_reached_and_where_all_is_kept(tmp_path: Path) -> None:
     run = gated(scored(tmp_path), psnr=31, clip="-0.5%", latency="1.0x")
     with pytest.raises(GateError) as e:
-        gates.enforce(run)
+        enforce(run)
     first, second, third = str(e.value).splitlines()
     assert first == (
         "eval.gates.psnr: is not reached (got 30.0 dB [29.0, 31.0], asked psnr: 31); "
@@ -68,7 +68,7 @@ def test_every_broken_gate_is_said_with_what_was_reached_and_where_all_is_kept(t
 
 
 def test_gates_that_hold_stop_nothing(tmp_path: Path) -> None:
-    gates.enforce(gated(scored(tmp_path), psnr=20, clip="-5%"))
+    enforce(gated(scored(tmp_path), psnr=20, clip="-5%"))
 
 
 def test_the_summary_and_the_page_say_what_became_of_the_gates(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from tiny import bench, call, recipe
 
 from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization import checkpoint
-from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.awq_svdquant import calibrate
 from diffopt.quantization.block_fake_quant import VALUES, mxfp8, nvfp4, simulated
 from diffopt.quantization.channel_peaks import Raised, bits, raise_to_peaks
 from diffopt.quantization.observer import observed
@@ -156,7 +156,7 @@ def test_attention_operands_on_cuda_are_exact_and_nan_where_there_is_one() -> No
 def test_a_search_on_cuda_is_restored_to_the_bit(name: str) -> None:
     b = bench("bfloat16", device="cuda")
     model, (rules, algorithm) = b.backbone(), recipe(name)
-    search(model, rules, algorithm, replay([r.path for r in b.recordings(4)]))
+    calibrate(model, rules, algorithm, replay([r.path for r in b.recordings(4)]))
     restored = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name))
     assert differing(restored, model) == []
     assert torch.equal(call(restored, b.inputs()), call(model, b.inputs()))

@@ -20,9 +20,9 @@ def grid(directory: Path, keys: dict[str, list[object]], inert: tuple[str, str] 
     for i, values in enumerate(product(*keys.values())):
         given = dict(zip(keys, values, strict=True))
         same = {k: v for k, v in given.items() if not (inert and list(given.values())[-1] == inert[0] and k == inert[1])}
-        twin = first.setdefault(tuple(same.items()), str(i))
+        original = first.setdefault(tuple(same.items()), str(i))
         overrides = [f"{k}={v}" for k, v in given.items()]
-        job(directory / str(i), psnr(30.0 + int(twin)), same_as=twin, overrides=overrides)
+        job(directory / str(i), psnr(30.0 + int(original)), same_as=original, overrides=overrides)
     return directory
 
 

@@ -12,12 +12,13 @@ from tiny_pipelines import TINY
 
 from diffopt.artifact import TrainLatents, TrainTexts
 from diffopt.data.prompts import PromptSet
+from diffopt.groups.encoded import TrainPromptsView
 from diffopt.groups.model import TextView
+from diffopt.pipeline.draw import draw
 from diffopt.pipeline.latents import encode
 from diffopt.pipeline.open import family_of, open_pipeline, open_vae
-from diffopt.pipeline.sampling import draw
 from diffopt.pipeline.texts import encode as encode_texts
-from diffopt.stages.phrase import PromptsView, phrase
+from diffopt.stages.phrase import phrase
 from diffopt.stages.teach import DrawnView, teach
 
 PROMPTS = 3
@@ -30,7 +31,7 @@ def taught(b: Bench, steps: int = STEPS) -> torch.Tensor:
     prompts = PromptSet("tests", b.prompts[:PROMPTS])
     ctx = b.context()
     given = TextView(**{n: getattr(b.call, n) for n in TextView.model_fields})
-    phrase.run(ctx, given, PromptsView(prompts=prompts, batch_size=BATCH), b.pipeline())
+    phrase.run(ctx, given, TrainPromptsView(prompts=prompts, batch_size=BATCH), b.pipeline())
     texts = TrainTexts(ctx.out, "texts")
     ctx = b.context()
     view = DrawnView(prompts=prompts, start=0, batch_size=BATCH, n_steps=steps)

@@ -190,7 +190,7 @@ def test_a_layer_that_is_not_hit_breaks_the_gate() -> None:
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Bench]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Bench]:
     """The fused model, and the one that diffusers fused and saved."""
     where = tmp_path_factory.mktemp("saved") / "model"
     path = made("flux")
@@ -199,30 +199,30 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Bench]:
 
 
 @pytest.mark.parametrize("name", some([None, "fp8", "int8_sq"], ["fp8"]))
-def test_the_graph_is_that_of_a_model_saved_after_fusing(name: str | None, twins: tuple[Bench, Bench]) -> None:
-    ours, theirs = (b.graph(name).path / "model.onnx" for b in twins)
+def test_the_graph_is_that_of_a_model_saved_after_fusing(name: str | None, both: tuple[Bench, Bench]) -> None:
+    ours, theirs = (b.graph(name).path / "model.onnx" for b in both)
     assert ours.read_bytes() == theirs.read_bytes()
     assert ours.read_bytes() != (bench().graph(name).path / "model.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["int8_sq", pytest.param("int4_awq", marks=pytest.mark.matrix)])
-def test_the_checkpoint_is_that_of_a_model_saved_after_fusing(name: str, twins: tuple[Bench, Bench]) -> None:
-    ours, theirs = (b.checkpoint(name).path for b in twins)
+def test_the_checkpoint_is_that_of_a_model_saved_after_fusing(name: str, both: tuple[Bench, Bench]) -> None:
+    ours, theirs = (b.checkpoint(name).path for b in both)
     files = sorted(p.name for p in theirs.iterdir())
     assert [(ours / n).read_bytes() for n in files] == [(theirs / n).read_bytes() for n in files]
 
 
-def test_prompts_are_encoded_as_by_a_model_saved_after_fusing(twins: tuple[Bench, Bench]) -> None:
-    ours, theirs = (load_file(b.encoded(PromptSet("tests", PROMPTS[:2]), BATCH).path / "embeddings.safetensors") for b in twins)
+def test_prompts_are_encoded_as_by_a_model_saved_after_fusing(both: tuple[Bench, Bench]) -> None:
+    ours, theirs = (load_file(b.encoded(PromptSet("tests", PROMPTS[:2]), BATCH).path / "embeddings.safetensors") for b in both)
     before = load_file(bench().encoded(PromptSet("tests", PROMPTS[:2]), BATCH).path / "embeddings.safetensors")
     assert all(torch.equal(x, theirs[key]) for key, x in ours.items())
     assert not torch.equal(ours["0000.pooled_prompt_embeds"], before["0000.pooled_prompt_embeds"])
 
 
-def test_the_portable_file_has_the_fused_weights(twins: tuple[Bench, Bench], tmp_path: Path) -> None:
+def test_the_portable_file_has_the_fused_weights(both: tuple[Bench, Bench], tmp_path: Path) -> None:
     from diffopt.quantization import checkpoint
 
-    for i, b in enumerate(twins):
+    for i, b in enumerate(both):
         portable(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8")), tmp_path / str(i))
     ours, theirs = (torch.load(tmp_path / str(i), weights_only=False)["model_state_dict"] for i in range(2))
     assert list(ours) == list(theirs)

@@ -12,8 +12,8 @@ from tiny_pipelines import DOUBLE, SINGLE, TINY
 from diffopt import models
 from diffopt.data.prompts import PromptSet
 from diffopt.models.flux import FAMILY
+from diffopt.pipeline.draw import batches
 from diffopt.pipeline.open import open_pipeline
-from diffopt.pipeline.sampling import batches
 
 STEPS = 2
 

@@ -404,7 +404,7 @@ def test_a_view_drawn_by_hand_still_names_only_fields_that_there_are():
             opsets: tuple[int, ...]
 
             @classmethod
-            def drawn_from(cls):
+            def fields_read(cls):
                 return frozenset({"no_such"})
 
             @classmethod

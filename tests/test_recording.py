@@ -13,7 +13,7 @@ from tiny import STEPS, Bench, bench, call, recipe
 
 from diffopt.errors import GateError
 from diffopt.pipeline.open import open_pipeline
-from diffopt.quantization.awq_svdquant import search
+from diffopt.quantization.awq_svdquant import calibrate
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import quantizers
 from diffopt.quantization.recorded_calls import CALLS, TENSORS, Calls, count, recorded, replay
@@ -38,7 +38,7 @@ def ordinary(b: Bench, name: str, steps: int) -> torch.nn.Module:
 def searched(b: Bench, name: str, steps: int) -> torch.nn.Module:
     def make(_: object) -> torch.nn.Module:
         model = b.backbone()
-        search(model, *recipe(name), replay([r.path for r in b.recordings(SIZE, steps)]))
+        calibrate(model, *recipe(name), replay([r.path for r in b.recordings(SIZE, steps)]))
         return model
 
     return b._once(("searched", name, steps), make)
@@ -80,14 +80,14 @@ def test_over_several_steps_svdquant_differs_from_the_ordinary_loop_only_in_the_
 def test_a_layer_that_no_recorded_call_reaches_is_refused() -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(32, 32), "b": torch.nn.Linear(32, 32)})
     with pytest.raises(GateError, match=r"nothing finite reached b "):
-        search(model, *recipe("int4_awq"), lambda m: m["a"](torch.ones(1, 32)))
+        calibrate(model, *recipe("int4_awq"), lambda m: m["a"](torch.ones(1, 32)))
 
 
 @pytest.mark.parametrize("name", ["int4_awq", "w4a8_awq", "nvfp4_svdquant"])
 def test_nan_in_calibration_is_refused(name: str) -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(32, 32)})
     with pytest.raises(GateError, match=r"finite|NaN"):
-        search(model, *recipe(name), lambda m: m["a"](torch.full((1, 32), torch.nan)))
+        calibrate(model, *recipe(name), lambda m: m["a"](torch.full((1, 32), torch.nan)))
 
 
 # What is kept.

@@ -263,7 +263,7 @@ def test_the_summary_has_metrics_size_and_speed(tmp_path: Path) -> None:
 
 
 def test_a_single_value_has_no_interval() -> None:
-    assert text.figure({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
+    assert text.with_interval({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
 
 
 def test_the_command_writes_the_page_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,7 +308,8 @@ def test_pages_are_written_without_torch_and_without_plots_by_no_library(
     tmp_path: Path, made_by: Any, libraries: list[str]
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from diffopt.report import run_page; import diffopt.sweep.page; run_page.write(Path(sys.argv[1])); "
+        "import sys; from pathlib import Path; from diffopt.report import run_page; import diffopt.sweep.page; "
+        "run_page.write(Path(sys.argv[1])); "
         f"sys.exit(str(set({libraries}) & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(made_by(tmp_path))], capture_output=True, text=True, check=False)

@@ -21,12 +21,13 @@ from diffopt.artifact import Sensitivity
 from diffopt.data.prompts import PromptSet
 from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.groups.format import MEASURABLE
-from diffopt.groups.sense import ProbeView, SenseView
+from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.groups.validate import choose
 from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.layers import Layer, without
+from diffopt.quantization.step_extremes import extremes_of
 from diffopt.report import sensitivity_plot
 from diffopt.report.sensitivity import Reading
 from diffopt.stages.sense import sense
@@ -42,7 +43,7 @@ def measured(family: str = "flux", formats: tuple[str, ...] = MEASURABLE, size: 
 def measure(b: Bench, formats: tuple[str, ...], size: int, alpha: float = ALPHA) -> Sensitivity:
     ctx = b.context()
     prompts = PromptSet("tests", b.prompts[:size])
-    view = ProbeView(prompts=prompts, batch_size=BATCH, chunk=CHUNK, n_steps=STEPS, alpha=alpha)
+    view = SensedPromptsView(prompts=prompts, batch_size=BATCH, chunk=CHUNK, n_steps=STEPS, alpha=alpha)
     texts = tuple(b.texts(i, min(i + CHUNK, 7)) for i in range(0, 7, CHUNK))
     sense.run(ctx, b.call, SenseView(formats=list(formats)), view, b.pipeline(), b.stats(CHUNK), texts, SEED)
     return Sensitivity(ctx.out, "sensitivity")
@@ -116,15 +117,14 @@ def test_products_are_counted_per_picture_and_step() -> None:
 
 def test_measuring_leaves_the_backbone_as_it_was() -> None:
     from diffopt.formats import method
-    from diffopt.quantization.layer_errors import probed, variants
-    from diffopt.quantization.step_extremes import drawn
+    from diffopt.quantization.layer_errors import variants, watched
 
     b = bench(family="flux")
     model, name = b.backbone(), "transformer_blocks.0.attn.to_q"
     before = {n: x.clone() for n, x in model.state_dict().items()}
     layer = model.get_submodule(name)
-    tried = variants({name: layer}, method("int8_sq"), ALPHA, drawn(b.stats(CHUNK).path, 1.0, "default"))
-    with probed({name: layer}, {"int8_sq": tried}):
+    tried = variants({name: layer}, method("int8_sq"), ALPHA, extremes_of(b.stats(CHUNK).path, 1.0, "default"))
+    with watched({name: layer}, {"int8_sq": tried}):
         pass
     assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
     assert not layer._forward_hooks

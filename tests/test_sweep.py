@@ -67,7 +67,7 @@ def test_a_key_that_a_job_did_not_override_has_the_recipes_value(tmp_path: Path)
 
 
 def test_jobs_with_equal_fingerprints_fell_together(tmp_path: Path) -> None:
-    assert [r.twin for r in job_table.table(swept(tmp_path))] == [None, "0", None, None, None, None]
+    assert [r.duplicate_of for r in job_table.table(swept(tmp_path))] == [None, "0", None, None, None, None]
     html = written(tmp_path)
     assert "fell together with 0" in rows(html)[1]
     assert "6 jobs are 3 distinct ones, 2 failed" in words(html)

@@ -17,8 +17,8 @@ from tiny import Bench, bench, call, folder
 from diffopt import models
 from diffopt.artifact import Checkpoint, TrainSet
 from diffopt.errors import GateError, PlanError
+from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import config, open_pipeline
-from diffopt.pipeline.sampling import draw
 from diffopt.pipeline.texts import encode
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated

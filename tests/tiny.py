@@ -27,10 +27,11 @@ from diffopt.data.prompts import PromptSet
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.calib import Collect
 from diffopt.groups.cut import CutView
+from diffopt.groups.encoded import CalibPromptsView, EvalPromptsView
 from diffopt.groups.model import TextView
 from diffopt.stage import Context
 from diffopt.stages import encode
-from diffopt.stages.embed import PromptsView, embed
+from diffopt.stages.embed import embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
 from diffopt.stages.merge import merge
@@ -123,7 +124,7 @@ class Bench:
     def texts(self, start: int, stop: int) -> Embeddings:
         def make(ctx: Context) -> Embeddings:
             given = {n: getattr(self.call, n) for n in TextView.model_fields}
-            view = PromptsView(prompts=prompt_set(self.prompts[start:stop]), batch_size=BATCH)
+            view = CalibPromptsView(prompts=prompt_set(self.prompts[start:stop]), batch_size=BATCH)
             embed.run(ctx, TextView(**given), view, self.pipeline())
             return Embeddings(ctx.out, "embeddings")
 
@@ -134,7 +135,7 @@ class Bench:
 
         def make(ctx: Context) -> EvalEmbeddings:
             given = {n: getattr(self.call, n) for n in TextView.model_fields}
-            view = encode.PromptsView(prompts=prompts, batch_size=batch)
+            view = EvalPromptsView(prompts=prompts, batch_size=batch)
             encode.encode.run(ctx, TextView(**given), view, self.pipeline())
             return EvalEmbeddings(ctx.out, "encoded")
 
@@ -196,7 +197,7 @@ class Bench:
             )
             per_step = (percentile, collect) != (1.0, "default")
             stats = self.stats(size, steps, per_step) if method.observes else None
-            recordings = self.recordings(size) if method.search else ()
+            recordings = self.recordings(size) if method.records else ()
             view = ScaleView(alpha=alpha, percentile=percentile, collect_method=collect)
             scale = None if method.algorithm is None else view
             quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
@@ -252,8 +253,8 @@ class Bench:
 
     def draw(self, pipe: Any, prompts: list[str], seeds: list[int], steps: int, **kw: Any) -> np.ndarray:
         """One batch by `pipe`, which encodes the prompts itself."""
+        from diffopt.pipeline.draw import draw
         from diffopt.pipeline.open import family_of
-        from diffopt.pipeline.sampling import draw
         from diffopt.pipeline.texts import encode
 
         texts = encode(self.context(), pipe, self.pipeline(), prompt_set(prompts).given().prompts, self.call)

@@ -21,8 +21,8 @@ def write(folder: Path, latents: torch.Tensor, texts: dict[str, torch.Tensor], p
 
 def drawn(b: Bench, prompts: list[str], each: int, steps: int, folder: Path) -> TrainSet:
     """`each` latents of every prompt by the full-precision FLUX of the bench."""
+    from diffopt.pipeline.draw import draw
     from diffopt.pipeline.open import open_pipeline
-    from diffopt.pipeline.sampling import draw
     from diffopt.pipeline.texts import encode
 
     pipe = open_pipeline(b.context(), b.pipeline())

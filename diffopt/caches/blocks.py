@@ -7,8 +7,8 @@ import torch
 
 from diffopt.caches.loop import Loop
 from diffopt.caches.meter import Meter, statistics
-from diffopt.caches.policy import Part, Reuse, stretches
-from diffopt.caches.segment import Place, Select, Stretch
+from diffopt.caches.policy import Reuse, Scope, segments
+from diffopt.caches.segment import Place, Segment, Select
 from diffopt.caches.statistics import Statistics
 from diffopt.caches.target import Target, claim, release
 from diffopt.caches.wrapper import Wrapper, is_compiled
@@ -21,7 +21,7 @@ Choose = Callable[[Sequence[str]], Mapping[str, Select]]
 class BlockCache:
     """Cached blocks of every backbone of a pipeline. Raises ValueError where they cannot be cached as asked."""
 
-    def __init__(self, target: Target, choose: Choose, part: Part = "block", reuse: Reuse = "output"):
+    def __init__(self, target: Target, choose: Choose, part: Scope = "block", reuse: Reuse = "output"):
         self.loop = Loop(target.pipe, self.reset)
         self.sides = [_Side(self.loop, target, name, choose, part, reuse) for name in target.backbones]
         claim(target.backbones, self)
@@ -56,17 +56,17 @@ class BlockCache:
         return statistics(
             (
                 side.meter,
-                {name: s.hits for s in side.stretches for name in s.modules},
-                {name: s.misses for s in side.stretches for name in s.modules},
+                {name: s.hits for s in side.segments for name in s.modules},
+                {name: s.misses for s in side.segments for name in s.modules},
             )
             for side in self.sides
         )
 
 
 class _Side:
-    """One backbone: where its calls are, and the stretches of its blocks."""
+    """One backbone: where its calls are, and the segments of its blocks."""
 
-    def __init__(self, loop: Loop, target: Target, name: str, choose: Choose, part: Part, reuse: Reuse):
+    def __init__(self, loop: Loop, target: Target, name: str, choose: Choose, part: Scope, reuse: Reuse):
         self.loop = loop
         self.name = name
         self.backbone = target.backbones[name]
@@ -74,7 +74,7 @@ class _Side:
         """Of the call that is being computed; None where nothing is cached."""
         self.meter = Meter(self.backbone)
         self.blocks = target.blocks(self.backbone)
-        self.stretches = divide(target.family, name, self.blocks, choose, part, reuse)
+        self.segments = divide(target.family, name, self.blocks, choose, part, reuse)
         self.part = part
         self._attached: list[Any] = []
 
@@ -82,7 +82,7 @@ class _Side:
         self._attached = [
             self.backbone.register_forward_pre_hook(self._before, with_kwargs=True),
             self.backbone.register_forward_hook(self._after, always_call=True),
-            *(Wrapper(m, s.around(n, lambda: self.now)) for s in self.stretches for n, m in s.modules.items()),
+            *(Wrapper(m, s.around(n, lambda: self.now)) for s in self.segments for n, m in s.modules.items()),
         ]
 
     def detach(self) -> None:
@@ -106,8 +106,8 @@ class _Side:
 
     def forget(self) -> None:
         self.now = None
-        for stretch in self.stretches:
-            stretch.forget()
+        for segment in self.segments:
+            segment.forget()
 
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.loop.is_open:
@@ -121,8 +121,8 @@ class _Side:
 
 
 def divide(
-    family: Family, name: str, blocks: Mapping[str, torch.nn.Module], choose: Choose, part: Part, reuse: Reuse
-) -> list[Stretch]:
+    family: Family, name: str, blocks: Mapping[str, torch.nn.Module], choose: Choose, part: Scope, reuse: Reuse
+) -> list[Segment]:
     """What is reused of the blocks of the backbone `name`, as one. Raises ValueError where that cannot be reused."""
     chosen = choose([*blocks])
     chained = "down_blocks" not in family.blocks  # a UNet's blocks take each other's skip connections too
@@ -130,28 +130,28 @@ def divide(
         raise ValueError(f"reuse: {name}'s blocks give other shapes than they take (got residual); reuse their output")
     if part != "block" and reuse != "output":
         raise ValueError(f"reuse: attention is reused by its output (got {reuse}); set reuse=output")
-    return [*_stretches(blocks, chosen, reuse, chained)] if part == "block" else [*_layers(blocks, chosen, part)]
+    return [*_segments(blocks, chosen, reuse, chained)] if part == "block" else [*_layers(blocks, chosen, part)]
 
 
-def _stretches(
+def _segments(
     blocks: Mapping[str, torch.nn.Module], chosen: Mapping[str, Select], reuse: Reuse, chained: bool
-) -> Iterator[Stretch]:
+) -> Iterator[Segment]:
     """Side by side in one list, and reused at the same steps; between two lists a backbone may do something else."""
-    for names in stretches([*blocks], chosen):
+    for names in segments([*blocks], chosen):
         group: list[str] = []
         for name in names:
             if group and not (chained and _list(name) == _list(group[0]) and chosen[name] == chosen[group[0]]):
-                yield Stretch({n: blocks[n] for n in group}, chosen[group[0]], reuse)
+                yield Segment({n: blocks[n] for n in group}, chosen[group[0]], reuse)
                 group = []
             group.append(name)
-        yield Stretch({n: blocks[n] for n in group}, chosen[group[0]], reuse)
+        yield Segment({n: blocks[n] for n in group}, chosen[group[0]], reuse)
 
 
 def _list(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _layers(blocks: Mapping[str, torch.nn.Module], chosen: Mapping[str, Select], part: Part) -> Iterator[Stretch]:
+def _layers(blocks: Mapping[str, torch.nn.Module], chosen: Mapping[str, Select], part: Scope) -> Iterator[Segment]:
     """The attention layers of the chosen blocks, each by itself. Raises ValueError where there are none."""
     found = 0
     for name, reuses in chosen.items():
@@ -159,7 +159,7 @@ def _layers(blocks: Mapping[str, torch.nn.Module], chosen: Mapping[str, Select],
             crosses = _crosses(path, layer)
             if crosses is not None and crosses == (part == "cross_attention"):
                 found += 1
-                yield Stretch({f"{name}.{path}": layer}, reuses)
+                yield Segment({f"{name}.{path}": layer}, reuses)
     if not found:
         raise ValueError(f"part: these blocks have no {part.replace('_', '-')} (got {part}); reuse another part of them")
 

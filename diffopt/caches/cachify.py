@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings
-from diffopt.caches.policy import Part, Policy, Reuse, check_pattern
+from diffopt.caches.policy import Policy, Reuse, Scope, check_pattern
 from diffopt.models import Family
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Cachify(Settings):
     """The first step at which they are not reused any more."""
     steps: list[Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
     """Exactly the steps at which they are reused, instead of `every`, `start` and `stop`."""
-    part: Part = "block"
+    part: Scope = "block"
     """What is reused of these blocks: all, or their `self_attention` or `cross_attention` alone."""
     reuse: Reuse | None = None
     """A block's `output`, or the `residual` that it added to what it was given; null takes the family's own."""

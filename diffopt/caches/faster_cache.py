@@ -10,7 +10,7 @@ from pydantic import Field
 
 from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, Span, known_to_diffusers
-from diffopt.caches.pass_states import by_turn
+from diffopt.caches.pass_states import state_per_pass
 
 if TYPE_CHECKING:
     from diffopt.caches.loop import Loop
@@ -51,7 +51,7 @@ def attach(target: "Target", settings: Any) -> "Attached":
         state.iteration = settings.every  # the first call is computed, whatever its timestep
         return state
 
-    return HookedCache(target, configure, by_turn(fresh))
+    return HookedCache(target, configure, state_per_pass(fresh))
 
 
 METHOD = Method("faster_cache", FasterCache, attach, knob=("timesteps", "widen it"), supports=known_to_diffusers("FasterCache"))

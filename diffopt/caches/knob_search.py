@@ -19,7 +19,7 @@ def floors_text(floor: Mapping[str, float | str]) -> str:
     return ", ".join(f"{name}={limit}" for name, limit in limits.items())
 
 
-class Search(Group):
+class KnobSearch(Group):
     floor: dict[str, float | str] = Field(min_length=1)
     """By metric what must be kept, as in gates: `30` the mean itself (at most, where lower is better), `-0.5%` of the
     reference's mean. Every metric is of the cached pictures beside the reference's: full precision, no cache."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, ValidationError, model_validator
 
 from diffopt.caches.knob import Knob
-from diffopt.caches.knob_search import Search, floors_text
+from diffopt.caches.knob_search import KnobSearch, floors_text
 from diffopt.models import Family
 from diffopt.schema import Group
 
@@ -19,7 +19,7 @@ class Settings(Group):
     """The fields of `cache=` under one method, which each method declares: plain values."""
 
     method: str
-    search: Search | None = None
+    search: KnobSearch | None = None
     """Find the value of a knob instead of being given one."""
 
     knobs: ClassVar[tuple[Knob, ...]] = ()
@@ -49,7 +49,7 @@ class Settings(Group):
         self._check_ends(self.search, knob)
         return self
 
-    def _check_ends(self, search: Search, knob: Knob) -> None:
+    def _check_ends(self, search: KnobSearch, knob: Knob) -> None:
         low, high = (knob.low if search.low is None else search.low, knob.high if search.high is None else search.high)
         for name, end in (("low", search.low), ("high", search.high)):
             if knob.whole and end is not None and end != int(end):

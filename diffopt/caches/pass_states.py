@@ -10,7 +10,7 @@ from typing import Any
 from diffopt.caches.loop import Loop
 
 
-def by_turn(fresh: Callable[[], Any]) -> Callable[[Loop, list[Any], int], None]:
+def state_per_pass(fresh: Callable[[], Any]) -> Callable[[Loop, list[Any], int], None]:
     """Gives each hook a state of its own for each pass of a step and call of a pass, new in every run; `fresh` makes one.
 
     To be called before every backbone call.
@@ -23,9 +23,9 @@ def by_turn(fresh: Callable[[], Any]) -> Callable[[Loop, list[Any], int], None]:
         if loop.runs != run:
             states.clear()
             run = loop.runs
-        turn = loop.place and loop.place[1]
+        pass_index = loop.place and loop.place[1]
         for hook in hooks:
-            key = (id(hook), turn, call)
+            key = (id(hook), pass_index, call)
             if key not in states:
                 states[key] = fresh()
             hook.state = states[key]

@@ -13,7 +13,7 @@ MIDDLE = "mid_block"
 """A UNet's block between its down and up blocks, in no list."""
 REGEX, NOT = "re:", "!"
 
-Part = Literal["block", "self_attention", "cross_attention"]
+Scope = Literal["block", "self_attention", "cross_attention"]
 Reuse = Literal["output", "residual"]
 
 
@@ -35,7 +35,7 @@ class Policy:
     """The first step that is not any more; None is the end."""
     steps: tuple[int, ...] | None = None
     """Exactly these steps, instead of the three fields above."""
-    part: Part = "block"
+    part: Scope = "block"
     """What of a block is reused: all of it, or its attention alone."""
     reuse: Reuse = "output"
     """What it gave, or what it added to what it was given (a transformer's blocks)."""
@@ -112,7 +112,7 @@ def check_left(found: Collection[str], names: Sequence[str], given: object, whol
         )
 
 
-def stretches(names: Sequence[str], reused: Iterable[str]) -> list[list[str]]:
+def segments(names: Sequence[str], reused: Iterable[str]) -> list[list[str]]:
     """The reused blocks in runs without another block between."""
     chosen, found = {*reused}, list[list[str]]()
     for before, name in zip([None, *names], names, strict=False):

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, Span, known_to_diffusers
-from diffopt.caches.pass_states import by_turn
+from diffopt.caches.pass_states import state_per_pass
 
 if TYPE_CHECKING:
     from diffopt.caches.loop import Loop
@@ -50,7 +50,7 @@ def attach(target: "Target", settings: Any) -> "Attached":
             current_timestep_callback=lambda: loop.timestep,
         )
 
-    return HookedCache(target, configure, by_turn(PyramidAttentionBroadcastState))
+    return HookedCache(target, configure, state_per_pass(PyramidAttentionBroadcastState))
 
 
 METHOD = Method(

@@ -21,7 +21,7 @@ class Place(NamedTuple):
     """Of a backbone call: the denoising step, the pass of it, and the call in that pass."""
 
     step: int
-    turn: int
+    pass_index: int
     call: int
 
 
@@ -32,8 +32,8 @@ class Kept(NamedTuple):
     """Output or residual. A copy: what uses a block's output may change it in place, and a CUDA graph writes over it."""
 
 
-class Stretch:
-    """One or more blocks, each of which takes what the one before gave. Where a stretch is reused its first block decides,
+class Segment:
+    """One or more blocks, each of which takes what the one before gave. Where a segment is reused its first block decides,
     the others pass on what they are given, and the last gives what was kept; so one copy serves them all."""
 
     def __init__(self, modules: Mapping[str, torch.nn.Module], reuses: Select, reuse: Reuse = "output"):
@@ -57,7 +57,7 @@ class Stretch:
         alone, states = first and last and not self.residual, states_of(self.modules[name])
         pair = False
 
-        def answer(compute: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def forward(compute: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal pair
             place = now()
             if place is None:
@@ -78,7 +78,7 @@ class Stretch:
                 given = tuple(x if r is None or x is None else x + r for x, r in zip(given, self._reused.what, strict=True))
             return given if pair else given[-1]
 
-        return answer
+        return forward
 
     def _decide(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Whether this call is answered from what was kept, and if not whether what it gives is to be kept."""
@@ -86,7 +86,7 @@ class Stretch:
         wanted, kept_for = self.reuses(place.step), self.reuses(place.step + 1)
         if wanted or kept_for:
             shapes = tuple(x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-            key = (place.turn, place.call, shapes)
+            key = (place.pass_index, place.call, shapes)
             found = self._kept.get(key) if wanted else None
             if found is not None and found.step >= self._source(place.step):
                 self._reused = found

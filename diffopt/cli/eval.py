@@ -14,7 +14,7 @@ from diffopt.report.gallery import SCRIPT, SHOWN, of_evaluation
 from diffopt.report.html import PAGE, render
 from diffopt.store.files import publish
 from diffopt.store.source import LOCAL, Sources, read_scorer
-from diffopt.text import figure
+from diffopt.text import with_interval
 
 RESULT = "evaluation.json"
 DEFAULTS = {
@@ -84,12 +84,12 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[str]]:
     """What was measured, schema diffopt.evaluation/1, and a line for each thing that was not."""
     from diffopt.machine.environment import gpus
-    from diffopt.machine.output import hushed
+    from diffopt.machine.output import to_log
     from diffopt.machine.progress import bar
     from diffopt.quality.scoring import BATCH, measure
     from diffopt.quality.summary import order, summarise
 
-    with hushed():
+    with to_log():
         device = "cuda" if gpus() else "cpu"
         scorers, used, problems = _open(names, sources, device)
         with bar("eval", len(listed.pictures) * -(-len(listed.prompts) // BATCH)) as tick:
@@ -169,4 +169,4 @@ def table(content: dict[str, Any]) -> list[str]:
 
 
 def _cell(entry: dict[str, Any] | None) -> str:
-    return "-" if entry is None else figure(entry["stat"])
+    return "-" if entry is None else with_interval(entry["stat"])

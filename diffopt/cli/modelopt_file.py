@@ -71,12 +71,12 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
 def write(origin: Origin, entry: Entry, out: Path) -> None:
     """Write a checkpoint's portable file into the directory `out`."""
     from diffopt.machine.environment import gpus
-    from diffopt.machine.output import hushed
+    from diffopt.machine.output import to_log
     from diffopt.quantization.checkpoint import restore
     from diffopt.stage import Context
 
     context = Context(out, origin.sources.pinned, origin.sources.locate, "cuda" if gpus() else "cpu")
-    with hushed():
+    with to_log():
         portable(restore(context, origin.pipeline, Checkpoint(entry.path, entry.fingerprint)), out / FILE)
 
 

@@ -99,12 +99,12 @@ def _number(path: Path) -> list[int | str]:
 def _names(runs: list[Run]) -> list[str]:
     """What tells each run from the others: the overrides that not all have, or the format where there are none."""
     given = [dict(o.lstrip("+").split("=", 1) for o in run.content["overrides"] if "=" in o) for run in runs]
-    told = [{k: v for k, v in mine.items() if any(other.get(k) != v for other in given)} for mine in given]
+    distinguishing = [{k: v for k, v in mine.items() if any(other.get(k) != v for other in given)} for mine in given]
     return [
         ", ".join(v if k == "format" else f"{k}={v}" for k, v in mine.items())
         or run.config["format"].get("name")
         or "candidate"
-        for mine, run in zip(told, runs, strict=True)
+        for mine, run in zip(distinguishing, runs, strict=True)
     ]
 
 

@@ -27,7 +27,7 @@ WINDOW = 64  # pictures that are decoded at a time
 
 
 @dataclass(frozen=True)
-class Captioned:
+class ImageFolder:
     """The first `size` rows of the data set in `directory`, all without a size; `name` is what the user called it.
 
     Raises PlanError, one line, for what is no data set, has no pictures or a picture without a caption.

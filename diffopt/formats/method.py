@@ -26,7 +26,7 @@ class Method:
     convolution: tuple[dict[str, Any], dict[str, Any]] | None = None
     """Attributes of a Conv2d's weight and input; None where convolutions stay in full precision."""
     steps: bool = False
-    """Whether a convolution's input scale can be drawn from the denoising steps: `percentile`, `collect_method`."""
+    """Whether a convolution's input scale can be taken from the denoising steps: `percentile`, `collect_method`."""
     block_size: int | None = None
     """Default of the weights' block size, along the input features; None where it cannot be chosen."""
     rank: int | None = None
@@ -48,7 +48,7 @@ class Method:
         return self.algorithm in ("max", "smoothquant")
 
     @property
-    def search(self) -> bool:
+    def records(self) -> bool:
         """Whether it searches with activations, and so is calibrated on recorded backbone inputs."""
         return self.algorithm in ("awq_lite", "svdquant")
 

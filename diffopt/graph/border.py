@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from diffopt.caches.segment import States, Stretch, states_of
+from diffopt.caches.segment import Segment, States, states_of
 
 BORDER = "Border"
 """The operator's type. It gives its first input; the second, where a change is reused, is what that is a change to."""
@@ -27,9 +27,9 @@ class _Border(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def bordered(stretches: Sequence[Stretch]) -> Iterator[None]:
-    """Every tensor that leaves one of the stretches is traced as the output of a border."""
-    hooks = [hook for stretch in stretches for hook in _hooks(stretch)]
+def bordered(segments: Sequence[Segment]) -> Iterator[None]:
+    """Every tensor that leaves one of the segments is traced as the output of a border."""
+    hooks = [hook for segment in segments for hook in _hooks(segment)]
     try:
         yield
     finally:
@@ -37,8 +37,8 @@ def bordered(stretches: Sequence[Stretch]) -> Iterator[None]:
             hook.remove()
 
 
-def _hooks(stretch: Stretch) -> Iterator[Any]:
-    modules = [*stretch.modules.values()]
+def _hooks(segment: Segment) -> Iterator[Any]:
+    modules = [*segment.modules.values()]
     first, last = modules[0], modules[-1]
     states = states_of(first)
     entered: States = ()
@@ -48,13 +48,13 @@ def _hooks(stretch: Stretch) -> Iterator[Any]:
         entered = states(args, kwargs)
 
     def leave(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-        if not stretch.residual:
+        if not segment.residual:
             return tree_map_only(torch.Tensor, _Border.apply, output)
         pair = isinstance(output, tuple)
         left = output if pair else (None, output)
         found = tuple(x if x is None or e is None else _Border.apply(x, e) for x, e in zip(left, entered, strict=True))
         return found if pair else found[-1]
 
-    if stretch.residual:
+    if segment.residual:
         yield first.register_forward_pre_hook(enter, with_kwargs=True)
     yield last.register_forward_hook(leave)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from diffopt.caches.segment import Stretch
+from diffopt.caches.segment import Segment
 from diffopt.graph.border import DOMAIN
 from diffopt.graph.cut import Part, cut
 from diffopt.graph.extent import Extent, Shapes, extents
@@ -13,17 +13,17 @@ from diffopt.graph.trace import BATCH
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutPoints:
     """Where a backbone's graph is cut, and the calls that its parts must take."""
 
-    stretches: Sequence[Stretch]
+    segments: Sequence[Segment]
     """Of the backbone: a step that reuses takes what leaves them from an earlier step."""
     calls: Mapping[str, Shapes] = field(default_factory=dict)
     """Shapes of the batched inputs for the batches `min`, `opt` and `max`, their first axis; empty for a static graph."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class PartFile:
     """One part of a graph, as a file."""
 
     file: str
@@ -39,9 +39,9 @@ class Piece:
     """Of its weights as stored."""
 
 
-def pieces(
+def part_files(
     model: onnx.ModelProto, traced: onnx.ModelProto, stored: Mapping[str, int], calls: Mapping[str, Shapes]
-) -> list[tuple[Piece, onnx.ModelProto]]:
+) -> list[tuple[PartFile, onnx.ModelProto]]:
     """The parts of `model` in their order, still without their initializers among `stored` (name -> bytes).
 
     `traced` is the same as it was traced: its borders in it, its weights inputs.
@@ -59,8 +59,8 @@ def pieces(
         profile = {n: {k: list(x[n]) for k, x in shapes.items()} for n in part.inputs if _dynamic(values[n])}
         size = sum(stored.get(n, 0) for n in {n for node in part.nodes for n in node.input})
         ports = (part.inputs, part.outputs, part.entering)
-        piece = Piece(f"model.{i}.onnx", part.reused, *ports, profile if calls else None, size)
-        made.append((piece, _model(model, part, values)))
+        file = PartFile(f"model.{i}.onnx", part.reused, *ports, profile if calls else None, size)
+        made.append((file, _model(model, part, values)))
     return made
 
 

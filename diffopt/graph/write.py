@@ -14,7 +14,7 @@ from diffopt.graph.activations import finish
 from diffopt.graph.border import bordered
 from diffopt.graph.count import operators, quantized_inputs, quantized_products
 from diffopt.graph.file import GraphFile
-from diffopt.graph.part_files import Cut, Piece, pieces
+from diffopt.graph.part_files import CutPoints, PartFile, part_files
 from diffopt.graph.tensor import KINDS
 from diffopt.graph.trace import Arguments, trace
 from diffopt.graph.weights import fill
@@ -37,7 +37,7 @@ class Graph:
     """Quantized layers that the graph has no use for."""
     bytes: int
     """Of all weights as stored."""
-    pieces: list[Piece] | None = None
+    parts: list[PartFile] | None = None
     """The parts of a graph that was cut, of which the counts are sums."""
 
 
@@ -48,7 +48,7 @@ def write(
     opset: int,
     batch_axes: Mapping[str, int] | None = None,
     arguments: Arguments = dict,
-    cut: Cut | None = None,
+    cut: CutPoints | None = None,
 ) -> Graph:
     """Write the graph of `backbone`, plain or quantized by modelopt, to `path`; weights of 2 GiB go beside it.
 
@@ -62,7 +62,7 @@ def write(
     for _, quantizer in quantizers(backbone):
         quantizer.trt_high_precision_dtype = PRECISION[dtype]
     with tempfile.TemporaryDirectory(dir=path.parent) as raw:
-        with bordered(cut.stretches if cut else ()):
+        with bordered(cut.segments if cut else ()):
             trace(backbone, inputs, Path(raw) / "model.onnx", opset, batch_axes, arguments)
         model = onnx.load(Path(raw) / "model.onnx")
         traced = onnx.load(Path(raw) / "model.onnx") if cut else None
@@ -72,7 +72,7 @@ def write(
     del model.graph.value_info[:]
     opset = _say_versions(model, {i.data_type for i in file.initializers})
     stored = file.sizes
-    parts = pieces(model, traced, stored, cut.calls) if cut and traced else []
+    parts = part_files(model, traced, stored, cut.calls) if cut and traced else []
     models = [m for _, m in parts] or [model]
     found = Graph(
         opset=opset,
@@ -81,10 +81,10 @@ def write(
         quantized_inputs=sum(quantized_inputs(m, stored) for m in models),
         unused=unused,
         bytes=file.bytes,
-        pieces=[piece for piece, _ in parts] or None,
+        parts=[part for part, _ in parts] or None,
     )
     if parts:
-        file.close_parts({piece.file: m for piece, m in parts})
+        file.close_parts({part.file: m for part, m in parts})
     else:
         file.close(model)
     return found

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, SkipValidation, field_validator
 from diffopt import models
 from diffopt.artifact import CacheSearch, MagRatios
 from diffopt.caches import METHODS, Settings
-from diffopt.caches.knob_search import Search
+from diffopt.caches.knob_search import KnobSearch
 from diffopt.caches.mag_cache import MagCache, with_ratios
 from diffopt.groups.choices import Choices
 from diffopt.groups.view import View
@@ -57,16 +57,16 @@ class CacheView(View, of=Cache):
     """Validated as the user gave them: filled in, a knob that is searched has a value."""
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
+    def fields_read(cls) -> frozenset[str]:
         return frozenset({"method"})
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         cache = choices.cache
-        return _read(cache) if isinstance(cache, Settings) else cls.drawn_from()
+        return _read(cache) if isinstance(cache, Settings) else cls.fields_read()
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Settings)
         assert choices.model is not None
         return [cls(method=group.method, settings=group.filled(models.family(choices.model.family)))]
@@ -93,14 +93,14 @@ def _read(settings: Settings) -> frozenset[str]:
 class SearchView(CacheView, of=Cache):
     """The same, with what is to be searched and where."""
 
-    search: Search
+    search: KnobSearch
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         return super().used(choices) | {"search"}
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Settings)
         assert group.search is not None
         assert choices.model is not None

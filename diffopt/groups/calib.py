@@ -98,11 +98,11 @@ class ChunkView(View, of=Calib):
         return self.batches * self.n_steps
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
+    def fields_read(cls) -> frozenset[str]:
         return frozenset({"prompts", "size", "batch_size", "chunk", "n_steps"})
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Calib)
         plain = group.percentile == 1 and group.collect_method == "default"
         return [

@@ -4,7 +4,7 @@ from typing import Self
 
 from diffopt import models
 from diffopt.caches.cachify import Cachify, policy
-from diffopt.caches.policy import Part, Policy, Reuse
+from diffopt.caches.policy import Policy, Reuse, Scope
 from diffopt.groups.cache import Cache
 from diffopt.groups.choices import Choices
 from diffopt.groups.view import View
@@ -15,7 +15,7 @@ class CutView(View, of=Cache):
     """A sweep over the steps shares the graphs and their plans."""
 
     blocks: tuple[str, ...]
-    part: Part
+    part: Scope
     reuse: Reuse
 
     @property
@@ -24,7 +24,7 @@ class CutView(View, of=Cache):
         return Policy(blocks=self.blocks, part=self.part, reuse=self.reuse)
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
+    def fields_read(cls) -> frozenset[str]:
         return frozenset({"method"})
 
     @classmethod
@@ -32,7 +32,7 @@ class CutView(View, of=Cache):
         return frozenset({"method", *cls.model_fields})
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Cachify)
         assert choices.model is not None
         found = policy(group.filled(models.family(choices.model.family)))

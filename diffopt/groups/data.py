@@ -76,7 +76,7 @@ class Data(BaseModel):
             )
         return self
 
-    def drawn(self, choices: Choices) -> PromptSet:
+    def item_prompts(self, choices: Choices) -> PromptSet:
         """The prompt of every item that the model draws, in order."""
         assert choices.model is not None
         videos = models.family(choices.model.family).frame_step is not None
@@ -86,7 +86,7 @@ class Data(BaseModel):
 
     def chunks(self, choices: Choices) -> list[tuple[int, PromptSet]]:
         """Index of the first item, and the prompts, of each chunk of those."""
-        items, chunk = self.drawn(choices), self.chunk or CHUNK
+        items, chunk = self.item_prompts(choices), self.chunk or CHUNK
         return [(start, items.part(start, min(start + chunk, len(items)))) for start in range(0, len(items), chunk)]
 
     @property

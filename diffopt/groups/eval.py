@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from diffopt import models
 from diffopt.data.prompts import Prompts
-from diffopt.groups import comparisons
+from diffopt.groups import alternatives
 from diffopt.groups.choices import Choices
 from diffopt.groups.view import View
 from diffopt.metrics import METRICS, SOURCES
@@ -25,12 +25,12 @@ MetricName = Annotated[str, AfterValidator(_installed)]
 
 
 def _known(name: str) -> str:
-    if name not in comparisons.RIVALS:
-        raise ValueError(f"is nothing to compare with; there are {', '.join(comparisons.RIVALS)}")
+    if name not in alternatives.ALTERNATIVES:
+        raise ValueError(f"is nothing to compare with; there are {', '.join(alternatives.ALTERNATIVES)}")
     return name
 
 
-RivalName = Annotated[str, AfterValidator(_known)]
+AlternativeName = Annotated[str, AfterValidator(_known)]
 
 
 class Eval(Group):
@@ -59,8 +59,8 @@ class Eval(Group):
     """ImageReward.pt and med_config.json: their directory, or a hub id."""
     features: ScorerSource | None
     """The model whose features fid and cmmd compare: a directory, `asset:DIR` or hub id of transformers' image models."""
-    compare: list[RivalName] = Field(default_factory=list)
-    """Further candidates of the same report, by the names of groups/comparisons.py: `ptq`, `fewer_steps`, `uncached`."""
+    compare: list[AlternativeName] = Field(default_factory=list)
+    """Further candidates of the same report, by the names of groups/alternatives.py: `ptq`, `fewer_steps`, `uncached`."""
     gates: dict[str, float | str]
     """What must be reached, by metric: `20` the candidate's mean, `-0.5%` its change from the reference's mean; and for
     `latency` the speedup over the baseline, `1.0x`. A broken gate fails the run, which keeps all that it made."""
@@ -103,16 +103,16 @@ class DrawView(View, of=Eval):
     frames: int | None = None
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
+    def fields_read(cls) -> frozenset[str]:
         return frozenset({"prompts", "size", "batch_size", "steps", "frames"})
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         films = choices.model is not None and models.family(choices.model.family).frame_step is not None
-        return cls.drawn_from() - (set() if films else {"frames"})
+        return cls.fields_read() - (set() if films else {"frames"})
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Eval)
         same = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
         return [cls(prompts=group.prompts.part(0, group.size), **same)]
@@ -124,8 +124,8 @@ class RuntimeView(DrawView, of=Eval):
     runtime: Literal["torch", "onnxruntime"]
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
-        return super().drawn_from() | {"runtime"}
+    def fields_read(cls) -> frozenset[str]:
+        return super().fields_read() | {"runtime"}
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:

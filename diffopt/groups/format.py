@@ -70,7 +70,7 @@ class Budget(BaseModel):
 
 def check_measurable(names: Sequence[str]) -> None:
     """Raises ValueError for a format of which one pass cannot tell what a layer would be, and for one named twice."""
-    if searching := [n for n in names if n != "full" and formats.method(n).search]:
+    if searching := [n for n in names if n != "full" and formats.method(n).records]:
         raise ValueError(
             f"{searching[0]} is found by a search over many inputs, which one pass does not make; "
             f"choose of {', '.join(MEASURABLE)}"
@@ -130,13 +130,13 @@ class FormatView(View, of=Format):
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         if choices.format is None:
-            return cls.drawn_from()
+            return cls.fields_read()
         method = formats.method(choices.format.name)
         reads = {"quantize_mha": method.attention, "block_size": method.block_size, "rank": method.rank}
-        return cls.drawn_from() - {name for name, read in reads.items() if not read}
+        return cls.fields_read() - {name for name, read in reads.items() if not read}
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Format)
         method = formats.method(group.name)
         return [

@@ -93,7 +93,7 @@ class Fit:
     misfits: list[str]
     """A text for each layer that it names and that has other sizes."""
 
-    def complaint(self, path: str, many: int) -> str | None:
+    def problem(self, path: str, many: int) -> str | None:
         """Why it cannot be fused, of its `many` keys; None where it can."""
         advice = "give an adapter that was trained on this model"
         if not any(self.layers.values()) and not self.misfits:

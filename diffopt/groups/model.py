@@ -140,14 +140,14 @@ class ReadView(View):
         idle = set(OPTIONAL) - family.reads - ({"frames"} if family.frame_step else set())
         if not family.guided(choices.model):
             idle |= {"negative_prompt"}
-        return cls.drawn_from() - idle
+        return cls.fields_read() - idle
 
 
 class GuidedView(ReadView):
     """One to which only matters whether there is guidance, not how strong it is: a scale of 2 stands for all that steer."""
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Model)
         steered = {"guidance_scale": 2.0 if models.family(group.family).guided(group) else 0.0}
         return [cls(**{name: getattr(group, name) for name in cls.model_fields} | steered)]

@@ -32,7 +32,7 @@ class SenseView(View, of=Sense):
     formats: list[Name]
 
 
-class ProbeView(View, of=Calib):
+class SensedPromptsView(View, of=Calib):
     """The prompts that are measured on, and how the formats draw their scales from the statistics."""
 
     prompts: Prompts
@@ -47,10 +47,10 @@ class ProbeView(View, of=Calib):
     def used(cls, choices: Choices) -> frozenset[str]:
         idle = set() if reads_steps(choices) else {"percentile", "collect_method"}
         smoothed = choices.sense and any(formats.method(n).algorithm == "smoothquant" for n in choices.sense.formats)
-        return cls.drawn_from() - idle - (set() if smoothed else {"alpha"})
+        return cls.fields_read() - idle - (set() if smoothed else {"alpha"})
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Calib)
         size = min(choices.sense.size if choices.sense else group.size, group.size)
         others = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}

@@ -233,7 +233,7 @@ class TrainView(View, of=Train):
         guided = choices.model is not None and models.family(choices.model.family).guided(choices.model)
         rounded = choices.format is None or any(m.inputs for m in formats.methods(choices.format))
         reads = {"unconditional": guided, "quantize_inputs": rounded}
-        return cls.drawn_from() - {name for name, read in reads.items() if not read}
+        return cls.fields_read() - {name for name, read in reads.items() if not read}
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         """Without what has no part in the result: where it is told of, how often it is saved, and who computes it.

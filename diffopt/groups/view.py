@@ -29,31 +29,31 @@ class View(BaseModel):
         if of is None:
             return
         cls.of = of
-        for name in cls.drawn_from():
+        for name in cls.fields_read():
             if name not in of.model_fields:
                 raise TypeError(f"{cls.__qualname__}: {of.__name__} has no field {name!r}")
-        if cls.draw.__func__ is View.draw.__func__:  # type: ignore[attr-defined]
+        if cls.split.__func__ is View.split.__func__:  # type: ignore[attr-defined]
             for name, field in cls.model_fields.items():
                 if field.annotation != (theirs := of.model_fields[name].annotation):
                     raise TypeError(f"{cls.__qualname__}.{name}: {field.annotation}, but {of.__name__} has {theirs}")
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
+    def fields_read(cls) -> frozenset[str]:
         """Names of the group's fields that this view is made of."""
         return frozenset(cls.model_fields)
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        """Those of `drawn_from` that have an effect under these choices (alpha has none under FP8)."""
-        return cls.drawn_from()
+        """Those of `fields_read` that have an effect under these choices (alpha has none under FP8)."""
+        return cls.fields_read()
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         """The views of `group`: one, or one for each step that the stage is to be split into."""
         return [cls(**{name: getattr(group, name) for name in cls.model_fields})]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         """What enters the fingerprint: every field but those of the group that have no effect."""
-        idle = self.drawn_from() - used
+        idle = self.fields_read() - used
         dumped: Mapping[str, Any] = self.model_dump(mode="json")
         return {name: value for name, value in dumped.items() if name not in idle}

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 
 from diffopt import formats, models
 from diffopt.caches import METHODS, Settings
-from diffopt.caches.knob_search import Search
+from diffopt.caches.knob_search import KnobSearch
 from diffopt.errors import PlanError
-from diffopt.groups import Model, comparisons
+from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
 from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
@@ -86,8 +86,8 @@ def _lora(choices: Choices) -> Iterator[str]:
         elif layers and plain(keys, {*family.backbones, *TEXTS}):
             first, own = f"{family.backbones[0]}.", f"{adapter.backbone or family.backbones[0]}."
             named = {own + k.removeprefix(first) if k.startswith(first) else k: x for k, x in keys.items()}
-            if complaint := fit(named, layers | dict.fromkeys(TEXTS)).complaint(name, len(keys)):
-                yield f"{where}: {complaint}"
+            if problem := fit(named, layers | dict.fromkeys(TEXTS)).problem(name, len(keys)):
+                yield f"{where}: {problem}"
 
 
 def _weights(model: Model) -> dict[str, Shapes | None]:
@@ -166,7 +166,7 @@ def _cache(choices: Choices) -> Iterator[str]:
         yield f"cache.{misfit}"
 
 
-def _search(choices: Choices, cache: Settings, search: Search) -> Iterator[str]:
+def _search(choices: Choices, cache: Settings, search: KnobSearch) -> Iterator[str]:
     """What the search of a knob needs of the evaluation."""
     assert choices.model is not None
     eval, model = choices.eval, choices.model
@@ -288,5 +288,5 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
 
 def _compare(choices: Choices) -> Iterator[str]:
     for name in choices.eval.compare if choices.eval else ():
-        if reason := comparisons.RIVALS[name].unfit(choices):
+        if reason := alternatives.ALTERNATIVES[name].unfit(choices):
             yield f"eval.compare: {reason} (got {name}); leave it out"

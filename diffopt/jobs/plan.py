@@ -20,7 +20,7 @@ from diffopt.artifact import (
 )
 from diffopt.caches import Settings
 from diffopt.errors import PlanError
-from diffopt.groups import GROUPS, comparisons
+from diffopt.groups import GROUPS, alternatives
 from diffopt.groups.cut import cuts
 from diffopt.machine.environment import Environment
 from diffopt.runtimes import RUNTIMES
@@ -104,7 +104,7 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
     if choices.eval:
         found += [Metrics] if choices.eval.metrics else []
         found += [Comparison] if choices.eval.compare else []
-        notes += [f"compared with {name}: {comparisons.RIVALS[name].about}" for name in choices.eval.compare]
+        notes += [f"compared with {name}: {alternatives.ALTERNATIVES[name].about}" for name in choices.eval.compare]
         runtime, name = RUNTIMES[choices.eval.runtime], choices.format.name if choices.format else None
         if choices.eval.latency and name in runtime.kernels:
             found.append(Latency)
@@ -227,7 +227,7 @@ class _Planner:
             assert issubclass(view, View)
             if group is None and not param.optional:
                 raise PlanError(f"{stage.name}: needs the group {param.name} (got none); choose {param.name}=OPTION")
-            drawn: list[View | None] = [None] if group is None else [*view.draw(group, choices)]
+            drawn: list[View | None] = [None] if group is None else [*view.split(group, choices)]
             if group is not None:
                 used |= {f"{param.name}.{name}" for name in view.used(choices)}
             alternatives = [{**views, param.name: v} for views in alternatives for v in drawn]
@@ -253,7 +253,7 @@ class _Planner:
             kinds = [kind]
         if param.whose == "compared":
             names = choices.eval.compare if choices.eval else []
-            each = [self.make(kinds[0], comparisons.choices(name, choices), [*path, stage.name]) for name in names]
+            each = [self.make(kinds[0], alternatives.choices(name, choices), [*path, stage.name]) for name in names]
             return [step for steps in each for step in steps]
         baseline = param.whose == "baseline"
         choices = choices.baseline() if baseline else choices

@@ -197,8 +197,8 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
 
 def _trained(ctx: Context, choices: Choices, data: Data) -> Sequence[str]:
     """The prompts that are trained on. Reads no picture of one's own, only which there are and their captions."""
-    from diffopt.data.imagefolder import Captioned
+    from diffopt.data.imagefolder import ImageFolder
 
     if data.source is None:
-        return data.drawn(choices).prompts
-    return Captioned(ctx.locate(ctx.digest(data.source)), data.source.name, data.size, data.caption).captions
+        return data.item_prompts(choices).prompts
+    return ImageFolder(ctx.locate(ctx.digest(data.source)), data.source.name, data.size, data.caption).captions

@@ -18,7 +18,7 @@ from diffopt.jobs import preflight
 from diffopt.jobs.plan import Plan, Step
 from diffopt.machine.environment import gpus, machine, package
 from diffopt.machine.memory import peaks, release
-from diffopt.machine.output import hushed
+from diffopt.machine.output import to_log
 from diffopt.report.run_directory import RUN
 from diffopt.stage import Context, Held
 from diffopt.store.files import publish
@@ -115,7 +115,7 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
 def _preflight(plan: Plan, choices: Choices, store: Store, sources: Sources) -> None:
     for step in plan.steps:
         if step.kind == Pipeline.kind and (entry := store.entry(step.kind, step.fingerprint)):
-            with hushed():
+            with to_log():
                 nowhere = Context(store.root / "tmp", sources.pinned, sources.locate)
                 preflight.check(nowhere, choices, Pipeline(entry.path, entry.fingerprint))
 
@@ -157,7 +157,7 @@ def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int
         )
     device = "cuda" if gpus() else "cpu"
     context = Context(out, sources.pinned, sources.locate, device, step.name, _held, store.kept(step.fingerprint))
-    with hushed(), peaks() as peak:
+    with to_log(), peaks() as peak:
         if "modelopt" in step.stage.probes:
             _libraries()
         step.stage.run(context, **arguments)

@@ -15,12 +15,12 @@ _terminal: TextIO | None = None
 
 
 def terminal() -> TextIO:
-    """The user's stderr, also while it is hushed."""
+    """The user's stderr, also while it is to_log."""
     return _terminal or sys.stderr
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def to_log() -> Iterator[None]:
     """What is printed or warned within, by Python or by C++, goes to the log at debug level."""
     global _terminal
     sys.stdout.flush()

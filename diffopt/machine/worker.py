@@ -87,7 +87,7 @@ def take_place() -> None:
 
 def _first_free(places: list[Path]) -> int:
     """The index of the first that no other process holds, which is held from then on; a killed process holds nothing."""
-    started, told = time.monotonic(), False
+    started, announced = time.monotonic(), False
     while True:
         for i, path in enumerate(places):
             f = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -98,9 +98,9 @@ def _first_free(places: list[Path]) -> int:
                 continue
             _held.append(f)
             return i
-        if not told and time.monotonic() - started > 5:
+        if not announced and time.monotonic() - started > 5:
             log.info("waits for another job to end: %d run here at once (%s)", len(places), JOBS)
-            told = True
+            announced = True
         time.sleep(WAIT)
 
 

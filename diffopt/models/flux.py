@@ -49,13 +49,13 @@ def tokens(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     config, dtype = backbone.config, backbone.dtype
     scale = 2 * vae_scale(vae)
     rows, columns = size.height // scale, size.width // scale
-    draw = noise(dtype)
+    normal = noise(dtype)
     grid = torch.zeros(rows, columns, 3)
     grid[..., 1] += torch.arange(rows)[:, None]
     grid[..., 2] += torch.arange(columns)[None, :]
     return {
-        "hidden_states": draw(size.batch, rows * columns, config.in_channels),
-        "encoder_hidden_states": draw(size.batch, size.text, config.joint_attention_dim),
+        "hidden_states": normal(size.batch, rows * columns, config.in_channels),
+        "encoder_hidden_states": normal(size.batch, size.text, config.joint_attention_dim),
         "timestep": torch.full((size.batch,), 0.5, dtype=dtype),
         "img_ids": grid.reshape(rows * columns, 3).to(dtype),
         "txt_ids": torch.zeros(size.text, 3, dtype=dtype),

@@ -74,10 +74,10 @@ def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     config = backbone.config
     space, time = compression(vae)
     frames, rows, columns = (size.frames - 1) // time + 1, size.height // space, size.width // space
-    draw = noise(backbone.dtype)
+    normal = noise(backbone.dtype)
     return {
-        "hidden_states": draw(size.batch, frames * rows * columns, config.in_channels),
-        "encoder_hidden_states": draw(size.batch, size.text, config.caption_channels),
+        "hidden_states": normal(size.batch, frames * rows * columns, config.in_channels),
+        "encoder_hidden_states": normal(size.batch, size.text, config.caption_channels),
         "timestep": torch.full((size.batch,), 500.0),
         "encoder_attention_mask": torch.ones(size.batch, size.text, dtype=torch.bool),
         "num_frames": frames,

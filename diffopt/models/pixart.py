@@ -49,11 +49,11 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     from diffopt.models.example import noise, vae_scale
 
     config, scale, dtype = backbone.config, vae_scale(vae), backbone.dtype
-    draw = noise(dtype)
+    normal = noise(dtype)
     found = {
-        "hidden_states": draw(size.batch, config.in_channels, size.height // scale, size.width // scale),
+        "hidden_states": normal(size.batch, config.in_channels, size.height // scale, size.width // scale),
         "timestep": torch.full((size.batch,), 500.0),
-        "encoder_hidden_states": draw(size.batch, size.text, config.caption_channels),
+        "encoder_hidden_states": normal(size.batch, size.text, config.caption_channels),
         "encoder_attention_mask": torch.ones(size.batch, size.text, dtype=torch.bool),
     }
     if not backbone.use_additional_conditions:

@@ -59,11 +59,11 @@ def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:
     config, dtype = backbone.config, backbone.dtype
     scale = 2 * 2 ** len(vae["temperal_downsample"])
     rows, columns = size.height // scale, size.width // scale
-    draw = noise(dtype)
+    normal = noise(dtype)
     mask = torch.ones(size.batch, size.text, dtype=torch.int64) if size.batch > 1 else None
     return {
-        "hidden_states": draw(size.batch, rows * columns, config.in_channels),
-        "encoder_hidden_states": draw(size.batch, size.text, config.joint_attention_dim),
+        "hidden_states": normal(size.batch, rows * columns, config.in_channels),
+        "encoder_hidden_states": normal(size.batch, size.text, config.joint_attention_dim),
         **present(encoder_hidden_states_mask=mask),
         "timestep": torch.full((size.batch,), 0.5, dtype=dtype),
         "img_shapes": [[(1, rows, columns)]] * size.batch,

@@ -53,12 +53,12 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     from diffopt.models.example import noise, vae_scale
 
     config, scale = backbone.config, vae_scale(vae)
-    draw = noise(backbone.dtype)
+    normal = noise(backbone.dtype)
     return {
-        "hidden_states": draw(size.batch, config.in_channels, size.height // scale, size.width // scale),
+        "hidden_states": normal(size.batch, config.in_channels, size.height // scale, size.width // scale),
         "timestep": torch.full((size.batch,), 500.0),
-        "encoder_hidden_states": draw(size.batch, CLIP + size.text, config.joint_attention_dim),
-        "pooled_projections": draw(size.batch, config.pooled_projection_dim),
+        "encoder_hidden_states": normal(size.batch, CLIP + size.text, config.joint_attention_dim),
+        "pooled_projections": normal(size.batch, config.pooled_projection_dim),
     }
 
 

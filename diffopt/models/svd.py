@@ -57,11 +57,11 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     from diffopt.models.example import noise, vae_scale
 
     config, scale, dtype = backbone.config, vae_scale(vae), backbone.dtype
-    draw = noise(dtype)
+    normal = noise(dtype)
     return {
-        "sample": draw(size.batch, size.frames, config.in_channels, size.height // scale, size.width // scale),
+        "sample": normal(size.batch, size.frames, config.in_channels, size.height // scale, size.width // scale),
         "timestep": torch.tensor(1.0),
-        "encoder_hidden_states": draw(size.batch, 1, config.cross_attention_dim),
+        "encoder_hidden_states": normal(size.batch, 1, config.cross_attention_dim),
         "added_time_ids": torch.tensor([FRAME_RATE - 1, MOTION, NOISE], dtype=dtype).repeat(size.batch, 1),
     }
 

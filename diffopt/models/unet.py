@@ -33,9 +33,9 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     from diffopt.models.example import noise, vae_scale
 
     config, scale = backbone.config, vae_scale(vae)
-    draw = noise(backbone.dtype)
+    normal = noise(backbone.dtype)
     return {
-        "sample": draw(size.batch, config.in_channels, size.height // scale, size.width // scale),
+        "sample": normal(size.batch, config.in_channels, size.height // scale, size.width // scale),
         "timestep": torch.tensor(500.0),
-        "encoder_hidden_states": draw(size.batch, size.text or CLIP, config.cross_attention_dim),
+        "encoder_hidden_states": normal(size.batch, size.text or CLIP, config.cross_attention_dim),
     }

@@ -48,11 +48,11 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     space, time = vae.get("scale_factor_spatial", SPACE), vae.get("scale_factor_temporal", TIME)
     extent = (size.frames - 1) // time + 1, size.height // space, size.width // space
     frames, rows, columns = (n // patch for n, patch in zip(extent, config.patch_size, strict=True))
-    draw = noise(backbone.dtype)
+    normal = noise(backbone.dtype)
     return {
-        "hidden_states": draw(size.batch, config.in_channels, *extent),
+        "hidden_states": normal(size.batch, config.in_channels, *extent),
         "timestep": torch.full((size.batch, *((frames * rows * columns,) if vae.get("is_residual") else ())), 500.0),
-        "encoder_hidden_states": draw(size.batch, size.text, config.text_dim),
+        "encoder_hidden_states": normal(size.batch, size.text, config.text_dim),
     }
 
 

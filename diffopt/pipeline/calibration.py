@@ -9,8 +9,8 @@ import torch
 from diffopt.artifact import Embeddings, Pipeline, TrainTexts
 from diffopt.data.prompts import PromptSet
 from diffopt.groups import CallView
+from diffopt.pipeline.draw import batches, draw
 from diffopt.pipeline.open import family_of, open_denoiser
-from diffopt.pipeline.sampling import batches, draw
 from diffopt.pipeline.texts import load
 from diffopt.stage import Context
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from diffopt.artifact import Pipeline, TrainLatents, TrainTexts
 from diffopt.data.extent import Extent, Small
-from diffopt.data.imagefolder import Captioned
+from diffopt.data.imagefolder import ImageFolder
 from diffopt.errors import GateError
 from diffopt.machine.memory import release
 from diffopt.pipeline.latents import encode
@@ -51,7 +51,7 @@ class Items:
         save_file({name: x.contiguous() for name, x in self.texts.items()}, out / "texts.safetensors")
 
 
-def drawn(prompts: Sequence[str], texts: Sequence[TrainTexts], latents: Sequence[TrainLatents]) -> Items:
+def synthetic(prompts: Sequence[str], texts: Sequence[TrainTexts], latents: Sequence[TrainLatents]) -> Items:
     """Of what the full-precision model drew, chunk by chunk; `prompts` are those of all chunks."""
     made = [load_file(chunk.path / "latents.safetensors")["latents"] for chunk in latents]
     parts: list[Texts] = []
@@ -68,7 +68,7 @@ def drawn(prompts: Sequence[str], texts: Sequence[TrainTexts], latents: Sequence
     return Items(prompts, torch.cat(made), _joined(parts))
 
 
-def own(ctx: Context, pipeline: Pipeline, model: Any, data: Captioned, small: Small, batch_size: int) -> Items:
+def from_imagefolder(ctx: Context, pipeline: Pipeline, model: Any, data: ImageFolder, small: Small, batch_size: int) -> Items:
     """Of pictures with captions. No model is opened before every picture has been looked at."""
     extent = Extent(model.height, model.width, model.frames)
     unreadable = data.unreadable(extent, small)

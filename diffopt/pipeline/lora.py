@@ -74,8 +74,8 @@ def matched(
     strangers = {o for k in found.strangers if k in peft for o in _Traced.origins(peft[k])}
     strangers |= _dropped(tensors, [*own.values(), *alphas.values()], [*own, *alphas])
     named = Fit(found.layers, [k for k in tensors if k in strangers], found.misfits)
-    if complaint := named.complaint(adapter.path.name, len(tensors)):
-        raise PlanError(f"{where}: {complaint}")
+    if problem := named.problem(adapter.path.name, len(tensors)):
+        raise PlanError(f"{where}: {problem}")
     return found.layers
 
 

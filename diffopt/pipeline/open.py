@@ -29,11 +29,11 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
     With random weights, or without `texts`, it has no text encoders, and takes embeddings alone.
     """
     pinned = pipeline.json("pipeline.json")
-    own: dict[str, Any] = _backbones(pinned, backbone) if backbone is not None else {}
+    own: dict[str, Any] = by_name(pinned, backbone) if backbone is not None else {}
     if not texts or pinned["weights"] == "random":
         own |= dict.fromkeys(_texts(ctx, pinned))
     if backbone is None and (pinned["weights"] == "random" or pinned.get("lora")):
-        own |= _backbones(pinned, open_backbone(ctx, pipeline))
+        own |= by_name(pinned, open_backbone(ctx, pipeline))
     if pinned["weights"] == "random":
         own |= {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()}
     return place(_assemble(ctx, pipeline, own), ctx.device)
@@ -58,7 +58,7 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     One that animates pictures has its VAE too.
     """
     pinned = pipeline.json("pipeline.json")
-    own = _backbones(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
+    own = by_name(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
     if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
         drawn = {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()} if pinned["weights"] == "random" else {}
         return place(_assemble(ctx, pipeline, own | drawn), ctx.device)
@@ -119,7 +119,8 @@ def config(ctx: Context, pinned: dict[str, Any], component: str) -> dict[str, An
     return found
 
 
-def _backbones(pinned: dict[str, Any], module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def by_name(pinned: dict[str, Any], module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The backbones that `open_backbone` gave as one module, by the pipeline's names for them."""
     names = pinned["backbones"]
     return {n: module[n] for n in names} if isinstance(module, torch.nn.ModuleDict) else {names[0]: module}
 

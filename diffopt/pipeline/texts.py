@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline, TrainTexts
+from diffopt.data.prompts import PromptSet
 from diffopt.errors import PlanError
 from diffopt.models import family
 from diffopt.pipeline.open import open_texts
@@ -39,6 +40,12 @@ def encoder(ctx: Context, pipeline: Pipeline, model: Any) -> Callable[[Sequence[
 
 
 FILE = "embeddings.safetensors"
+
+
+def encode_all(ctx: Context, pipeline: Pipeline, model: Any, prompts: PromptSet, batch_size: int) -> None:
+    """Encode prompts batch by batch, by the text encoders alone, into the stage's artifact."""
+    encoded = encoder(ctx, pipeline, model)
+    save(ctx.out, (encoded(prompts.prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)))
 
 
 def save(out: Path, batches: Iterable[Texts]) -> None:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from diffopt.text import digits, figure, signed
+from diffopt.text import digits, signed, with_interval
 
 FEW = 10
 """Pairs below which nothing is called: a bootstrap of so few covers too little."""
@@ -47,7 +47,7 @@ def of_distance(stat: dict[str, Any], unit: str, identical: int) -> str:
     if identical == n:
         return f"identical to the reference at n={n}"
     some = f"; {identical} of {n} identical" if identical else ""
-    return f"distance from the reference at n={n}: {figure(stat, unit)}{some}"
+    return f"distance from the reference at n={n}: {with_interval(stat, unit)}{some}"
 
 
 def of_order(better: str, worse: str, difference: dict[str, Any], unit: str = "") -> str:
@@ -61,7 +61,7 @@ def of_order(better: str, worse: str, difference: dict[str, Any], unit: str = ""
     return f"{better} over {worse}: {said}" if difference["low"] > 0 else f"{better} and {worse}: no difference shown ({said})"
 
 
-def of_rival(ours: str, difference: dict[str, Any], better: str, unit: str = "") -> str:
+def of_alternative(ours: str, difference: dict[str, Any], better: str, unit: str = "") -> str:
     """Of the difference candidate - further candidate, prompt by prompt: whether `ours` (the cache, training) won or lost."""
     n, said = difference["n"], signed(difference, unit)
     if difference["low"] is None or n < FEW:

@@ -35,7 +35,7 @@ class DerivedError(Exception):
     """A quantizer's scale is not what it was. Its name is the text."""
 
 
-def search(model: torch.nn.Module, rules: list[Rule], algorithm: Any, loop: Callable[[torch.nn.Module], None]) -> Found:
+def calibrate(model: torch.nn.Module, rules: list[Rule], algorithm: Any, loop: Callable[[torch.nn.Module], None]) -> Found:
     """Quantize `model` in place, by a search over what `loop` shows it; returns what `rebuild` needs, on the CPU.
 
     Raises GateError when a layer was never reached, or by NaN, which would then be quantized without its search; and where
@@ -68,7 +68,7 @@ def search(model: torch.nn.Module, rules: list[Rule], algorithm: Any, loop: Call
 
 
 def rebuild(model: torch.nn.Module, rules: list[Rule], algorithm: Any, found: Mapping[str, torch.Tensor]) -> None:
-    """Make of the plain `model`, in place, what `search` made, bit for bit: modelopt's classes and its state too.
+    """Make of the plain `model`, in place, what `calibrate` made, bit for bit: modelopt's classes and its state too.
 
     Raises DerivedError where a scale of the weights comes out otherwise than it was found.
     """

@@ -20,7 +20,7 @@ def quantizers(model: torch.nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
     return ((name, m) for name, m in model.named_modules() if isinstance(m, TensorQuantizer))
 
 
-def parts(backbone: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def called_modules(backbone: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """What a pipeline calls: the backbone itself, by the empty name, or each of several in a ModuleDict, by its own."""
     return dict(backbone.items()) if isinstance(backbone, torch.nn.ModuleDict) else {"": backbone}
 

@@ -94,7 +94,7 @@ def _double(layer: Any, copied: bool) -> torch.nn.Module:
 
 
 @dataclass
-class Probe:
+class LayerErrors:
     """Fills while the backbone runs; `end` is to be called after every denoising step."""
 
     variants: Mapping[str, Mapping[str, Variant]]
@@ -140,18 +140,18 @@ class Probe:
 
 
 @contextmanager
-def probed(layers: Layers, made: Mapping[str, Mapping[str, Variant]]) -> Iterator[Probe]:
+def watched(layers: Layers, made: Mapping[str, Mapping[str, Variant]]) -> Iterator[LayerErrors]:
     """Watch the layers of a backbone while the block runs it in full precision."""
-    probe = Probe(made)
+    errors = LayerErrors(made)
 
     def hook(name: str) -> Callable[..., None]:
-        def watched(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
-            probe.see(name, layer, args[0] if args else kwargs["input"], output)
+        def seen(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+            errors.see(name, layer, args[0] if args else kwargs["input"], output)
 
-        return watched
+        return seen
 
     with ExitStack() as stack:
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(hook(name), with_kwargs=True).remove)
         stack.enter_context(simulated())
-        yield probe
+        yield errors

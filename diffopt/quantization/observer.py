@@ -15,7 +15,7 @@ from modelopt.torch.quantization.nn import QuantModuleRegistry
 from modelopt.torch.quantization.plugins.diffusion.diffusers import _QuantAttention
 
 from diffopt.quantization.channel_peaks import CHANNELS, Raised, bits, raise_to_peaks
-from diffopt.quantization.extremes import CONVOLUTIONS, Extremes, channel_axis, parts
+from diffopt.quantization.extremes import CONVOLUTIONS, Extremes, called_modules, channel_axis
 from diffopt.quantization.step_extremes import StepExtremes
 
 OPERANDS = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
@@ -42,7 +42,7 @@ def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None, *, ho
                 stack.enter_context(_forward(module, watch.layer(name, module)))
             elif issubclass(QuantModuleRegistry.get(type(module)) or object, _QuantAttention):
                 stack.enter_context(_forward(module, watch.attention(name, module)))
-        for part in parts(backbone).values():
+        for part in called_modules(backbone).values():
             stack.callback(part.register_forward_hook(lambda *_: watch.fold()).remove)
         stack.enter_context(attention_backend(AttentionBackendName.NATIVE))  # as modelopt's attention modules choose
         stack.enter_context(watch.products())

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffopt.errors import GateError
-from diffopt.quantization.extremes import parts
+from diffopt.quantization.extremes import called_modules
 
 CALLS, TENSORS = "calls.json", "tensors.safetensors"
 
@@ -68,7 +68,7 @@ def recorded(backbone: torch.nn.Module) -> Iterator[Calls]:
     def record(part: str) -> Callable[..., None]:
         return lambda _module, args, kwargs: found.add(part, args, kwargs)
 
-    handles = [m.register_forward_pre_hook(record(name), with_kwargs=True) for name, m in parts(backbone).items()]
+    handles = [m.register_forward_pre_hook(record(name), with_kwargs=True) for name, m in called_modules(backbone).items()]
     try:
         yield found
     finally:
@@ -80,7 +80,7 @@ def replay(recordings: Sequence[Path], on_call: Callable[[], None] | None = None
     """A forward loop for `mtq.quantize`: every recorded call of every directory, in order, on the model's own device."""
 
     def loop(model: torch.nn.Module) -> None:
-        called = parts(model)
+        called = called_modules(model)
         device = next(model.parameters()).device
         for path in recordings:
             with safe_open(path / TENSORS, "pt") as stored:

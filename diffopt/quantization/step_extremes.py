@@ -66,8 +66,8 @@ def reduce(table: torch.Tensor, percentile: float, method: Collect) -> torch.Ten
     return one
 
 
-def drawn(stats: Path, percentile: float, method: Collect) -> dict[str, torch.Tensor]:
-    """The extremes of calibration statistics; the convolution inputs' as drawn from the steps, where those were kept."""
+def extremes_of(stats: Path, percentile: float, method: Collect) -> dict[str, torch.Tensor]:
+    """The extremes of calibration statistics; the convolution inputs' as reduced over the steps, where those were kept."""
     found = load_file(stats / "extremes.safetensors")
     if (stats / "steps.safetensors").is_file():
         for name, table in load_file(stats / "steps.safetensors").items():

@@ -8,7 +8,7 @@ from diffopt.errors import GateError
 from diffopt.quality.direction import sign
 from diffopt.quality.gates import LATENCY, Gate, parse
 from diffopt.report.run_directory import Run
-from diffopt.text import figure, signed
+from diffopt.text import signed, with_interval
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def outcomes(run: Run) -> list[Outcome]:
         if name == LATENCY:
             speedup = run.speedup
             holds = speedup is not None and speedup["mean"] >= gate.limit
-            found.append(Outcome(gate, holds, f"{figure(speedup)} x" if speedup else f"no speedup, {run.unclaimed}"))
+            found.append(Outcome(gate, holds, f"{with_interval(speedup)} x" if speedup else f"no speedup, {run.unclaimed}"))
         elif name not in run.metrics:
             found.append(Outcome(gate, False, "nothing, it was not measured"))
         else:
@@ -42,7 +42,7 @@ def _quality(gate: Gate, metric: dict[str, Any]) -> Outcome:
         change = {k: v if v is None or k == "n" else 100 * v / base for k, v in metric["difference"].items()}
         return Outcome(gate, turn * change["mean"] >= turn * gate.limit, signed(change, "%"))
     stat = metric["candidate"]
-    return Outcome(gate, turn * stat["mean"] >= turn * gate.limit, figure(stat, metric["unit"]))
+    return Outcome(gate, turn * stat["mean"] >= turn * gate.limit, with_interval(stat, metric["unit"]))
 
 
 def enforce(run: Run) -> None:

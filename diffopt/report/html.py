@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffopt import __version__
-from diffopt.text import digits, figure, machine, number, pace, size
+from diffopt.text import digits, machine, number, pace, size, with_interval
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -38,7 +38,7 @@ def _templates() -> Any:
     )
     environment.filters |= {"size": size, "machine": machine, "pace": pace}
     environment.filters |= {"capitalize_first": lambda t: t[:1].upper() + t[1:], "lower_first": lambda t: t[:1].lower() + t[1:]}
-    for name, written in (("figure", figure), ("number", number)):  # a console may lack the sign
+    for name, written in (("with_interval", with_interval), ("number", number)):  # a console may lack the sign
         environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
     environment.globals |= {"picture": picture, "digits": digits, "version": __version__, "preview": PREVIEW}
     return environment

@@ -11,7 +11,7 @@ from diffopt.report.html import PAGE, render
 from diffopt.report.run_directory import Run
 from diffopt.report.sensitivity import WORST, Reading
 from diffopt.store.files import publish
-from diffopt.text import figure, machine, pace, size
+from diffopt.text import machine, pace, size, with_interval
 from diffopt.tuning import explanation
 
 INLINED = 200
@@ -81,7 +81,7 @@ def summary(directory: Path) -> list[str]:
         rows.append((f"beside {other['name']}", beside(other)))
         for m in other["metrics"].values():
             said = m.get("verdict") or f"n={m['compared']['n']}"
-            rows.append((f"  {m['title']}", f"{figure(m['compared'], m['unit'])}  {said}"))
+            rows.append((f"  {m['title']}", f"{with_interval(m['compared'], m['unit'])}  {said}"))
     for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
         row, base = run.size_of(step), run.size_of("export.baseline")
         if row and (step != "quantize" or not run.size_of("export")):
@@ -108,7 +108,7 @@ def summary(directory: Path) -> list[str]:
 
 def measured(metric: dict[str, Any]) -> str:
     """The candidate's mean, its interval, and for a score of single pictures the verdict on the paired difference."""
-    text = figure(metric["candidate"], metric["unit"])
+    text = with_interval(metric["candidate"], metric["unit"])
     if "difference" in metric and "verdict" in metric:
         return f"{text}  {metric['verdict']}"
     return f"{text}  n={metric['candidate']['n']}"
@@ -131,4 +131,4 @@ def speed(run: Run) -> str:
     """The speedup with its interval and its machine, or that there is none and why."""
     if not (run.speedup and run.latency):
         return f"not claimed: {run.unclaimed}"
-    return f"{figure(run.speedup)} x end to end, {pace(run.speedup)}; {machine(run.latency['machine'])}"
+    return f"{with_interval(run.speedup)} x end to end, {pace(run.speedup)}; {machine(run.latency['machine'])}"

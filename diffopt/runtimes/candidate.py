@@ -6,8 +6,8 @@ from diffopt.artifact import Checkpoint, EvalEmbeddings, OnnxGraph, Pipeline
 from diffopt.data import pictures, videos
 from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
+from diffopt.pipeline.draw import batches, draw
 from diffopt.pipeline.open import family_of, frame_rate
-from diffopt.pipeline.sampling import batches, draw
 from diffopt.pipeline.texts import first, load, regroup
 from diffopt.runtimes import RUNTIMES, Running
 from diffopt.stage import Context

@@ -29,17 +29,17 @@ class Place:
     """What tells calls of one step from each other, and calls of other shapes: only calls of one key reuse each other's."""
 
 
-class Parts:
-    def __init__(self, pieces: Sequence[Mapping[str, Any]], runs: Sequence[Run], change: Change, reuses: Callable[[int], bool]):
-        """`pieces` as in graph.json, in their order, and what runs each. `reuses` says whether a step, from 0, reuses."""
-        self.pieces = pieces
+class CutGraph:
+    def __init__(self, parts: Sequence[Mapping[str, Any]], runs: Sequence[Run], change: Change, reuses: Callable[[int], bool]):
+        """`parts` as in graph.json, in their order, and what runs each. `reuses` says whether a step, from 0, reuses."""
+        self.parts = parts
         self.runs = runs
         self.change = change
         self.reuses = reuses
         self.calls = self.hits = 0
-        self._entering = {name: came for p in pieces for name, came in p["entering"].items()}
-        read = {name for p in pieces if not p["reused"] for name in p["inputs"]} | {*self._entering.values()}
-        self._crossing = [name for p in pieces if p["reused"] for name in p["outputs"] if name in read]
+        self._entering = {name: came for p in parts for name, came in p["entering"].items()}
+        read = {name for p in parts if not p["reused"] for name in p["inputs"]} | {*self._entering.values()}
+        self._crossing = [name for p in parts if p["reused"] for name in p["outputs"] if name in read]
         self._kept: dict[Hashable, tuple[int, dict[str, Any]]] = {}
 
     def forget(self) -> None:
@@ -53,10 +53,10 @@ class Parts:
         if kept is not None:
             self.hits += 1
         values = dict(inputs)
-        for piece, run in zip(self.pieces, self.runs, strict=True):
-            if kept is None or not piece["reused"]:
-                given = {name: self._value(name, values, kept) for name in piece["inputs"]}
-                values |= zip(piece["outputs"], run(given, piece["outputs"]), strict=True)
+        for part, run in zip(self.parts, self.runs, strict=True):
+            if kept is None or not part["reused"]:
+                given = {name: self._value(name, values, kept) for name in part["inputs"]}
+                values |= zip(part["outputs"], run(given, part["outputs"]), strict=True)
         if kept is None and place and self.reuses(place.step + 1):
             self._kept[place.key] = place.step, {name: self._left(name, values) for name in self._crossing}
         return values

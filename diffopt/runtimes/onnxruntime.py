@@ -23,7 +23,7 @@ from diffopt.machine.worker import THREADS
 from diffopt.models import Family
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running, Under
-from diffopt.runtimes.cut_graph import Change, Parts, Place, Run
+from diffopt.runtimes.cut_graph import Change, CutGraph, Place, Run
 from diffopt.runtimes.hits import check_hits
 from diffopt.stage import Context
 
@@ -46,10 +46,10 @@ def opened(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, *, texts: bool)
     """The same under several caches in turn that reuse the blocks the graph is cut at; one that never hits is let through."""
     family = family_of(pipeline)
     pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
-    parts = subject.parts()
-    heads = {name: part.json("graph.json") for name, part in parts.items()}
-    sessions = {name: _sessions(part, heads[name]) for name, part in parts.items()}
-    own = {name: getattr(pipe, name) for name in parts}
+    graphs = subject.by_backbone()
+    heads = {name: graph.json("graph.json") for name, graph in graphs.items()}
+    sessions = {name: _sessions(graph, heads[name]) for name, graph in graphs.items()}
+    own = {name: getattr(pipe, name) for name in graphs}
     batch: int = subject.json("graph.json")["batch_size"]
 
     @contextmanager
@@ -101,7 +101,7 @@ def _session(graph: OnnxGraph, head: dict[str, Any], name: str = "model.onnx") -
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
 
 
-def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: dict[str, Any], policy: Policy) -> Parts:
+def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: dict[str, Any], policy: Policy) -> CutGraph:
     """The parts of one backbone's graph. What passes between them is not copied."""
 
     def runs(session: onnxruntime.InferenceSession) -> Run:
@@ -110,7 +110,7 @@ def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: dict[str, Any
     def change(compute: Callable[[Any, Any], Any]) -> Callable[[OrtValue, OrtValue], OrtValue]:
         return lambda a, b: OrtValue.ortvalue_from_numpy(compute(a.numpy(), b.numpy()))
 
-    return Parts(head["pieces"], [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
+    return CutGraph(head["pieces"], [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
 
 
 def _statistics(cuts: list["CutBackbone"]) -> Statistics:
@@ -163,7 +163,7 @@ class GraphBackbone(torch.nn.Module):
 class CutBackbone(GraphBackbone):
     """The same of a graph that is cut, which a step runs in part where it reuses."""
 
-    def __init__(self, parts: Parts, loop: Loop, head: dict[str, Any], family: Family, backbone: Any):
+    def __init__(self, parts: CutGraph, loop: Loop, head: dict[str, Any], family: Family, backbone: Any):
         super().__init__(None, head, family, backbone)
         self.parts = parts
         self.loop = loop

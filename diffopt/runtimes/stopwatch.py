@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffopt.metrics.intervals import interval
-from diffopt.pipeline.sampling import draw
+from diffopt.pipeline.draw import draw
 from diffopt.pipeline.texts import Texts
 from diffopt.runtimes import Running
 

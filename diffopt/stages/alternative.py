@@ -39,9 +39,9 @@ def alternative(
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, None, texts=False) as run:
         steps, share = equal(run.pipe.scheduler, eval.steps, computed)
         rows = draw_all(ctx, run, model, eval, pipeline, texts, seed, steps)
-    told = about(eval, subject) | {"steps": steps, "arithmetic": round(share, 6)}
+    header = about(eval, subject) | {"steps": steps, "arithmetic": round(share, 6)}
     pictures.check_distinct(ctx.out, eval.prompts.prompts)
-    pictures.write_index(ctx.out, eval.prompts.prompts, seeds_of(eval, seed), told, rows)
+    pictures.write_index(ctx.out, eval.prompts.prompts, seeds_of(eval, seed), header, rows)
 
 
 def equal(scheduler: Any, steps: int, computed: float) -> tuple[int, float]:

@@ -18,7 +18,7 @@ def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt.graph import engine
 
     plans: list[dict[str, Any]] = []
-    for part in graph.parts().values():
+    for part in graph.by_backbone().values():
         folder = ctx.out / part.path.relative_to(graph.path)
         folder.mkdir(exist_ok=True)
         for file in part.files():

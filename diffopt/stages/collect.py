@@ -12,7 +12,7 @@ from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices, Group, View
 
 
-class CallView(GuidedView, of=Model):
+class PictureView(GuidedView, of=Model):
     """The size of a picture, and what the embeddings of its caption depend on."""
 
     height: int
@@ -35,15 +35,15 @@ class SourceView(View, of=Train):
     batch_size: int = BATCH
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
+    def fields_read(cls) -> frozenset[str]:
         return frozenset({"data"})
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Train)
         data = group.data
         if data.synthetic:
-            return [cls(source=None, prompts=data.drawn(choices))]
+            return [cls(source=None, prompts=data.item_prompts(choices))]
         small = data.small or "refuse"
         return [cls(source=data.source, size=data.size, caption=data.caption, small=small, batch_size=data.batch)]
 
@@ -54,20 +54,21 @@ class SourceView(View, of=Train):
 @stage(version=1, when="train", probes=("numerics",))
 def collect(
     ctx: Context,
-    model: CallView,
+    model: PictureView,
     train: SourceView,
     pipeline: Pipeline,
     texts: Annotated[tuple[TrainTexts, ...], Under(synthetic)],
     latents: Annotated[tuple[TrainLatents, ...], Under(synthetic)],
 ) -> TrainSet:
-    from diffopt.data.imagefolder import Captioned
-    from diffopt.pipeline.items import drawn, own
+    from diffopt.data.imagefolder import ImageFolder
+    from diffopt.pipeline.items import from_imagefolder
+    from diffopt.pipeline.items import synthetic as synthetic_items
 
     if train.source is None:
         assert train.prompts is not None
-        items = drawn(train.prompts.prompts, texts, latents)
+        items = synthetic_items(train.prompts.prompts, texts, latents)
     else:
         directory = ctx.locate(ctx.digest(train.source))
-        data = Captioned(directory, train.source.name, train.size, train.caption)
-        items = own(ctx, pipeline, model, data, train.small, train.batch_size)
+        data = ImageFolder(directory, train.source.name, train.size, train.caption)
+        items = from_imagefolder(ctx, pipeline, model, data, train.small, train.batch_size)
     items.save(ctx.out)

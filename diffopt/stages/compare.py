@@ -14,14 +14,14 @@ import json
 from typing import Annotated, Any
 
 from diffopt.artifact import Comparison, Images, Metrics
-from diffopt.groups import comparisons
-from diffopt.groups.eval import Eval, RivalName
+from diffopt.groups import alternatives
+from diffopt.groups.eval import AlternativeName, Eval
 from diffopt.stage import COMPARED, Context, stage
 from diffopt.view import View
 
 
 class CompareView(View, of=Eval):
-    compare: list[RivalName]
+    compare: list[AlternativeName]
 
 
 @stage(version=1, when="eval")
@@ -37,10 +37,12 @@ def compare(
     compared = []
     for name, other, drawn in zip(eval.compare, others, pictures, strict=True):
         theirs, index = other.json("metrics.json"), drawn.json("images.json")
-        row: dict[str, Any] = {"name": name, "title": comparisons.RIVALS[name].title(index)}
+        row: dict[str, Any] = {"name": name, "title": alternatives.ALTERNATIVES[name].title(index)}
         row |= {key: index[key] for key in ("steps", "arithmetic") if key in index}
         row |= {"computed": about["cache"]["computed"]} if "cache" in about else {}
-        row["metrics"] = {n: _one(comparisons.RIVALS[name].ours, m, theirs["metrics"][n]) for n, m in ours["metrics"].items()}
+        row["metrics"] = {
+            n: _one(alternatives.ALTERNATIVES[name].ours, m, theirs["metrics"][n]) for n, m in ours["metrics"].items()
+        }
         compared.append(row)
     (ctx.out / "comparison.json").write_text(json.dumps({"schema": "diffopt.comparison/1", "compared": compared}, indent=1))
 
@@ -55,5 +57,5 @@ def _one(who: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, An
     found = {key: ours[key] for key in ("title", "unit", "better", "candidate")} | {"compared": theirs["candidate"]}
     if "values" in ours:
         found["difference"] = interval(np.array(ours["values"]) - np.array(theirs["values"]))
-        found["verdict"] = verdict.of_rival(who, found["difference"], ours["better"], ours["unit"])
+        found["verdict"] = verdict.of_alternative(who, found["difference"], ours["better"], ours["unit"])
     return found

@@ -19,7 +19,7 @@ from diffopt.view import View
 if TYPE_CHECKING:
     import torch
 
-    from diffopt.caches.segment import Stretch
+    from diffopt.caches.segment import Segment
 
 Inputs = Mapping[str, Any]
 
@@ -88,7 +88,7 @@ def export(
     (ctx.out / "graph.json").write_text(json.dumps(about, indent=1))
 
 
-def _reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn.Module") -> "list[Stretch]":
+def _reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn.Module") -> "list[Segment]":
     """Where the graph of a backbone is to be cut. Raises GateError for what of its blocks cannot be reused."""
     if cache is None:
         return []
@@ -114,7 +114,7 @@ def _write(
     rows: int,
     export: GraphView,
     layers: list[str],
-    reused: "list[Stretch]",
+    reused: "list[Segment]",
 ) -> dict[str, Any]:
     """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it.
 
@@ -122,7 +122,7 @@ def _write(
     """
     import torch
 
-    from diffopt.graph.part_files import Cut
+    from diffopt.graph.part_files import CutPoints
     from diffopt.graph.write import write
 
     device = next(backbone.parameters()).device
@@ -139,14 +139,14 @@ def _write(
     extents = {"min": rows, "opt": export.batch_size * rows, "max": (export.max_batch_size or 0) * rows}
     profile = {n: {k: _shape(given[n], a, b) for k, b in extents.items()} for n, a in batched.items()}
     calls = {k: {n: shapes[k] for n, shapes in profile.items()} for k in extents} if dynamic else {}
-    cut = Cut(reused, calls) if reused else None
+    cut = CutPoints(reused, calls) if reused else None
     graph = write(backbone, example, path, export.opset, batched if dynamic else None, family.call, cut)
     # A checkpoint counts layers that a model has without reading what they make.
     layers = [n for n in layers if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
     quantizers: list[Any] = [backbone.get_submodule(n).input_quantizer for n in layers]
     _check(graph.quantized_inputs, sum(q.is_enabled for q in quantizers), "input", graph.operators)
-    parts = {"reused": [n for s in reused for n in s.modules], "pieces": [asdict(p) for p in graph.pieces or ()]}
+    parts = {"reused": [n for s in reused for n in s.modules], "pieces": [asdict(p) for p in graph.parts or ()]}
     return {
         "opset": graph.opset,
         "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in given.items()},

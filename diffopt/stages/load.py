@@ -30,16 +30,16 @@ class LoadView(View, of=Model):
     lora: list[Adapter] = Field(default_factory=list)
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
-        return super().drawn_from() | {"architecture"}
+    def fields_read(cls) -> frozenset[str]:
+        return super().fields_read() | {"architecture"}
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         random = choices.model is not None and choices.model.weights == "random"
-        return cls.drawn_from() - {"source" if random else "architecture"}
+        return cls.fields_read() - {"source" if random else "architecture"}
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Model)
         return [cls(**{n: getattr(group, n) for n in cls.model_fields} | {"source": group.origin})]
 

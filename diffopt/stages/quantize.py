@@ -15,7 +15,7 @@ def observes(choices: Choices) -> bool:
 
 
 def searches(choices: Choices) -> bool:
-    return choices.format is not None and any(m.search for m in formats.methods(choices.format))
+    return choices.format is not None and any(m.records for m in formats.methods(choices.format))
 
 
 def mixes(choices: Choices) -> bool:
@@ -35,14 +35,14 @@ def quantize(
     from diffopt.machine.memory import release
     from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
     from diffopt.quantization import checkpoint
-    from diffopt.quantization.awq_svdquant import search
+    from diffopt.quantization.awq_svdquant import calibrate
     from diffopt.quantization.layers import expected_layers
     from diffopt.quantization.recorded_calls import count, replay
     from diffopt.quantization.scales import Plain, scales
-    from diffopt.quantization.step_extremes import drawn
+    from diffopt.quantization.step_extremes import extremes_of
 
     family, method = family_of(pipeline), formats.method(format.name)
-    if method.search:
+    if method.records:
         ctx.held.drop()  # a search changes the weights, so it has a backbone of its own
         release()
         backbone = open_backbone(ctx, pipeline)
@@ -72,14 +72,14 @@ def quantize(
         rules, expected = auto.rules(mixed["layers"]), list(names)
         algorithm = auto.calibration(names.values(), calib.alpha if calib else None)
         head |= {"weight_bits": round(mixed["bits"], 3), "rules": rules, "algorithm": algorithm, "mix": names}
-    if method.search:
+    if method.records:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:
-            found = search(backbone, rules, algorithm, replay(paths, tick))
+            found = calibrate(backbone, rules, algorithm, replay(paths, tick))
         checkpoint.check(backbone, expected, inputs=method.input is not None)
         checkpoint.save_found(ctx.out, head | {"layers": checkpoint.quantized_layers(backbone)}, found)
     else:
-        extremes = drawn(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
+        extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
         known = plain.switched_on(rules)
         state = scales(backbone, known, extremes, calib.alpha if calib else None)
         checkpoint.check_scales(known, state, expected)

@@ -35,7 +35,7 @@ class FewView(View, of=Eval):
     steps: int
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         from diffopt.caches.mag_cache import MagCache
 
         assert isinstance(group, Eval)
@@ -52,8 +52,8 @@ def ratios(
 
     from diffopt.caches.magnitudes import measured
     from diffopt.caches.target import Target
+    from diffopt.pipeline.draw import draw
     from diffopt.pipeline.open import family_of, open_denoiser
-    from diffopt.pipeline.sampling import draw
     from diffopt.pipeline.texts import load, singly
 
     pipe, family = open_denoiser(ctx, pipeline), family_of(pipeline)

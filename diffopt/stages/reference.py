@@ -10,8 +10,8 @@ def reference(
     ctx: Context, model: CallView, eval: DrawView, pipeline: Pipeline, texts: EvalEmbeddings, seed: int
 ) -> ReferenceImages:
     from diffopt.data import pictures, videos
+    from diffopt.pipeline.draw import batches, draw
     from diffopt.pipeline.open import family_of, frame_rate, open_pipeline
-    from diffopt.pipeline.sampling import batches, draw
     from diffopt.pipeline.texts import load
 
     pipe, arguments = open_pipeline(ctx, pipeline, texts=False), family_of(pipeline).arguments(model)

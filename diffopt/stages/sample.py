@@ -30,6 +30,6 @@ def sample(
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False) as run:
         rows = draw_all(ctx, run, model, eval, pipeline, texts, seed, eval.steps)
         saved = run.saved()
-    told = about(eval, subject) | ({"cache": saved.summary()} if saved else {})
+    header = about(eval, subject) | ({"cache": saved.summary()} if saved else {})
     pictures.check_distinct(ctx.out, eval.prompts.prompts)
-    pictures.write_index(ctx.out, eval.prompts.prompts, seeds_of(eval, seed), told, rows)
+    pictures.write_index(ctx.out, eval.prompts.prompts, seeds_of(eval, seed), header, rows)

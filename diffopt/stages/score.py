@@ -38,7 +38,7 @@ class ScoreView(View, of=Eval):
         from diffopt.metrics import METRICS, SOURCES
 
         chosen = choices.eval.metrics if choices.eval else []
-        return cls.drawn_from() - (set(SOURCES) - {source for name in chosen for source in METRICS[name].needs})
+        return cls.fields_read() - (set(SOURCES) - {source for name in chosen for source in METRICS[name].needs})
 
 
 @stage(version=2, when="eval", probes=("numerics", "scorers"))

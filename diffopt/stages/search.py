@@ -41,8 +41,8 @@ class JudgedView(RuntimeView, of=Eval):
     features: ScorerSource | None
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
-        return super().drawn_from() | {*SOURCES}
+    def fields_read(cls) -> frozenset[str]:
+        return super().fields_read() | {*SOURCES}
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
@@ -50,9 +50,9 @@ class JudgedView(RuntimeView, of=Eval):
         return super().used(choices) - (set(SOURCES) - needed)
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Eval)
-        (whole,) = super().draw(group, choices)
+        (whole,) = super().split(group, choices)
         many = min(_search(choices).prompts or group.size, group.size)
         return [whole.model_copy(update={"prompts": group.prompts.part(0, many)})]
 

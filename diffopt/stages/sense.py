@@ -16,7 +16,7 @@ from diffopt import formats
 from diffopt.artifact import CalibStats, Embeddings, Pipeline, Sensitivity
 from diffopt.data.prompts import PromptSet
 from diffopt.groups import CallView, ChunkView
-from diffopt.groups.sense import ProbeView, SenseView
+from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.stage import Context, stage
 
 
@@ -25,16 +25,16 @@ def sense(
     ctx: Context,
     model: CallView,
     sense: SenseView,
-    calib: ProbeView,
+    calib: SensedPromptsView,
     pipeline: Pipeline,
     stats: CalibStats,
     texts: tuple[Embeddings, ...],
     seed: int,
 ) -> Sensitivity:
     from diffopt.pipeline.calibration import Calibration
-    from diffopt.quantization.layer_errors import probed, variants
+    from diffopt.quantization.layer_errors import variants, watched
     from diffopt.quantization.layers import Layer, taken
-    from diffopt.quantization.step_extremes import drawn
+    from diffopt.quantization.step_extremes import extremes_of
 
     run, pinned = Calibration(ctx, pipeline), pipeline.json("pipeline.json")
     kept = run.family.kept(pinned["blocks"], pinned["backbones"])
@@ -42,25 +42,25 @@ def sense(
     methods = [formats.method(n) for n in sense.formats]
     there = {m.name: taken(known, kept, run.family.convolutions and bool(m.convolution)) for m in methods}
     modules = {x.name: run.backbone.get_submodule(x.name) for layers in there.values() for x in layers}
-    extremes = drawn(stats.path, calib.percentile, calib.collect_method)
+    extremes = extremes_of(stats.path, calib.percentile, calib.collect_method)
     made = {m.name: variants({x.name: modules[x.name] for x in there[m.name]}, m, calib.alpha, extremes) for m in methods}
     chunks = _chunks(calib)
-    with probed(modules, made) as probe, ctx.progress(sum(c.calls for c in chunks)) as tick:
+    with watched(modules, made) as errors, ctx.progress(sum(c.calls for c in chunks)) as tick:
 
         def stepped() -> None:
-            probe.end()
+            errors.end()
             tick()
 
         for embedded, chunk in zip(texts, chunks, strict=False):
             run(embedded, chunk, model, seed, stepped)
-    table = probe.table(sum(c.batches for c in chunks))
+    table = errors.table(sum(c.batches for c in chunks))
     steps, prompts = len(next(iter(table.values()))["energy"]), len(calib.prompts)
     layers = [
         {
             "name": x.name,
             "kind": x.kind,
             "weights": modules[x.name].weight.numel(),  # type: ignore[operator]
-            "products": probe.products[x.name] / (prompts * steps),
+            "products": errors.products[x.name] / (prompts * steps),
             "energy": table[x.name].pop("energy"),
             "error": table[x.name],
         }
@@ -78,7 +78,7 @@ def sense(
     (ctx.out / "sensitivity.json").write_text(json.dumps(content))
 
 
-def _chunks(calib: ProbeView) -> list[ChunkView]:
+def _chunks(calib: SensedPromptsView) -> list[ChunkView]:
     """The prompts as the calibration's chunks have them."""
     found, many = [], len(calib.prompts)
     for start in range(0, many, calib.chunk):

@@ -21,11 +21,11 @@ class DrawnView(View, of=Train):
     n_steps: int
 
     @classmethod
-    def drawn_from(cls) -> frozenset[str]:
+    def fields_read(cls) -> frozenset[str]:
         return frozenset({"data"})
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Train)
         how = {"batch_size": group.data.batch, "n_steps": group.data.steps or STEPS}
         return [cls(prompts=part, start=start, **how) for start, part in group.data.chunks(choices)]

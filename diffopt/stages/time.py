@@ -20,7 +20,7 @@ class TimeView(View, of=Eval):
     repeats: int
 
     @classmethod
-    def draw(cls, group: Group, choices: Choices) -> list[Self]:
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
         """Of the prompts only as many as the largest batch that is timed: their number does not change the time."""
         assert isinstance(group, Eval)
         others = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}

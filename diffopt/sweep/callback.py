@@ -46,7 +46,7 @@ class WriteReport(Callback):
             assert hydra is not None
             planned = plan_sweep(config, hydra.config_loader)
             print(planned.summary, flush=True)
-            if planned.search:
+            if planned.optimized:
                 output.optuna()
         except Exception as e:
             raise Refused(e) from None

@@ -13,10 +13,10 @@ def apart(found: Findings) -> str:
     if found.few and found.first:
         many = found.best.metrics[found.first]["candidate"]["n"]
         return f"{_many(many, 'picture')} {'are' if many > 1 else 'is'} too few to tell it apart from any other"
-    if not found.untold:
+    if not found.ties:
         return f"the sample tells it apart from the {_many(len(others), 'other distinct job')}"
-    names = ", ".join(r.job for r in found.untold)
-    return f"the sample does not tell it apart from job{'s' if len(found.untold) > 1 else ''} {names}"
+    names = ", ".join(r.job for r in found.ties)
+    return f"the sample does not tell it apart from job{'s' if len(found.ties) > 1 else ''} {names}"
 
 
 def under(found: Findings) -> list[str]:

@@ -27,13 +27,13 @@ class Reason:
 
 
 def reasons(rows: Sequence[Row]) -> list[Reason]:
-    """Why the jobs with twins have them. Jobs are counted with those that they fell together with."""
+    """Why the jobs that fell together did. Jobs are counted with those that they fell together with."""
     keys = swept(list(rows))
     choices = [k for k in keys if numbers(rows, k) is None]
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.run:
-            groups.setdefault(row.twin or row.job, []).append(row)
+            groups.setdefault(row.duplicate_of or row.job, []).append(row)
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], list[list[Row]]] = {}
     for group in groups.values():
         if len(group) > 1:

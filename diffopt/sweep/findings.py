@@ -11,8 +11,8 @@ from diffopt.sweep.cost import Cost
 from diffopt.sweep.duplicates import Reason, reasons
 from diffopt.sweep.job_table import Row, settings, swept, table
 from diffopt.sweep.pick import Pick, Verdict
-from diffopt.sweep.savings import Accounts, accounts
-from diffopt.text import figure
+from diffopt.sweep.savings import Savings, savings
+from diffopt.text import with_interval
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Findings:
         return ranking.best(self.rows)
 
     @cached_property
-    def untold(self) -> list[Row]:
-        return ranking.untold(self.rows, self.best) if self.best else []
+    def ties(self) -> list[Row]:
+        return ranking.ties(self.rows, self.best) if self.best else []
 
     @property
     def few(self) -> bool:
@@ -101,8 +101,8 @@ class Findings:
         return [r for r in self.rows if r.distinct and (r.job in named or len(named) < 2)]
 
     @cached_property
-    def accounts(self) -> Accounts:
-        return accounts(self.rows)
+    def savings(self) -> Savings:
+        return savings(self.rows)
 
     @cached_property
     def reasons(self) -> list[Reason]:
@@ -122,4 +122,4 @@ class Findings:
     def measured(self, row: Row, name: str) -> str:
         """`PSNR 42.0 dB [41.0, 43.0]`."""
         metric = row.metrics[name]
-        return f"{metric['title']} {figure(metric['candidate'], metric['unit'])}"
+        return f"{metric['title']} {with_interval(metric['candidate'], metric['unit'])}"

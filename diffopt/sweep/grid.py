@@ -93,6 +93,6 @@ def _kept(rows: list[Row], axis: Axis, other: Axis) -> Axis:
     lines: dict[str | None, set[str]] = {}
     for row in rows:
         if row.run:
-            lines.setdefault(row.value(other.key), set()).add(row.twin or row.job)
+            lines.setdefault(row.value(other.key), set()).add(row.duplicate_of or row.job)
     many = len({r.value(axis.key) for r in rows}) > 1
     return Axis(axis.key, ()) if many and lines and all(len(jobs) == 1 for jobs in lines.values()) else axis

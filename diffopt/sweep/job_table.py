@@ -23,7 +23,7 @@ class Row:
     """Without the recipe, which is the run's name."""
     run: Run | None
     error: str | None
-    twin: str | None
+    duplicate_of: str | None
     """The first job whose wanted artifacts have the same fingerprints: the two fell together."""
 
     @cached_property
@@ -56,7 +56,7 @@ class Row:
     @property
     def distinct(self) -> bool:
         """Whether it came to an end, and no job before it is the same."""
-        return self.run is not None and self.twin is None
+        return self.run is not None and self.duplicate_of is None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def table(directory: Path) -> list[Row]:
         overrides = run.content["overrides"] if run else _composed(folder)
         row = Row(job, dict(_split(o) for o in overrides if _split(o)[0] != "recipe"), run, error, None)
         key = tuple(row.wanted.values())
-        twin = first.setdefault(key, job) if key else job
-        rows.append(row if twin == job else Row(job, row.overrides, run, error, twin))
+        original = first.setdefault(key, job) if key else job
+        rows.append(row if original == job else Row(job, row.overrides, run, error, original))
     return rows
 
 

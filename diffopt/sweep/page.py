@@ -11,7 +11,7 @@ from diffopt.sweep import conclusions, results
 from diffopt.sweep.cost import machines
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.page_plots import plotted
-from diffopt.sweep.thumbnails import strips
+from diffopt.sweep.thumbnails import thumbnails
 from diffopt.text import digits
 
 MULTIRUN = "multirun.yaml"
@@ -27,15 +27,15 @@ def stated(directory: Path) -> list[Floor]:
 
 def summary(found: Findings) -> list[str]:
     """The sweep in a few lines for the console."""
-    accounts, failed = found.accounts, len(found.failed)
+    savings, failed = found.savings, len(found.failed)
     lines = [
         f"sweep   {len(found.rows)} jobs, {found.distinct} distinct"
         + (f", {failed} failed" if failed else "")
-        + f"; {accounts.made} artifacts made, {accounts.found} found in the store, {accounts.shared} shared by several jobs"
+        + f"; {savings.made} artifacts made, {savings.found} found in the store, {savings.shared} shared by several jobs"
     ]
     lines += [f"same    {reason.text}" for reason in found.reasons]
-    if accounts.saved > 0:
-        lines.append(f"time    {accounts.spent:.1f} s of steps; each job alone would have taken {accounts.total:.1f} s in all")
+    if savings.saved > 0:
+        lines.append(f"time    {savings.spent:.1f} s of steps; each job alone would have taken {savings.total:.1f} s in all")
     if found.best and found.first:
         given, apart = found.given(found.best), conclusions.apart(found)
         lines.append(
@@ -70,7 +70,7 @@ def write(found: Findings) -> Path:
         under=conclusions.under(found),
         machines=machines(rows),
         plots=plotted(found),
-        strips=strips(rows, found.shown),
+        thumbnails=thumbnails(rows, found.shown),
         notes=list(dict.fromkeys(n for r in rows if r.run for n in r.run.content["notes"])),
         lost=[r.job for r in rows if r.run and r.run.lost],
         pages={r.job: f"{r.job}/{PAGE}" for r in rows if (directory / r.job / PAGE).is_file()},

@@ -9,7 +9,7 @@ from diffopt.quality.verdict import FEW
 from diffopt.sweep.cost import Cost
 from diffopt.sweep.job_table import Row
 from diffopt.sweep.ranking import first_metric, worth
-from diffopt.text import figure
+from diffopt.text import with_interval
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ def nearest(rows: list[Row], verdicts: dict[str, list[Verdict]]) -> tuple[Row, V
 
 def margin_text(row: Row, verdict: Verdict) -> str:
     """`0.12 [0.02, 0.22]` with the metric's unit."""
-    return figure(verdict.margin, row.metrics[verdict.floor.metric]["unit"])
+    return with_interval(verdict.margin, row.metrics[verdict.floor.metric]["unit"])

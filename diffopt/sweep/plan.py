@@ -51,7 +51,7 @@ class Planned:
 class SweepPlan:
     jobs: list[Planned]
     """In the order of their numbers; for a search, which chooses its jobs as it goes, a job for each point of its space."""
-    search: bool
+    optimized: bool
 
     @property
     def planned(self) -> list[Planned]:
@@ -67,7 +67,7 @@ class SweepPlan:
 
     @property
     def summary(self) -> str:
-        if self.search:
+        if self.optimized:
             given = {o for j in self.jobs for o in j.overrides}
             searched = [key for key, many in Counter(o.partition("=")[0] for o in given).items() if many > 1]
             return f"sweep   a search over {', '.join(sorted(searched)) or 'nothing'}"
@@ -88,7 +88,7 @@ class SweepPlan:
         rows, users, todo = [], Counter[Step](), set()
         steps: dict[str, Step] = {}
         for number, planned in enumerate(self.jobs):
-            label = f"{'point' if self.search else 'job'} {number:<4} {' '.join(planned.overrides)}"
+            label = f"{'point' if self.optimized else 'job'} {number:<4} {' '.join(planned.overrides)}"
             if planned.job is None:
                 rows.append((label, f"refused: {str(planned.error).splitlines()[0]}"))
                 continue
@@ -96,8 +96,10 @@ class SweepPlan:
             users.update(own)
             runs = {steps[s.fingerprint] for s in missing(planned.job.plan, store)}
             todo |= runs
-            twin = first.setdefault(planned.wanted, number)
-            state = f"as job {twin}" if twin != number else f"{len(runs)} of {len(own)} steps to run" if runs else "cached"
+            original = first.setdefault(planned.wanted, number)
+            state = (
+                f"as job {original}" if original != number else f"{len(runs)} of {len(own)} steps to run" if runs else "cached"
+            )
             rows.append((label, state))
         width = max(len(label) for label, _ in rows)
         lines = [f"{label:{width}}  {state}" for label, state in rows]
@@ -117,7 +119,7 @@ def plan_sweep(config: DictConfig, loader: ConfigLoader) -> SweepPlan:
     launcher or the sweeper is not installed. A job alone that cannot run is left to fail in its turn.
     """
     _installed(config)
-    search = not str(config.hydra.sweeper._target_).endswith("BasicSweeper")
+    optimized = not str(config.hydra.sweeper._target_).endswith("BasicSweeper")
     given = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
     given += [str(o) for o in config.hydra.overrides.task]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
@@ -125,11 +127,11 @@ def plan_sweep(config: DictConfig, loader: ConfigLoader) -> SweepPlan:
         if override.key_or_group in PICKS and "null" in str(override.input_line).partition("=")[2].split(","):
             advice = "write cache=none" if override.key_or_group == "cache" else "sweep over options, and run that one alone"
             raise PlanError(f"{override.key_or_group}: Hydra cannot sweep over null (got {override.input_line}); {advice}")
-    grid = _points(parsed) if search else BasicSweeper.split_arguments(parsed, None)[0]
+    grid = _points(parsed) if optimized else BasicSweeper.split_arguments(parsed, None)[0]
     sources = Sources(Path(str(config.store)).expanduser() / "sources.json", dry=True)
     composed: dict[tuple[str, ...], Any] = {}
     jobs = [_job(config, loader, overrides, composed, sources) for overrides in grid]
-    found = SweepPlan(jobs, search)
+    found = SweepPlan(jobs, optimized)
     if not found.planned and not (_elsewhere(config) and any(j.here for j in jobs)):
         raise PlanError("\n".join(found.errors()))
     values = {o.get_key_element().lstrip("+~"): o.input_line.partition("=")[2] for o in parsed if o.input_line}

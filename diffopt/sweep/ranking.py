@@ -43,7 +43,7 @@ def ahead(ours: Row, theirs: Row, name: str) -> dict[str, Any] | None:
     return interval(sign(ours.metrics[name]["better"]) * (values - others))
 
 
-def untold(rows: list[Row], top: Row) -> list[Row]:
+def ties(rows: list[Row], top: Row) -> list[Row]:
     """The other distinct jobs that the sample does not tell apart from the best, by the first metric.
 
     Judged by the interval of the paired difference; for jobs that drew other prompts by whether intervals overlap.

@@ -32,21 +32,21 @@ def records(found: Findings) -> list[dict[str, Any]]:
 
 
 def as_json(found: Findings) -> str:
-    accounts = found.accounts
+    savings = found.savings
     content = {
         "schema": "diffopt.sweep/2",
         "swept": found.swept,
         "first_metric": found.first,
         "floors": [f.text for f in found.floors],
         "picks": [{"by": p.cost.name if p.cost else "quality", "job": p.row.job, "shown": p.shown} for p in found.picks],
-        "artifacts": {"made": accounts.made, "found": accounts.found, "shared": accounts.shared},
+        "artifacts": {"made": savings.made, "found": savings.found, "shared": savings.shared},
         "seconds": {
-            "alone": round(accounts.total, 3),
-            "spent": round(accounts.spent, 3),
-            "saved": round(accounts.saved, 3),
-            "saved_by_jobs_that_fell_together": round(accounts.by_twins, 3),
-            "saved_by_sharing": round(accounts.by_sharing, 3),
-            "saved_by_the_store": round(accounts.by_store, 3),
+            "alone": round(savings.total, 3),
+            "spent": round(savings.spent, 3),
+            "saved": round(savings.saved, 3),
+            "saved_by_jobs_that_fell_together": round(savings.by_duplicates, 3),
+            "saved_by_sharing": round(savings.by_sharing, 3),
+            "saved_by_the_store": round(savings.by_store, 3),
         },
         "fell_together": [{"keys": r.keys, "under": r.under, "jobs": r.jobs, "distinct": r.distinct} for r in found.reasons],
         "jobs": records(found),
@@ -71,8 +71,8 @@ def _columns(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def _record(found: Findings, row: Row) -> dict[str, Any]:
-    first = next(r for r in found.rows if r.job == row.twin) if row.twin else row
-    alone = found.accounts.alone.get(row.job)
+    first = next(r for r in found.rows if r.job == row.duplicate_of) if row.duplicate_of else row
+    alone = found.savings.alone.get(row.job)
     return {
         "job": row.job,
         "recipe": row.run.content["name"] if row.run else None,
@@ -91,14 +91,14 @@ def _record(found: Findings, row: Row) -> dict[str, Any]:
         "seconds": {
             "image": row.seconds,
             "alone": None if alone is None else round(alone, 3),
-            "spent": round(found.accounts.spent_by(row.job), 3) if row.run else None,
+            "spent": round(found.savings.spent_by(row.job), 3) if row.run else None,
         },
         "speedup": row.speedup,
         "best": first is found.best,
-        "not_told_apart": first in found.untold,
+        "not_told_apart": first in found.ties,
         "front": {c: (first in found.fronts[c] if c in found.fronts else None) for c in ("size", "time")},
         "floors": {v.floor.text: {"says": v.says, **v.margin} for v in found.verdicts.get(first.job, [])},
-        "fell_together_with": row.twin,
+        "fell_together_with": row.duplicate_of,
         "wanted": row.wanted,
         "error": row.error,
     }

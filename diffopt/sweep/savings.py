@@ -20,13 +20,13 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Accounts:
+class Savings:
     """Over the jobs that came to an end."""
 
     uses: list[Use]
     alone: dict[str, float]
     """Seconds by job: what each would have taken by itself, with an empty store."""
-    twins: frozenset[str]
+    duplicates: frozenset[str]
 
     @property
     def made(self) -> int:
@@ -64,9 +64,9 @@ class Accounts:
         return sum(u.seconds or 0.0 for u in self.uses if u.made and u.jobs[0] == job)
 
     @property
-    def by_twins(self) -> float:
+    def by_duplicates(self) -> float:
         """Of the saved seconds those of jobs that fell together with an earlier one."""
-        return sum(seconds for job, seconds in self.alone.items() if job in self.twins)
+        return sum(seconds for job, seconds in self.alone.items() if job in self.duplicates)
 
     @property
     def by_store(self) -> float:
@@ -76,7 +76,7 @@ class Accounts:
     @property
     def by_sharing(self) -> float:
         """Of the saved seconds the rest: steps that distinct jobs have in common."""
-        return self.saved - self.by_twins - self.by_store
+        return self.saved - self.by_duplicates - self.by_store
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ class Accounts:
         ]
 
 
-def accounts(rows: list[Row]) -> Accounts:
+def savings(rows: list[Row]) -> Savings:
     """Add up the steps of all jobs. A spare step made nothing and served nothing."""
     uses: dict[tuple[str, str], Use] = {}
     alone: dict[str, float] = {}
@@ -116,7 +116,7 @@ def accounts(rows: list[Row]) -> Accounts:
             if row.job not in use.jobs:
                 use.jobs.append(row.job)
                 alone[row.job] = alone.get(row.job, 0.0) + (use.seconds or 0.0)
-    return Accounts(list(uses.values()), alone, frozenset(r.job for r in rows if r.twin))
+    return Savings(list(uses.values()), alone, frozenset(r.job for r in rows if r.duplicate_of))
 
 
 def _seconds(row: Row, step: dict[str, Any]) -> float | None:

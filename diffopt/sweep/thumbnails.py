@@ -9,7 +9,7 @@ PROMPTS = 8
 """In a strip."""
 
 
-def strips(rows: list[Row], shown: list[Row]) -> list[dict[str, Any]]:
+def thumbnails(rows: list[Row], shown: list[Row]) -> list[dict[str, Any]]:
     """A dict for each set of references: `reference`, its pairs of one job, and `jobs`, the pairs of every one in `shown`.
 
     The prompts are those where the first metric, averaged over all `rows`, is worst.

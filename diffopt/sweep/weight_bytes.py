@@ -6,7 +6,7 @@ from diffopt.groups.model import BYTES
 from diffopt.report.run_directory import Run
 
 
-def stored_bytes(run: Run) -> int | None:
+def weight_bytes(run: Run) -> int | None:
     """Bytes of all weights as a runtime with the format's kernels keeps them; None for a run without a source.
 
     A quantized layer's weights take the format's stored bits, block scales included; the low-rank part of SVDQuant and

@@ -52,28 +52,28 @@ def launch(ctx: Context, processes: Processes, machine: int, steps: int, work: C
     """
     count = multiprocessing.get_context("spawn").RawValue("q", 0)
     plain = {f.name: getattr(ctx, f.name) for f in fields(Context)} | {"held": Held()}
-    with tempfile.TemporaryDirectory() as told, _handlers(), _followed(ctx, steps, count):
+    with tempfile.TemporaryDirectory() as logs, _handlers(), _followed(ctx, steps, count):
         config = LaunchConfig(
             min_nodes=processes.machines,
             max_nodes=processes.machines,
             nproc_per_node=processes.each,
             run_id=f"diffopt-{ctx.out.name.partition('-')[0]}",
             max_restarts=0,  # a new start goes on from the training checkpoint by itself
-            logs_specs=DefaultLogsSpecs(log_dir=told, redirects=Std.ERR),
+            logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ERR),
             **_meeting(processes, machine),
         )
         try:
             elastic_launch(config, _work)(os.getpid(), plain, count, work, given)
         except ChildFailedError as e:
             _, first = e.get_first_failure()
-            raise _error(first, processes, _said(told, first.local_rank)) from None
+            raise _error(first, processes, _said(logs, first.local_rank)) from None
         except SignalException as e:
             stopped = e.sigval
         else:
             return
         finally:
             for process in range(processes.each):
-                print(_said(told, process), file=sys.stderr, end="")  # where this process's own goes
+                print(_said(logs, process), file=sys.stderr, end="")  # where this process's own goes
     if stopped == signal.SIGINT:
         raise KeyboardInterrupt
     signal.signal(stopped, signal.SIG_DFL)
@@ -137,9 +137,9 @@ def _handlers() -> Iterator[None]:
             signal.signal(which, how)
 
 
-def _said(told: str, process: int) -> str:
+def _said(logs: str, process: int) -> str:
     """What one of the processes has put on its stderr."""
-    return "".join(p.read_text(errors="replace") for p in Path(told).glob(f"*/attempt_*/{process}/stderr.log"))
+    return "".join(p.read_text(errors="replace") for p in Path(logs).glob(f"*/attempt_*/{process}/stderr.log"))
 
 
 def _last_words(said: str) -> str:
@@ -158,10 +158,10 @@ def _error(failure: ProcessFailure, processes: Processes, said: str) -> Exceptio
             f"train: process {failure.local_rank} of {processes.each} was killed (got {killed}), {why}; the same "
             "command goes on from the last training checkpoint"
         )
-    told: Any = failure.message
-    if isinstance(told, str):
+    message: Any = failure.message
+    if isinstance(message, str):
         return RuntimeError(f"process {failure.local_rank} of the training ended (got exit code {failure.exitcode})")
-    name, _, text = told["message"].partition(": ")
+    name, _, text = message["message"].partition(": ")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, DiffoptError):
         return kind(text)
@@ -171,4 +171,4 @@ def _error(failure: ProcessFailure, processes: Processes, said: str) -> Exceptio
             "train.optimizer=adamw8bit or train.distillation.teacher.offload=true; the same command goes on from the last "
             "training checkpoint"
         )
-    return RuntimeError(f"in process {failure.local_rank} of the training:\n{told['extraInfo']['py_callstack']}")
+    return RuntimeError(f"in process {failure.local_rank} of the training:\n{message['extraInfo']['py_callstack']}")

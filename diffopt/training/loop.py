@@ -22,7 +22,7 @@ from diffopt.training.inputs import exact_inputs
 from diffopt.training.loss import Loss
 from diffopt.training.optimizer import optimizer, schedule
 from diffopt.training.resume import Keeper
-from diffopt.training.shards import Parts, Shards
+from diffopt.training.shards import LocalShards, Shards
 from diffopt.training.validation import Validator
 
 
@@ -87,7 +87,7 @@ class Training:
         if train.gradient_checkpointing:
             for backbone in subject.backbones.values():
                 backbone.enable_gradient_checkpointing()
-        self.parts = Parts(self.parameters.values()) if shards else None
+        self.parts = LocalShards(self.parameters.values()) if shards else None
         self.own = dict(zip(self.parameters, self.parts.parts if self.parts else self.parameters.values(), strict=True))
         """What this process has of the parameters."""
         bare = optimizer(train, self.parts.own if self.parts else self.parameters.values(), sparing=shards is not None)

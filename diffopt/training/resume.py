@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from diffopt.errors import PlanError
-from diffopt.training.shards import Parts
+from diffopt.training.shards import LocalShards
 
 LOG, PARTIAL = "log.json", ".partial"
 
@@ -30,7 +30,9 @@ class State(Protocol):
 
 
 class Keeper:
-    def __init__(self, directory: Path, accelerator: Accelerator, weights: Parts | None = None, states: Sequence[State] = ()):
+    def __init__(
+        self, directory: Path, accelerator: Accelerator, weights: LocalShards | None = None, states: Sequence[State] = ()
+    ):
         """Of a training in shards `weights` are this process's parts, and `states` what has a state besides."""
         self.directory, self.accelerator, self.weights, self.states = directory, accelerator, weights, states
 

@@ -27,7 +27,7 @@ from diffopt.artifact import Checkpoint, Pipeline, TrainSet
 from diffopt.groups import CallView, TrainView
 from diffopt.machine.environment import gpus
 from diffopt.machine.memory import peak, release
-from diffopt.pipeline.open import config, family_of, open_backbone
+from diffopt.pipeline.open import by_name, config, family_of, open_backbone
 from diffopt.pipeline.scheduler import scheduler
 from diffopt.quantization import checkpoint as checkpoints
 from diffopt.quantization.block_fake_quant import simulated
@@ -98,20 +98,20 @@ def work(
         accelerator = stack.enter_context(session(train, ctx.device, kept / "logs", in_shards))
         shards = stack.enter_context(sharding(accelerator)) if in_shards else None
         whole_of = shards.whole if shards else _same
-        subject = Subject(whole, _named(pinned, whole), _levels(ctx, pinned))
+        subject = Subject(whole, by_name(pinned, whole), _levels(ctx, pinned))
         for backbone in subject.backbones.values() if shards else ():
             assert shards is not None
             shards.cut(backbone, family)
         release()
         teacher = None
         if way:
-            plain = _named(pinned, open_backbone(ctx, pipeline))
+            plain = by_name(pinned, open_backbone(ctx, pipeline))
             teacher = Teacher(plain, way.teacher, ctx.device, shards, family)
         loss = Loss(
             family, noise.of(family, own, train.timesteps), Caller(family, config(ctx, pinned, "vae"), model), teacher, way
         )
         training = Training(ctx, train, accelerator, subject, examples, loss, validator, kept, shards)
-        count, told = sum(p.numel() for p in training.parameters.values()), training()
+        count, trained = sum(p.numel() for p in training.parameters.values()), training()
         kept_weights = adapters.merge(whole_of) if adapters else ((n, whole_of(p)) for n, p in training.parameters.items())
         # Of a weight that was put together from shards only what is written is left in memory.
         weights = {n: x.detach().to(before[n]).cpu() for n, x in kept_weights if accelerator.is_main_process}
@@ -123,19 +123,19 @@ def work(
     about = {
         "schema": "diffopt.training/1",
         "method": "qad" if way else "qat",
-        "steps": told.step,
+        "steps": trained.step,
         "asked": train.steps,
         "items": len(examples),
         "skipped": data.json("set.json").get("skipped", 0),
         "prompts": len(examples.prompts) - held,
         "trained": count,
         "metric": train.validation.metric if train.validation else None,
-        "losses": told.losses,
-        "validations": told.validations,
-        "best": told.best,
+        "losses": trained.losses,
+        "validations": trained.validations,
+        "best": trained.best,
         "teacher": taught,
         "parallel": how,
-        "seconds": told.seconds,
+        "seconds": trained.seconds,
         "peak_bytes": peaks,
     }
     checkpoints.save_trained(ctx.out, ptq, weights)
@@ -147,11 +147,6 @@ def work(
 
 def _same(x: torch.Tensor) -> torch.Tensor:
     return x
-
-
-def _named(pinned: dict[str, Any], whole: torch.nn.Module) -> dict[str, Any]:
-    names = pinned["backbones"]
-    return {n: whole[n] for n in names} if isinstance(whole, torch.nn.ModuleDict) else {names[0]: whole}
 
 
 def _levels(ctx: Context, pinned: dict[str, Any]) -> dict[str, tuple[float, float]]:

@@ -76,7 +76,7 @@ class Shards:
                     module.reshard()
 
 
-class Parts:
+class LocalShards:
     """An optimizer of plain tensors over what this process has of each weight: all of them but Adafactor go number by number.
 
     So those of 8 bits work on shards without knowing of them, and what they keep is saved as it is.

@@ -11,8 +11,8 @@ from diffopt.artifact import Pipeline
 from diffopt.groups.train import Validation
 from diffopt.metrics import METRICS
 from diffopt.metrics.metric import Weights
+from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import family_of, open_backbone, open_pipeline
-from diffopt.pipeline.sampling import draw
 from diffopt.quality.direction import sign
 from diffopt.stage import Context
 from diffopt.training.examples import Examples

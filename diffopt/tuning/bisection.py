@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from diffopt.caches.knob import Knob
-from diffopt.caches.knob_search import Search
+from diffopt.caches.knob_search import KnobSearch
 from diffopt.quality.direction import sign
 
 FIGURES = 4
@@ -125,7 +125,7 @@ def _gap(scale: Scale, points: Mapping[float, Point]) -> float | None:
     return min(found)[1] if found else None
 
 
-def cliffs(scale: Scale, search: Search, points: list[Point]) -> Iterator[dict[str, Any]]:
+def cliffs(scale: Scale, search: KnobSearch, points: list[Point]) -> Iterator[dict[str, Any]]:
     """What is not smooth between points side by side.
 
     `falls`: a metric of the floor gets worse by more than the limit; `jumps`: so does the share of the arithmetic;
@@ -134,20 +134,20 @@ def cliffs(scale: Scale, search: Search, points: list[Point]) -> Iterator[dict[s
     knob is for.
     """
     for a, b in pairwise(points):
-        told = {"after": a.value, "before": b.value}
+        between = {"after": a.value, "before": b.value}
         near = scale.between(a.value, b.value) is None
         less = a.computed - b.computed
         if near and less > search.jump:
-            yield told | {"kind": "jumps", "metric": None, "by": less}
+            yield between | {"kind": "jumps", "metric": None, "by": less}
         if less < 0:
-            yield told | {"kind": "slows", "metric": None, "by": -less}
+            yield between | {"kind": "slows", "metric": None, "by": -less}
         for name in search.floor if a.metrics and b.metrics else ():
             worse, shown = _worse(a, b, name)
             limit = search.fall(name)
             if near and limit is not None and worse > limit:
-                yield told | {"kind": "falls", "metric": name, "by": worse}
+                yield between | {"kind": "falls", "metric": name, "by": worse}
             if shown and less > 0:
-                yield told | {"kind": "rises", "metric": name, "by": -worse}
+                yield between | {"kind": "rises", "metric": name, "by": -worse}
 
 
 def _worse(a: Point, b: Point, name: str) -> tuple[float, bool]:

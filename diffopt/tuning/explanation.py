@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffopt.caches.knob_search import Search, floors_text
-from diffopt.text import figure
+from diffopt.caches.knob_search import KnobSearch, floors_text
+from diffopt.text import with_interval
 from diffopt.tuning.bisection import Found, Point, Scale
 
 
@@ -27,7 +27,7 @@ def reason(scale: Scale, found: Found) -> str:
     return f"{broken}, and what lies between leaves out no more"
 
 
-def nothing(scale: Scale, search: Search, points: list[Point]) -> str:
+def nothing(scale: Scale, search: KnobSearch, points: list[Point]) -> str:
     """The line for a search in which no value can be chosen."""
     knob = scale.knob
     span = f"from {scale.low:g} to {scale.high:g}"
@@ -50,7 +50,7 @@ def nothing(scale: Scale, search: Search, points: list[Point]) -> str:
 def _missed(point: Point) -> str:
     """The metrics whose floors are not kept."""
     missed = [point.metrics[n] for n, m in point.margins.items() if m["mean"] < 0]
-    return ", ".join(f"{m['title']} {figure(m['candidate'], m['unit'])}" for m in missed) or "with broken pictures"
+    return ", ".join(f"{m['title']} {with_interval(m['candidate'], m['unit'])}" for m in missed) or "with broken pictures"
 
 
 def _share(point: Point, name: str) -> float:
@@ -75,6 +75,6 @@ def cliff(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def chosen(found: Mapping[str, Any]) -> str:
     """`threshold=0.21, 38.0% of the arithmetic left out, PSNR 31.2 dB [30.1, 32.3]` of a search.json."""
     point = found["chosen"]
-    kept = [f"{m['title']} {figure(m['candidate'], m['unit'])}" for m in point["metrics"].values()]
+    kept = [f"{m['title']} {with_interval(m['candidate'], m['unit'])}" for m in point["metrics"].values()]
     left = f"{1 - point['computed']:.1%} of the arithmetic left out"
     return ", ".join([f"{found['knob']}={point['value']:g}", left, *kept])

@@ -7,7 +7,7 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from diffopt.machine.output import hushed
+from diffopt.machine.output import to_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ class Sheet:
 @contextmanager
 def sheet(name: str, width: float, height: float) -> Iterator[Sheet]:
     """A figure of `width` x `height` inches; `name` says what it shows to those who cannot see it, and makes its ids."""
-    with hushed():  # the first import looks through the machine's fonts, and says so
+    with to_log():  # the first import looks through the machine's fonts, and says so
         import matplotlib
         from matplotlib.figure import Figure
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):

@@ -21,7 +21,7 @@ def lines(panel: Panel, metric: dict[str, Any], name: str) -> str:
                 groups.setdefault(settings(row, list(panel.series)), []).append(row)
         for i, (title, rows) in enumerate(groups.items()):
             rows.sort(key=lambda r: number(r.value(key)) or 0.0)
-            same = len({r.twin or r.job for r in rows}) == 1 and len(rows) > 1
+            same = len({r.duplicate_of or r.job for r in rows}) == 1 and len(rows) > 1
             stats = [r.metrics[name]["candidate"] for r in rows]
             axes.errorbar(
                 [number(r.value(key)) for r in rows],

@@ -11,15 +11,15 @@ from diffopt.sweep.job_table import Row
 def trade(rows: list[Row], front: list[Row], metric: dict[str, Any], name: str, cost: Cost, keys: list[str]) -> str:
     """`keys` are the swept ones. Series are the values of the first that is no number, as the format."""
     there = [r for r in rows if r.job in cost.values and name in r.metrics]
-    told = next((k for k in keys if len({r.value(k) for r in there}) > 1 and _words(there, k)), None)
-    series = list(dict.fromkeys(r.value(told) if told else None for r in there))
+    key = next((k for k in keys if len({r.value(k) for r in there}) > 1 and _words(there, k)), None)
+    series = list(dict.fromkeys(r.value(key) if key else None for r in there))
     with sheet(f"{metric['title']} against {cost.title[0].lower()}{cost.title[1:]}, with the Pareto front", 7.2, 4.4) as made:
         axes = made.axes()
         axes.grid(True)
         axes.margins(0.08, 0.1)
         at = {r.job: (cost.values[r.job] * cost.scale, r.metrics[name]["candidate"]["mean"]) for r in there}
         for row in there:
-            i = series.index(row.value(told) if told else None) % len(COLOURS)
+            i = series.index(row.value(key) if key else None) % len(COLOURS)
             on = row in front
             axes.errorbar(
                 *([v] for v in at[row.job]),
@@ -37,10 +37,10 @@ def trade(rows: list[Row], front: list[Row], metric: dict[str, Any], name: str, 
         if len(front) > 1:
             steps = [at[r.job] for r in front]
             axes.step(*zip(*steps, strict=True), where="post", color=ACCENT, linewidth=1.4, zorder=2)
-        for i, value in enumerate(series if told else []):
-            assert told is not None
+        for i, value in enumerate(series if key else []):
+            assert key is not None
             axes.plot(
-                [], [], MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], label=f"{told.rpartition('.')[2]}={value}"
+                [], [], MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], label=f"{key.rpartition('.')[2]}={value}"
             )
         reference = {r.metrics[name]["reference"]["mean"] for r in there if "reference" in r.metrics[name]}
         if len(reference) == 1:

@@ -11,7 +11,7 @@ from diffopt.groups.choices import Choices
 
 
 @dataclass(frozen=True)
-class Rival:
+class Alternative:
     name: str
     about: str
     """What it is, for the plan."""
@@ -26,7 +26,7 @@ class Rival:
 
 def choices(name: str, main: Choices) -> Choices:
     """Of this further candidate; those of a main one are `main`."""
-    return replace(RIVALS[name].change(main), compared=name, main=main)
+    return replace(ALTERNATIVES[name].change(main), compared=name, main=main)
 
 
 def _untrained(choices: Choices) -> str | None:
@@ -49,10 +49,10 @@ def _fewer(images: Mapping[str, Any]) -> str:
     return f"{many} step{'' if many == 1 else 's'} without a cache, {images['arithmetic']:.1%} of the arithmetic"
 
 
-RIVALS = {
+ALTERNATIVES = {
     r.name: r
     for r in (
-        Rival(
+        Alternative(
             "ptq",
             "the checkpoint before it was trained",
             "training",
@@ -60,7 +60,7 @@ RIVALS = {
             lambda c: replace(c, train=None),
             lambda images: "the checkpoint before training",
         ),
-        Rival(
+        Alternative(
             "fewer_steps",
             "no cache, and as few steps as reach the arithmetic of the cached run",
             "the cache",
@@ -68,7 +68,7 @@ RIVALS = {
             lambda c: replace(c, cache=None),
             _fewer,
         ),
-        Rival(
+        Alternative(
             "uncached",
             "the same without the cache",
             "the cache",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffopt.data.extent import Extent
 from diffopt.data.frames import fitted
-from diffopt.data.imagefolder import Captioned
+from diffopt.data.imagefolder import ImageFolder
 from diffopt.errors import PlanError
 from diffopt.store.source import Sources, read_data
 
@@ -23,11 +23,11 @@ HOUSE_STYLE = re.compile(r"train\.data\.\w+: .+ \(got .+\); .+")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def opened(where: Path, **how: Any) -> Captioned:
-    return Captioned(where, "pictures", **how)
+def opened(where: Path, **how: Any) -> ImageFolder:
+    return ImageFolder(where, "pictures", **how)
 
 
-def refused(data: Captioned, extent: Extent = SIDE, small: Any = "refuse") -> str:
+def refused(data: ImageFolder, extent: Extent = SIDE, small: Any = "refuse") -> str:
     """The line by which the captions or the pictures are refused."""
 
     def looked_at() -> None:
@@ -41,7 +41,7 @@ def refused(data: Captioned, extent: Extent = SIDE, small: Any = "refuse") -> st
     return said
 
 
-def everything(data: Captioned, extent: Extent = SIDE, skipped: Any = (), batch: int = 4) -> np.ndarray:
+def everything(data: ImageFolder, extent: Extent = SIDE, skipped: Any = (), batch: int = 4) -> np.ndarray:
     return np.concatenate([*data.pixels(extent, batch, skipped)])
 
 

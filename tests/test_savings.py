@@ -39,30 +39,30 @@ def shared(directory: Path) -> Path:
 
 
 def test_artifacts_are_counted_once(tmp_path: Path) -> None:
-    found = findings(shared(tmp_path)).accounts
+    found = findings(shared(tmp_path)).savings
     assert (found.made, found.found, found.shared) == (5, 1, 4)
 
 
 def test_seconds_saved_are_those_of_each_job_alone_less_those_spent(tmp_path: Path) -> None:
-    found = findings(shared(tmp_path)).accounts
+    found = findings(shared(tmp_path)).savings
     assert found.alone == {"0": 135.0, "1": 135.0, "2": 35.0}  # the spare step took nothing
     assert found.spent == 100 + 10 + 20 + 10 + 20
     assert found.saved == 305 - 160
 
 
 def test_what_saved_them_adds_up(tmp_path: Path) -> None:
-    found = findings(shared(tmp_path)).accounts
-    assert (found.by_twins, found.by_store, found.by_sharing) == (35.0, 5.0, 105.0)
-    assert found.by_twins + found.by_store + found.by_sharing == found.saved
+    found = findings(shared(tmp_path)).savings
+    assert (found.by_duplicates, found.by_store, found.by_sharing) == (35.0, 5.0, 105.0)
+    assert found.by_duplicates + found.by_store + found.by_sharing == found.saved
 
 
 def test_a_stage_has_its_artifacts_uses_and_seconds(tmp_path: Path) -> None:
-    observe = next(s for s in findings(shared(tmp_path)).accounts.stages if s["stage"] == "observe")
+    observe = next(s for s in findings(shared(tmp_path)).savings.stages if s["stage"] == "observe")
     assert observe == {"stage": "observe", "artifacts": 1, "made": 1, "uses": 2, "jobs": 2, "spent": 100.0, "alone": 200.0}
 
 
 def test_a_step_is_the_cost_of_the_job_that_first_wanted_it(tmp_path: Path) -> None:
-    found = findings(shared(tmp_path)).accounts
+    found = findings(shared(tmp_path)).savings
     assert [found.spent_by(job) for job in ("0", "1", "2", "3")] == [130.0, 30.0, 0.0, 0.0]
 
 
@@ -70,7 +70,7 @@ def test_a_lost_record_makes_the_sum_a_lower_bound(tmp_path: Path) -> None:
     shared(tmp_path)
     for name in ("0", "1", "2"):
         (tmp_path / name / "load/record.json").unlink()
-    found = findings(tmp_path).accounts
+    found = findings(tmp_path).savings
     assert not found.known
     assert found.alone["0"] == 130.0
 
@@ -91,9 +91,9 @@ def test_forty_five_jobs_of_which_alpha_concerns_a_third_are_twenty_one(tmp_path
     for kind in ("int8_sq", "fp8", "nvfp4"):
         for alpha in ("0.6", "0.7", "0.8", "0.9", "1.0"):
             for size in ("32", "64", "128"):
-                twin = first.setdefault((kind, size, *([alpha] if kind == "int8_sq" else [])), str(number))
+                original = first.setdefault((kind, size, *([alpha] if kind == "int8_sq" else [])), str(number))
                 overrides = [f"calib.alpha={alpha}", f"calib.size={size}", f"format={kind}"]
-                job(tmp_path / str(number), psnr(40.0), same_as=twin, overrides=overrides)
+                job(tmp_path / str(number), psnr(40.0), same_as=original, overrides=overrides)
                 number += 1
     found = findings(tmp_path)
     assert (len(found.rows), found.distinct) == (45, 21)
