@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
 
 from diffopt.errors import DiffoptError
 
@@ -42,12 +42,27 @@ class Registry(Mapping[str, T]):
             return ours
         where = self._where.format(name)
         for point in entry_points(group=self._package, name=name):
-            try:
-                theirs: Any = point.load()
-            except ImportError as e:
-                raise self._error(f"{where}: {point.value} cannot be imported ({e}); mend or uninstall its package") from None
-            if not isinstance(theirs, self._kind) or getattr(theirs, "name", None) != name:
-                kind = self._kind.__name__
-                raise self._error(f"{where}: {point.value} is not a {kind} of that name (got {theirs!r}); mend its package")
+            theirs = loaded(point, self._kind, self._error, where)
+            if (own := getattr(theirs, "name", None)) != name:
+                raise self._error(f"{where}: {told(point)} has another name than its entry point (got {own!r}); rename one")
             return theirs
         raise KeyError(name)
+
+
+def loaded(point: EntryPoint, kind: type[T], error: type[DiffoptError], where: str) -> T:
+    """What an entry point names. Raises `error`, whose text names the package at fault, for whatever goes wrong in it."""
+    try:
+        found = point.load()
+    except Exception as e:  # another package's code, which may raise anything
+        got = f"{type(e).__name__}: {e}"
+        raise error(f"{where}: {told(point)} cannot be loaded (got {got}); mend or uninstall that package") from e
+    if not isinstance(found, kind):
+        raise error(
+            f"{where}: {told(point)} is not a {kind.__name__} (got a {type(found).__name__}); mend or uninstall that package"
+        )
+    return found
+
+
+def told(point: EntryPoint) -> str:
+    """`module:NAME of PACKAGE VERSION`."""
+    return f"{point.value} of {point.dist.name} {point.dist.version}" if point.dist else point.value

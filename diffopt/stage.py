@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 from diffopt.artifact import Artifact
 from diffopt.errors import PlanError
 from diffopt.machine.progress import bar
+from diffopt.registry import loaded, told
 from diffopt.store.source import Source
 from diffopt.view import Choices, View
 
@@ -168,20 +169,22 @@ def stages() -> list[Stage]:
     """Every installed stage, in the order of their places: entry points `PLACE_NAME` of the group `diffopt.stages`.
 
     A third-party stage names itself `45_mystage` to come between `40_...` and `50_...`; where two stages make the
-    same kind, the later one's is taken.
+    same kind, the later one's is taken. Raises PlanError, which names the package at fault, for one that is no stage.
     """
 
     def place(point: EntryPoint) -> tuple[int, str]:
         number, _, name = point.name.partition("_")
         if not number.isdigit() or not name:
-            raise PlanError(f"stages: an entry point is not called PLACE_NAME (got {point.value}); mend that package")
+            raise PlanError(
+                f"stages: {told(point)} is not called PLACE_NAME (got {point.name}); mend or uninstall that package"
+            )
         return int(number), name
 
-    found = sorted(set(entry_points(group="diffopt.stages")), key=place)
-    loaded = []
-    for point in found:
-        try:
-            loaded.append(point.load())
-        except ImportError as e:
-            raise PlanError(f"stages: {point.value} cannot be imported ({e}); mend or uninstall its package") from None
-    return loaded
+    found: dict[str, tuple[EntryPoint, Stage]] = {}
+    for point in sorted(set(entry_points(group="diffopt.stages")), key=place):
+        made = loaded(point, Stage, PlanError, "stages")
+        if made.name in found:
+            both = f"{told(found[made.name][0])} and {told(point)}"
+            raise PlanError(f"stages: two are called {made.name} (got {both}); rename one, or uninstall its package")
+        found[made.name] = point, made
+    return [made for _, made in found.values()]
