@@ -197,6 +197,7 @@ def test_plan_shows_a_hub_model_that_was_never_resolved_as_pending(diffopt):
         (["plan", "+recipe=quickstart", "train=qta"], ["train", "qta", "qat"]),
         (["plan", "+recipe=quickstart", "calib.alhpa=0.5"], ["calib.alhpa", "0.5", "alpha"]),
         (["plan", "+recipe=quickstart", "+calib.alhpa=0.5"], ["calib.alhpa", "0.5", "alpha"]),
+        (["plan", "+recipe=quickstart", "cache={method: cachify}"], ["cache", "plus", "'+cache={method: cachify}'"]),
         (["plan", "+recipe=quickstart", "fromat=fp8"], ["fromat", "fp8", "format"]),
         (["plan", "+recipe=quickstart", "+fromat=fp8"], ["fromat", "fp8", "format"]),
         (["plan", "+recipe=quickstart", "fromat.name=fp8"], ["fromat", "format"]),

@@ -92,6 +92,8 @@ def _no_key(key: str, given: str) -> str:
         return f"{key}: has no effect here, since {reader} alone reads it (got {given}); drop it"
     if group in GROUPS and name:
         return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].fields())}"
+    if given.startswith("{") and key in PICKS:
+        return f"{key}: no option of it is chosen in this recipe (got {given}); add your own with a plus: '+{key}={given}'"
     known = [*PICKS, "seed", "store", "objective"]
     if name:
         return f"{key}: no such group (got {group!r}); {nearest(group, known)}"
