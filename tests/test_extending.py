@@ -1,0 +1,245 @@
+"""A package of its own adds a metric, a cache method and a stage as diffopt/README.md says, and that page is true."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from diffopt.artifact import Artifact, CalibStats, Pipeline
+from diffopt.caches import METHODS
+from diffopt.errors import ConfigError, MetricError, PlanError
+from diffopt.metrics import METRICS
+from diffopt.stage import Context, stage, stages
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tests" / "example_plugin"
+ABOUT = tomllib.loads((PACKAGE / "pyproject.toml").read_text())
+PAGE = (ROOT / "diffopt" / "README.md").read_text()
+PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
+BLOCKS = dict(re.findall(r"`([\w/.]+)`[^\n]*:\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+"""By the name of its file the code that the page shows."""
+CHOICES = ["model=emoji_flux", "format=int8", "calib=emoji", "calib.n_steps=1", "calib.batch_size=2", "calib.chunk=2"]
+CHOICES += ["eval=emoji", "eval.size=2", "eval.steps=4", "eval.latency=false", "cache=doubling"]
+
+
+def install(site: Path, name: str, version: str, points: dict[str, dict[str, str]]) -> None:
+    """What pip leaves of a package besides its modules."""
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    groups = [[f"[{group}]", *(f"{k} = {v}" for k, v in of.items())] for group, of in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(line for lines in groups for line in lines))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that the example is installed in, on nobody's path yet."""
+    where = tmp_path_factory.mktemp("site")
+    for package in ABOUT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
+        shutil.copytree(PACKAGE / package, where / package)
+    install(where, ABOUT["project"]["name"], ABOUT["project"]["version"], ABOUT["project"]["entry-points"])
+    return where
+
+
+def diffopt(site: Path, where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, in a process that the packages in `site` are installed for."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("DIFFOPT_", "HYDRA_"))}
+    command = [sys.executable, "-m", "diffopt", *arguments]
+    return subprocess.run(command, cwd=where, env={**plain, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def ran(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that uses all three."""
+    where = tmp_path_factory.mktemp("run")
+    done = diffopt(site, where, *CHOICES, "calib.size=2", "eval.metrics=[contrast]", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return where / "run"
+
+
+# what it adds
+
+
+def test_its_metric_is_measured(ran):
+    found = json.loads((ran / "score" / "metrics.json").read_text())["metrics"]["contrast"]
+    red, green, blue = (
+        np.stack([Image.open(ran / "sample" / f"{i:03}.png") for i in range(2)]).astype(float).transpose(3, 0, 1, 2)
+    )
+    assert found["values"] == pytest.approx((0.2126 * red + 0.7152 * green + 0.0722 * blue).std((1, 2)))
+    assert found["title"] == "RMS contrast"
+
+
+def test_its_cache_method_reuses_blocks_and_they_are_counted(ran):
+    found = json.loads((ran / "sample" / "images.json").read_text())["cache"]
+    assert (found["hits"], found["misses"]) == (6, 18)  # 8 blocks but the first and the last; of 4 steps the last
+    assert found["computed"] < 0.9
+
+
+def test_its_stage_stands_between_ours(ran):
+    steps = {s["name"]: s["inputs"] for s in json.loads((ran / "run.json").read_text())["steps"]}
+    assert steps["headroom"] == ["merge"]
+    assert "headroom" in steps["quantize"]
+    assert "merge" not in steps["quantize"]
+
+
+def test_what_its_stage_makes_is_what_the_checkpoint_is_made_of(ran):
+    before, after, taken = (load_file(ran / name / "extremes.safetensors") for name in ("merge", "headroom", "quantize"))
+    assert before.keys() == after.keys()
+    assert all(np.allclose(after[name], before[name] * 4 / 3) for name in before)
+    assert taken
+    assert all(np.array_equal(taken[name], after[name]) for name in taken)
+
+
+def test_its_stage_is_not_there_under_choices_that_it_does_not_want(site, tmp_path):
+    planned = diffopt(site, tmp_path, "plan", *CHOICES, "calib.size=8").stdout
+    assert "merge" in planned
+    assert "headroom" not in planned
+
+
+def test_its_metric_is_listed_among_ours(site, tmp_path):
+    said = diffopt(site, tmp_path, "plan", *CHOICES, "eval.metrics=[nothing]").stderr
+    assert f"there are {', '.join(METRICS)}, contrast" in said
+
+
+def test_nothing_of_it_is_there_where_it_is_not_installed():
+    assert "contrast" not in [*METRICS]
+    assert "doubling" not in [*METHODS]
+    assert "headroom" not in [s.name for s in stages()]
+
+
+# a package at fault
+
+FAULTS = {
+    "os:nothing": "(got AttributeError: module 'os' has no attribute 'nothing')",
+    "nowhere:x": "(got ModuleNotFoundError: No module named 'nowhere')",
+    "os:getcwd": "(got a builtin_function_or_method)",
+}
+
+
+@pytest.mark.parametrize("point", FAULTS)
+@pytest.mark.parametrize(
+    ("group", "name", "use", "error"),
+    [
+        ("diffopt.stages", "26_bad", stages, PlanError),
+        ("diffopt.metrics", "bad", lambda: METRICS["bad"], MetricError),
+        ("diffopt.caches", "bad", lambda: METHODS["bad"], ConfigError),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_named(tmp_path, monkeypatch, group, name, use, error, point):
+    install(tmp_path, "a-plug-in", "1.2", {group: {name: point}})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error, match=re.escape(FAULTS[point])) as caught:
+        use()
+    assert f"{point} of a-plug-in 1.2 " in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("bad", "not called PLACE_NAME"), ("26_merge", "two are called merge")])
+def test_a_stage_that_has_no_place_or_the_name_of_another_is_refused(tmp_path, monkeypatch, name, reason):
+    install(tmp_path, "a-plug-in", "1.2", {"diffopt.stages": {name: "diffopt.stages.merge:merge"}})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PlanError, match=f"{reason}.*a-plug-in 1.2|a-plug-in 1.2.*{reason}"):
+        stages()
+
+
+def test_a_metric_of_another_name_than_its_entry_point_is_refused(tmp_path, monkeypatch):
+    install(tmp_path, "a-plug-in", "1.2", {"diffopt.metrics": {"other": "diffopt.metrics.psnr:METRIC"}})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MetricError, match=r"a-plug-in 1\.2 .*got 'psnr'"):
+        METRICS["other"]
+
+
+# what a stage of another package can make
+
+
+class Note(Artifact):
+    kind = "note"
+
+
+@stage(version=1, when="calib")
+def note(ctx: Context, pipeline: Pipeline) -> Note: ...
+
+
+@stage(version=1, when="calib")
+def noted(ctx: Context, note: Note, stats: CalibStats) -> CalibStats: ...
+
+
+@pytest.mark.parametrize(("added", "expected"), [([note, noted], {"note", "noted"}), ([note], set())])
+def test_a_kind_of_its_own_is_made_where_another_stage_takes_it(plan, added, expected):
+    ours = stages()
+    place = [s.name for s in ours].index("merge") + 1
+    made = plan("model=emoji_flux", "format=int8", "calib=emoji", installed=[*ours[:place], *added, *ours[place:]])
+    assert {"note", "noted"} & {s.name for s in made.steps} == expected
+
+
+# the page
+
+
+def public() -> dict[str, list[str]]:
+    """By module what the page says that it has."""
+    rows = [line.split("|")[1:3] for line in PROSE.splitlines() if line.startswith("| `diffopt.")]
+    return {m: re.findall(r"`(\w+)`", names) for modules, names in rows for m in re.findall(r"`([\w.]+)`", modules)}
+
+
+def test_the_page_shows_all_code_of_the_example():
+    files = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".toml", ".yaml") and p.stat().st_size]
+    assert {*BLOCKS} == {p.relative_to(PACKAGE).as_posix() for p in files}
+    for path in files:
+        shown = BLOCKS[path.relative_to(PACKAGE).as_posix()]
+        rest = path.read_text().removesuffix(shown)
+        assert rest != path.read_text(), f"{path.name} is not what the page shows"
+        if path.suffix == ".py":
+            assert all(isinstance(x, ast.Expr) for x in ast.parse(rest).body), (
+                f"{path.name} has code that the page does not show"
+            )
+    assert PAGE.count("```") == 2 * len(BLOCKS)
+
+
+def test_everything_that_the_page_names_is_there():
+    surface = public()
+    assert surface.keys() > {"diffopt.metrics", "diffopt.caches", "diffopt.stage", "diffopt.artifact", "diffopt.view"}
+    modules = {name: import_module(name) for name in re.findall(r"`(diffopt(?:\.\w+)+)`", PROSE)}
+    together: dict[str, Any] = {}
+    for name in surface:
+        together |= vars(modules[name])
+    assert not {n for names in surface.values() for n in names} - together.keys()
+    named = re.findall(r"`([A-Z][a-z]\w*)(?:\.(\w+))?`", PROSE)
+    assert len(named) > 50
+    for name, member in named:
+        assert name in together, name
+        of = together[name]
+        has = {*dir(of)}.union(*(vars(c).get("__annotations__", ()) for c in of.__mro__))
+        assert not member or member in has, f"{name}.{member}"
+
+
+def test_the_example_imports_no_more_than_the_page_names():
+    surface = public()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("diffopt."):
+                assert {a.name for a in node.names} <= {*surface[str(node.module)]}, f"{path.name}: {node.module}"
+            if isinstance(node, ast.Import):
+                assert not [a for a in node.names if a.name.startswith("diffopt")]
+
+
+def test_the_page_has_our_stages_with_their_places():
+    ours = {p.name for p in entry_points(group="diffopt.stages") if p.value.startswith("diffopt.stages.")}
+    listed = PROSE.split("Ours are ")[1].split(".")[0].split()
+    assert listed == sorted(ours)
+
+
+def test_the_page_has_every_probe(fixed_probes):
+    told = PROSE.split("and its `probes`:")[1].split(". Other")[0]
+    assert {*re.findall(r"`(\w+)`", told)} == fixed_probes.keys()
