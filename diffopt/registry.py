@@ -44,7 +44,9 @@ class Registry(Mapping[str, T]):
         for point in entry_points(group=self._package, name=name):
             theirs = loaded(point, self._kind, self._error, where)
             if (own := getattr(theirs, "name", None)) != name:
-                raise self._error(f"{where}: {told(point)} has another name than its entry point (got {own!r}); rename one")
+                raise self._error(
+                    f"{where}: {described(point)} has another name than its entry point (got {own!r}); rename one"
+                )
             return theirs
         raise KeyError(name)
 
@@ -55,14 +57,15 @@ def loaded(point: EntryPoint, kind: type[T], error: type[DiffoptError], where: s
         found = point.load()
     except Exception as e:  # another package's code, which may raise anything
         got = f"{type(e).__name__}: {e}"
-        raise error(f"{where}: {told(point)} cannot be loaded (got {got}); mend or uninstall that package") from e
+        raise error(f"{where}: {described(point)} cannot be loaded (got {got}); mend or uninstall that package") from e
     if not isinstance(found, kind):
         raise error(
-            f"{where}: {told(point)} is not a {kind.__name__} (got a {type(found).__name__}); mend or uninstall that package"
+            f"{where}: {described(point)} is not a {kind.__name__} (got a {type(found).__name__}); "
+            "mend or uninstall that package"
         )
     return found
 
 
-def told(point: EntryPoint) -> str:
+def described(point: EntryPoint) -> str:
     """`module:NAME of PACKAGE VERSION`."""
     return f"{point.value} of {point.dist.name} {point.dist.version}" if point.dist else point.value

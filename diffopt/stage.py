@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 from diffopt.artifact import Artifact
 from diffopt.errors import PlanError
 from diffopt.machine.progress import bar
-from diffopt.registry import loaded, told
+from diffopt.registry import described, loaded
 from diffopt.store.source import Source
 from diffopt.view import Choices, View
 
@@ -176,7 +176,7 @@ def stages() -> list[Stage]:
         number, _, name = point.name.partition("_")
         if not number.isdigit() or not name:
             raise PlanError(
-                f"stages: {told(point)} is not called PLACE_NAME (got {point.name}); mend or uninstall that package"
+                f"stages: {described(point)} is not called PLACE_NAME (got {point.name}); mend or uninstall that package"
             )
         return int(number), name
 
@@ -184,7 +184,7 @@ def stages() -> list[Stage]:
     for point in sorted(set(entry_points(group="diffopt.stages")), key=place):
         made = loaded(point, Stage, PlanError, "stages")
         if made.name in found:
-            both = f"{told(found[made.name][0])} and {told(point)}"
+            both = f"{described(found[made.name][0])} and {described(point)}"
             raise PlanError(f"stages: two are called {made.name} (got {both}); rename one, or uninstall its package")
         found[made.name] = point, made
     return [made for _, made in found.values()]
