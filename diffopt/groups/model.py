@@ -38,7 +38,7 @@ class Model(Group):
     architecture: ModelSource | None = None
     """Its configs alone, for random weights: a directory laid out as the source, without weights."""
     weights: Weights = "pretrained"
-    """`random` draws weights of the architecture's size: for planning, timing and testing, never for quality."""
+    """`random` are random weights of the architecture's size: for planning, timing and testing, never for quality."""
     dtype: Dtype
     """What the weights are cast to when loaded."""
     lora: list[Adapter] = Field(default_factory=list)

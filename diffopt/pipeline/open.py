@@ -35,7 +35,7 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
     if backbone is None and (pinned["weights"] == "random" or pinned.get("lora")):
         own |= by_name(pinned, open_backbone(ctx, pipeline))
     if pinned["weights"] == "random":
-        own |= {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()}
+        own |= {"vae": _random(ctx, pinned, "vae", ctx.device).eval()}
     return place(_assemble(ctx, pipeline, own), ctx.device)
 
 
@@ -60,8 +60,8 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     pinned = pipeline.json("pipeline.json")
     own = by_name(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
     if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
-        drawn = {"vae": _drawn(ctx, pinned, "vae", ctx.device).eval()} if pinned["weights"] == "random" else {}
-        return place(_assemble(ctx, pipeline, own | drawn), ctx.device)
+        fresh = {"vae": _random(ctx, pinned, "vae", ctx.device).eval()} if pinned["weights"] == "random" else {}
+        return place(_assemble(ctx, pipeline, own | fresh), ctx.device)
     with init_empty_weights():
         vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
     pipe = _assemble(ctx, pipeline, own | {"vae": vae})
@@ -73,7 +73,7 @@ def open_vae(ctx: Context, pipeline: Pipeline) -> Any:
     """The VAE alone, in evaluation mode, in FP32: it is small, and some overflow in 16 bits."""
     pinned = pipeline.json("pipeline.json")
     if pinned["weights"] == "random":
-        return _drawn(ctx, pinned, "vae", ctx.device).float().eval()
+        return _random(ctx, pinned, "vae", ctx.device).float().eval()
     cls, directory = _class(ctx, pinned, "vae"), ctx.locate(pinned["source"])
     return _read(cls, directory, subfolder="vae", torch_dtype=torch.float32).to(ctx.device).eval()
 
@@ -90,7 +90,7 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     found: dict[str, torch.nn.Module] = {}
     for name in pinned["backbones"]:
         if pinned["weights"] == "random":
-            found[name] = _drawn(ctx, pinned, name, device)
+            found[name] = _random(ctx, pinned, name, device)
         else:
             cls = getattr(diffusers, family_of(pipeline).backbone_class)
             how = {"subfolder": name, "torch_dtype": getattr(torch, pinned["dtype"])}
@@ -151,7 +151,7 @@ def _class(ctx: Context, pinned: dict[str, Any], component: str) -> Any:
     return getattr(diffusers, config(ctx, pinned, component)["_class_name"])
 
 
-def _drawn(ctx: Context, pinned: dict[str, Any], component: str, device: str) -> torch.nn.Module:
+def _random(ctx: Context, pinned: dict[str, Any], component: str, device: str) -> torch.nn.Module:
     """A component with random weights, the same ones each time on one kind of device."""
     cls, dtype = _class(ctx, pinned, component), getattr(torch, pinned["dtype"])
     with torch.random.fork_rng(), _default(dtype), torch.device(device):

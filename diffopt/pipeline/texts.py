@@ -27,7 +27,7 @@ def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], 
     """
     pinned = pipeline.json("pipeline.json")
     if pinned["weights"] == "random":
-        return _drawn(ctx, pinned, prompts, model)
+        return _random(ctx, pinned, prompts, model)
     with torch.inference_mode():
         return family(pinned["family"]).embed(pipe, list(prompts), model)
 
@@ -119,7 +119,7 @@ def check_length(pipe: Any, prompts: Sequence[str], model: Any, where: str) -> N
             )
 
 
-def _drawn(ctx: Context, pinned: dict[str, Any], prompts: Sequence[str], model: Any) -> Texts:
+def _random(ctx: Context, pinned: dict[str, Any], prompts: Sequence[str], model: Any) -> Texts:
     kind, device = family(pinned["family"]), torch.device(ctx.device)
     directory = ctx.locate(pinned["source"])
     config = json.loads((directory / pinned["backbones"][0] / "config.json").read_text())
