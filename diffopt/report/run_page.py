@@ -8,6 +8,7 @@ from diffopt.caches.knob_search import floors_text
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes
 from diffopt.report.html import PAGE, render
+from diffopt.report.plot_cache import drawn
 from diffopt.report.run_directory import Run
 from diffopt.report.sensitivity import WORST, Reading
 from diffopt.store.files import publish
@@ -31,11 +32,11 @@ def write(directory: Path, inline: bool = False) -> Path:
     content = {
         "beside": beside,
         "reading": reading,
-        "maps": _maps(reading) if reading else [],
+        "maps": _maps(run, reading) if reading else [],
         "worst": WORST,
         "plots": _plots(run),
         "outcomes": outcomes(run),
-        "searches": _searches(run.read("search", "search.json")),
+        "searches": _searches(run),
         "chosen_text": explanation.chosen,
         "cliff_text": explanation.cliff,
         "floors_text": floors_text,
@@ -44,33 +45,43 @@ def write(directory: Path, inline: bool = False) -> Path:
     return publish(directory / PAGE, text)
 
 
-def _maps(reading: Reading) -> list[tuple[str, str]]:
+def _maps(run: Run, reading: Reading) -> list[tuple[str, str]]:
     """The plots of a sensitivity as data URIs, and what they show."""
-    from diffopt.report.sensitivity_plot import bars, heat
 
+    def draw() -> dict[str, str]:
+        from diffopt.report.sensitivity_plot import bars, heat
+
+        return {"heat": heat(reading), "bars": bars(reading)}
+
+    found = drawn(run.directory / "sense", reading.content, draw)
     return [
-        (heat(reading), "Relative output error of every layer in every denoising step, a map for each format"),
-        (bars(reading), "The layers with the largest relative output error, sorted, for each format"),
+        (found["heat"], "Relative output error of every layer in every denoising step, a map for each format"),
+        (found["bars"], "The layers with the largest relative output error, sorted, for each format"),
     ]
 
 
 def _plots(run: Run) -> dict[str, str]:
     """By metric, of those that have a value for each pair: an SVG of them. Where nothing was measured nothing is imported."""
     metrics = {name: m for name, m in run.metrics.items() if "values" in m}
-    if not metrics:
-        return {}
-    from diffopt.report.plots.differences import differences
 
-    return {name: differences(m) for name, m in metrics.items()}
+    def draw() -> dict[str, str]:
+        from diffopt.report.plots.differences import differences
+
+        return {name: differences(m) for name, m in metrics.items()}
+
+    return drawn(run.directory / "score", metrics, draw) if metrics else {}
 
 
-def _searches(found: dict[str, Any] | None) -> list[str]:
+def _searches(run: Run) -> list[str]:
     """By metric of the floor an SVG of the values of a cache's knob that were tried."""
-    if found is None:
-        return []
-    from diffopt.report.plots.tried import tried
+    found: dict[str, Any] = run.read("search", "search.json") or {}
 
-    return [tried(found, name) for name in found["floor"]]
+    def draw() -> dict[str, str]:
+        from diffopt.report.plots.tried import tried
+
+        return {name: tried(found, name) for name in found["floor"]}
+
+    return [*drawn(run.directory / "search", found, draw).values()] if found else []
 
 
 def summary(directory: Path) -> list[str]:

@@ -4,7 +4,7 @@ import base64
 from io import BytesIO
 from typing import Any
 
-from diffopt.report.plots.canvas import laid_out
+from diffopt.report.plots.canvas import laid_out, styled
 from diffopt.report.sensitivity import Reading
 
 LABELS, BARS = 70, 15
@@ -22,15 +22,15 @@ ERROR = "relative output error, %"
 
 def heat(reading: Reading) -> str:
     """A map of layer by denoising step for each format, on one logarithmic scale. Returns a data URI."""
-    from matplotlib import colors, rc_context
-    from matplotlib.figure import Figure
-
     names = [x["name"] for x in reading.content["layers"]]
     values = {f: {x.name: [100 * (s or 0.0) for s in x.steps] for x in reading.layers(f)} for f in reading.formats}
     every = [v for rows in values.values() for row in rows.values() for v in row if v > 0]
     steps = reading.content["steps"]
     nothing = [float("nan")] * steps
-    with rc_context(STYLE):
+    with styled(STYLE):
+        from matplotlib import colors
+        from matplotlib.figure import Figure
+
         many = len(reading.formats)
         figure = Figure(figsize=(2.6 + 1.7 * many, min(1.4 + 0.15 * len(names), 14)), layout="constrained")
         axes = figure.subplots(1, many, sharey=True, squeeze=False)[0]
@@ -52,10 +52,9 @@ def heat(reading: Reading) -> str:
 
 def bars(reading: Reading) -> str:
     """The worst layers of each format, sorted. Returns a data URI."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    with styled(STYLE):
+        from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
         many = len(reading.formats)
         figure = Figure(figsize=(7.5, 0.5 + many * (0.7 + 0.15 * BARS)), layout="constrained")
         for axis, name in zip(figure.subplots(many, 1, squeeze=False)[:, 0], reading.formats, strict=True):

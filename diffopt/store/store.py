@@ -19,7 +19,8 @@ from diffopt.errors import DiffoptError, StoreError
 
 RECORD = "record.json"
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
-INTERNAL = {"tmp", ROOTS}
+PLOTS = "plots"  # one file per artifact that a page has plots of: report/plot_cache.py
+INTERNAL = {"tmp", ROOTS, PLOTS}
 KEPT = "-kept"  # ends the name of what a step keeps for its next run, in `tmp`
 
 
@@ -194,7 +195,7 @@ class Store:
             raise self._disk_trouble(e) or e from None
 
     def garbage(self) -> tuple[list[Entry], list[Path]]:
-        """Artifacts that no existing run refers to, and left-overs of killed runs that nobody holds a lock on.
+        """Artifacts that no existing run refers to, their plots, and left-overs of killed runs that nobody holds a lock on.
 
         What a step keeps for its next run stays while a run refers to the artifact that it is to become.
         """
@@ -212,6 +213,8 @@ class Store:
         scratch = [p for p in (self.root / "tmp").glob("*-*") if p.is_dir()]  # a lock file stays: another may wait on it
         wanted = {f"{fp}{KEPT}" for _, fp in used}
         stale += [p for p in scratch if p.name not in wanted and not self._locked(p.name.split("-")[0])]
+        shown = {f"{fp}.json" for _, fp in used}
+        stale += [p for p in (self.root / PLOTS).glob("*") if p.name not in shown]
         return [e for e in self.entries() if (e.kind, e.fingerprint) not in used], stale
 
     def remove(self, path: Path) -> None:

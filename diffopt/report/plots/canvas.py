@@ -53,10 +53,9 @@ class Sheet:
 @contextmanager
 def sheet(name: str, width: float, height: float) -> Iterator[Sheet]:
     """A figure of `width` x `height` inches; `name` says what it shows to those who cannot see it, and makes its ids."""
-    with to_log():  # the first import looks through the machine's fonts, and says so
-        import matplotlib
+    with styled({**STYLE, "svg.hashsalt": name}):
         from matplotlib.figure import Figure
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+
         made = Sheet(Figure(figsize=(width, height), layout="constrained"))
         yield made
         laid_out(made.figure)
@@ -64,6 +63,17 @@ def sheet(name: str, width: float, height: float) -> Iterator[Sheet]:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         made.figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     made.svg = _inline(out.getvalue(), name)
+
+
+@contextmanager
+def styled(settings: dict[Any, Any]) -> Iterator[None]:
+    """These of matplotlib's settings and its own defaults; the user's file of them is for other plots."""
+    with to_log():  # the first import looks through the machine's fonts, and says so
+        import matplotlib
+        import matplotlib.figure
+    defaults: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    with matplotlib.rc_context({**defaults, **settings}):
+        yield
 
 
 def laid_out(figure: Any) -> None:
