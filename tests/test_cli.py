@@ -108,19 +108,34 @@ def test_help_lists_every_command(help_text, command):
     assert f"\ndiffopt {command}" in help_text
 
 
+TENSORS = ["torch", "diffusers", "transformers", "modelopt", "onnx", "onnxruntime", "numpy", "huggingface_hub"]
+PAGES = ["jinja2", "matplotlib", "PIL"]
+SWEEPS = ["diffopt.sweep.findings", "diffopt.sweep.page", "diffopt.sweep.plan"]
+JOBS = ["pydantic", "diffopt.groups", "diffopt.jobs"]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["plan", "+recipe=emoji_fp8"], ["--help"], ["store", "--help"], ["eval", "--help"]], ids=" ".join
+    ("arguments", "idle"),
+    [
+        (["plan", "+recipe=emoji_fp8"], [*TENSORS, *PAGES, *SWEEPS]),
+        (["--help"], [*TENSORS, *PAGES, *SWEEPS, *JOBS]),
+        (["-sc", "query=bash"], [*TENSORS, *PAGES, *SWEEPS, *JOBS]),
+        (["doctor"], [*TENSORS, *PAGES, *SWEEPS, "diffopt.groups", "diffopt.jobs"]),
+        (["store", "--help"], [*TENSORS, *PAGES, *SWEEPS]),
+        (["eval", "--help"], [*TENSORS, *PAGES, *SWEEPS]),
+    ],
+    ids=["plan", "help", "completion", "doctor", "store", "eval"],
 )
-def test_what_must_be_quick_imports_no_large_library(tmp_path, arguments):
+def test_what_must_be_quick_imports_nothing_that_it_does_without(tmp_path, arguments, idle):
     code = (
         "import atexit, sys\n"
-        "large = {'torch', 'diffusers', 'transformers', 'modelopt', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'huggingface_hub'}\n"
-        "atexit.register(lambda: print('loaded:', *sorted(large & set(sys.modules))))\n"
+        f"atexit.register(lambda: print('loaded:', *sorted({{*{idle}}} & set(sys.modules))))\n"
         "from diffopt.cli.main import main\n"
         f"sys.argv[1:] = {arguments!r}\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    asked = {**os.environ, "COMP_LINE": "diffopt +recipe=quicks"}  # what a shell wants completed
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=asked, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].strip() == "loaded:"
 

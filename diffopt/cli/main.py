@@ -20,16 +20,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diffopt.cli import hydra_errors
 from diffopt.cli.completion import complete
 from diffopt.cli.searchpath import bundled, register
 from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError
-from diffopt.jobs import job
 from diffopt.machine import worker
-from diffopt.quality.floor import floors
-from diffopt.report.run_directory import RUN
 from diffopt.sweep.callback import Refused, WriteReport
-from diffopt.sweep.job_table import ERROR
 
 log = logging.getLogger("diffopt")
 CONFIG = "config"
@@ -46,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _main(arguments)
     except (DiffoptError, HydraException, OmegaConfBaseException, YAMLError) as e:
+        from diffopt.cli import hydra_errors
+
         print(hydra_errors.line(e, arguments), file=sys.stderr)
         sys.exit(1)
     except OSError as e:
@@ -86,6 +83,8 @@ def _main(arguments: list[str]) -> None:
         COMMANDS[command](arguments[1:])
         return
     if arguments and not any(a.startswith("-") or "=" in a for a in arguments):
+        from diffopt.cli import hydra_errors
+
         raise DiffoptError(hydra_errors.unknown_command(arguments[0], list(COMMANDS)))
     _hydra(arguments)
 
@@ -110,7 +109,7 @@ def _hydra(arguments: list[str]) -> None:
         raise DiffoptError(f"{wrong[0]}: no such flag (got {wrong[0]}); `diffopt --hydra-help` lists them")
     # Hydra's argparse takes one run of overrides only: `+recipe=x -m calib.alpha=1,2` is "unrecognized arguments".
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    sys.argv[1:] = [*map(job.spelled, overrides), *(a for a in arguments if a not in overrides)]
+    sys.argv[1:] = [*map(_spelled, overrides), *(a for a in arguments if a not in overrides)]
     decorated: Callable[[], Any] = hydra.main(version_base="1.3", config_path=str(bundled("conf")), config_name=CONFIG)(_job)
     WriteReport.over = None
     try:
@@ -120,6 +119,8 @@ def _hydra(arguments: list[str]) -> None:
     except BaseException as e:
         WriteReport.close()
         if isinstance(e, Exception):
+            from diffopt.cli import hydra_errors
+
             if reason := hydra_errors.of_launcher(e):
                 raise DiffoptError(reason) from None
             WriteReport.check()  # a search in which every job failed ends in an error of Optuna's
@@ -129,11 +130,21 @@ def _hydra(arguments: list[str]) -> None:
     WriteReport.check()
 
 
+def _spelled(override: str) -> str:
+    if not override.endswith("=null"):
+        return override
+    from diffopt.jobs import job  # for the groups' names, with their schemas: --help and completion do without
+
+    return job.spelled(override)
+
+
 _refused: list[DiffoptError | OSError] = []
 """The error of a single run, past Hydra, which would put a line of its own in front of it."""
 
 
 def _job(config: DictConfig) -> float | list[float] | None:
+    from diffopt.jobs import job
+
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     overrides = [o for o in settings.overrides.task if not o.startswith("+recipe=")]
@@ -154,6 +165,11 @@ def _one_of_many(config: DictConfig, settings: Any, directory: Path, overrides: 
     A failure stays here, in `error.txt`, where the sweep's page and its exit code find it: raised, it would end a search
     and the batches of a sweep, and not every exception survives the way back from another process.
     """
+    from diffopt.jobs import job
+    from diffopt.quality.floor import floors
+    from diffopt.report.run_directory import RUN
+    from diffopt.sweep.job_table import ERROR
+
     if not settings.launcher._target_.endswith("BasicLauncher"):
         for handler in log.handlers:  # the console, on which several jobs write
             handler.setFormatter(logging.Formatter(f"[{settings.job.num}] %(message)s"))

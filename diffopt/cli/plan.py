@@ -14,7 +14,6 @@ from diffopt.jobs.job import Job, prepare, spelled
 from diffopt.jobs.plan import Step
 from diffopt.jobs.runner import missing
 from diffopt.store.store import Store
-from diffopt.sweep.plan import plan_sweep
 
 SHOWN = 3
 
@@ -28,6 +27,8 @@ def command(arguments: list[str]) -> None:
     asked = [spelled(o) for o in given.overrides]
     config = composed(asked, sweep=given.multirun)
     if config.hydra.mode == RunMode.MULTIRUN:
+        from diffopt.sweep.plan import plan_sweep
+
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             print(plan_sweep(config, _hydra().config_loader).table())
         return

@@ -15,7 +15,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from diffopt.errors import ConfigError
-from diffopt.jobs import objective
 from diffopt.machine import environment, worker
 
 GROUP = "recipe"
@@ -91,12 +90,18 @@ class RecipeSearchPath(SearchPathPlugin):
             search_path.append("command-line", f"file://{self.config_dir.resolve()}")
 
 
+def _directions(objective: Any) -> str | list[str]:
+    from diffopt.jobs.objective import directions
+
+    return directions(objective)
+
+
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "jobs": worker.jobs,
     "gpus_per_job": lambda: min(1, len(environment.gpus())),
     "cores_per_job": lambda: max(1, len(os.sched_getaffinity(0)) // worker.jobs()),
     "at_once": lambda launcher: 1 if launcher.endswith("BasicLauncher") else worker.jobs(),
-    "directions": objective.directions,
+    "directions": _directions,
 }
 """What the launchers' and the sweeper's settings take from this machine and from the recipe: `${diffopt.jobs:}`."""
 

@@ -1,8 +1,11 @@
-"""Hydra's callback of a sweep: plans it before its jobs run, and writes its page afterwards."""
+"""Hydra's callback of a sweep: plans it before its jobs run, and writes its page afterwards.
+
+Hydra makes one in a single run too, so what a sweep takes is imported by its methods.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
@@ -11,10 +14,9 @@ from omegaconf import DictConfig
 from diffopt.errors import ConfigError, DiffoptError
 from diffopt.machine import output, worker
 from diffopt.quality.floor import floors
-from diffopt.sweep.findings import Findings
-from diffopt.sweep.job_table import ERROR, table
-from diffopt.sweep.page import summary, write
-from diffopt.sweep.plan import plan_sweep
+
+if TYPE_CHECKING:
+    from diffopt.sweep.findings import Findings
 
 
 class Refused(BaseException):
@@ -40,6 +42,8 @@ class WriteReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises Refused for a sweep that is no use; nothing has been written then."""
+        from diffopt.sweep.plan import plan_sweep
+
         try:
             worker.announce()
             hydra = GlobalHydra.instance().hydra
@@ -54,6 +58,8 @@ class WriteReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints, as the jobs' logging is taken down by now."""
+        from diffopt.sweep.page import summary, write
+
         WriteReport._running, WriteReport.over = None, Path(config.hydra.sweep.dir)
         found = self._findings(config)
         page = write(found)
@@ -70,6 +76,8 @@ class WriteReport(Callback):
         """Raises DiffoptError for a sweep that is over, in which jobs failed."""
         if cls.over is None:
             return
+        from diffopt.sweep.job_table import ERROR, table
+
         directory, cls.over = cls.over, None
         rows = table(directory)
         kept = {r.job: directory / r.job / ERROR for r in rows}  # a job that broke a gate has a result beside its error
@@ -81,8 +89,10 @@ class WriteReport(Callback):
                 "error, the same command tries these again and takes the rest from the store"
             )
 
-    def _findings(self, config: DictConfig) -> Findings:
+    def _findings(self, config: DictConfig) -> "Findings":
         """What was made is not to be lost over a floor that cannot be judged."""
+        from diffopt.sweep.findings import Findings
+
         found = Findings(Path(config.hydra.sweep.dir), self.floors)
         try:
             found.check()
