@@ -140,6 +140,13 @@ def test_what_must_be_quick_imports_nothing_that_it_does_without(tmp_path, argum
     assert done.stdout.splitlines()[-1].strip() == "loaded:"
 
 
+def test_garbage_is_not_looked_for_among_the_libraries(tmp_path):
+    code = "import gc; from diffopt.cli.main import main; main(); print(gc.get_freeze_count())"
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=tmp_path, capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) > 10_000
+    assert done.returncode == 0, done.stderr
+
+
 def rows(said):
     assert said.code == 0, said.err
     return {line.split()[0]: line for line in said.out.splitlines()}

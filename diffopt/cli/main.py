@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -34,6 +35,8 @@ UNWRITABLE = {getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES",
 def main(argv: list[str] | None = None) -> None:
     """Entry point `diffopt`. Every foreseen error is a line or a few on stderr and exit code 1."""
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:  # the process is ours
+        gc.freeze()  # the libraries stay: to look through them for garbage was a tenth of `diffopt plan`
     if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for tracebacks
         _main(arguments)
         return
