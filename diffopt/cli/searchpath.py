@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -19,6 +20,7 @@ from diffopt.machine import environment, worker
 
 GROUP = "recipe"
 VARIABLE = "DIFFOPT_RECIPES"
+READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of YAML's two, the one in C, where it was built
 PLUGINS = Path(__file__).parent / "plugins"
 """Our settings of Hydra's launchers and sweepers, in place of the plugins' own; there also where a plugin is not installed."""
 
@@ -119,7 +121,7 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     store = ConfigStore.instance()
     for path in sorted(PLUGINS.rglob("*.yaml")):
         group = f"hydra/{path.parent.relative_to(PLUGINS).as_posix()}"
-        store.store(path.stem, OmegaConf.load(path), group=group, provider="diffopt")
+        store.store(path.stem, yaml.load(path.read_text(), READER), group=group, provider="diffopt")
     # Hydra copies all its sources for each group that it lists: 102 times for --help, most of its time where launchers are
     # installed. The store of structured configs is only read by then, and gives out copies itself.
     vars(store)["__deepcopy__"] = lambda _: store
