@@ -17,7 +17,7 @@ from diffopt import text
 from diffopt.cli.report import command
 from diffopt.errors import ConfigError
 from diffopt.report import run_page
-from diffopt.report.html import PREVIEW
+from diffopt.report.html import PREVIEW, _templates
 
 PROMPTS = ["a red <kite>", "two apples & a pear", "<script>alert(1)</script>"]
 MAGENTA, GREEN = (255, 0, 255), (0, 200, 0)
@@ -295,6 +295,26 @@ def test_a_page_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path, monk
         run_page.write(scored(tmp_path, psnr=10))
     assert (tmp_path / "report.html").read_text() == old
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_the_page_has_the_mix_and_the_ratios(tmp_path: Path) -> None:
+    uniform = {"bits": 8.0, "error": 0.25, "fits": False}
+    mix = {"budget": {"bits": 6.0, "bytes": None}, "bits": 5.5, "bytes": 2048, "plain_bytes": 8192, "error": 0.5, "gpu": None}
+    layers = [{"name": "block.0", "format": "fp8"}]
+    artifact(tmp_path, "mix", {"mix.json": {**mix, "uniform": {"fp8": uniform}, "layers": layers}})
+    ratios = {"prompts": 2, "ratios": {"transformer": {"once": [0.9876]}}, "deviation": {"transformer": {"once": [0.0123]}}}
+    artifact(tmp_path, "ratios", {"ratios.json": ratios})
+    text = words(page(made(tmp_path, {"mix": "1" * 16, "ratios": "2" * 16})))
+    assert "0 0.9876 \N{PLUS-MINUS SIGN} 0.0123" in text
+    assert "block.0 fp8" in text
+
+
+def test_a_page_compiles_no_template_of_what_it_does_not_show(tmp_path: Path) -> None:
+    _templates.cache_clear()
+    page(scored(tmp_path))
+    used = {name for _, name in _templates().cache}
+    assert {"run.html", "gallery.html"} <= used
+    assert not {"search.html", "sensitivity.html", "sweep.html"} & used
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
