@@ -15,7 +15,7 @@ from test_report import GREEN, MAGENTA, PROMPTS, scored
 
 from diffopt.report import run_page
 from diffopt.report.gallery import of_evaluation, of_run, ranks
-from diffopt.report.plots import differences
+from diffopt.report.plots.differences import differences
 from diffopt.report.run_directory import Run
 
 KITE, APPLES, SCRIPT = PROMPTS
