@@ -35,7 +35,7 @@ check: $(VENV)/installed  ## what CI runs: format, lint, types, tests
 golden: $(VENV)/installed  ## write the recipes' fingerprints again, after a change of the key that is meant
 	$(BIN)/python -m pytest -q -n 0 -m '' tests/test_golden.py --golden
 
-matrix: $(VENV)/installed  ## every family in every format through the whole chain, and what else is slow; writes the README's table
+matrix: $(VENV)/installed  ## every family in every format through the whole chain, and what else is slow; writes the manual's table
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m '' --matrix
 
 bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, observed, quantized, exported and swept here; wants a GPU

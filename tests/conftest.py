@@ -49,7 +49,7 @@ PROBES: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", action="store_true", help="write tests/matrix.json and the README's table of it anew")
+    parser.addoption("--matrix", action="store_true", help="write tests/matrix.json and the manual's table of it anew")
     parser.addoption("--golden", action="store_true", help="write tests/golden.json anew from what the steps are keyed by now")
 
 

@@ -1,4 +1,4 @@
-"""The README's support matrix, made of what tests/test_matrix.py found: `make matrix` writes both."""
+"""The support matrix of the manual, made of what tests/test_matrix.py found: `make matrix` writes both."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,19 @@ FORMATS = ("int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svd
 STEPS = {"calibrate": "quantize", "export": "export", "build": "build", "run": "sample"}
 """A step of the matrix, and the stage whose artifact shows it."""
 ALL = (*STEPS, "cache")
-FOUND, README = Path(__file__).with_name("matrix.json"), Path(__file__).parent.parent / "README.md"
+HERE = Path(__file__).parent
+FOUND, PAGE = HERE / "matrix.json", HERE.parent / "diffopt" / "models" / "README.md"
 CELLS: dict[str, dict[str, dict[str, Any]]] = {}
 """What this process has found: family -> format -> step -> true, or the line that refused it."""
 BEGIN, END = "<!-- matrix: written by `make matrix` -->", "<!-- matrix ends -->"
 
 
 def write(results: dict[str, Any], where: str) -> None:
-    """Write matrix.json and put its table into the README."""
+    """Write matrix.json and put its table into the page of models."""
     FOUND.write_text(json.dumps({"where": where, "cells": results}, indent=1) + "\n")
-    text = README.read_text()
+    text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{table(json.loads(FOUND.read_text()))}{END}{rest.partition(END)[2]}")
+    PAGE.write_text(f"{before}{BEGIN}\n{table(json.loads(FOUND.read_text()))}{END}{rest.partition(END)[2]}")
 
 
 def table(found: dict[str, Any]) -> str:

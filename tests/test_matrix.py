@@ -3,7 +3,7 @@ build an engine plan, run, cache. What cannot be is refused in one line before a
 
 The cells of `make test` are those of two formats and of one family, of fewer layers, most not drawn, and without a
 cache and a second restoring, which have tests of their own. `make matrix` has all, and writes tests/matrix.json and the
-README's table.
+manual's table of it.
 """
 
 from functools import cache
