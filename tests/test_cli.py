@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffopt.cli.main import main
+from diffopt.cli.main import COMMANDS, main
 from diffopt.cli.searchpath import bundled, register
 from diffopt.jobs import job
 from diffopt.store.store import Store
@@ -420,7 +420,7 @@ def test_the_shell_completes(shell, line, expected):
 
 def test_the_shell_is_offered_commands_and_recipes_at_first(shell):
     said = shell("-sc", "query=bash", COMP_LINE="diffopt ", COMP_POINT="8")
-    assert {"plan", "report", "store", "doctor", "+recipe="} <= set(said.out.split())
+    assert {*COMMANDS, "+recipe="} <= set(said.out.split())
 
 
 def test_completion_after_a_recipe_that_is_not_there_is_no_traceback(shell):

@@ -5,6 +5,7 @@ import os
 SUBCOMMANDS: dict[str, list[str]] = {
     "plan": [],
     "report": [],
+    "eval": [],
     "store": ["ls", "show", "verify", "gc", "export"],
     "doctor": [],
 }

@@ -48,7 +48,7 @@ class Data(BaseModel):
     chunk: int | None = Field(default=None, ge=1)
     """Of `synthetic`: items per stored chunk; a larger `size` reuses the whole chunks of a smaller one; null takes 16."""
     caption: str | None = None
-    """Of one's own data: the column of captions; null takes the first of caption, text, prompt that is there."""
+    """Of one's own data: the column of captions; null takes the first of prompt, prompts, caption and text that is there."""
     small: Small | None = None
     """Of one's own data: what becomes of a picture with fewer pixels than model.height x model.width; null refuses it."""
 
