@@ -15,7 +15,7 @@ from test_report import scored
 from diffopt.cli.main import main
 from diffopt.metrics import SOURCES, Scorer, Weights
 from diffopt.metrics.psnr import METRIC
-from diffopt.quality import scoring
+from diffopt.quality import reading, scoring
 
 N = 12
 CLIP = ("--clip", "asset:emoji/emoji-clip", "--features", "asset:emoji/emoji-clip")
@@ -318,7 +318,7 @@ def test_a_directory_without_runs_is_refused(tmp_path: Path, capsys) -> None:
 def test_pictures_are_read_while_a_gpu_is_busy_and_before_it_on_a_cpu(
     data: Path, monkeypatch: pytest.MonkeyPatch, device: str, most: int
 ) -> None:
-    monkeypatch.setattr(scoring, "AHEAD", 2)
+    monkeypatch.setattr(reading, "AHEAD", 2)
     monkeypatch.setattr(scoring, "BATCH", 2)
     events: list[str] = []
     main_thread = threading.get_ident()
