@@ -274,7 +274,7 @@ def test_every_method_of_ours_can_be_searched_over_its_usual_knob(plan: Any) -> 
                 f"cache.search={{knob: {knob.name}, floor: {{psnr: 9}}}}",
             )
             found = planned["search"].views["cache"]
-            low, high = found.optimized.low, found.optimized.high
+            low, high = found.search.low, found.search.high
             assert (low, high) == (knob.low, knob.high or 19)
             assert getattr(found.settings.turned(high), knob.name) == high
 
