@@ -1,5 +1,6 @@
 """The pictures of a candidate: the evaluation's prompts and seeds by a runtime."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from diffopt.artifact import Checkpoint, EvalEmbeddings, OnnxGraph, Pipeline
@@ -13,40 +14,48 @@ from diffopt.runtimes import RUNTIMES, Running
 from diffopt.stage import Context
 
 
-def draw_all(
-    ctx: Context,
-    run: Running,
-    model: CallView,
-    eval: RuntimeView,
-    pipeline: Pipeline,
-    texts: EvalEmbeddings,
-    seed: int,
-    steps: int,
-) -> list[dict[str, object]]:
-    """Draw them into `ctx.out`; what there is to tell of each. `texts` may be of more prompts, of which these are the first.
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn, whatever runs the backbone: a picture of each of the evaluation's prompts, from a seed of its own."""
+
+    model: CallView
+    eval: RuntimeView
+    pipeline: Pipeline
+    texts: EvalEmbeddings
+    """May be of more prompts, of which the evaluation's are the first."""
+    seed: int
+    """The first prompt's."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.eval.prompts.prompts
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every prompt's own."""
+        return [self.seed + i for i in range(len(self.prompts))]
+
+
+def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[dict[str, object]]:
+    """Draw it into `ctx.out`, in so many denoising steps; what there is to tell of each picture.
 
     Raises GateError for what is no picture."""
-    arguments, rate = family_of(pipeline).arguments(model), frame_rate(ctx, pipeline)
-    seeds = seeds_of(eval, seed)
+    eval, pipeline = drawing.eval, drawing.pipeline
+    arguments, rate = family_of(pipeline).arguments(drawing.model), frame_rate(ctx, pipeline)
     rows: list[dict[str, object]] = []
     size = run.batch or eval.batch_size
     todo = list(batches(eval.prompts, size))
-    encoded = first(load(texts, "cpu" if run.batch else ctx.device), len(eval.prompts))
+    encoded = first(load(drawing.texts, "cpu" if run.batch else ctx.device), len(eval.prompts))
     encoded = regroup(encoded, size) if run.batch else encoded
     with ctx.progress(len(todo) * steps) as tick:
         for (start, prompts), batch in zip(todo, encoded, strict=True):
             spare = size - len(prompts) if run.batch else 0  # a graph's batch is fixed: fill the last one up
-            these = seeds[start : start + len(prompts)]
+            these = drawing.seeds[start : start + len(prompts)]
             numbers = [*these, *these[-1:] * spare]
             drawn = draw(run.pipe, batch, numbers, steps, arguments, on_step=tick)[: len(prompts)]
             pictures.check(drawn, prompts)
             rows += videos.save(ctx.out, start, drawn, eval.frames, rate)
     return rows
-
-
-def seeds_of(eval: RuntimeView, seed: int) -> list[int]:
-    """Every prompt's own."""
-    return [seed + i for i in range(len(eval.prompts))]
 
 
 def about(eval: RuntimeView, subject: Checkpoint | OnnxGraph | None) -> dict[str, Any]:

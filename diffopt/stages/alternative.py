@@ -33,15 +33,16 @@ def alternative(
     seed: int,
 ) -> Images:
     from diffopt.data import pictures
-    from diffopt.runtimes.candidate import about, draw_all, seeds_of
+    from diffopt.runtimes.candidate import Drawing, about, draw_all
 
+    drawing = Drawing(model, eval, pipeline, texts, seed)
     computed: float = cached.json("images.json")["cache"]["computed"]
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, None, texts=False) as run:
         steps, share = equal(run.pipe.scheduler, eval.steps, computed)
-        rows = draw_all(ctx, run, model, eval, pipeline, texts, seed, steps)
+        rows = draw_all(ctx, run, drawing, steps)
     header = about(eval, subject) | {"steps": steps, "arithmetic": round(share, 6)}
-    pictures.check_distinct(ctx.out, eval.prompts.prompts)
-    pictures.write_index(ctx.out, eval.prompts.prompts, seeds_of(eval, seed), header, rows)
+    pictures.check_distinct(ctx.out, drawing.prompts)
+    pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)
 
 
 def equal(scheduler: Any, steps: int, computed: float) -> tuple[int, float]:

@@ -24,12 +24,13 @@ def sample(
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
 ) -> Images:
     from diffopt.data import pictures
-    from diffopt.runtimes.candidate import about, draw_all, seeds_of
+    from diffopt.runtimes.candidate import Drawing, about, draw_all
 
+    drawing = Drawing(model, eval, pipeline, texts, seed)
     cache = cache and cache.applied(ratios, search)
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False) as run:
-        rows = draw_all(ctx, run, model, eval, pipeline, texts, seed, eval.steps)
+        rows = draw_all(ctx, run, drawing, eval.steps)
         saved = run.saved()
     header = about(eval, subject) | ({"cache": saved.summary()} if saved else {})
-    pictures.check_distinct(ctx.out, eval.prompts.prompts)
-    pictures.write_index(ctx.out, eval.prompts.prompts, seeds_of(eval, seed), header, rows)
+    pictures.check_distinct(ctx.out, drawing.prompts)
+    pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)

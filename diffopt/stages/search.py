@@ -75,6 +75,7 @@ def search(
     seed: int,
 ) -> CacheSearch:
     from diffopt.errors import GateError
+    from diffopt.runtimes.candidate import Drawing
     from diffopt.tuning import bisection, explanation
     from diffopt.tuning.trial import Trial, point
 
@@ -83,7 +84,7 @@ def search(
     assert asked.high is not None
     scale = bisection.Scale(knob, asked.low, asked.high, asked.tolerance)
     kept = _kept(ctx.kept)
-    trial = Trial(ctx, model, cache, eval, pipeline, texts, reference, subject, ratios, seed)
+    trial = Trial(ctx, cache, Drawing(model, eval, pipeline, texts, seed), subject, ratios, reference)
 
     def evaluate(value: float) -> bisection.Point:
         key = repr(value)
