@@ -10,5 +10,6 @@ def train(
     ctx: Context, model: CallView, train: TrainView, pipeline: Pipeline, data: TrainSet, checkpoint: Checkpoint, seed: int
 ) -> Checkpoint:
     from diffopt.training.run import run
+    from diffopt.training.task import Task
 
-    run(ctx, model, train, pipeline, checkpoint, data, seed)
+    run(ctx, Task(model, train, pipeline, checkpoint, data, seed))

@@ -4,7 +4,6 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,21 +22,8 @@ from diffopt.training.loss import Loss
 from diffopt.training.optimizer import optimizer, schedule
 from diffopt.training.resume import Keeper
 from diffopt.training.shards import LocalShards, Shards
+from diffopt.training.subject import Subject
 from diffopt.training.validation import Validator
-
-
-@dataclass
-class Subject:
-    """What is trained: the whole of what `open_backbone` gives, and its backbones by the pipeline's names."""
-
-    whole: torch.nn.Module
-    backbones: dict[str, Any]
-    levels: dict[str, tuple[float, float]]
-    """By backbone the noise levels that it is called at."""
-
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        """By its name in `whole` each parameter that has a gradient."""
-        return {n: p for n, p in self.whole.named_parameters() if p.requires_grad}
 
 
 @dataclass
@@ -76,14 +62,14 @@ class Training:
         examples: Examples,
         loss: Loss,
         validator: Validator | None,
-        kept: Path,
         shards: Shards | None = None,
     ):
-        """With `shards` the subject is cut already."""
+        """With `shards` the subject is cut already. `ctx.kept` is where the training checkpoints are."""
+        assert ctx.kept is not None
         self.ctx, self.train, self.accelerator, self.subject = ctx, train, accelerator, subject
         self.examples, self.loss, self.validator, self.shards = examples, loss, validator, shards
-        self.sheets = kept / "validation"
-        self.parameters = subject.trained()
+        self.sheets = ctx.kept / "validation"
+        self.parameters = subject.parameters
         if train.gradient_checkpointing:
             for backbone in subject.backbones.values():
                 backbone.enable_gradient_checkpointing()
@@ -103,10 +89,10 @@ class Training:
             self.average.to(accelerator.device)
         stateful = [self.schedule, *([self.average] if self.average else [])]
         if shards:
-            self.keeper = Keeper(kept, accelerator, self.parts, [bare, *stateful])
+            self.keeper = Keeper(ctx.kept, accelerator, self.parts, [bare, *stateful])
         else:
             accelerator.register_for_checkpointing(*stateful)
-            self.keeper = Keeper(kept, accelerator)
+            self.keeper = Keeper(ctx.kept, accelerator)
         self.log = Log(**(self.keeper.load() or {}))
 
     def __call__(self) -> Log:

@@ -18,13 +18,9 @@ import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 
-from diffopt.artifact import Checkpoint, Pipeline, TrainSet
-from diffopt.groups import CallView, TrainView
 from diffopt.machine.environment import gpus
 from diffopt.machine.memory import peak, release
 from diffopt.pipeline.open import by_name, config, family_of, open_backbone
@@ -33,136 +29,102 @@ from diffopt.quantization import checkpoint as checkpoints
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.stage import Context
 from diffopt.training import noise
-from diffopt.training.adapters import Adapters
 from diffopt.training.attention import differentiable
 from diffopt.training.call import Caller
 from diffopt.training.examples import Examples
-from diffopt.training.loop import Subject, Training
+from diffopt.training.loop import Training
 from diffopt.training.loss import Loss
 from diffopt.training.machines import number
 from diffopt.training.processes import arranged
 from diffopt.training.session import session
-from diffopt.training.shards import sharding
+from diffopt.training.shards import Shards, sharding
+from diffopt.training.subject import Subject
+from diffopt.training.task import Task
 from diffopt.training.teacher import Teacher
 from diffopt.training.validation import Validator
 
 TRAINING = "training.json"
 
 
-def run(
-    ctx: Context, model: CallView, train: TrainView, pipeline: Pipeline, ptq: Checkpoint, data: TrainSet, seed: int
-) -> None:
+def run(ctx: Context, task: Task) -> None:
     """Write the trained checkpoint to `ctx.out`, in this process or in several; goes on from `ctx.kept` where a run was
     killed."""
-    processes, _ = arranged(train, pipeline, gpus() if ctx.device == "cuda" else ())
+    processes, _ = arranged(task.train, task.pipeline, gpus() if ctx.device == "cuda" else ())
     ctx = replace(ctx, kept=ctx.kept or ctx.out.with_name(f"{ctx.out.name}-kept"))
-    given = model, train, pipeline, ptq, data, seed
     if processes.how == "single":
-        work(ctx, "single", *given)
+        work(ctx, "single", task)
         return
     from diffopt.training.launch import launch
 
-    launch(ctx, processes, number(train), train.steps, work, processes.how, *given)
+    launch(ctx, processes, number(task.train), task.train.steps, work, processes.how, task)
 
 
-def work(
-    ctx: Context,
-    how: str,
-    model: CallView,
-    train: TrainView,
-    pipeline: Pipeline,
-    ptq: Checkpoint,
-    data: TrainSet,
-    seed: int,
-) -> None:
+def work(ctx: Context, how: str, task: Task) -> None:
     """What each process does, `how` they share it; the first writes to `ctx.out`."""
     assert ctx.kept is not None
-    pinned, family, kept = pipeline.json("pipeline.json"), family_of(pipeline), ctx.kept
-    own = scheduler(ctx.locate(pinned["source"]), pinned["scheduler"])
-    held, way = train.validation.size if train.validation else 0, train.distillation
-    examples = Examples(data, held, train.batch_size, train.unconditional if family.guided(model) else 0.0, seed)
-    in_shards = how == "fsdp"
+    train, kept, in_shards = task.train, ctx.kept, how == "fsdp"
+    examples = _examples(task)
     with ExitStack() as stack:
         for context in (simulated(), differentiable()):
             stack.enter_context(context)
-        validator = Validator(ctx, pipeline, train.validation, model, examples, seed) if train.validation else None
-        # Before the processes know of each other: modelopt would have them agree on every scale, which are the same.
-        whole = checkpoints.restore(ctx, pipeline, ptq)
-        if in_shards:  # scales are derived where they were made; a GPU then gets its part of each block from the CPU
-            whole.to("cpu")
-            release()
-        before = _cast(whole, train.weights)
-        whole.requires_grad_(True)
-        layers = ptq.json(checkpoints.HEAD)["layers"]
-        adapters = Adapters(whole, layers, train.lora, seed) if train.lora else None
+        validator = Validator(ctx, task, train.validation, examples) if train.validation else None
+        subject = Subject(ctx, task, in_shards)
         accelerator = stack.enter_context(session(train, ctx.device, kept / "logs", in_shards))
         shards = stack.enter_context(sharding(accelerator)) if in_shards else None
-        whole_of = shards.whole if shards else _same
-        subject = Subject(whole, by_name(pinned, whole), _levels(ctx, pinned))
-        for backbone in subject.backbones.values() if shards else ():
-            assert shards is not None
-            shards.cut(backbone, family)
+        if shards:
+            subject.cut(shards)
         release()
-        teacher = None
-        if way:
-            plain = by_name(pinned, open_backbone(ctx, pipeline))
-            teacher = Teacher(plain, way.teacher, ctx.device, shards, family)
-        loss = Loss(
-            family, noise.of(family, own, train.timesteps), Caller(family, config(ctx, pinned, "vae"), model), teacher, way
-        )
-        training = Training(ctx, train, accelerator, subject, examples, loss, validator, kept, shards)
-        count, trained = sum(p.numel() for p in training.parameters.values()), training()
-        kept_weights = adapters.merge(whole_of) if adapters else ((n, whole_of(p)) for n, p in training.parameters.items())
-        # Of a weight that was put together from shards only what is written is left in memory.
-        weights = {n: x.detach().to(before[n]).cpu() for n, x in kept_weights if accelerator.is_main_process}
+        teacher = _teacher(ctx, task, shards)
+        training = Training(ctx, train, accelerator, subject, examples, _loss(ctx, task, teacher), validator, shards)
+        count, log = sum(p.numel() for p in subject.parameters.values()), training()
+        first = accelerator.is_main_process
+        weights = subject.weights(shards, keep=first)
         taught = teacher.check() if teacher else None
         peaks = gather_object([peak()])
-        first = accelerator.is_main_process
     if not first:
         return
     about = {
         "schema": "diffopt.training/1",
-        "method": "qad" if way else "qat",
-        "steps": trained.step,
+        "method": "qad" if train.distillation else "qat",
+        "steps": log.step,
         "asked": train.steps,
         "items": len(examples),
-        "skipped": data.json("set.json").get("skipped", 0),
-        "prompts": len(examples.prompts) - held,
+        "skipped": task.data.json("set.json").get("skipped", 0),
+        "prompts": len(examples.prompts) - task.held,
         "trained": count,
         "metric": train.validation.metric if train.validation else None,
-        "losses": trained.losses,
-        "validations": trained.validations,
-        "best": trained.best,
+        "losses": log.losses,
+        "validations": log.validations,
+        "best": log.best,
         "teacher": taught,
         "parallel": how,
-        "seconds": trained.seconds,
+        "seconds": log.seconds,
         "peak_bytes": peaks,
     }
-    checkpoints.save_trained(ctx.out, ptq, weights)
+    checkpoints.save_trained(ctx.out, task.checkpoint, weights)
     (ctx.out / TRAINING).write_text(json.dumps(about, indent=1))
     for folder in ("validation", "logs"):
         if any((kept / folder).rglob("*.*")):
             shutil.copytree(kept / folder, ctx.out / folder)
 
 
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
+def _examples(task: Task) -> Examples:
+    train = task.train
+    unconditional = train.unconditional if family_of(task.pipeline).guided(task.model) else 0.0
+    return Examples(task.data, task.held, train.batch_size, unconditional, task.seed)
 
 
-def _levels(ctx: Context, pinned: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """The noise levels of each backbone: of two the first is called from `boundary_ratio` on, as Wan 2.2's are."""
-    names = pinned["backbones"]
-    if len(names) == 1:
-        return {names[0]: (0.0, 1.0)}
-    boundary = json.loads((ctx.locate(pinned["source"]) / "model_index.json").read_text())["boundary_ratio"]
-    return {names[0]: (boundary, 1.0), names[1]: (0.0, boundary)}
+def _teacher(ctx: Context, task: Task, shards: Shards | None) -> Teacher | None:
+    """The model in full precision, where it is learned from."""
+    way = task.train.distillation
+    if way is None:
+        return None
+    plain = by_name(task.pipeline.json("pipeline.json"), open_backbone(ctx, task.pipeline))
+    return Teacher(plain, way.teacher, ctx.device, shards, family_of(task.pipeline))
 
 
-def _cast(whole: torch.nn.Module, dtype: str | None) -> dict[str, torch.dtype]:
-    """Put everything into the precision that it is trained in; what it was, by name."""
-    before = {n: x.dtype for n, x in [*whole.named_parameters(), *whole.named_buffers()]}
-    if dtype:
-        for _, x in [*whole.named_parameters(), *whole.named_buffers()]:
-            if x.is_floating_point():
-                x.data = x.data.to(getattr(torch, dtype))
-    return before
+def _loss(ctx: Context, task: Task, teacher: Teacher | None) -> Loss:
+    pinned, family = task.pipeline.json("pipeline.json"), family_of(task.pipeline)
+    own = scheduler(ctx.locate(pinned["source"]), pinned["scheduler"])
+    caller = Caller(family, config(ctx, pinned, "vae"), task.model)
+    return Loss(family, noise.of(family, own, task.train.timesteps), caller, teacher, task.train.distillation)

@@ -1,13 +1,11 @@
 """Pictures by the model in training, beside the full-precision model's of the same prompts and seeds."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from diffopt.artifact import Pipeline
 from diffopt.groups.train import Validation
 from diffopt.metrics import METRICS
 from diffopt.metrics.metric import Weights
@@ -16,14 +14,16 @@ from diffopt.pipeline.open import family_of, open_backbone, open_pipeline
 from diffopt.quality.direction import sign
 from diffopt.stage import Context
 from diffopt.training.examples import Examples
+from diffopt.training.task import Task
 
 ROWS = 4  # prompts that a call of the pipeline draws
 
 
 class Validator:
-    def __init__(self, ctx: Context, pipeline: Pipeline, how: Validation, model: Any, examples: Examples, seed: int):
-        self.ctx, self.pipeline, self.how, self.examples, self.seed = ctx, pipeline, how, examples, seed
-        self.arguments = family_of(pipeline).arguments(model)
+    def __init__(self, ctx: Context, task: Task, how: Validation, examples: Examples):
+        pipeline = task.pipeline
+        self.ctx, self.pipeline, self.how, self.examples, self.seed = ctx, pipeline, how, examples, task.seed
+        self.arguments = family_of(pipeline).arguments(task.model)
         self.dtype = getattr(torch, pipeline.json("pipeline.json")["dtype"])
         metric = METRICS[how.metric]
         self.sign = sign(metric.better)
