@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ from diffopt.errors import GateError
 from diffopt.groups import Export, Model
 from diffopt.groups.cut import CutView, cuts
 from diffopt.groups.model import GuidedView
-from diffopt.models.family import Family, Json, Size
+from diffopt.models.family import Family, Size
 from diffopt.stage import Context, Under, stage
 from diffopt.view import View
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from diffopt.caches.segment import Segment
-
-Inputs = Mapping[str, Any]
+    from diffopt.graph.calls import Calls
 
 
 class SizeView(GuidedView, of=Model):
@@ -53,6 +52,7 @@ def export(
     import diffusers
     import torch
 
+    from diffopt.graph.calls import Calls
     from diffopt.pipeline.open import config, family_of, tokens
     from diffopt.quantization.checkpoint import HEAD, restore
 
@@ -70,7 +70,8 @@ def export(
         folder.mkdir(exist_ok=True)
         extent = Size(1, model.height, model.width, model.max_sequence_length or tokens(ctx, pipeline), model.frames or 1)
         vae, reused = config(ctx, pinned, "vae"), _reused(cache, family, name, backbone)
-        graphs[name] = _write(folder / "model.onnx", family, backbone, vae, extent, family.rows(model), export, own, reused)
+        calls = Calls(backbone, family, vae, extent, family.rows(model), export.batch_size, export.max_batch_size)
+        graphs[name] = _write(folder / "model.onnx", calls, export.opset, own, reused)
     first = graphs[pinned["backbones"][0]]
     about = {
         "format": head["format"] if head else None,
@@ -105,42 +106,15 @@ def _reused(cache: CutView | None, family: Family, name: str, backbone: "torch.n
         raise GateError(f"cache.blocks: {e}") from None
 
 
-def _write(
-    path: Path,
-    family: Family,
-    backbone: "torch.nn.Module",
-    vae: Json,
-    extent: Size,
-    rows: int,
-    export: GraphView,
-    layers: list[str],
-    reused: "list[Segment]",
-) -> dict[str, Any]:
-    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it.
-
-    `extent` is that of one row, of which a picture has `rows`.
-    """
-    import torch
-
+def _write(path: Path, calls: "Calls", opset: int, layers: list[str], reused: "list[Segment]") -> dict[str, Any]:
+    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it."""
     from diffopt.graph.part_files import CutPoints
     from diffopt.graph.write import write
 
-    device = next(backbone.parameters()).device
-
-    def inputs(images: int) -> dict[str, Any]:
-        found = family.inputs(backbone, vae, replace(extent, batch=images * rows))
-        return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in found.items()}
-
-    given = {n: x for n, x in inputs(export.batch_size).items() if isinstance(x, torch.Tensor)}
-    batched = {n: 0 for n, x in given.items() if x.dim() and n not in family.unbatched}
-    dynamic = export.max_batch_size is not None
-    # Traced with one row a broadcast along the batch axis would not be told from a fixed axis.
-    example = inputs(max(2, export.batch_size) if dynamic else export.batch_size)
-    extents = {"min": rows, "opt": export.batch_size * rows, "max": (export.max_batch_size or 0) * rows}
-    profile = {n: {k: _shape(given[n], a, b) for k, b in extents.items()} for n, a in batched.items()}
-    calls = {k: {n: shapes[k] for n, shapes in profile.items()} for k in extents} if dynamic else {}
-    cut = CutPoints(reused, calls) if reused else None
-    graph = write(backbone, example, path, export.opset, batched if dynamic else None, family.call, cut)
+    backbone, given, profile = calls.backbone, calls.usual, calls.profile
+    batched = calls.batched if calls.dynamic else None
+    cut = CutPoints(reused, calls.shapes) if reused else None
+    graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut)
     # A checkpoint counts layers that a model has without reading what they make.
     layers = [n for n in layers if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
@@ -150,7 +124,7 @@ def _write(
     return {
         "opset": graph.opset,
         "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in given.items()},
-        "profile": profile if dynamic else None,
+        "profile": profile,
         "quantized_layers": len(layers),
         "unused_layers": graph.unused,
         "quantized_products": graph.quantized_products,
@@ -181,8 +155,3 @@ def _convert(backbone: "torch.nn.Module", dtype: "torch.dtype") -> None:
                 f"export: {name} has values that {str(dtype).removeprefix('torch.')} cannot hold (got inf or NaN); "
                 "set export.high_precision_dtype=bfloat16 or float32"
             )
-
-
-def _shape(x: "torch.Tensor", axis: int, extent: int) -> list[int]:
-    """The shape of `x` with another extent of one axis."""
-    return [extent if i == axis else n for i, n in enumerate(x.shape)]
