@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 from diffopt import formats
 from diffopt.artifact import CalibStats, Checkpoint, Mix, Pipeline, Recording
-from diffopt.formats import auto
 from diffopt.groups import FormatView, ScaleView
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
@@ -36,9 +35,9 @@ def quantize(
     from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
     from diffopt.quantization import checkpoint
     from diffopt.quantization.awq_svdquant import calibrate
-    from diffopt.quantization.layers import expected_layers
     from diffopt.quantization.recorded_calls import count, replay
     from diffopt.quantization.scales import Plain, scales
+    from diffopt.quantization.scheme import mixed, uniform
     from diffopt.quantization.step_extremes import extremes_of
 
     family, method = family_of(pipeline), formats.method(format.name)
@@ -51,36 +50,27 @@ def quantize(
             pipeline.fingerprint, lambda: Plain(open_backbone(ctx, pipeline), lambda: empty_backbone(ctx, pipeline))
         )
         backbone = plain.backbone
-    pinned = pipeline.json("pipeline.json")
-    kept = family.kept(pinned["blocks"], pinned["backbones"])
-    convolutions = bool(method.convolution) and family.convolutions
-    expected = expected_layers(backbone, [*kept, *format.exclude], convolutions)
-    rules = method.rules(kept, format.exclude, format.quantize_mha, format.block_size, convolutions)
-    algorithm = method.calibration(calib.alpha if calib else None, format.rank)
+    alpha = calib.alpha if calib else None
+    scheme = mixed(mix, alpha) if mix else uniform(backbone, pipeline, format, alpha)
     head: dict[str, Any] = {
         "family": family.name,
         "format": method.name,
-        "weight_bits": method.bits(format.block_size),
+        "weight_bits": scheme.weight_bits,
         "block_size": format.block_size,
         "rank": format.rank,
-        "rules": rules,
-        "algorithm": algorithm,
+        "rules": scheme.rules,
+        "algorithm": scheme.algorithm,
+        **({"mix": scheme.mix} if mix else {}),
     }
-    if mix:
-        mixed = mix.json("mix.json")
-        names = {x["name"]: x["format"] for x in mixed["layers"] if x["format"] != auto.FULL}
-        rules, expected = auto.rules(mixed["layers"]), list(names)
-        algorithm = auto.calibration(names.values(), calib.alpha if calib else None)
-        head |= {"weight_bits": round(mixed["bits"], 3), "rules": rules, "algorithm": algorithm, "mix": names}
     if method.records:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:
-            found = calibrate(backbone, rules, algorithm, replay(paths, tick))
-        checkpoint.check(backbone, expected, inputs=method.input is not None)
+            found = calibrate(backbone, scheme.rules, scheme.algorithm, replay(paths, tick))
+        checkpoint.check(backbone, scheme.layers, inputs=method.input is not None)
         checkpoint.save_found(ctx.out, head | {"layers": checkpoint.quantized_layers(backbone)}, found)
     else:
         extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
-        known = plain.switched_on(rules)
-        state = scales(backbone, known, extremes, calib.alpha if calib else None)
-        checkpoint.check_scales(known, state, expected)
+        known = plain.switched_on(scheme.rules)
+        state = scales(backbone, known, extremes, alpha)
+        checkpoint.check_scales(known, state, scheme.layers)
         checkpoint.save(ctx.out, head | {"layers": [q.layer for q in known if q.weight]}, known, extremes, state)
