@@ -17,13 +17,12 @@ from diffopt import formats
 from diffopt.artifact import Checkpoint, Mix, OnnxGraph
 from diffopt.cli.modelopt_file import portable
 from diffopt.errors import ConfigError, PlanError
-from diffopt.formats import auto
 from diffopt.groups import FormatView, ScaleView, gpu_rates
 from diffopt.groups.format import Budget, MixView
 from diffopt.groups.validate import choose
 from diffopt.machine import environment
 from diffopt.pipeline.open import open_pipeline
-from diffopt.quantization import checkpoint, mixed_precision
+from diffopt.quantization import checkpoint, mixed_precision, scheme
 from diffopt.quantization.extremes import quantizers
 from diffopt.quantization.mixed_precision import Limit, Option
 from diffopt.stages.build import BuilderView, build
@@ -327,7 +326,9 @@ def test_a_mix_draws_closer_to_full_precision_than_the_worse_format_of_its_size(
     def drawn(layers: list[dict[str, Any]]) -> np.ndarray:
         backbone = b.backbone()
         if layers:
-            checkpoint.quantize(backbone, auto.rules(layers), auto.calibration({x["format"] for x in layers}, 0.2), extremes)
+            checkpoint.quantize(
+                backbone, scheme.rules(layers), scheme.calibration({x["format"] for x in layers}, 0.2), extremes
+            )
         return b.draw(open_pipeline(b.context(), b.pipeline(), backbone), list(b.prompts), list(range(7)), 4)
 
     plain = drawn([])

@@ -44,9 +44,18 @@ def supports(family: Family) -> str | None:
 
 
 def attach(target: "Target", settings: Any) -> "Attached":
+    from cache_dit import DBCacheConfig
+
     from diffopt.caches.dual_block import DualBlockCache
 
-    return DualBlockCache(target, settings)
+    config = DBCacheConfig(
+        Fn_compute_blocks=settings.first,
+        Bn_compute_blocks=settings.last,
+        residual_diff_threshold=settings.threshold,
+        max_warmup_steps=settings.start,
+        max_continuous_cached_steps=-1 if settings.most is None else settings.most,
+    )
+    return DualBlockCache(target, config)
 
 
 METHOD = Method(

@@ -4,7 +4,6 @@ from typing import Any
 
 import cache_dit
 
-from diffopt.caches.cache_dit import CacheDit
 from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.statistics import Statistics
 from diffopt.caches.target import Target, claim, release
@@ -14,15 +13,9 @@ from diffopt.caches.wrapper import Wrapper
 class DualBlockCache:
     """Raises ValueError for a pipeline that cache-dit does not know, and for a backbone that has a cache."""
 
-    def __init__(self, target: Target, settings: CacheDit):
+    def __init__(self, target: Target, config: cache_dit.DBCacheConfig):
         self.pipe = target.pipe
-        self.config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=settings.first,
-            Bn_compute_blocks=settings.last,
-            residual_diff_threshold=settings.threshold,
-            max_warmup_steps=settings.start,
-            max_continuous_cached_steps=-1 if settings.most is None else settings.most,
-        )
+        self.config = config
         self.sides = [_Side(name, backbone, target.blocks(backbone)) for name, backbone in target.backbones.items()]
         self._on = False
         self._own: list[tuple[Any, Any, dict[str, Any]]] = []

@@ -1,11 +1,12 @@
 """What becomes of each layer: modelopt's rules, its calibration, and which layers must be quantized in the end."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffopt import formats
 from diffopt.artifact import Mix, Pipeline
-from diffopt.formats import auto
+from diffopt.formats.auto import FULL
 from diffopt.formats.method import Rule
 from diffopt.groups import FormatView
 from diffopt.pipeline.open import family_of
@@ -13,6 +14,8 @@ from diffopt.quantization.layers import expected_layers
 
 if TYPE_CHECKING:
     import torch
+
+KINDS = {"linear": "nn.Linear", "convolution": "nn.Conv2d"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,31 @@ def uniform(backbone: "torch.nn.Module", pipeline: Pipeline, format: FormatView,
 def mixed(mix: Mix, alpha: float | None) -> Scheme:
     """The format of each layer that was chosen for it."""
     chosen = mix.json("mix.json")
-    names = {x["name"]: x["format"] for x in chosen["layers"] if x["format"] != auto.FULL}
-    rules, algorithm = auto.rules(chosen["layers"]), auto.calibration(names.values(), alpha)
-    return Scheme(rules, algorithm, list(names), round(chosen["bits"], 3), names)
+    names = {x["name"]: x["format"] for x in chosen["layers"] if x["format"] != FULL}
+    algorithm = calibration(names.values(), alpha)
+    return Scheme(rules(chosen["layers"]), algorithm, list(names), round(chosen["bits"], 3), names)
+
+
+def rules(layers: Iterable[Mapping[str, Any]]) -> list[Rule]:
+    """Everything off, then weight and input of each layer, {name, kind, format}, as its format wants them."""
+    found: list[Rule] = [{"quantizer_name": "*", "enable": False}]
+    for layer in layers:
+        if layer["format"] == FULL:
+            continue
+        method = formats.method(layer["format"])
+        weight, entering = (
+            method.convolution or (None, None) if layer["kind"] == "convolution" else (method.weight, method.input)
+        )
+        for which, attributes in (("weight", weight), ("input", entering)):
+            name = f"{layer['name']}.{which}_quantizer"
+            found.append({"quantizer_name": name, "parent_class": KINDS[layer["kind"]], "cfg": attributes})
+    return found
+
+
+def calibration(names: Iterable[str], alpha: float | None) -> Any:
+    """modelopt's algorithms of these formats, in the order in which `checkpoint.quantize` applies them to their layers."""
+    methods = [formats.method(n) for n in sorted({*names} - {FULL})]
+    wanted = {m.algorithm for m in methods}
+    smoothing = [m.calibration(alpha) for m in methods if m.algorithm == "smoothquant"]
+    # SmoothQuant's convolutions are calibrated on plain maxima, so they need both.
+    return [*smoothing, "max"] if smoothing else "max" if "max" in wanted else None
