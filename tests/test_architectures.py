@@ -17,7 +17,9 @@ from tiny import Bench, called, folder
 
 from diffopt import models
 from diffopt.caches.policy import Policy, block_names
-from diffopt.quantization.layers import Layer, taken
+from diffopt.files.layers import Layer, read_layers
+from diffopt.files.pipeline import PipelineFile
+from diffopt.quantization.layers import taken
 from diffopt.store import assets
 
 GOLDEN = Path(__file__).with_name("layers.json")
@@ -92,9 +94,9 @@ def loaded(name: str) -> Any:
 @cache
 def quantized(name: str, convolutions: bool = False) -> list[Layer]:
     """The layers that a format takes of the model, at full size."""
-    pinned, family = loaded(name).json("pipeline.json"), models.family(FAMILIES[name])
-    layers = [Layer(**row | {"shape": tuple(row["shape"])}) for row in loaded(name).json("layers.json")]
-    return taken(layers, family.kept(pinned["blocks"], pinned["backbones"]), convolutions and family.convolutions)
+    pinned, family = PipelineFile.read(loaded(name).path), models.family(FAMILIES[name])
+    layers = read_layers(loaded(name).path)
+    return taken(layers, family.kept(pinned.blocks, pinned.backbones), convolutions and family.convolutions)
 
 
 def named(name: str, glob: str) -> list[str]:
@@ -143,12 +145,12 @@ def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @every_architecture
 def test_an_architecture_has_the_published_number_of_parameters(name: str) -> None:
-    assert loaded(name).json("pipeline.json")["parameters"] / 1e9 == pytest.approx(PARAMETERS[name], rel=3e-3)
+    assert PipelineFile.read(loaded(name).path).parameters / 1e9 == pytest.approx(PARAMETERS[name], rel=3e-3)
 
 
 @every_architecture
 def test_an_architecture_has_the_published_number_of_blocks(name: str) -> None:
-    assert tuple(loaded(name).json("pipeline.json")["blocks"].values()) == BLOCKS[name]
+    assert tuple(PipelineFile.read(loaded(name).path).blocks.values()) == BLOCKS[name]
 
 
 @every_architecture
@@ -166,7 +168,7 @@ def test_an_architecture_is_laid_out_as_the_hubs_folder_and_weighs_nothing(name:
     family = models.family(FAMILIES[name])
     assert family.opened(index["_class_name"])
     folders = {p.parent.name for p in (ROOT / name).rglob("*.json")} - {name}
-    assert folders == {"vae", "scheduler", *loaded(name).json("pipeline.json")["backbones"]}
+    assert folders == {"vae", "scheduler", *PipelineFile.read(loaded(name).path).backbones}
     assert folders <= index.keys()
     assert all(p.suffix == ".json" for p in (ROOT / name).rglob("*") if p.is_file())
     for part in folders:
@@ -210,12 +212,12 @@ def test_both_of_wans_backbones_are_quantized_alike() -> None:
     [("sd3_medium", 3072), ("sd35_medium", 6144), ("sd35_large", 3072), ("wan22_a14b", 16384), ("sdxl", None)],
 )
 def test_the_largest_size_is_known(name: str, largest: int | None) -> None:
-    assert loaded(name).json("pipeline.json")["largest"] == largest
+    assert PipelineFile.read(loaded(name).path).largest == largest
 
 
 @pytest.mark.parametrize(("name", "step"), [("wan22_a14b", 16), ("wan22_5b", 32), ("sdxl", 8), ("flux_dev", 16), ("ltx", 32)])
 def test_the_size_step_is_the_models(name: str, step: int) -> None:
-    assert loaded(name).json("pipeline.json")["size_step"] == step
+    assert PipelineFile.read(loaded(name).path).size_step == step
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_the_size_step_is_the_models(name: str, step: int) -> None:
 )
 def test_a_block_cache_reuses_by_default_what_the_original_means_to(name: str, reused: list[str]) -> None:
     family = models.family(FAMILIES[name])
-    names = block_names(loaded(name).json("pipeline.json")["blocks"], "mid_block" in reused)
+    names = block_names(PipelineFile.read(loaded(name).path).blocks, "mid_block" in reused)
     policy = Policy(family.cached, family.cached_every)
     assert policy.reused(names) == reused
     assert [step for step in range(7) if not policy.reuses(step)] == ([0, 3, 6] if family.name == "pixart" else [0, 2, 4, 6])

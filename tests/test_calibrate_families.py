@@ -16,6 +16,7 @@ from tiny import BATCH, SEED, Bench, bench, emoji, prompt_set
 from tiny_pipelines import TINY
 
 from diffopt import formats
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.calib import counted
 from diffopt.models import svd_pipeline
 from diffopt.pipeline.open import family_of, open_pipeline
@@ -92,12 +93,12 @@ def plainly(b: Bench, pipe: Any, size: int, many: int, on_batch: Any = None, on_
 
 def ordinary(b: Bench, name: str, alpha: float, mha: bool, loop: Callable[[Any], Loop], calibrator: Any = None) -> Any:
     """The backbone, or those of a ModuleDict, quantized by modelopt with a loop over the pipeline."""
-    pipe, pinned = open_pipeline(b.context(), b.pipeline()), b.pipeline().json("pipeline.json")
+    pipe, pinned = open_pipeline(b.context(), b.pipeline()), PipelineFile.read(b.pipeline().path)
     family, method = family_of(b.pipeline()), formats.method(name)
-    parts = {n: getattr(pipe, n) for n in pinned["backbones"]}
+    parts = {n: getattr(pipe, n) for n in pinned.backbones}
     model = torch.nn.ModuleDict(parts) if len(parts) > 1 else next(iter(parts.values()))
     convolutions = bool(method.convolution) and family.convolutions
-    rules = method.rules(family.kept(pinned["blocks"], pinned["backbones"]), [], mha, method.block_size, convolutions)
+    rules = method.rules(family.kept(pinned.blocks, pinned.backbones), [], mha, method.block_size, convolutions)
     for rule in rules:
         if calibrator and rule.get("parent_class") == "nn.Conv2d" and rule["quantizer_name"] == "*input_quantizer":
             rule["cfg"] = rule["cfg"] | {"calibrator": calibrator}

@@ -18,6 +18,7 @@ from tiny import STEPS, TINY, Bench, bench, prompt_set, random_bench, saved
 
 from diffopt import models
 from diffopt.data import pictures
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.eval import RuntimeView
 from diffopt.groups.model import OPTIONAL, Model
 from diffopt.models import svd_pipeline
@@ -270,11 +271,11 @@ def test_every_glob_of_what_is_kept_names_a_layer(name: str) -> None:
 
 @every_family
 def test_blocks_at_the_ends_are_kept_and_some_are_left(name: str) -> None:
-    family, pinned = family_of(name), bench(family=name).pipeline().json("pipeline.json")
+    family, pinned = family_of(name), PipelineFile.read(bench(family=name).pipeline().path)
     layers = layers_of(bench(family=name).backbone())
-    left = without(layers, family.kept(pinned["blocks"], pinned["backbones"]))
-    count = pinned["blocks"][family.blocks[0]]
-    depth = 2 if len(pinned["backbones"]) > 1 else 1
+    left = without(layers, family.kept(pinned.blocks, pinned.backbones))
+    count = pinned.blocks[family.blocks[0]]
+    depth = 2 if len(pinned.backbones) > 1 else 1
     numbers = {int(layer.name.split(".")[depth]) for layer in left if family.blocks[0] in layer.name.split(".")}
     assert numbers == set(range(family.ends, count - family.ends))
 
@@ -307,9 +308,9 @@ def test_attention_that_can_be_quantized_is_seen_by_modelopt(name: str) -> None:
 @every_family
 def test_every_layer_that_formats_take_is_observed(name: str) -> None:
     b, family = bench(family=name), family_of(name)
-    pinned = b.pipeline().json("pipeline.json")
+    pinned = PipelineFile.read(b.pipeline().path)
     found = load_file(b.chunk(0, 2).path / "extremes.safetensors")
-    left = without(layers_of(b.backbone()), family.kept(pinned["blocks"], pinned["backbones"]))
+    left = without(layers_of(b.backbone()), family.kept(pinned.blocks, pinned.backbones))
     wanted = {f"{layer.name}.input_quantizer" for layer in left if layer.kind != "attention"}
     idle = {n for n in wanted if n.startswith("transformer_2.")}  # two steps do not reach the low noise
     assert wanted - idle <= found.keys()

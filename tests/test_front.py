@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from sweeps import SPREAD, failed, findings, job, measured, psnr
-from test_report import MACHINE, artifact
+from test_report import MACHINE, PIPELINE, artifact
 
 from diffopt.sweep import conclusions, cost
 from diffopt.sweep.weight_bytes import weight_bytes
@@ -98,7 +98,7 @@ def test_times_of_two_machines_make_no_front(tmp_path: Path) -> None:
 
 def test_without_graphs_the_size_is_that_of_the_weights_as_stored(tmp_path: Path) -> None:
     """1000 parameters of two bytes; 600 of them in 6 bits, and a low-rank part of 2 x (20 + 30)."""
-    pipeline = {"dtype": "float16", "parameters": 1000}
+    pipeline = PIPELINE | {"parameters": 1000}
     layers = [{"name": "a", "kind": "linear", "shape": [20, 30]}, {"name": "b", "kind": "linear", "shape": [10, 10]}]
     for name, rank in (("0", None), ("1", 2)):
         job(tmp_path / name, psnr(40.0))
@@ -118,7 +118,7 @@ def test_without_graphs_the_size_is_that_of_the_weights_as_stored(tmp_path: Path
 def test_one_measure_of_size_is_taken_for_all_jobs(tmp_path: Path) -> None:
     for name in ("0", "1"):
         job(tmp_path / name, psnr(40.0), graph=100 if name == "0" else None)
-        artifact(tmp_path / name, "load", {"pipeline.json": {"dtype": "float16", "parameters": 1000}})
+        artifact(tmp_path / name, "load", {"pipeline.json": PIPELINE | {"parameters": 1000}})
         (tmp_path / name / "load/layers.json").write_text("[]")
     size = findings(tmp_path).size
     assert size is not None

@@ -18,8 +18,8 @@ from diffopt import models
 from diffopt.cli.modelopt_file import portable
 from diffopt.data.prompts import PromptSet
 from diffopt.errors import GateError, PlanError, StoreError
+from diffopt.files import lora as lora_file
 from diffopt.groups.lora_file import Adapter
-from diffopt.pipeline import lora
 from diffopt.pipeline.open import open_backbone, open_denoiser, open_pipeline, open_texts
 
 TEXT = {"flux": ("text_encoder",), "sd3": ("text_encoder", "text_encoder_2"), "sd21": ("text_encoder",)}
@@ -179,9 +179,9 @@ def test_a_lora_layer_that_is_left_breaks_the_gate(monkeypatch: pytest.MonkeyPat
 
 def test_a_layer_that_is_not_hit_breaks_the_gate() -> None:
     b = fused("flux", (made("flux"), 1.0))
-    hits = json.loads((b.pipeline().path / lora.FILE).read_text())
+    hits = json.loads((b.pipeline().path / lora_file.NAME).read_text())
     hits[0]["layers"]["transformer"].append("proj_out")
-    (b.pipeline().path / lora.FILE).write_text(json.dumps(hits))
+    (b.pipeline().path / lora_file.NAME).write_text(json.dumps(hits))
     with pytest.raises(GateError, match=r"hits 10 layers of transformer, but fits 11 \(got proj_out otherwise\)"):
         open_backbone(b.context(), b.pipeline())
 

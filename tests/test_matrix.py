@@ -21,6 +21,7 @@ from tiny_pipelines import TINY
 from diffopt import models
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import DiffoptError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.jobs import job
 from diffopt.jobs.job import Job
 from diffopt.jobs.runner import run_plan
@@ -206,6 +207,6 @@ def _output(ctx: Context, pipeline: Pipeline, made: Job, checkpoint: Checkpoint 
     assert model is not None
     whole = restore(ctx, pipeline, checkpoint)
     backbone = next(iter(whole.values())) if isinstance(whole, torch.nn.ModuleDict) else whole
-    vae = config(ctx, pipeline.json("pipeline.json"), "vae")
+    vae = config(ctx, PipelineFile.read(pipeline.path), "vae")
     size = Size(2, model.height, model.width, model.max_sequence_length or 0, model.frames or 1)
     return call(backbone, family.call(family.inputs(backbone, vae, size)))

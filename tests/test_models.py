@@ -11,6 +11,7 @@ from tiny_pipelines import DOUBLE, SINGLE, TINY
 
 from diffopt import models
 from diffopt.data.prompts import PromptSet
+from diffopt.files.pipeline import PipelineFile
 from diffopt.models.flux import FAMILY
 from diffopt.pipeline.draw import batches
 from diffopt.pipeline.open import open_pipeline
@@ -124,15 +125,15 @@ def test_importing_the_families_imports_no_torch() -> None:
 
 
 def test_blocks_and_parameters_are_counted() -> None:
-    pinned = bench(family="flux").pipeline().json("pipeline.json")
-    assert pinned["blocks"] == {"transformer_blocks": DOUBLE, "single_transformer_blocks": SINGLE}
-    assert pinned["parameters"] == sum(p.numel() for p in bench(family="flux").backbone().parameters())
+    pinned = PipelineFile.read(bench(family="flux").pipeline().path)
+    assert pinned.blocks == {"transformer_blocks": DOUBLE, "single_transformer_blocks": SINGLE}
+    assert pinned.parameters == sum(p.numel() for p in bench(family="flux").backbone().parameters())
 
 
 def test_the_embedded_model_has_2_double_and_6_single_blocks_and_11_million_parameters() -> None:
-    pinned = emoji().pipeline().json("pipeline.json")
-    assert pinned["blocks"] == {"transformer_blocks": 2, "single_transformer_blocks": 6}
-    assert 11.0e6 < pinned["parameters"] < 11.2e6
+    pinned = PipelineFile.read(emoji().pipeline().path)
+    assert pinned.blocks == {"transformer_blocks": 2, "single_transformer_blocks": 6}
+    assert 11.0e6 < pinned.parameters < 11.2e6
 
 
 def test_what_flux_keeps_in_full_precision_is_all_that_is_outside_its_blocks() -> None:

@@ -10,6 +10,7 @@ from tiny import Bench, bench
 
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.validate import choose
 from diffopt.jobs import preflight
 from diffopt.machine import environment
@@ -156,4 +157,4 @@ def test_a_policy_that_fits_the_blocks_is_let_through(chosen: Any) -> None:
 def test_a_policy_may_name_the_middle_block_of_a_unet(chosen: Any) -> None:
     b = bench(family="sdxl")
     choices = chosen(*FINE, "cache=cachify", "cache.blocks=[mid_block]")
-    assert [*preflight._cache(b.context(), choices, b.pipeline().json("pipeline.json"))] == []
+    assert [*preflight._cache(b.context(), choices, PipelineFile.read(b.pipeline().path))] == []

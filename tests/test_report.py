@@ -24,6 +24,10 @@ MAGENTA, GREEN = (255, 0, 255), (0, 200, 0)
 PSNR = {"title": "PSNR", "unit": "dB", "better": "higher"}
 CLIP = {"title": "CLIP score", "unit": "", "better": "higher"}
 NOTE = "int8_sq is simulated by the torch runtime: its pictures count, its speed does not"
+PIPELINE = {
+    "source": "sha256:0", "family": "flux", "weights": "pretrained", "dtype": "float16", "scheduler": None, "components": {},
+    "backbones": ["transformer"], "parameters": 500, "blocks": {}, "largest": None, "size_step": 16,
+}  # fmt: skip
 MACHINE = {"host": "h1", "cpu": "Test CPU 9000", "cores": 2, "gpus": []}
 
 
@@ -83,10 +87,9 @@ def scored(directory: Path, psnr: float = 30.0, side: int = 64, fingerprint: str
 def exported(directory: Path, speedup: float | None = None) -> Path:
     """A run with graphs, a plan and, for a number, a timing."""
     directory.mkdir(parents=True, exist_ok=True)
-    pipeline = {"source": "sha256:0", "family": "flux", "dtype": "float16", "parameters": 500, "components": {}, "blocks": {}}
     graph = {"format": "int8_sq", "opset": 20, "batch_size": 1, "inputs": {}, "quantized_layers": 3, "quantized_products": 3}
     plan = {"builder": "tensorrt_rtx", "version": "1.7.1", "target": "any GPU of 8.9", "profiles": [], "format": "int8_sq"}
-    artifact(directory, "load", {"pipeline.json": pipeline})
+    artifact(directory, "load", {"pipeline.json": PIPELINE})
     artifact(directory, "export.baseline", {"graph.json": {**graph, "format": None, "operators": {}}, "model.onnx": 4096})
     artifact(directory, "export", {"graph.json": {**graph, "operators": {"QuantizeLinear": 3}}, "model.onnx": 1024})
     artifact(directory, "build", {"plan.json": {**plan, "builder_optimization_level": 3}, "model.plan": 2048})

@@ -13,7 +13,9 @@ LOOSE = 10
 """Modules that may stand beside the packages, without `__init__` and `__main__`."""
 
 FLOORS = """
-errors text artifact schema formats
+errors
+files
+text artifact schema formats
 registry machine store
 data
 models metrics

@@ -12,6 +12,7 @@ from tiny import BLOCK, Bench, bench, emoji
 
 from diffopt import formats
 from diffopt.errors import GateError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.formats.method import Rule
 from diffopt.pipeline.open import empty_backbone, family_of
 from diffopt.quantization import checkpoint
@@ -26,8 +27,8 @@ def made(dtype: str, family: str) -> Bench:
 
 
 def rules(b: Bench, name: str, mha: bool) -> list[Rule]:
-    family, pinned, method = family_of(b.pipeline()), b.pipeline().json("pipeline.json"), formats.method(name)
-    kept = family.kept(pinned["blocks"], pinned["backbones"])
+    family, pinned, method = family_of(b.pipeline()), PipelineFile.read(b.pipeline().path), formats.method(name)
+    kept = family.kept(pinned.blocks, pinned.backbones)
     return method.rules(kept, [], mha, BLOCK if method.block_size else None, bool(method.convolution) and family.convolutions)
 
 

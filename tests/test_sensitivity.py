@@ -20,13 +20,14 @@ from tiny import BATCH, CHUNK, SEED, STEPS, Bench, bench
 from diffopt.artifact import Sensitivity
 from diffopt.data.prompts import PromptSet
 from diffopt.errors import ConfigError, GateError, PlanError
+from diffopt.files.layers import Layer
 from diffopt.groups.format import MEASURABLE
 from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.groups.validate import choose
 from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
-from diffopt.quantization.layers import Layer, without
+from diffopt.quantization.layers import without
 from diffopt.quantization.step_extremes import extremes_of
 from diffopt.report import sensitivity_plot
 from diffopt.report.sensitivity import Reading

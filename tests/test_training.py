@@ -17,6 +17,7 @@ from tiny import Bench, bench, call, folder
 from diffopt import models
 from diffopt.artifact import Checkpoint, TrainSet
 from diffopt.errors import GateError, PlanError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import config, open_pipeline
 from diffopt.pipeline.texts import encode
@@ -157,7 +158,7 @@ def test_a_backbone_is_called_as_its_pipeline_calls_it(tiny: str) -> None:
     draw(pipe, encoded, [0, 1], 2, family.arguments(model), decode=False)
     theirs = seen[0] | dict(zip((family.noisy, "timestep"), positional[0], strict=False))
     given = {n: x for n, x in encoded.items() if not n.startswith("negative_")}
-    vae = config(b.context(), b.pipeline().json("pipeline.json"), "vae")
+    vae = config(b.context(), PipelineFile.read(b.pipeline().path), "vae")
     noisy, time = theirs[family.noisy], theirs["timestep"].flatten()[:1].float().expand(2)
     ours = Caller(family, vae, model).inputs(backbone, noisy, time, given)
     for name, value in ours.items():

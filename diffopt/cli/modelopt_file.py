@@ -15,6 +15,7 @@ from typing import Any
 
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import DiffoptError, StoreError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import Adapter
 from diffopt.store.source import Source, Sources, read
 from diffopt.store.store import ROOTS, Entry, Store
@@ -50,19 +51,19 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
             "or copy the checkpoint alone with --bare"
         )
     pipeline = Pipeline(found.path, found.fingerprint)
-    pinned = pipeline.json("pipeline.json")
+    pinned = PipelineFile.read(pipeline.path)
     sources = Sources(store.root / "sources.json")
     models = [{"source": source, "lora": adapters}] if source or adapters else []
     models += _models(store, entry)
-    if not _found(sources, pinned["source"], _sources(pinned["source"], (m.get("source") for m in models))):
+    if not _found(sources, pinned.source, _sources(pinned.source, (m.get("source") for m in models))):
         raise StoreError(
-            f"store export: the model that the checkpoint was made from is not there (got {source or pinned['source']}); "
+            f"store export: the model that the checkpoint was made from is not there (got {source or pinned.source}); "
             "name it with --source=DIRECTORY, or copy the checkpoint alone with --bare"
         )
-    for row in pinned.get("lora", []):
-        if not _found(sources, row["source"], _adapters(row["source"], (a for m in models for a in m.get("lora") or []))):
+    for row in pinned.lora:
+        if not _found(sources, row.source, _adapters(row.source, (a for m in models for a in m.get("lora") or []))):
             raise StoreError(
-                f"store export: an adapter that is fused into the model is not there (got {row['name']!r}, {row['source']}); "
+                f"store export: an adapter that is fused into the model is not there (got {row.name!r}, {row.source}); "
                 "name it with --lora=FILE, or copy the checkpoint alone with --bare"
             )
     return Origin(pipeline, sources)

@@ -5,17 +5,18 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from math import gcd
 from shutil import disk_usage
-from typing import Any
 
 from diffopt import formats, models
 from diffopt.artifact import Pipeline
 from diffopt.caches import Settings
 from diffopt.caches.policy import block_names
 from diffopt.errors import PlanError
+from diffopt.files.layers import Layer, read_layers
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.data import STEPS, Data
 from diffopt.groups.model import BYTES
 from diffopt.machine import environment
-from diffopt.quantization.layers import Layer, without
+from diffopt.quantization.layers import without
 from diffopt.stage import Context
 from diffopt.text import size
 from diffopt.training.processes import arranged
@@ -29,11 +30,11 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
 
     `ctx` is of the run; its `out` lies on the store's disk.
     """
-    pinned = pipeline.json("pipeline.json")
-    layers = [Layer(**{**row, "shape": tuple(row["shape"])}) for row in pipeline.json("layers.json")]
-    kept = models.family(pinned["family"]).kept(pinned["blocks"], pinned["backbones"])
+    pinned = PipelineFile.read(pipeline.path)
+    layers = read_layers(pipeline.path)
+    kept = models.family(pinned.family).kept(pinned.blocks, pinned.backbones)
     reasons = [
-        *_size(choices, pinned["largest"], pinned["size_step"]),
+        *_size(choices, pinned.largest, pinned.size_step),
         *_format(choices, layers, kept),
         *_cache(ctx, choices, pinned),
         *_memory(pinned),
@@ -54,7 +55,7 @@ def _size(choices: Choices, largest: int | None, step: int) -> Iterator[str]:
             yield f"model.{name}: is not a multiple of this model's {step} pixels (got {value}); round it"
 
 
-def _format(choices: Choices, layers: list[Layer], kept: list[str]) -> Iterator[str]:
+def _format(choices: Choices, layers: Sequence[Layer], kept: list[str]) -> Iterator[str]:
     """The chosen format on the layers that it would quantize."""
     chosen = choices.format
     if chosen is None:
@@ -89,32 +90,32 @@ def _format(choices: Choices, layers: list[Layer], kept: list[str]) -> Iterator[
             )
 
 
-def _cache(ctx: Context, choices: Choices, pinned: dict[str, Any]) -> Iterator[str]:
+def _cache(ctx: Context, choices: Choices, pinned: PipelineFile) -> Iterator[str]:
     """The chosen cache on the blocks that the backbone has."""
     if choices.cache is None:
         return
     assert isinstance(choices.cache, Settings)
-    family = models.family(pinned["family"])
-    path = ctx.locate(pinned["source"]) / pinned["backbones"][0] / "config.json"
+    family = models.family(pinned.family)
+    path = ctx.locate(pinned.source) / pinned.backbones[0] / "config.json"
     middle = "down_blocks" in family.blocks and json.loads(path.read_text()).get("mid_block_type", True) is not None
-    if mismatch := choices.cache.filled(family).mismatch(block_names(pinned["blocks"], middle)):
+    if mismatch := choices.cache.filled(family).mismatch(block_names(pinned.blocks, middle)):
         yield f"cache.{mismatch}"
 
 
-def _memory(pinned: dict[str, Any]) -> Iterator[str]:
+def _memory(pinned: PipelineFile) -> Iterator[str]:
     """The weights of the backbones, which are in memory once; what does not fit the GPU lies in RAM."""
-    need, ram = pinned["parameters"] * BYTES[pinned["dtype"]], environment.ram()
+    need, ram = pinned.parameters * BYTES[pinned.dtype], environment.ram()
     have = ram + max((g["memory"] for g in environment.gpus()), default=0)
     if need > have:
         yield (
-            f"model: its backbone weighs {size(need)} in {pinned['dtype']}, but RAM and GPU have {size(have)} together "
-            f"(got {pinned['parameters'] / 1e9:.1f} billion parameters); use a larger machine, or a 16-bit model.dtype"
+            f"model: its backbone weighs {size(need)} in {pinned.dtype}, but RAM and GPU have {size(have)} together "
+            f"(got {pinned.parameters / 1e9:.1f} billion parameters); use a larger machine, or a 16-bit model.dtype"
         )
 
 
 def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
     """What training takes beside the model's own weights, and what is to be trained or compared by name."""
-    train, gpus, pinned = choices.train, environment.gpus(), pipeline.json("pipeline.json")
+    train, gpus, pinned = choices.train, environment.gpus(), PipelineFile.read(pipeline.path)
     if train is None:
         return
     try:
@@ -128,11 +129,11 @@ def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
         shared = f" in each of {processes.total} processes" if processes.total > 1 else ""
         yield (
             f"train: takes about {size(need.total)}{shared} ({need}), but {where} has {size(have)} "
-            f"(got {pinned['parameters'] / 1e9:.2f} billion parameters); set train.optimizer=adamw8bit, train.weights=null, "
+            f"(got {pinned.parameters / 1e9:.2f} billion parameters); set train.optimizer=adamw8bit, train.weights=null, "
             "train.lora, or train.distillation.teacher.offload=true, train on more GPUs by train.parallel=fsdp, or use a "
             "larger machine"
         )
-    loaded = pinned["parameters"] * BYTES[train.weights or pinned["dtype"]] * processes.each
+    loaded = pinned.parameters * BYTES[train.weights or pinned.dtype] * processes.each
     if processes.how == "fsdp" and loaded > environment.ram():
         yield (
             f"train.processes: each reads the model into RAM before it is cut, {size(loaded)} together, but RAM has "
@@ -145,20 +146,20 @@ def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
         )
     if train.precision == "float16" and not gpus:
         yield "train.precision: float16 is for GPUs, where its gradients are scaled (got float16); set bfloat16 or float32"
-    there = [f"{group}.{i}" for group, many in pinned["blocks"].items() for i in range(many)]
+    there = [f"{group}.{i}" for group, many in pinned.blocks.items() for i in range(many)]
     for glob in train.distillation.blocks if train.distillation else []:
         if not any(fnmatch(name, glob) for name in there):
             yield f"train.distillation.blocks: matches no block (got {glob!r}); use a block's name, e.g. {there[0]!r}"
 
 
-def _disk(ctx: Context, choices: Choices, pinned: dict[str, Any]) -> Iterator[str]:
+def _disk(ctx: Context, choices: Choices, pinned: PipelineFile) -> Iterator[str]:
     """The graph that is to be written, every layer taken for quantized."""
     if choices.export is None:
         return
-    plain = BYTES[choices.export.high_precision_dtype or pinned["dtype"]]
+    plain = BYTES[choices.export.high_precision_dtype or pinned.dtype]
     packed = [m.bits(choices.format.block_size) for m in formats.methods(choices.format)] if choices.format else []
     bits = min(packed, default=8 * plain)
-    need, free = int(pinned["parameters"] * bits / 8), disk_usage(ctx.out).free
+    need, free = int(pinned.parameters * bits / 8), disk_usage(ctx.out).free
     if need > free:
         yield (
             f"export: the graph takes at least {size(need)}, but the store's disk has {size(free)} left "
@@ -172,8 +173,8 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
     from diffopt.pipeline.scheduler import check_steps, scheduler
     from diffopt.pipeline.texts import check_length
 
-    pinned = pipeline.json("pipeline.json")
-    own = scheduler(ctx.locate(pinned["source"]), pinned["scheduler"])
+    pinned = PipelineFile.read(pipeline.path)
+    own = scheduler(ctx.locate(pinned.source), pinned.scheduler)
     sets = []
     if choices.calib:
         check_steps(own, choices.calib.n_steps, "calib.n_steps")
@@ -188,7 +189,7 @@ def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> No
         where = "train.data.prompts" if data.synthetic else "train.data.source"
         sets.append((where, tuple(dict.fromkeys(_trained(ctx, choices, data)))))
     assert choices.model is not None
-    texts = sets and pinned["weights"] != "random" and not models.family(pinned["family"]).animates
+    texts = sets and pinned.weights != "random" and not models.family(pinned.family).animates
     if texts and choices.model.long_prompts == "refuse":
         pipe = open_tokenizers(ctx, pipeline)
         for where, prompts in sets:

@@ -1,6 +1,6 @@
 """What diffopt must know about a family of models; all else is read from the model itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,7 +144,7 @@ class Family:
         inner = {n: arguments[outer][n] for n, outer in self.nested.items() if arguments.get(outer)}
         return {n: v for n, v in arguments.items() if n not in self.nested.values()} | inner
 
-    def kept(self, blocks: Mapping[str, int], backbones: list[str]) -> list[str]:
+    def kept(self, blocks: Mapping[str, int], backbones: Sequence[str]) -> list[str]:
         """Globs over the module names of what `open_backbone` gives that stay in full precision, the end blocks included.
 
         `blocks` counts the blocks of the backbone. With several backbones a module's name begins with its backbone's.

@@ -8,6 +8,7 @@ import torch
 
 from diffopt.artifact import Embeddings, Pipeline, TrainTexts
 from diffopt.data.prompts import PromptSet
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import CallView
 from diffopt.pipeline.draw import batches, draw
 from diffopt.pipeline.open import family_of, open_denoiser
@@ -31,7 +32,7 @@ class Calibration:
         self.device = ctx.device
         self.family = family_of(pipeline)
         self.pipe = open_denoiser(ctx, pipeline)
-        names = pipeline.json("pipeline.json")["backbones"]
+        names = PipelineFile.read(pipeline.path).backbones
         parts = {n: getattr(self.pipe, n) for n in names}
         self.backbone: torch.nn.Module = torch.nn.ModuleDict(parts) if len(parts) > 1 else parts[names[0]]
         """What `open_backbone` gives, within the pipeline."""

@@ -1,6 +1,5 @@
 """Adapters fused into what they were trained for, by diffusers' own loaders: checked by name, then nothing of them is left."""
 
-import json
 from collections.abc import Iterator, Mapping
 from inspect import signature
 from pathlib import Path
@@ -23,12 +22,12 @@ from safetensors.torch import load_file
 
 from diffopt.artifact import Pipeline
 from diffopt.errors import GateError, PlanError
+from diffopt.files.lora import read_hits
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import HALVES, Adapter, Fit, fit
 from diffopt.models import Family, family
 from diffopt.stage import Context
 
-FILE = "lora.json"
-"""Of a Pipeline with adapters: for each, `layers` by component, which are the ones that it must hit when it is fused."""
 INNER = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
 ENDS = (*INNER, ".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", ".alpha")
 """Of keys: the half of a product that is never zero when training begins, and all there are."""
@@ -85,27 +84,27 @@ def fuse(ctx: Context, pipeline: Pipeline, modules: Mapping[str, torch.nn.Module
     A layer's product is added to its weight, one layer at a time. Raises GateError where an adapter hits other layers
     than it was found to fit, or where one of its layers is left.
     """
-    pinned = pipeline.json("pipeline.json")
-    if not pinned.get("lora"):
+    pinned = PipelineFile.read(pipeline.path)
+    if not pinned.lora:
         return
-    kind = family(pinned["family"])
+    kind = family(pinned.family)
     scales: dict[str, dict[str, float]] = {}
-    for i, (adapter, expected) in enumerate(zip(pinned["lora"], pipeline.json(FILE), strict=True)):
-        here = [c for c in expected["layers"] if c in modules]
+    for i, (adapter, expected) in enumerate(zip(pinned.lora, read_hits(pipeline.path), strict=True)):
+        here = [c for c in expected if c in modules]
         if not here:
             continue
-        state, alphas, metadata = _converted(getattr(diffusers, kind.pipeline), str(ctx.locate(adapter["source"])), modules)
-        own = _for_backbone(state, kind, adapter["backbone"])
-        about = [_for_backbone(x or {}, kind, adapter["backbone"]) or None for x in (alphas, metadata)]
+        state, alphas, metadata = _converted(getattr(diffusers, kind.pipeline), str(ctx.locate(adapter.source)), modules)
+        own = _for_backbone(state, kind, adapter.backbone)
+        about = [_for_backbone(x or {}, kind, adapter.backbone) or None for x in (alphas, metadata)]
         for component in here:
             _load(getattr(diffusers, kind.pipeline), modules[component], component, own, *about, name=f"lora_{i}")
             hit = {n for n, m in modules[component].named_modules() if f"lora_{i}" in getattr(m, "scaling", {})}
-            if hit != (wanted := {*expected["layers"][component]}):
+            if hit != (wanted := {*expected[component]}):
                 raise GateError(
-                    f"lora: {adapter['name']} hits {len(hit)} layers of {component}, but fits {len(wanted)} "
+                    f"lora: {adapter.name} hits {len(hit)} layers of {component}, but fits {len(wanted)} "
                     f"(got {min(hit ^ wanted)} otherwise); report it"
                 )
-            scales.setdefault(component, {})[f"lora_{i}"] = adapter["scale"]
+            scales.setdefault(component, {})[f"lora_{i}"] = adapter.scale
     for component, scaled in scales.items():
         _merge(modules[component], scaled)
         check(modules[component], component)
@@ -233,8 +232,3 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield from _leaves([*value.values()])
     else:
         yield value
-
-
-def write(out: Path, layers: list[dict[str, list[str]]]) -> None:
-    """Write what `matched` has found of each adapter beside the pipeline."""
-    (out / FILE).write_text(json.dumps([{"layers": found} for found in layers], indent=1))

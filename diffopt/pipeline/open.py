@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
 from diffopt.models import Family, family, svd_pipeline
 from diffopt.pipeline.lora import fuse
@@ -28,28 +29,28 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
 
     With random weights, or without `texts`, it has no text encoders, and takes embeddings alone.
     """
-    pinned = pipeline.json("pipeline.json")
+    pinned = PipelineFile.read(pipeline.path)
     own: dict[str, Any] = by_name(pinned, backbone) if backbone is not None else {}
-    if not texts or pinned["weights"] == "random":
+    if not texts or pinned.weights == "random":
         own |= dict.fromkeys(_texts(ctx, pinned))
-    if backbone is None and (pinned["weights"] == "random" or pinned.get("lora")):
+    if backbone is None and (pinned.weights == "random" or pinned.lora):
         own |= by_name(pinned, open_backbone(ctx, pipeline))
-    if pinned["weights"] == "random":
+    if pinned.weights == "random":
         own |= {"vae": _random(ctx, pinned, "vae", ctx.device).eval()}
     return place(_assemble(ctx, pipeline, own), ctx.device)
 
 
 def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
-    pinned = pipeline.json("pipeline.json")
-    return place(_assemble(ctx, pipeline, dict.fromkeys([*pinned["backbones"], "vae"])), ctx.device)
+    pinned = PipelineFile.read(pipeline.path)
+    return place(_assemble(ctx, pipeline, dict.fromkeys([*pinned.backbones, "vae"])), ctx.device)
 
 
 def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its tokenizers. Not for random weights, which have none."""
-    pinned = pipeline.json("pipeline.json")
+    pinned = PipelineFile.read(pipeline.path)
     models = [name for name in _texts(ctx, pinned) if not name.startswith("tokenizer")]
-    return _assemble(ctx, pipeline, dict.fromkeys([*pinned["backbones"], "vae", *models]))
+    return _assemble(ctx, pipeline, dict.fromkeys([*pinned.backbones, "vae", *models]))
 
 
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
@@ -57,10 +58,10 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
 
     One that animates pictures has its VAE too.
     """
-    pinned = pipeline.json("pipeline.json")
+    pinned = PipelineFile.read(pipeline.path)
     own = by_name(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
     if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
-        fresh = {"vae": _random(ctx, pinned, "vae", ctx.device).eval()} if pinned["weights"] == "random" else {}
+        fresh = {"vae": _random(ctx, pinned, "vae", ctx.device).eval()} if pinned.weights == "random" else {}
         return place(_assemble(ctx, pipeline, own | fresh), ctx.device)
     with init_empty_weights():
         vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
@@ -71,10 +72,10 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
 
 def open_vae(ctx: Context, pipeline: Pipeline) -> Any:
     """The VAE alone, in evaluation mode, in FP32: it is small, and some overflow in 16 bits."""
-    pinned = pipeline.json("pipeline.json")
-    if pinned["weights"] == "random":
+    pinned = PipelineFile.read(pipeline.path)
+    if pinned.weights == "random":
         return _random(ctx, pinned, "vae", ctx.device).float().eval()
-    cls, directory = _class(ctx, pinned, "vae"), ctx.locate(pinned["source"])
+    cls, directory = _class(ctx, pinned, "vae"), ctx.locate(pinned.source)
     return _read(cls, directory, subfolder="vae", torch_dtype=torch.float32).to(ctx.device).eval()
 
 
@@ -83,17 +84,17 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
 
     A pipeline with several has them in a ModuleDict, by name.
     """
-    pinned = pipeline.json("pipeline.json")
-    directory = ctx.locate(pinned["source"])
-    size = pinned["parameters"] * getattr(torch, pinned["dtype"]).itemsize
+    pinned = PipelineFile.read(pipeline.path)
+    directory = ctx.locate(pinned.source)
+    size = pinned.parameters * getattr(torch, pinned.dtype).itemsize
     device = ctx.device if fits(size, ctx.device) else "cpu"
     found: dict[str, torch.nn.Module] = {}
-    for name in pinned["backbones"]:
-        if pinned["weights"] == "random":
+    for name in pinned.backbones:
+        if pinned.weights == "random":
             found[name] = _random(ctx, pinned, name, device)
         else:
             cls = getattr(diffusers, family_of(pipeline).backbone_class)
-            how = {"subfolder": name, "torch_dtype": getattr(torch, pinned["dtype"])}
+            how = {"subfolder": name, "torch_dtype": getattr(torch, pinned.dtype)}
             found[name] = _read(cls, directory, **how)
         # Pretrained weights are read to the CPU: fused there they are the same on every device, and a GPU holds them once.
         fuse(ctx, pipeline, {name: found[name]})
@@ -103,57 +104,57 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
 
 def empty_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     """The same modules as `open_backbone` gives, on the meta device."""
-    pinned = pipeline.json("pipeline.json")
+    pinned = PipelineFile.read(pipeline.path)
     with torch.device("meta"):
-        found = {n: _class(ctx, pinned, n).from_config(config(ctx, pinned, n)).eval() for n in pinned["backbones"]}
+        found = {n: _class(ctx, pinned, n).from_config(config(ctx, pinned, n)).eval() for n in pinned.backbones}
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
 
 
 def family_of(pipeline: Pipeline) -> Family:
-    return family(pipeline.json("pipeline.json")["family"])
+    return family(PipelineFile.read(pipeline.path).family)
 
 
-def config(ctx: Context, pinned: dict[str, Any], component: str) -> dict[str, Any]:
+def config(ctx: Context, pinned: PipelineFile, component: str) -> dict[str, Any]:
     """A component's config.json."""
-    found: dict[str, Any] = json.loads((ctx.locate(pinned["source"]) / component / "config.json").read_text())
+    found: dict[str, Any] = json.loads((ctx.locate(pinned.source) / component / "config.json").read_text())
     return found
 
 
-def by_name(pinned: dict[str, Any], module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def by_name(pinned: PipelineFile, module: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """The backbones that `open_backbone` gave as one module, by the pipeline's names for them."""
-    names = pinned["backbones"]
+    names = pinned.backbones
     return {n: module[n] for n in names} if isinstance(module, torch.nn.ModuleDict) else {names[0]: module}
 
 
-def _texts(ctx: Context, pinned: dict[str, Any]) -> list[str]:
+def _texts(ctx: Context, pinned: PipelineFile) -> list[str]:
     """What the pipeline has besides backbones, VAE and scheduler: tokenizers, text encoders and what goes with them."""
-    index = json.loads((ctx.locate(pinned["source"]) / "model_index.json").read_text())
+    index = json.loads((ctx.locate(pinned.source) / "model_index.json").read_text())
     parts = [k for k, v in index.items() if isinstance(v, list) and v[0]]
-    return [k for k in parts if k not in (*pinned["backbones"], "vae", "scheduler")]
+    return [k for k in parts if k not in (*pinned.backbones, "vae", "scheduler")]
 
 
 def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     """The pipeline of the components `own`, those that are None left out, and the source's for the rest, adapters fused."""
-    pinned = pipeline.json("pipeline.json")
-    directory = ctx.locate(pinned["source"])
-    own = own | {"scheduler": scheduler(directory, pinned["scheduler"])}
-    kind = family(pinned["family"])
+    pinned = PipelineFile.read(pipeline.path)
+    directory = ctx.locate(pinned.source)
+    own = own | {"scheduler": scheduler(directory, pinned.scheduler)}
+    kind = family(pinned.family)
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
     cls = getattr(svd_pipeline if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
-    pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned["dtype"]), **own)
+    pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned.dtype), **own)
     pipe.set_progress_bar_config(disable=True)
     read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}
     fuse(ctx, pipeline, read)
     return pipe
 
 
-def _class(ctx: Context, pinned: dict[str, Any], component: str) -> Any:
+def _class(ctx: Context, pinned: PipelineFile, component: str) -> Any:
     return getattr(diffusers, config(ctx, pinned, component)["_class_name"])
 
 
-def _random(ctx: Context, pinned: dict[str, Any], component: str, device: str) -> torch.nn.Module:
+def _random(ctx: Context, pinned: PipelineFile, component: str, device: str) -> torch.nn.Module:
     """A component with random weights, the same ones each time on one kind of device."""
-    cls, dtype = _class(ctx, pinned, component), getattr(torch, pinned["dtype"])
+    cls, dtype = _class(ctx, pinned, component), getattr(torch, pinned.dtype)
     with torch.random.fork_rng(), _default(dtype), torch.device(device):
         torch.manual_seed(0)
         module: torch.nn.Module = cls.from_config(config(ctx, pinned, component))
@@ -184,7 +185,7 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
 
 def tokens(ctx: Context, pipeline: Pipeline) -> int:
     """Tokens that a prompt of the source is padded to where the model's config does not say; 0 where nothing does."""
-    directory = ctx.locate(pipeline.json("pipeline.json")["source"])
+    directory = ctx.locate(PipelineFile.read(pipeline.path).source)
     paths = [directory / name / "tokenizer_config.json" for name in ("tokenizer_2", "tokenizer")]
     found = [json.loads(path.read_text()).get("model_max_length", 0) for path in paths if path.is_file()]
     return int(found[0]) if found else 0
@@ -192,4 +193,4 @@ def tokens(ctx: Context, pipeline: Pipeline) -> int:
 
 def frame_rate(ctx: Context, pipeline: Pipeline) -> int:
     """Frames a second at which a video of this model is played."""
-    return family_of(pipeline).frame_rate(config(ctx, pipeline.json("pipeline.json"), "vae"))
+    return family_of(pipeline).frame_rate(config(ctx, PipelineFile.read(pipeline.path), "vae"))

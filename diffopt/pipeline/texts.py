@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline, TrainTexts
 from diffopt.data.prompts import PromptSet
 from diffopt.errors import PlanError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.models import family
 from diffopt.pipeline.open import open_texts
 from diffopt.stage import Context
@@ -25,16 +26,16 @@ def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], 
 
     A prompt that is too long is cut: `check_length` has refused it before, unless `model.long_prompts` is `cut`.
     """
-    pinned = pipeline.json("pipeline.json")
-    if pinned["weights"] == "random":
+    pinned = PipelineFile.read(pipeline.path)
+    if pinned.weights == "random":
         return _random(ctx, pinned, prompts, model)
     with torch.inference_mode():
-        return family(pinned["family"]).embed(pipe, list(prompts), model)
+        return family(pinned.family).embed(pipe, list(prompts), model)
 
 
 def encoder(ctx: Context, pipeline: Pipeline, model: Any) -> Callable[[Sequence[str]], Texts]:
     """Encodes a batch of prompts by the text encoders alone, which are held for the stage's next step."""
-    random = pipeline.json("pipeline.json")["weights"] == "random"
+    random = PipelineFile.read(pipeline.path).weights == "random"
     pipe = None if random else ctx.held.get(pipeline.fingerprint, lambda: open_texts(ctx, pipeline))
     return lambda prompts: encode(ctx, pipe, pipeline, prompts, model)
 
@@ -119,11 +120,11 @@ def check_length(pipe: Any, prompts: Sequence[str], model: Any, where: str) -> N
             )
 
 
-def _random(ctx: Context, pinned: dict[str, Any], prompts: Sequence[str], model: Any) -> Texts:
-    kind, device = family(pinned["family"]), torch.device(ctx.device)
-    directory = ctx.locate(pinned["source"])
-    config = json.loads((directory / pinned["backbones"][0] / "config.json").read_text())
-    dtype = getattr(torch, pinned["dtype"])
+def _random(ctx: Context, pinned: PipelineFile, prompts: Sequence[str], model: Any) -> Texts:
+    kind, device = family(pinned.family), torch.device(ctx.device)
+    directory = ctx.locate(pinned.source)
+    config = json.loads((directory / pinned.backbones[0] / "config.json").read_text())
+    dtype = getattr(torch, pinned.dtype)
     found: Texts = {}
     for name, (_, *shape) in kind.embeddings(config, len(prompts), model).items():
         if name.endswith("mask"):

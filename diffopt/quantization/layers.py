@@ -1,20 +1,13 @@
 """The layers of a backbone that formats can quantize, read from the model and known by name. Imports no torch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from diffopt.files.layers import Layer
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Layer:
-    name: str
-    kind: Literal["linear", "convolution", "attention"]
-    shape: tuple[int, ...]
-    """Of the weight, [out, in] or [out, in, height, width]; of attention, [heads, channels of a head]."""
 
 
 def layers_of(model: "torch.nn.Module", prefix: str = "") -> list[Layer]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt import formats
 from diffopt.artifact import Mix, Pipeline
+from diffopt.files.pipeline import PipelineFile
 from diffopt.formats.auto import FULL
 from diffopt.formats.method import Rule
 from diffopt.groups import FormatView
@@ -33,8 +34,8 @@ class Scheme:
 
 def uniform(backbone: "torch.nn.Module", pipeline: Pipeline, format: FormatView, alpha: float | None) -> Scheme:
     """One format for every layer that the family and the user do not keep in full precision."""
-    family, method, pinned = family_of(pipeline), formats.method(format.name), pipeline.json("pipeline.json")
-    kept = family.kept(pinned["blocks"], pinned["backbones"])
+    family, method, pinned = family_of(pipeline), formats.method(format.name), PipelineFile.read(pipeline.path)
+    kept = family.kept(pinned.blocks, pinned.backbones)
     convolutions = bool(method.convolution) and family.convolutions
     return Scheme(
         method.rules(kept, format.exclude, format.quantize_mha, format.block_size, convolutions),

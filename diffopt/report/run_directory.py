@@ -4,17 +4,20 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from diffopt.artifact import Images
 from diffopt.errors import ConfigError
+from diffopt.files.pipeline import PipelineFile
+from diffopt.files.stored import Stored
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
 from diffopt.text import size
 
 RUN = "run.json"
+File = TypeVar("File", bound=Stored)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Run:
         """The parsed file `name` of a step's artifact; None where the plan had no such step, or the store lost it."""
         path = self.directory / step / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def stored(self, step: str, kind: type[File]) -> File | None:
+        """The same of a file that has a type of its own."""
+        content = self.read(step, kind.NAME)
+        return None if content is None else kind.of(content)
 
     def taken(self, step: str, *less: str) -> int | None:
         """Size on disk of a step's artifact without its record and the files `less`."""
@@ -102,14 +110,14 @@ class Run:
     @cached_property
     def sizes(self) -> list[dict[str, Any]]:
         """What each form of the backbone takes, in bytes; `base` is the one that the others are a share of."""
-        pipeline, checkpoint = self.read("load", "pipeline.json"), self.read("quantize", "checkpoint.json")
+        pipeline, checkpoint = self.stored("load", PipelineFile), self.read("quantize", "checkpoint.json")
         rows: list[dict[str, Any]] = []
         if pipeline:
-            many, dtype = pipeline["parameters"], pipeline["dtype"]
+            many, dtype = pipeline.parameters, pipeline.dtype
             note = f"{many / 1e6:,.1f} million parameters in {dtype}"
-            for adapter in pipeline.get("lora", []):
-                hits = ", ".join(f"{n} layers of {component}" for component, n in adapter["hits"].items())
-                note += f"; {Path(adapter['name']).name} at scale {adapter['scale']:g} fused into {hits}"
+            for adapter in pipeline.lora:
+                hits = ", ".join(f"{n} layers of {component}" for component, n in adapter.hits.items())
+                note += f"; {Path(adapter.name).name} at scale {adapter.scale:g} fused into {hits}"
             rows.append({"step": "load", "what": "Source backbone", "bytes": many * BYTES.get(dtype, 4), "note": note})
         if checkpoint and (taken := self.taken("quantize")):
             note = "only what differs from the source: scales and extremes, no weights"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.caches.knob_search import floors_text
+from diffopt.files.pipeline import PipelineFile
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes
 from diffopt.report.html import PAGE, render
@@ -31,6 +32,7 @@ def write(directory: Path, inline: bool = False) -> Path:
     reading = Reading(sensed) if sensed else None
     content = {
         "beside": beside,
+        "pipeline": run.stored("load", PipelineFile),
         "reading": reading,
         "maps": _maps(run, reading) if reading else [],
         "worst": WORST,

@@ -7,6 +7,7 @@ from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.caches import METHODS
 from diffopt.caches.target import Target, session
 from diffopt.errors import PlanError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.cache import CacheView
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.quantization.block_fake_quant import simulated
@@ -33,7 +34,7 @@ def running(
 def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, texts: bool) -> Under:
     """The same under several caches in turn; one that never hits is let through."""
     pipe = open_pipeline(ctx, pipeline, restore(ctx, pipeline, subject) if subject else None, texts=texts)
-    backbones = {name: getattr(pipe, name) for name in pipeline.json("pipeline.json")["backbones"]}
+    backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
 
     @contextmanager
     def under(cache: CacheView | None) -> Iterator[Running]:

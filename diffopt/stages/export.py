@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Export, Model
 from diffopt.groups.cut import CutView, cuts
 from diffopt.groups.model import GuidedView
@@ -57,13 +58,13 @@ def export(
     from diffopt.quantization.checkpoint import HEAD, restore
 
     family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
-    pinned = pipeline.json("pipeline.json")
+    pinned = PipelineFile.read(pipeline.path)
     whole = restore(ctx, pipeline, checkpoint)
-    _convert(whole, getattr(torch, export.high_precision_dtype or pinned["dtype"]))
+    _convert(whole, getattr(torch, export.high_precision_dtype or pinned.dtype))
     several = isinstance(whole, torch.nn.ModuleDict)
     layers: list[str] = head["layers"] if head else []
     graphs = {}
-    for name in pinned["backbones"]:
+    for name in pinned.backbones:
         backbone = whole[name] if isinstance(whole, torch.nn.ModuleDict) else whole
         own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
         folder = ctx.out / name if several else ctx.out
@@ -72,10 +73,10 @@ def export(
         vae, reused = config(ctx, pinned, "vae"), _reused(cache, family, name, backbone)
         calls = Calls(backbone, family, vae, extent, family.rows(model), export.batch_size, export.max_batch_size)
         graphs[name] = _write(folder / "model.onnx", calls, export.opset, own, reused)
-    first = graphs[pinned["backbones"][0]]
+    first = graphs[pinned.backbones[0]]
     about = {
         "format": head["format"] if head else None,
-        "weights": pinned["weights"],
+        "weights": pinned.weights,
         "backbones": list(graphs),
         "batch_size": export.batch_size,
         **first,

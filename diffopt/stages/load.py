@@ -10,6 +10,9 @@ from pydantic import Field
 from diffopt import models
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
+from diffopt.files.layers import write_layers
+from diffopt.files.lora import write_hits
+from diffopt.files.pipeline import FusedAdapter, PipelineFile
 from diffopt.groups.lora_file import Adapter
 from diffopt.groups.model import Dtype, Model, Weights
 from diffopt.stage import Context, stage
@@ -55,8 +58,6 @@ class LoadView(View, of=Model):
 
 @stage(version=3, when="model", probes=("numerics",))
 def load(ctx: Context, model: LoadView) -> Pipeline:
-    from dataclasses import asdict
-
     import diffusers
     import torch
 
@@ -81,37 +82,35 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
         for name, config in configs.items():
             modules[name] = getattr(diffusers, family.backbone_class).from_config(config)
     first = next(iter(modules.values()))
-    pinned = {
-        "source": digest,
-        "family": model.family,
-        "weights": model.weights,
-        "dtype": model.dtype,
-        "scheduler": model.scheduler,
-        "components": {k: v[1] for k, v in index.items() if isinstance(v, list) and v[0]},
-        "backbones": list(modules),
-        "parameters": sum(p.numel() for m in modules.values() for p in m.parameters()),
-        "blocks": {name: len(getattr(first, name)) for name in family.blocks},
-        "largest": family.largest(next(iter(configs.values()))),
-        "size_step": family.coarser(next(iter(configs.values())), vae) or family.size_step,
-    }
-    if model.lora:
-        pinned["lora"] = _adapters(ctx, model, directory, pinned, modules)
-    (ctx.out / "pipeline.json").write_text(json.dumps(pinned, indent=1))
+    components = {k: v[1] for k, v in index.items() if isinstance(v, list) and v[0]}
+    PipelineFile(
+        source=digest,
+        family=model.family,
+        weights=model.weights,
+        dtype=model.dtype,
+        scheduler=model.scheduler,
+        components=components,
+        backbones=tuple(modules),
+        parameters=sum(p.numel() for m in modules.values() for p in m.parameters()),
+        blocks={name: len(getattr(first, name)) for name in family.blocks},
+        largest=family.largest(next(iter(configs.values()))),
+        size_step=family.coarser(next(iter(configs.values())), vae) or family.size_step,
+        lora=_adapters(ctx, model, directory, components, modules) if model.lora else (),
+    ).write(ctx.out)
     prefixed = {f"{name}." if len(modules) > 1 else "": module for name, module in modules.items()}
-    layers = [asdict(layer) for prefix, module in prefixed.items() for layer in layers_of(module, prefix)]
-    (ctx.out / "layers.json").write_text(json.dumps(layers, indent=1))
+    write_layers(ctx.out, (layer for prefix, module in prefixed.items() for layer in layers_of(module, prefix)))
 
 
 def _adapters(
-    ctx: Context, model: LoadView, directory: Path, pinned: dict[str, Any], modules: Mapping[str, "torch.nn.Module"]
-) -> list[dict[str, Any]]:
+    ctx: Context, model: LoadView, directory: Path, classes: Mapping[str, str], modules: Mapping[str, "torch.nn.Module"]
+) -> tuple[FusedAdapter, ...]:
     """What is pinned of the adapters; writes which layers each hits. `modules` are the backbones, without their weights."""
     from diffopt.pipeline import lora
 
     family, there = models.family(model.family), dict(modules)
-    texts = [name for name in lora.components(family) if name in pinned["components"] and name not in modules]
+    texts = [name for name in lora.components(family) if name in classes and name not in modules]
     if model.weights != "random":
-        there |= {name: lora.text_encoder(directory / name, pinned["components"][name]) for name in texts}
+        there |= {name: lora.text_encoder(directory / name, classes[name]) for name in texts}
     rows, layers = [], []
     for i, adapter in enumerate(model.lora):
         where = f"model.lora.{i}"
@@ -122,9 +121,7 @@ def _adapters(
         digest = ctx.digest(adapter.path)
         absent = [name for name in texts if name not in there]
         layers.append(lora.matched(adapter, ctx.locate(digest), family, there, absent, where))
-        rows.append(
-            {"name": adapter.path.name, "source": digest, "scale": adapter.scale, "backbone": adapter.backbone}
-            | {"hits": {component: len(names) for component, names in layers[-1].items()}}
-        )
-    lora.write(ctx.out, layers)
-    return rows
+        hits = {component: len(names) for component, names in layers[-1].items()}
+        rows.append(FusedAdapter(adapter.path.name, digest, adapter.scale, adapter.backbone, hits))
+    write_hits(ctx.out, layers)
+    return tuple(rows)

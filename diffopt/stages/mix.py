@@ -13,11 +13,13 @@ from typing import Any
 
 from diffopt.artifact import Mix, Pipeline, Sensitivity
 from diffopt.errors import PlanError
+from diffopt.files.layers import Layer
+from diffopt.files.pipeline import PipelineFile
 from diffopt.formats.auto import FULL
 from diffopt.groups.format import MixView
 from diffopt.groups.model import BYTES
 from diffopt.quantization import mixed_precision
-from diffopt.quantization.layers import Layer, without
+from diffopt.quantization.layers import without
 from diffopt.stage import Context, stage
 
 
@@ -25,7 +27,7 @@ from diffopt.stage import Context, stage
 def mix(ctx: Context, format: MixView, pipeline: Pipeline, sensitivity: Sensitivity) -> Mix:
     budget, measured = format.budget, sensitivity.json("sensitivity.json")
     assert budget is not None
-    plain = 8.0 * BYTES[pipeline.json("pipeline.json")["dtype"]]
+    plain = 8.0 * BYTES[PipelineFile.read(pipeline.path).dtype]
     named = {x.name for x in without([Layer(x["name"], x["kind"], ()) for x in measured["layers"]], format.exclude)}
     layers = [x for x in measured["layers"] if x["name"] in named]
     choices = [mixed_precision.options(x, format.candidates, plain, budget.gpu) for x in layers]

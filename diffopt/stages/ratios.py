@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from diffopt.artifact import EvalEmbeddings, MagRatios, Pipeline
 from diffopt.data.prompts import Prompts
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import CallView, Eval
 from diffopt.groups.cache import Cache
 from diffopt.stage import Context, stage
@@ -57,7 +58,7 @@ def ratios(
     from diffopt.pipeline.texts import load, singly
 
     pipe, family = open_denoiser(ctx, pipeline), family_of(pipeline)
-    target = Target(pipe, family, {name: getattr(pipe, name) for name in pipeline.json("pipeline.json")["backbones"]})
+    target = Target(pipe, family, {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones})
     many = len(eval.prompts)
     with measured(target) as runs, ctx.progress(many * eval.steps) as tick:
         for i, text in enumerate(singly(load(texts, ctx.device), many)):

@@ -15,6 +15,8 @@ import json
 from diffopt import formats
 from diffopt.artifact import CalibStats, Embeddings, Pipeline, Sensitivity
 from diffopt.data.prompts import PromptSet
+from diffopt.files.layers import read_layers
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import CallView, ChunkView
 from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.stage import Context, stage
@@ -33,12 +35,12 @@ def sense(
 ) -> Sensitivity:
     from diffopt.pipeline.calibration import Calibration
     from diffopt.quantization.layer_errors import variants, watched
-    from diffopt.quantization.layers import Layer, taken
+    from diffopt.quantization.layers import taken
     from diffopt.quantization.step_extremes import extremes_of
 
-    run, pinned = Calibration(ctx, pipeline), pipeline.json("pipeline.json")
-    kept = run.family.kept(pinned["blocks"], pinned["backbones"])
-    known = [Layer(**{**row, "shape": tuple(row["shape"])}) for row in pipeline.json("layers.json")]
+    run, pinned = Calibration(ctx, pipeline), PipelineFile.read(pipeline.path)
+    kept = run.family.kept(pinned.blocks, pinned.backbones)
+    known = read_layers(pipeline.path)
     methods = [formats.method(n) for n in sense.formats]
     there = {m.name: taken(known, kept, run.family.convolutions and bool(m.convolution)) for m in methods}
     modules = {x.name: run.backbone.get_submodule(x.name) for layers in there.values() for x in layers}

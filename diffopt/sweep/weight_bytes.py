@@ -2,6 +2,8 @@
 
 from math import prod
 
+from diffopt.files.layers import read_layers
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.model import BYTES
 from diffopt.report.run_directory import Run
 
@@ -12,13 +14,13 @@ def weight_bytes(run: Run) -> int | None:
     A quantized layer's weights take the format's stored bits, block scales included; the low-rank part of SVDQuant and
     every other parameter take the source's precision. Scales of channels and tensors are below a thousandth and left out.
     """
-    pipeline, layers = run.read("load", "pipeline.json"), run.read("load", "layers.json")
-    if not pipeline or layers is None:
+    pipeline = run.stored("load", PipelineFile)
+    if not pipeline:
         return None
-    width = BYTES.get(pipeline["dtype"], 4)
-    total = float(pipeline["parameters"] * width)
+    width = BYTES.get(pipeline.dtype, 4)
+    total = float(pipeline.parameters * width)
     if checkpoint := run.read("quantize", "checkpoint.json"):
-        shapes = {x["name"]: x["shape"] for x in layers}
+        shapes = {x.name: x.shape for x in read_layers(run.directory / "load")}
         for shape in (shapes[name] for name in checkpoint["layers"] if name in shapes):
             total += prod(shape) * (checkpoint["weight_bits"] / 8 - width)
             total += (checkpoint.get("rank") or 0) * (shape[0] + prod(shape[1:])) * width

@@ -1,11 +1,13 @@
 """What a training takes of memory, reckoned before it starts. Imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
+from diffopt.files.layers import Layer
 from diffopt.groups.model import BYTES
 from diffopt.groups.train import OPTIMIZERS, Train, TrainView
-from diffopt.quantization.layers import Layer, without
+from diffopt.quantization.layers import without
 from diffopt.text import size
 
 ROOM = 1.1
@@ -51,7 +53,7 @@ def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: st
     return Footprint({name: n // shards for name, n in parts.items()}, teacher // shards)
 
 
-def adapted(train: Train | TrainView, layers: list[Layer], kept: list[str]) -> int:
+def adapted(train: Train | TrainView, layers: Sequence[Layer], kept: list[str]) -> int:
     """Numbers that LoRA would train, of these layers without those that the family keeps."""
     if train.lora is None:
         return 0

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from diffopt import models
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
+from diffopt.files.layers import read_layers
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.train import Train, TrainView
 from diffopt.machine.environment import ram
-from diffopt.quantization.layers import Layer
 from diffopt.training.footprint import Footprint, adapted, footprint
 from diffopt.training.machines import rendezvous
 
@@ -83,10 +84,10 @@ def arranged(train: Train | TrainView, pipeline: Pipeline, gpus: Sequence[dict[s
 
     Raises PlanError as `arrange` does.
     """
-    pinned = pipeline.json("pipeline.json")
-    layers = [Layer(**{**row, "shape": tuple(row["shape"])}) for row in pipeline.json("layers.json")]
-    kept = models.family(pinned["family"]).kept(pinned["blocks"], pinned["backbones"])
-    about = train, pinned["parameters"], adapted(train, layers, kept), pinned["dtype"], bool(gpus)
+    pinned = PipelineFile.read(pipeline.path)
+    layers = read_layers(pipeline.path)
+    kept = models.family(pinned.family).kept(pinned.blocks, pinned.backbones)
+    about = train, pinned.parameters, adapted(train, layers, kept), pinned.dtype, bool(gpus)
     whole = footprint(*about)
     processes = arrange(train, gpus, whole)
     return processes, footprint(*about, shards=processes.total) if processes.how == "fsdp" else whole

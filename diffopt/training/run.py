@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from accelerate.utils import gather_object
 
+from diffopt.files.pipeline import PipelineFile
 from diffopt.machine.environment import gpus
 from diffopt.machine.memory import peak, release
 from diffopt.pipeline.open import by_name, config, family_of, open_backbone
@@ -119,12 +120,12 @@ def _teacher(ctx: Context, task: Task, shards: Shards | None) -> Teacher | None:
     way = task.train.distillation
     if way is None:
         return None
-    plain = by_name(task.pipeline.json("pipeline.json"), open_backbone(ctx, task.pipeline))
+    plain = by_name(PipelineFile.read(task.pipeline.path), open_backbone(ctx, task.pipeline))
     return Teacher(plain, way.teacher, ctx.device, shards, family_of(task.pipeline))
 
 
 def _loss(ctx: Context, task: Task, teacher: Teacher | None) -> Loss:
-    pinned, family = task.pipeline.json("pipeline.json"), family_of(task.pipeline)
-    own = scheduler(ctx.locate(pinned["source"]), pinned["scheduler"])
+    pinned, family = PipelineFile.read(task.pipeline.path), family_of(task.pipeline)
+    own = scheduler(ctx.locate(pinned.source), pinned.scheduler)
     caller = Caller(family, config(ctx, pinned, "vae"), task.model)
     return Loss(family, noise.of(family, own, task.train.timesteps), caller, teacher, task.train.distillation)

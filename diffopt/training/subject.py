@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diffopt.files.pipeline import PipelineFile
 from diffopt.machine.memory import release
 from diffopt.pipeline.open import by_name, family_of
 from diffopt.quantization import checkpoint as checkpoints
@@ -33,7 +34,7 @@ class Subject:
         self.whole.requires_grad_(True)
         layers, lora = task.checkpoint.json(checkpoints.HEAD)["layers"], task.train.lora
         self.adapters = Adapters(self.whole, layers, lora, task.seed) if lora else None
-        pinned = task.pipeline.json("pipeline.json")
+        pinned = PipelineFile.read(task.pipeline.path)
         self.backbones: dict[str, Any] = {**by_name(pinned, self.whole)}
         self.levels = _levels(ctx, pinned)
         """By backbone the noise levels that it is called at."""
@@ -64,12 +65,12 @@ def _same(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _levels(ctx: Context, pinned: dict[str, Any]) -> dict[str, tuple[float, float]]:
+def _levels(ctx: Context, pinned: PipelineFile) -> dict[str, tuple[float, float]]:
     """The noise levels of each backbone: of two the first is called from `boundary_ratio` on, as Wan 2.2's are."""
-    names = pinned["backbones"]
+    names = pinned.backbones
     if len(names) == 1:
         return {names[0]: (0.0, 1.0)}
-    boundary = json.loads((ctx.locate(pinned["source"]) / "model_index.json").read_text())["boundary_ratio"]
+    boundary = json.loads((ctx.locate(pinned.source) / "model_index.json").read_text())["boundary_ratio"]
     return {names[0]: (boundary, 1.0), names[1]: (0.0, boundary)}
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.train import Validation
 from diffopt.metrics import METRICS
 from diffopt.metrics.metric import Weights
@@ -24,7 +25,7 @@ class Validator:
         pipeline = task.pipeline
         self.ctx, self.pipeline, self.how, self.examples, self.seed = ctx, pipeline, how, examples, task.seed
         self.arguments = family_of(pipeline).arguments(task.model)
-        self.dtype = getattr(torch, pipeline.json("pipeline.json")["dtype"])
+        self.dtype = getattr(torch, PipelineFile.read(pipeline.path).dtype)
         metric = METRICS[how.metric]
         self.sign = sign(metric.better)
         self.scorer = metric.open(Weights({}))

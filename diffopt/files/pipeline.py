@@ -1,0 +1,47 @@
+"""`pipeline.json`: a pinned source, its family and classes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from diffopt.files.stored import Stored
+
+
+@dataclass(frozen=True)
+class FusedAdapter:
+    """A LoRA adapter that is fused when the pipeline is opened."""
+
+    name: str
+    """Its file, as the user has named it."""
+    source: str
+    """Its digest."""
+    scale: float
+    backbone: str | None
+    """Of several, the one that it is for; None is the first."""
+    hits: Mapping[str, int]
+    """By component, how many layers it changes."""
+
+
+@dataclass(frozen=True)
+class PipelineFile(Stored):
+    NAME = "pipeline.json"
+
+    source: str
+    """The digest of the pipeline's files."""
+    family: str
+    weights: Literal["pretrained", "random"]
+    dtype: str
+    scheduler: str | None
+    """A class of diffusers in the place of the source's own."""
+    components: Mapping[str, str]
+    """Class by name."""
+    backbones: tuple[str, ...]
+    parameters: int
+    """Of all backbones."""
+    blocks: Mapping[str, int]
+    """How many blocks the first backbone has in each of its lists."""
+    largest: int | None
+    """Most pixels of a side."""
+    size_step: int
+    """Pixels that a side is a multiple of."""
+    lora: tuple[FusedAdapter, ...] = ()

@@ -1,0 +1,97 @@
+"""The files of artifacts as dataclasses: what is read is written again byte by byte, and older files lack newer keys."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffopt.errors import StoreError
+from diffopt.files.pipeline import PipelineFile
+from diffopt.files.stored import Stored, later
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Whole(Stored):
+    NAME = "whole.json"
+    SCHEMA = "diffopt.whole/1"
+
+    scale: float | None
+    parts: tuple[Part, ...]
+    by_name: Mapping[str, Part]
+    options: Mapping[str, Any]
+    newer: int | None = later(None)
+    first: Part | None = None
+
+
+CONTENT = {
+    "schema": "diffopt.whole/1",
+    "scale": None,
+    "parts": [{"name": "a", "shape": [1, 2]}, {"name": "b"}],
+    "by_name": {"z": {"name": "c"}, "a": {"name": "d", "shape": []}},
+    "options": {"deep": [{"shape": [1]}, 2.0]},
+    "newer": None,
+    "first": {"name": "e"},
+}
+
+
+def test_what_is_read_is_written_again_byte_by_byte(tmp_path: Path) -> None:
+    whole = Whole.of(CONTENT)
+    whole.write(tmp_path)
+    assert (tmp_path / "whole.json").read_text() == json.dumps(CONTENT, indent=1)
+    assert Whole.read(tmp_path) == whole
+
+
+def test_what_is_nested_has_its_own_types() -> None:
+    whole = Whole.of(CONTENT)
+    assert whole.parts == (Part("a", (1, 2)), Part("b"))
+    assert whole.by_name["a"].shape == ()
+    assert whole.options == {"deep": [{"shape": [1]}, 2.0]}
+    assert whole.first == Part("e")
+
+
+def test_an_older_file_lacks_newer_keys() -> None:
+    whole = Whole.of({k: v for k, v in CONTENT.items() if k not in ("newer", "first")})
+    assert (whole.newer, whole.first) == (None, None)
+
+
+def test_a_key_that_is_absent_stays_absent_and_one_of_older_files_is_written() -> None:
+    written = json.loads(Whole.of({k: v for k, v in CONTENT.items() if k not in ("newer", "first")}).text())
+    assert written["newer"] is None
+    assert "first" not in written
+
+
+def test_a_lacking_key_is_named() -> None:
+    with pytest.raises(StoreError, match=r"^whole.json: lacks a key \(got no 'name'\); make what it belongs to again$"):
+        Whole.of(CONTENT | {"parts": [{"shape": [1]}]})
+
+
+def test_a_key_of_a_later_version_is_not_read() -> None:
+    assert Whole.of(CONTENT | {"more": 1}) == Whole.of(CONTENT)
+
+
+PIPELINE = {
+    "source": "sha256:0", "family": "flux", "weights": "pretrained", "dtype": "float16", "scheduler": None,
+    "components": {"transformer": "FluxTransformer2DModel"}, "backbones": ["transformer"], "parameters": 500,
+    "blocks": {"transformer_blocks": 2}, "largest": None, "size_step": 16,
+}  # fmt: skip
+ADAPTER = {"name": "a.safetensors", "source": "sha256:1", "scale": 0.5, "backbone": None, "hits": {"transformer": 3}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (PipelineFile, PIPELINE),
+        (PipelineFile, PIPELINE | {"lora": [ADAPTER]}),
+    ],
+)
+def test_each_file_is_written_as_it_was(kind: type[Stored], content: dict[str, Any]) -> None:
+    assert kind.of(content).text() == json.dumps(content, indent=kind.INDENT)
