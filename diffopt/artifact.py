@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from diffopt.files.graph import OnnxGraphFile
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -122,14 +124,8 @@ class OnnxGraph(Artifact):
 
     def by_backbone(self) -> dict[str, "OnnxGraph"]:
         """By the backbone's name its graph."""
-        names: list[str] = self.json("graph.json")["backbones"]
+        names = OnnxGraphFile.read(self.path).backbones
         return {n: OnnxGraph(self.path / n, self.fingerprint) for n in names} if len(names) > 1 else {names[0]: self}
-
-    def files(self) -> list[dict[str, Any]]:
-        """Of one backbone: its graph's file and profile, or those of the parts of a graph that is cut, in their order."""
-        head = self.json("graph.json")
-        whole = {"file": "model.onnx", "profile": head["profile"], "reused": False}
-        return [*head.get("pieces", [whole])]
 
 
 class EnginePlan(Artifact):

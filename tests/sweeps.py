@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_report import MACHINE, artifact, scored
+from test_report import GRAPH, MACHINE, artifact, scored
 
 from diffopt.metrics.intervals import interval
 from diffopt.quality.floor import Floor
@@ -56,8 +56,7 @@ def job(
     artifact(directory, "score", {"metrics.json": score | {"difference_gain": 8}})
     content = json.loads((directory / "run.json").read_text())
     if graph is not None:
-        head = {"format": "int8", "operators": {}, "opset": 20, "batch_size": 1, "inputs": {}}
-        artifact(directory, "export", {"graph.json": head, "model.onnx": graph})
+        artifact(directory, "export", {"graph.json": GRAPH, "model.onnx": graph})
     if speedup is not None:
         side = {"milliseconds_per_step": None}
         ends = {"mean": speedup, "low": speedup * 0.99, "high": speedup * 1.01, "n": 3}

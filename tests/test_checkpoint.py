@@ -16,6 +16,7 @@ from tiny import LAYERS, Bench, bench, call, recipe
 from diffopt import formats as methods
 from diffopt.artifact import CalibStats, Checkpoint
 from diffopt.errors import GateError, StoreError
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.groups import FormatView, ScaleView
 from diffopt.models.flux import FAMILY
 from diffopt.quantization import checkpoint
@@ -189,9 +190,9 @@ def test_a_copy_that_was_not_tampered_with_is_restored(tmp_path: Path) -> None:
 def test_a_changed_smoothing_strength_is_detected(tmp_path: Path) -> None:
     b = bench()
     copy = copied(b.checkpoint("int8_sq", alpha=0.5), tmp_path)
-    head = copy.json(checkpoint.HEAD)
+    head = copy.json(CheckpointFile.NAME)
     head["algorithm"]["alpha"] = 0.6
-    (copy.path / checkpoint.HEAD).write_text(json.dumps(head))
+    (copy.path / CheckpointFile.NAME).write_text(json.dumps(head))
     with pytest.raises(StoreError, match="come out otherwise"):
         checkpoint.restore(b.context(), b.pipeline(), copy)
 
@@ -199,9 +200,9 @@ def test_a_changed_smoothing_strength_is_detected(tmp_path: Path) -> None:
 def test_a_dropped_rule_is_detected(tmp_path: Path) -> None:
     b = bench()
     copy = copied(b.checkpoint("fp8", exclude=("transformer_blocks.0",)), tmp_path)
-    head = copy.json(checkpoint.HEAD)
+    head = copy.json(CheckpointFile.NAME)
     head["rules"].pop()
-    (copy.path / checkpoint.HEAD).write_text(json.dumps(head))
+    (copy.path / CheckpointFile.NAME).write_text(json.dumps(head))
     with pytest.raises(StoreError, match="come out otherwise"):
         checkpoint.restore(b.context(), b.pipeline(), copy)
 
@@ -216,7 +217,7 @@ def linear(model: torch.nn.Module) -> set[str]:
 @pytest.mark.parametrize("name", some(dict(FORMATS), [*QUICK, "int8"]))
 def test_every_linear_layer_of_a_block_is_quantized_and_no_other(name: str) -> None:
     b = bench()
-    layers = set(b.checkpoint(name).json(checkpoint.HEAD)["layers"])
+    layers = set(b.checkpoint(name).json(CheckpointFile.NAME)["layers"])
     wanted = {n for n in linear(b.backbone()) if n.startswith(("transformer_blocks.", "single_transformer_blocks."))}
     assert layers == wanted
     assert len(layers) == LAYERS
@@ -287,8 +288,8 @@ def test_every_single_blocks_output_projection_of_flux_dev_is_to_be_quantized(fl
 )
 def test_an_exclusion_takes_out_the_layers_it_names(excluded: str, count: int) -> None:
     b = bench(family="flux")
-    kept = set(b.checkpoint("fp8").json(checkpoint.HEAD)["layers"])
-    left = set(b.checkpoint("fp8", exclude=(excluded,)).json(checkpoint.HEAD)["layers"])
+    kept = set(b.checkpoint("fp8").json(CheckpointFile.NAME)["layers"])
+    left = set(b.checkpoint("fp8", exclude=(excluded,)).json(CheckpointFile.NAME)["layers"])
     assert left < kept
     assert len(kept - left) == count
     assert left == set(checkpoint.expected_layers(b.backbone(), [*FAMILY.keep, excluded]))

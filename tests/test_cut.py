@@ -20,8 +20,9 @@ from test_backbone_graphs import apart, computed, graph, needs_builder, profile,
 
 from diffopt.caches.policy import Reuse
 from diffopt.caches.segment import Segment
+from diffopt.files.graph import PartFile
 from diffopt.graph import engine, write
-from diffopt.graph.part_files import CutPoints, PartFile
+from diffopt.graph.part_files import CutPoints
 from diffopt.runtimes.cut_graph import Change, CutGraph, Place
 
 STEPS = (False, True, False, True, True)
@@ -125,7 +126,7 @@ def parts(folder: Path, found: write.Graph, reuses: Callable[[int], bool]) -> Cu
 
     assert found.parts is not None
     change = Change(np.subtract, np.add)
-    return CutGraph([vars(p) for p in found.parts], [run(p) for p in found.parts], change, reuses)
+    return CutGraph(found.parts, [run(p) for p in found.parts], change, reuses)
 
 
 def steps(family: str, rows: int = 2) -> list[dict[str, Any]]:
@@ -259,12 +260,16 @@ def test_a_plan_is_built_of_every_part_in_every_format(name: str) -> None:
 # The scheduler of the parts.
 
 
+def part(reused: bool, inputs: list[str], outputs: list[str], entering: dict[str, str] | None = None) -> PartFile:
+    return PartFile("", reused, inputs, outputs, entering or {}, None, 0)
+
+
 def test_only_calls_of_one_place_in_a_step_reuse_each_other() -> None:
     calls: list[list[str]] = []
     parts = [
-        {"reused": False, "inputs": ["x"], "outputs": ["a"], "entering": {}},
-        {"reused": True, "inputs": ["a"], "outputs": ["b", "idle"], "entering": {}},
-        {"reused": False, "inputs": ["a", "b"], "outputs": ["out"], "entering": {}},
+        part(False, ["x"], ["a"]),
+        part(True, ["a"], ["b", "idle"]),
+        part(False, ["a", "b"], ["out"]),
     ]
 
     def engine(name: str) -> Callable[..., list[Any]]:
@@ -295,9 +300,9 @@ def test_only_calls_of_one_place_in_a_step_reuse_each_other() -> None:
 
 def test_a_change_is_added_to_what_is_computed_anew() -> None:
     parts = [
-        {"reused": False, "inputs": ["x"], "outputs": ["a"], "entering": {}},
-        {"reused": True, "inputs": ["a"], "outputs": ["b", "c"], "entering": {"b": "a", "c": "b"}},
-        {"reused": False, "inputs": ["c"], "outputs": ["out"], "entering": {}},
+        part(False, ["x"], ["a"]),
+        part(True, ["a"], ["b", "c"], {"b": "a", "c": "b"}),
+        part(False, ["c"], ["out"]),
     ]
     runs = [lambda i, _: [i["x"]], lambda i, _: [i["a"] + 1, i["a"] + 11], lambda i, _: [i["c"]]]
     scheduler = CutGraph(parts, runs, Change(np.subtract, np.add), lambda step: step == 1)

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_report import CHECKPOINT, GRAPH, PIPELINE, PLAN
 
 from diffopt.errors import StoreError
+from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
+from diffopt.files.plan import EnginePlanFile
 from diffopt.files.stored import Stored, later
 
 
@@ -78,17 +82,29 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
     assert Whole.of(CONTENT | {"more": 1}) == Whole.of(CONTENT)
 
 
-PIPELINE = {
-    "source": "sha256:0", "family": "flux", "weights": "pretrained", "dtype": "float16", "scheduler": None,
-    "components": {"transformer": "FluxTransformer2DModel"}, "backbones": ["transformer"], "parameters": 500,
-    "blocks": {"transformer_blocks": 2}, "largest": None, "size_step": 16,
-}  # fmt: skip
+RULE = {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": {"num_bits": 8, "axis": 0}}
+MIXED = {**{k: v for k, v in CHECKPOINT.items() if k != "layers"}, "rules": [RULE], "mix": {"a": "fp8"}, "layers": ["a"]}
+SHAPES = {"x": {"min": [1, 4], "opt": [2, 4], "max": [3, 4]}}
+PART = {"file": "model.0.onnx", "reused": False, "inputs": ["x"], "outputs": ["out"], "entering": {"b": "a"}}
+CUT = {k: v for k, v in GRAPH.items() if k != "diffusers"} | {
+    "inputs": {"x": {"shape": [2, 4], "dtype": "float32"}},
+    "profile": SHAPES,
+    "reused": ["blocks.0"],
+    "pieces": [PART | {"profile": SHAPES, "bytes": 5}],
+    "diffusers": "0.42.1",
+}
 ADAPTER = {"name": "a.safetensors", "source": "sha256:1", "scale": 0.5, "backbone": None, "hits": {"transformer": 3}}
 
 
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
+        (CheckpointFile, CHECKPOINT),
+        (CheckpointFile, MIXED),
+        (EnginePlanFile, PLAN),
+        (EnginePlanFile, PLAN | {"plans": [{"file": "model.0.plan", "bytes": 1, "profiles": [], "reused": False}]}),
+        (OnnxGraphFile, GRAPH),
+        (OnnxGraphFile, CUT),
         (PipelineFile, PIPELINE),
         (PipelineFile, PIPELINE | {"lora": [ADAPTER]}),
     ],

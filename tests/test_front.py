@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from sweeps import SPREAD, failed, findings, job, measured, psnr
-from test_report import MACHINE, PIPELINE, artifact
+from test_report import CHECKPOINT, MACHINE, PIPELINE, artifact
 
 from diffopt.sweep import conclusions, cost
 from diffopt.sweep.weight_bytes import weight_bytes
@@ -102,7 +102,7 @@ def test_without_graphs_the_size_is_that_of_the_weights_as_stored(tmp_path: Path
     layers = [{"name": "a", "kind": "linear", "shape": [20, 30]}, {"name": "b", "kind": "linear", "shape": [10, 10]}]
     for name, rank in (("0", None), ("1", 2)):
         job(tmp_path / name, psnr(40.0))
-        checkpoint = {"format": "nvfp4", "weight_bits": 6, "rank": rank, "layers": ["a"]}
+        checkpoint = CHECKPOINT | {"weight_bits": 6, "rank": rank, "layers": ["a"]}
         artifact(tmp_path / name, "load", {"pipeline.json": pipeline})
         (tmp_path / name / "load/layers.json").write_text(str(layers).replace("'", '"'))
         artifact(tmp_path / name, "quantize", {"checkpoint.json": checkpoint})

@@ -17,6 +17,7 @@ from diffopt import formats
 from diffopt.artifact import Checkpoint, Mix, OnnxGraph
 from diffopt.cli.modelopt_file import portable
 from diffopt.errors import ConfigError, PlanError
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.groups import FormatView, ScaleView, gpu_rates
 from diffopt.groups.format import Budget, MixView
 from diffopt.groups.validate import choose
@@ -44,7 +45,7 @@ def mixed(candidates: tuple[str, ...] = CANDIDATES, exclude: tuple[str, ...] = (
 def rows_of(family: str = "flux") -> list[dict[str, Any]]:
     """Name, kind and weights of every layer that a format quantizes."""
     b = bench(family=family)
-    head = b.checkpoint("int8_sq", alpha=ALPHA).json(checkpoint.HEAD)
+    head = b.checkpoint("int8_sq", alpha=ALPHA).json(CheckpointFile.NAME)
     kinds = {x["name"]: x["kind"] for x in b.pipeline().json("layers.json")}
     return [{"name": n, "kind": kinds[n], "weights": 1} for n in head["layers"]]
 
@@ -186,7 +187,7 @@ def test_every_layer_is_to_the_bit_what_it_is_in_its_format_alone() -> None:
 
 
 def test_the_checkpoint_says_what_each_layer_is() -> None:
-    head = made(CANDIDATES).json(checkpoint.HEAD)
+    head = made(CANDIDATES).json(CheckpointFile.NAME)
     assert (head["format"], head["weight_bits"]) == ("auto", 6.5)
     assert head["mix"] == formats_of(in_turn(CANDIDATES))
     assert set(head["layers"]) == set(head["mix"])
@@ -212,7 +213,7 @@ def test_a_mix_of_one_format_is_that_format() -> None:
 
 def test_a_layer_that_is_left_as_it_is_is_in_no_checkpoint() -> None:
     names = formats_of(in_turn(("fp8", "full")))
-    head = made(("fp8", "full")).json(checkpoint.HEAD)
+    head = made(("fp8", "full")).json(CheckpointFile.NAME)
     assert set(head["layers"]) == {n for n, f in names.items() if f == "fp8"} < set(names)
 
 

@@ -13,6 +13,7 @@ from diffopt.artifact import Checkpoint
 from diffopt.cli.modelopt_file import FILE, portable
 from diffopt.cli.store import command
 from diffopt.errors import StoreError
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.quantization import checkpoint
 from diffopt.store.store import Store
 
@@ -92,7 +93,7 @@ def export(store: Store, *arguments: str) -> None:
 def test_an_exported_checkpoint_has_its_portable_file_beside_it(tmp_path: Path) -> None:
     b = bench()
     export(stored(b, "fp8", tmp_path / "store"), "b" * 16, str(tmp_path / "out"), f"--source={b.source}")
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {FILE, checkpoint.HEAD, checkpoint.STATE, "record.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {FILE, CheckpointFile.NAME, checkpoint.STATE, "record.json"}
     saved = torch.load(tmp_path / "out" / FILE, weights_only=False)
     name = "transformer_blocks.0.attn.to_q"
     assert torch.equal(saved["model_state_dict"][f"{name}.weight"], b.backbone().get_submodule(name).weight)

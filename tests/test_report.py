@@ -28,6 +28,19 @@ PIPELINE = {
     "source": "sha256:0", "family": "flux", "weights": "pretrained", "dtype": "float16", "scheduler": None, "components": {},
     "backbones": ["transformer"], "parameters": 500, "blocks": {}, "largest": None, "size_step": 16,
 }  # fmt: skip
+CHECKPOINT = {
+    "family": "flux", "format": "nvfp4", "weight_bits": 8, "block_size": None, "rank": None, "rules": [], "algorithm": "max",
+    "layers": [],
+}  # fmt: skip
+GRAPH = {
+    "format": "int8_sq", "weights": "pretrained", "backbones": ["transformer"], "batch_size": 1, "opset": 20, "inputs": {},
+    "profile": None, "quantized_layers": 3, "unused_layers": [], "quantized_products": 3, "operators": {}, "bytes": 900,
+    "diffusers": "0.42.1",
+}  # fmt: skip
+PLAN = {
+    "builder": "tensorrt_rtx", "version": "1.7.1", "target": "any GPU of 8.9", "profiles": [],
+    "builder_optimization_level": 3, "bytes": 1900, "format": "int8_sq",
+}  # fmt: skip
 MACHINE = {"host": "h1", "cpu": "Test CPU 9000", "cores": 2, "gpus": []}
 
 
@@ -87,12 +100,10 @@ def scored(directory: Path, psnr: float = 30.0, side: int = 64, fingerprint: str
 def exported(directory: Path, speedup: float | None = None) -> Path:
     """A run with graphs, a plan and, for a number, a timing."""
     directory.mkdir(parents=True, exist_ok=True)
-    graph = {"format": "int8_sq", "opset": 20, "batch_size": 1, "inputs": {}, "quantized_layers": 3, "quantized_products": 3}
-    plan = {"builder": "tensorrt_rtx", "version": "1.7.1", "target": "any GPU of 8.9", "profiles": [], "format": "int8_sq"}
     artifact(directory, "load", {"pipeline.json": PIPELINE})
-    artifact(directory, "export.baseline", {"graph.json": {**graph, "format": None, "operators": {}}, "model.onnx": 4096})
-    artifact(directory, "export", {"graph.json": {**graph, "operators": {"QuantizeLinear": 3}}, "model.onnx": 1024})
-    artifact(directory, "build", {"plan.json": {**plan, "builder_optimization_level": 3}, "model.plan": 2048})
+    artifact(directory, "export.baseline", {"graph.json": {**GRAPH, "format": None, "operators": {}}, "model.onnx": 4096})
+    artifact(directory, "export", {"graph.json": {**GRAPH, "operators": {"QuantizeLinear": 3}}, "model.onnx": 1024})
+    artifact(directory, "build", {"plan.json": PLAN, "model.plan": 2048})
     steps = {name: name[0] * 16 for name in ("load", "export.baseline", "export", "build")}
     if speedup is None:
         return made(directory, steps)
@@ -216,6 +227,20 @@ def test_the_plans_builder_version_target_and_profiles_are_there(tmp_path: Path)
     assert "tensorrt_rtx 1.7.1, optimization level 3 target any GPU of 8.9 profiles none" in text
 
 
+def test_the_parts_of_a_graph_that_is_cut_are_named(tmp_path: Path) -> None:
+    ports = {"inputs": ["x"], "outputs": ["out"], "entering": {}, "profile": None}
+    parts = [{"file": f"model.{i}.onnx", "reused": i == 1, **ports, "bytes": 1024 * i} for i in range(3)]
+    plans = [{"file": f"model.{i}.plan", "bytes": 1024 * i, "profiles": [], "reused": i == 1} for i in range(3)]
+    exported(tmp_path)
+    graph = GRAPH | {"reused": ["blocks.0", "blocks.1"], "pieces": parts}
+    artifact(tmp_path, "export", {"graph.json": graph, "model.0.onnx": 100})
+    artifact(tmp_path, "build", {"plan.json": PLAN | {"plans": plans}, "model.0.plan": 100})
+    text = words(page(tmp_path))
+    assert "export/model.1.onnx 1.0 KiB, not in steps that reuse export/model.2.onnx 2.0 KiB, in every step" in text
+    assert "build/model.1.plan 1.0 KiB, not in steps that reuse build/model.2.plan 2.0 KiB, in every step" in text
+    assert "reused 2 modules" in text
+
+
 def test_lineage_has_every_step_with_its_fingerprint_and_state(tmp_path: Path) -> None:
     text = words(page(scored(tmp_path)))
     assert "score wanted score ffffffffffffffff made 2.0 1.5 s" in text
@@ -230,7 +255,7 @@ def test_an_artifact_that_the_store_lost_is_said_to_be_gone(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_alone_has_a_page(tmp_path: Path) -> None:
-    head = {"format": "fp8", "weight_bits": 8, "algorithm": "max", "layers": ["a.b", "c.d"]}
+    head = CHECKPOINT | {"format": "fp8", "layers": ["a.b", "c.d"]}
     artifact(tmp_path, "quantize", {"checkpoint.json": head, "extremes.safetensors": 100})
     text = words(page(made(tmp_path, {"quantize": "c" * 16})))
     assert "fp8, 8-bit weights" in text

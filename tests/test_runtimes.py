@@ -19,6 +19,7 @@ from diffopt.caches import METHODS
 from diffopt.data import pictures
 from diffopt.data.prompts import PromptSet
 from diffopt.errors import GateError, PlanError
+from diffopt.files.graph import OnnxGraphFile
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import RuntimeView
 from diffopt.models.flux import FAMILY
@@ -39,7 +40,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def graph_backbone(graph: OnnxGraph, session: onnxruntime.InferenceSession | None = None) -> GraphBackbone:
-    head = graph.json("graph.json")
+    head = OnnxGraphFile.read(graph.path)
     return GraphBackbone(session or _session(graph, head), head, FAMILY, bench(family="flux").backbone())
 
 

@@ -10,7 +10,7 @@ import pytest
 import sweeps
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from test_report import GREEN, MAGENTA, artifact, count, exported, scored, screenshot, words
+from test_report import GRAPH, GREEN, MAGENTA, artifact, count, exported, scored, screenshot, words
 
 from diffopt.cli.main import main
 from diffopt.cli.report import command
@@ -137,8 +137,7 @@ def test_results_have_sizes_seconds_speedup_front_and_floors(tmp_path: Path) -> 
 def test_the_pictures_are_those_of_the_front_and_the_best(tmp_path: Path) -> None:
     for name, mean, graph in (("0", 30.0, 1024), ("1", 40.0, 4096), ("2", 20.0, 4096)):
         scored(tmp_path / name, mean, fingerprint=name * 16, overrides=[f"calib.alpha=0.{name}"])
-        head = {"format": "int8", "operators": {}, "opset": 20, "batch_size": 1, "inputs": {}}
-        artifact(tmp_path / name, "export", {"graph.json": head, "model.onnx": graph})
+        artifact(tmp_path / name, "export", {"graph.json": GRAPH, "model.onnx": graph})
     html = written(tmp_path)
     assert set(re.findall(r'alt="job (\d) of', html)) == {"0", "1"}
 

@@ -3,12 +3,13 @@
 import ctypes
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffopt.errors import GateError, PlanError
+from diffopt.files.graph import Profile
 from diffopt.machine.environment import tensorrt
 
 log = logging.getLogger("diffopt")
@@ -21,12 +22,8 @@ class Built:
     version: str
     target: str
     """The GPUs that can run the plan."""
-    profiles: list[dict[str, dict[str, list[int]]]]
+    profiles: list[Profile]
     """For each profile and dynamic input its shapes `min`, `opt` and `max`; static graphs have none."""
-
-
-Profile = Mapping[str, Mapping[str, list[int]]]
-"""For each dynamic input its shapes `min`, `opt` and `max`."""
 
 
 def build(graph: Path, level: int, profile: Profile | None = None) -> Built:
@@ -60,14 +57,14 @@ def build(graph: Path, level: int, profile: Profile | None = None) -> Built:
     return Built(bytes(plan), found["flavour"], trt.__version__, target, profiles)
 
 
-def _profiles(builder: Any, config: Any, network: Any, wanted: Profile) -> list[dict[str, dict[str, list[int]]]]:
+def _profiles(builder: Any, config: Any, network: Any, wanted: Profile) -> list[Profile]:
     """One profile of all dynamic inputs, where there are any."""
-    shapes: dict[str, dict[str, list[int]]] = {}
+    shapes: dict[str, Mapping[str, Sequence[int]]] = {}
     for i in range(network.num_inputs):
         x = network.get_input(i)
         if -1 in tuple(x.shape):
             fixed = [1 if d == -1 else d for d in x.shape]
-            shapes[x.name] = dict(wanted.get(x.name) or dict.fromkeys(("min", "opt", "max"), fixed))
+            shapes[x.name] = wanted.get(x.name) or dict.fromkeys(("min", "opt", "max"), fixed)
     if not shapes:
         return []
     profile = builder.create_optimization_profile()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from diffopt.caches.segment import Segment
+from diffopt.files.graph import PartFile
 from diffopt.graph.border import DOMAIN
 from diffopt.graph.cut import Part, cut
 from diffopt.graph.extent import Extent, Shapes, extents
@@ -20,23 +21,6 @@ class CutPoints:
     """Of the backbone: a step that reuses takes what leaves them from an earlier step."""
     calls: Mapping[str, Shapes] = field(default_factory=dict)
     """Shapes of the batched inputs for the batches `min`, `opt` and `max`, their first axis; empty for a static graph."""
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """One part of a graph, as a file."""
-
-    file: str
-    reused: bool
-    """Steps that reuse do without it, and take its outputs from before."""
-    inputs: list[str]
-    outputs: list[str]
-    entering: dict[str, str]
-    """For those of the outputs of which the change is reused: the name of what they are a change to."""
-    profile: dict[str, dict[str, list[int]]] | None
-    """Of its dynamic inputs, as diffopt.graph.engine.build takes it; None for a static graph."""
-    bytes: int
-    """Of its weights as stored."""
 
 
 def part_files(

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from diffopt.files.graph import OUTPUT
 from diffopt.graph.patches import traceable
 from diffopt.quantization.extremes import quantizers
 
-OUTPUT = "out"
 PREFIX = "backbone."
 """Of the names of parameters and buffers in the graph."""
 BATCH = "batch"

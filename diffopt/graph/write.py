@@ -10,11 +10,12 @@ from typing import Any
 import onnx
 import torch
 
+from diffopt.files.graph import PartFile
 from diffopt.graph.activations import finish
 from diffopt.graph.border import bordered
 from diffopt.graph.count import operators, quantized_inputs, quantized_products
 from diffopt.graph.file import GraphFile
-from diffopt.graph.part_files import CutPoints, PartFile, part_files
+from diffopt.graph.part_files import CutPoints, part_files
 from diffopt.graph.tensor import KINDS
 from diffopt.graph.trace import Arguments, trace
 from diffopt.graph.weights import fill

@@ -4,7 +4,6 @@ The weights are derived again from the source; a trained checkpoint has its own 
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import GateError, StoreError
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.formats.method import Rule
 from diffopt.pipeline.open import open_backbone
 from diffopt.quantization.awq_svdquant import DerivedError, Found, rebuild
@@ -26,8 +26,7 @@ from diffopt.quantization.layers import expected_layers
 from diffopt.quantization.scales import AMAX, Quantizer, check_finite
 from diffopt.stage import Context
 
-HEAD, EXTREMES, STATE = "checkpoint.json", "extremes.safetensors", "quantizers.safetensors"
-WEIGHTS = "weights.safetensors"
+EXTREMES, STATE, WEIGHTS = "extremes.safetensors", "quantizers.safetensors", "weights.safetensors"
 
 __all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "save_trained", "state"]
 
@@ -116,24 +115,24 @@ def _gate(expected: list[str], quantized: set[str], scaled: Mapping[str, torch.T
 
 
 def save(
-    out: Path, head: dict[str, Any], known: list[Quantizer], extremes: Mapping[str, torch.Tensor], found: Extremes
+    out: Path, head: CheckpointFile, known: list[Quantizer], extremes: Mapping[str, torch.Tensor], found: Extremes
 ) -> None:
-    """Write the checkpoint of a max-style format: `head` has family, format, rules, algorithm and layers."""
+    """Write the checkpoint of a max-style format."""
     on = {q.name for q in known}
     save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items()) if n in on}, out / EXTREMES)
     save_file(found, out / STATE)
-    (out / HEAD).write_text(json.dumps(head, indent=1))
+    head.write(out)
 
 
-def save_found(out: Path, head: dict[str, Any], found: Found) -> None:
+def save_found(out: Path, head: CheckpointFile, found: Found) -> None:
     """Write the checkpoint of a format that searched."""
     save_file(found, out / STATE)
-    (out / HEAD).write_text(json.dumps(head, indent=1))
+    head.write(out)
 
 
 def save_trained(out: Path, ptq: Checkpoint, weights: Mapping[str, torch.Tensor]) -> None:
     """Write the checkpoint of a model that was made from another by training these weights; its quantizers stay."""
-    for name in (HEAD, EXTREMES, STATE):
+    for name in (CheckpointFile.NAME, EXTREMES, STATE):
         if (ptq.path / name).is_file():
             shutil.copyfile(ptq.path / name, out / name)
     save_file({n: x.detach().cpu().contiguous() for n, x in sorted(weights.items())}, out / WEIGHTS)
@@ -167,15 +166,15 @@ def _put_trained(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def _derive(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Make of the plain `model` what was calibrated."""
-    head, stored = checkpoint.json(HEAD), load_file(checkpoint.path / STATE)
-    rules = [_rule(r) for r in head["rules"]]
+    head, stored = CheckpointFile.read(checkpoint.path), load_file(checkpoint.path / STATE)
+    rules = [_rule(r) for r in head.rules]
     if not (checkpoint.path / EXTREMES).is_file():
         try:
-            rebuild(model, rules, head["algorithm"], stored)
+            rebuild(model, rules, head.algorithm, stored)
         except DerivedError as e:
             raise StoreError(_otherwise(checkpoint, str(e))) from None
         return
-    quantize(model, rules, head["algorithm"], load_file(checkpoint.path / EXTREMES))
+    quantize(model, rules, head.algorithm, load_file(checkpoint.path / EXTREMES))
     derived = state(model)
     wrong = [n for n in {*stored, *derived} if n not in stored or n not in derived or not torch.equal(stored[n], derived[n])]
     if wrong:

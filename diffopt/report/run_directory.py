@@ -10,7 +10,10 @@ from omegaconf import OmegaConf
 
 from diffopt.artifact import Images
 from diffopt.errors import ConfigError
+from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
+from diffopt.files.plan import EnginePlanFile
 from diffopt.files.stored import Stored
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
@@ -110,7 +113,7 @@ class Run:
     @cached_property
     def sizes(self) -> list[dict[str, Any]]:
         """What each form of the backbone takes, in bytes; `base` is the one that the others are a share of."""
-        pipeline, checkpoint = self.stored("load", PipelineFile), self.read("quantize", "checkpoint.json")
+        pipeline, checkpoint = self.stored("load", PipelineFile), self.stored("quantize", CheckpointFile)
         rows: list[dict[str, Any]] = []
         if pipeline:
             many, dtype = pipeline.parameters, pipeline.dtype
@@ -122,13 +125,14 @@ class Run:
         if checkpoint and (taken := self.taken("quantize")):
             note = "only what differs from the source: scales and extremes, no weights"
             rows.append({"step": "quantize", "what": "Checkpoint", "bytes": taken, "note": note})
-        for step, what, other in (
-            ("export.baseline", "ONNX graph, plain", "graph.json"),
-            ("export", "ONNX graph", "graph.json"),
-            ("build", "Engine plan", "plan.json"),
-        ):
-            if (head := self.read(step, other)) and (taken := self.taken(step, other)):
-                note = ", ".join([head["format"] or "full precision", *_parts(head)])
+        heads: tuple[tuple[str, str, type[OnnxGraphFile | EnginePlanFile]], ...] = (
+            ("export.baseline", "ONNX graph, plain", OnnxGraphFile),
+            ("export", "ONNX graph", OnnxGraphFile),
+            ("build", "Engine plan", EnginePlanFile),
+        )
+        for step, what, kind in heads:
+            if (head := self.stored(step, kind)) and (taken := self.taken(step, kind.NAME)):
+                note = ", ".join([head.format or "full precision", *_parts(head)])
                 rows.append({"step": step, "what": what, "bytes": taken, "note": note})
         base = next((r for step in ("export.baseline", "load") for r in rows if r["step"] == step), None)
         return [{**r, "base": r is base, "share": r["bytes"] / base["bytes"] if base else None} for r in rows]
@@ -170,12 +174,12 @@ class Run:
         return found
 
 
-def _parts(head: dict[str, Any]) -> list[str]:
+def _parts(head: OnnxGraphFile | EnginePlanFile) -> list[str]:
     """What there is to say of a graph's parts, or a plan's: their sizes in the order in which they run."""
-    parts = head.get("pieces") or head.get("plans") or []
+    parts = (head.pieces if isinstance(head, OnnxGraphFile) else head.plans) or ()
     if not parts:
         return []
-    sizes = ", ".join(size(p["bytes"]) + (" (not in steps that reuse)" if p["reused"] else "") for p in parts)
+    sizes = ", ".join(size(p.bytes) + (" (not in steps that reuse)" if p.reused else "") for p in parts)
     return [f"in {len(parts)} parts: {sizes}"]
 
 

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.caches.knob_search import floors_text
+from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
+from diffopt.files.plan import EnginePlanFile
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes
 from diffopt.report.html import PAGE, render
@@ -32,6 +35,9 @@ def write(directory: Path, inline: bool = False) -> Path:
     reading = Reading(sensed) if sensed else None
     content = {
         "beside": beside,
+        "checkpoint": run.stored("quantize", CheckpointFile),
+        "graph": run.stored("export", OnnxGraphFile),
+        "plan": run.stored("build", EnginePlanFile),
         "pipeline": run.stored("load", PipelineFile),
         "reading": reading,
         "maps": _maps(run, reading) if reading else [],

@@ -5,6 +5,8 @@ from typing import Any
 
 from diffopt.artifact import Checkpoint, EvalEmbeddings, OnnxGraph, Pipeline
 from diffopt.data import pictures, videos
+from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.graph import OnnxGraphFile
 from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
 from diffopt.pipeline.draw import batches, draw
@@ -62,5 +64,5 @@ def about(eval: RuntimeView, subject: Checkpoint | OnnxGraph | None) -> dict[str
     """What images.json tells of all of them: runtime, format, and whether that one is simulated."""
     name = None
     if subject is not None:
-        name = subject.json("checkpoint.json" if isinstance(subject, Checkpoint) else "graph.json")["format"]
+        name = (CheckpointFile if isinstance(subject, Checkpoint) else OnnxGraphFile).read(subject.path).format
     return {"runtime": eval.runtime, "format": name, "simulated": name not in RUNTIMES[eval.runtime].kernels}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffopt.files.graph import PartFile
+
 Run = Callable[[Mapping[str, Any], Sequence[str]], Sequence[Any]]
 """Runs one part: its inputs by name and the names of its outputs, to those outputs."""
 
@@ -30,16 +32,16 @@ class Place:
 
 
 class CutGraph:
-    def __init__(self, parts: Sequence[Mapping[str, Any]], runs: Sequence[Run], change: Change, reuses: Callable[[int], bool]):
+    def __init__(self, parts: Sequence[PartFile], runs: Sequence[Run], change: Change, reuses: Callable[[int], bool]):
         """`parts` as in graph.json, in their order, and what runs each. `reuses` says whether a step, from 0, reuses."""
         self.parts = parts
         self.runs = runs
         self.change = change
         self.reuses = reuses
         self.calls = self.hits = 0
-        self._entering = {name: came for p in parts for name, came in p["entering"].items()}
-        read = {name for p in parts if not p["reused"] for name in p["inputs"]} | {*self._entering.values()}
-        self._crossing = [name for p in parts if p["reused"] for name in p["outputs"] if name in read]
+        self._entering = {name: came for p in parts for name, came in p.entering.items()}
+        read = {name for p in parts if not p.reused for name in p.inputs} | {*self._entering.values()}
+        self._crossing = [name for p in parts if p.reused for name in p.outputs if name in read]
         self._kept: dict[Hashable, tuple[int, dict[str, Any]]] = {}
 
     def forget(self) -> None:
@@ -54,9 +56,9 @@ class CutGraph:
             self.hits += 1
         values = dict(inputs)
         for part, run in zip(self.parts, self.runs, strict=True):
-            if kept is None or not part["reused"]:
-                given = {name: self._value(name, values, kept) for name in part["inputs"]}
-                values |= zip(part["outputs"], run(given, part["outputs"]), strict=True)
+            if kept is None or not part.reused:
+                given = {name: self._value(name, values, kept) for name in part.inputs}
+                values |= zip(part.outputs, run(given, part.outputs), strict=True)
         if kept is None and place and self.reuses(place.step + 1):
             self._kept[place.key] = place.step, {name: self._left(name, values) for name in self._crossing}
         return values

@@ -17,7 +17,7 @@ from diffopt.caches.loop import Loop
 from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.policy import Policy
 from diffopt.caches.statistics import Statistics
-from diffopt.graph.trace import OUTPUT
+from diffopt.files.graph import OUTPUT, OnnxGraphFile
 from diffopt.groups.cache import CacheView
 from diffopt.machine.worker import THREADS
 from diffopt.models import Family
@@ -47,10 +47,10 @@ def opened(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, *, texts: bool)
     family = family_of(pipeline)
     pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
     graphs = subject.by_backbone()
-    heads = {name: graph.json("graph.json") for name, graph in graphs.items()}
+    heads = {name: OnnxGraphFile.read(graph.path) for name, graph in graphs.items()}
     sessions = {name: _sessions(graph, heads[name]) for name, graph in graphs.items()}
     own = {name: getattr(pipe, name) for name in graphs}
-    batch: int = subject.json("graph.json")["batch_size"]
+    batch = OnnxGraphFile.read(subject.path).batch_size
 
     @contextmanager
     def under(cache: CacheView | None) -> Iterator[Running]:
@@ -79,29 +79,29 @@ def opened(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, *, texts: bool)
     return under
 
 
-def _sessions(graph: OnnxGraph, head: dict[str, Any]) -> list[onnxruntime.InferenceSession]:
+def _sessions(graph: OnnxGraph, head: OnnxGraphFile) -> list[onnxruntime.InferenceSession]:
     """Of the graph's parts in their order, or of the one graph that is whole."""
-    return [_session(graph, head, file["file"]) for file in graph.files()]
+    return [_session(graph, head, part.file) for part in head.parts]
 
 
-def _session(graph: OnnxGraph, head: dict[str, Any], name: str = "model.onnx") -> onnxruntime.InferenceSession:
+def _session(graph: OnnxGraph, head: OnnxGraphFile, name: str = "model.onnx") -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = int(os.environ.get(THREADS, 0))  # 0 takes every core; it reads no OMP_NUM_THREADS
     # On x86 without VNNI its products of UINT8 and INT8 saturate at 16 bits; so it makes UINT8 of both, there alone.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    if "pieces" in head:  # of which one runs at a time: their activations share one arena, none spins while another runs
+    if head.pieces:  # of which one runs at a time: their activations share one arena, none spins while another runs
         onnxruntime.create_and_register_allocator(MEMORY, None)
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
     # Its fusion of MatMul and Add into Gemm hides the products from the integer kernels: INT8 then runs at a third of
     # the speed of FP32. Full-precision graphs keep it.
-    disabled = ["MatMulAddFusion"] if head["format"] else []
+    disabled = ["MatMulAddFusion"] if head.format else []
     path = str(graph.path / name)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
 
 
-def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: dict[str, Any], policy: Policy) -> CutGraph:
+def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: OnnxGraphFile, policy: Policy) -> CutGraph:
     """The parts of one backbone's graph. What passes between them is not copied."""
 
     def runs(session: onnxruntime.InferenceSession) -> Run:
@@ -110,7 +110,7 @@ def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: dict[str, Any
     def change(compute: Callable[[Any, Any], Any]) -> Callable[[OrtValue, OrtValue], OrtValue]:
         return lambda a, b: OrtValue.ortvalue_from_numpy(compute(a.numpy(), b.numpy()))
 
-    return CutGraph(head["pieces"], [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
+    return CutGraph(head.parts, [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
 
 
 def _statistics(cuts: list["CutBackbone"]) -> Statistics:
@@ -124,11 +124,11 @@ def _statistics(cuts: list["CutBackbone"]) -> Statistics:
 class GraphBackbone(torch.nn.Module):
     """Stands where the backbone stood: same configuration and call, computed by the graph."""
 
-    def __init__(self, session: Any, head: dict[str, Any], family: Family, backbone: Any):
+    def __init__(self, session: Any, head: OnnxGraphFile, family: Family, backbone: Any):
         super().__init__()
         self.session = session
-        self.inputs = head["inputs"]
-        self.profile = head["profile"] or {}
+        self.inputs = head.inputs
+        self.profile = head.profile or {}
         self.config = backbone.config
         self.dtype = backbone.dtype
         self.device = torch.device("cpu")
@@ -141,9 +141,9 @@ class GraphBackbone(torch.nn.Module):
         arguments = self.family.flat(dict(zip(self.names, positional, strict=False)) | arguments)
         feeds = {}
         for name, about in self.inputs.items():
-            value = arguments[name].to(getattr(torch, about["dtype"]))
+            value = arguments[name].to(getattr(torch, about.dtype))
             if not self._takes(name, list(value.shape)):
-                raise ValueError(f"{name}: the graph takes {about['shape']}, but the pipeline gives {list(value.shape)}")
+                raise ValueError(f"{name}: the graph takes {list(about.shape)}, but the pipeline gives {list(value.shape)}")
             feeds[name] = value.cpu().numpy()
         return (torch.from_numpy(self.compute(feeds)).to(self.dtype),)
 
@@ -155,7 +155,7 @@ class GraphBackbone(torch.nn.Module):
 
     def _takes(self, name: str, shape: list[int]) -> bool:
         if name not in self.profile:
-            return bool(shape == self.inputs[name]["shape"])
+            return shape == [*self.inputs[name].shape]
         low, high = self.profile[name]["min"], self.profile[name]["max"]
         return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
 
@@ -163,11 +163,11 @@ class GraphBackbone(torch.nn.Module):
 class CutBackbone(GraphBackbone):
     """The same of a graph that is cut, which a step runs in part where it reuses."""
 
-    def __init__(self, parts: CutGraph, loop: Loop, head: dict[str, Any], family: Family, backbone: Any):
+    def __init__(self, parts: CutGraph, loop: Loop, head: OnnxGraphFile, family: Family, backbone: Any):
         super().__init__(None, head, family, backbone)
         self.parts = parts
         self.loop = loop
-        self.reused: list[str] = head["reused"]
+        self.reused = head.reused or ()
         with torch.device("meta"):  # its arithmetic is counted, its weights are let go
             self.meter = Meter(type(backbone).from_config(backbone.config).to(backbone.dtype))
 

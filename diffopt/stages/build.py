@@ -1,9 +1,8 @@
 """build: an engine plan from the graph, with what built it and what can run it."""
 
-import json
-from typing import Any
-
 from diffopt.artifact import EnginePlan, OnnxGraph
+from diffopt.files.graph import OnnxGraphFile
+from diffopt.files.plan import EnginePlanFile, PartPlan
 from diffopt.groups import Export
 from diffopt.stage import Context, stage
 from diffopt.view import View
@@ -17,26 +16,23 @@ class BuilderView(View, of=Export):
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt.graph import engine
 
-    plans: list[dict[str, Any]] = []
+    plans: list[PartPlan] = []
     for part in graph.by_backbone().values():
         folder = ctx.out / part.path.relative_to(graph.path)
         folder.mkdir(exist_ok=True)
-        for file in part.files():
-            made = engine.build(part.path / file["file"], export.builder_optimization_level, file["profile"])
-            target = (folder / file["file"]).with_suffix(".plan")
+        for file in OnnxGraphFile.read(part.path).parts:
+            made = engine.build(part.path / file.file, export.builder_optimization_level, file.profile)
+            target = (folder / file.file).with_suffix(".plan")
             target.write_bytes(made.plan)
-            row = {"file": str(target.relative_to(ctx.out)), "bytes": len(made.plan), "profiles": made.profiles}
-            plans.append(row | {"reused": file["reused"]})
-    head = graph.json("graph.json")
-    about = {
-        "builder": made.flavour,
-        "version": made.version,
-        "target": made.target,
-        "profiles": made.profiles,
-        "builder_optimization_level": export.builder_optimization_level,
-        "bytes": sum(p["bytes"] for p in plans),
-        "format": head["format"],
-    }
-    if "pieces" in head:
-        about |= {"profiles": [x for p in plans for x in p["profiles"]], "plans": plans}
-    (ctx.out / "plan.json").write_text(json.dumps(about, indent=1))
+            plans.append(PartPlan(str(target.relative_to(ctx.out)), len(made.plan), tuple(made.profiles), file.reused))
+    head = OnnxGraphFile.read(graph.path)
+    EnginePlanFile(
+        builder=made.flavour,
+        version=made.version,
+        target=made.target,
+        profiles=tuple(x for p in plans for x in p.profiles) if head.pieces else tuple(made.profiles),
+        builder_optimization_level=export.builder_optimization_level,
+        bytes=sum(p.bytes for p in plans),
+        format=head.format,
+        plans=tuple(plans) if head.pieces else None,
+    ).write(ctx.out)

@@ -1,14 +1,16 @@
 """export: the backbone, plain or quantized, as an ONNX graph with its quantized weights stored in few bits."""
 
-import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
+from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.graph import GraphInput, OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Export, Model
 from diffopt.groups.cut import CutView, cuts
@@ -55,15 +57,23 @@ def export(
 
     from diffopt.graph.calls import Calls
     from diffopt.pipeline.open import config, family_of, tokens
-    from diffopt.quantization.checkpoint import HEAD, restore
+    from diffopt.quantization.checkpoint import restore
 
-    family, head = family_of(pipeline), checkpoint.json(HEAD) if checkpoint else None
+    family, head = family_of(pipeline), CheckpointFile.read(checkpoint.path) if checkpoint else None
     pinned = PipelineFile.read(pipeline.path)
     whole = restore(ctx, pipeline, checkpoint)
     _convert(whole, getattr(torch, export.high_precision_dtype or pinned.dtype))
     several = isinstance(whole, torch.nn.ModuleDict)
-    layers: list[str] = head["layers"] if head else []
-    graphs = {}
+    layers = head.layers if head else ()
+    described = partial(
+        OnnxGraphFile,
+        format=head.format if head else None,
+        weights=pinned.weights,
+        backbones=pinned.backbones,
+        batch_size=export.batch_size,
+        diffusers=diffusers.__version__,
+    )
+    graphs: dict[str, OnnxGraphFile] = {}
     for name in pinned.backbones:
         backbone = whole[name] if isinstance(whole, torch.nn.ModuleDict) else whole
         own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
@@ -72,22 +82,12 @@ def export(
         extent = Size(1, model.height, model.width, model.max_sequence_length or tokens(ctx, pipeline), model.frames or 1)
         vae, reused = config(ctx, pinned, "vae"), _reused(cache, family, name, backbone)
         calls = Calls(backbone, family, vae, extent, family.rows(model), export.batch_size, export.max_batch_size)
-        graphs[name] = _write(folder / "model.onnx", calls, export.opset, own, reused)
-    first = graphs[pinned.backbones[0]]
-    about = {
-        "format": head["format"] if head else None,
-        "weights": pinned.weights,
-        "backbones": list(graphs),
-        "batch_size": export.batch_size,
-        **first,
-        "bytes": sum(g["bytes"] for g in graphs.values()),
-        "operators": dict(sum((Counter(g["operators"]) for g in graphs.values()), Counter())),
-        "diffusers": diffusers.__version__,
-    }
-    if several:
-        for name, graph in graphs.items():
-            (ctx.out / name / "graph.json").write_text(json.dumps(about | graph, indent=1))
-    (ctx.out / "graph.json").write_text(json.dumps(about, indent=1))
+        graphs[name] = _write(folder / "model.onnx", calls, export.opset, own, reused, described)
+        if several:
+            graphs[name].write(folder)
+    weights = sum(g.bytes for g in graphs.values())
+    operators = dict(sum((Counter(g.operators) for g in graphs.values()), Counter()))
+    replace(graphs[pinned.backbones[0]], bytes=weights, operators=operators).write(ctx.out)
 
 
 def _reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn.Module") -> "list[Segment]":
@@ -107,8 +107,11 @@ def _reused(cache: CutView | None, family: Family, name: str, backbone: "torch.n
         raise GateError(f"cache.blocks: {e}") from None
 
 
-def _write(path: Path, calls: "Calls", opset: int, layers: list[str], reused: "list[Segment]") -> dict[str, Any]:
-    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it."""
+def _write(
+    path: Path, calls: "Calls", opset: int, layers: list[str], reused: "list[Segment]", described: Callable[..., OnnxGraphFile]
+) -> OnnxGraphFile:
+    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it,
+    which `described` knows of all backbones."""
     from diffopt.graph.part_files import CutPoints
     from diffopt.graph.write import write
 
@@ -121,18 +124,18 @@ def _write(path: Path, calls: "Calls", opset: int, layers: list[str], reused: "l
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
     quantizers: list[Any] = [backbone.get_submodule(n).input_quantizer for n in layers]
     _check(graph.quantized_inputs, sum(q.is_enabled for q in quantizers), "input", graph.operators)
-    parts = {"reused": [n for s in reused for n in s.modules], "pieces": [asdict(p) for p in graph.parts or ()]}
-    return {
-        "opset": graph.opset,
-        "inputs": {n: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for n, x in given.items()},
-        "profile": profile,
-        "quantized_layers": len(layers),
-        "unused_layers": graph.unused,
-        "quantized_products": graph.quantized_products,
-        "operators": graph.operators,
-        "bytes": graph.bytes,
-        **(parts if reused else {}),
-    }
+    return described(
+        opset=graph.opset,
+        inputs={n: GraphInput(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for n, x in given.items()},
+        profile=profile,
+        quantized_layers=len(layers),
+        unused_layers=tuple(graph.unused),
+        quantized_products=graph.quantized_products,
+        operators=graph.operators,
+        bytes=graph.bytes,
+        reused=tuple(n for s in reused for n in s.modules) if reused else None,
+        pieces=tuple(graph.parts or ()) if reused else None,
+    )
 
 
 def _check(found: int, expected: int, what: str, operators: Mapping[str, int]) -> None:

@@ -1,9 +1,11 @@
 """quantize: put the backbone into the chosen format, calibrated on recorded extremes or by a search over recorded inputs."""
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 from diffopt import formats
 from diffopt.artifact import CalibStats, Checkpoint, Mix, Pipeline, Recording
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.groups import FormatView, ScaleView
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
@@ -52,25 +54,26 @@ def quantize(
         backbone = plain.backbone
     alpha = calib.alpha if calib else None
     scheme = mixed(mix, alpha) if mix else uniform(backbone, pipeline, format, alpha)
-    head: dict[str, Any] = {
-        "family": family.name,
-        "format": method.name,
-        "weight_bits": scheme.weight_bits,
-        "block_size": format.block_size,
-        "rank": format.rank,
-        "rules": scheme.rules,
-        "algorithm": scheme.algorithm,
-        **({"mix": scheme.mix} if mix else {}),
-    }
+    head = partial(
+        CheckpointFile,
+        family=family.name,
+        format=method.name,
+        weight_bits=scheme.weight_bits,
+        block_size=format.block_size,
+        rank=format.rank,
+        rules=scheme.rules,
+        algorithm=scheme.algorithm,
+        mix=scheme.mix,
+    )
     if method.records:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:
             found = calibrate(backbone, scheme.rules, scheme.algorithm, replay(paths, tick))
         checkpoint.check(backbone, scheme.layers, inputs=method.input is not None)
-        checkpoint.save_found(ctx.out, head | {"layers": checkpoint.quantized_layers(backbone)}, found)
+        checkpoint.save_found(ctx.out, head(layers=tuple(checkpoint.quantized_layers(backbone))), found)
     else:
         extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
         known = plain.switched_on(scheme.rules)
         state = scales(backbone, known, extremes, alpha)
         checkpoint.check_scales(known, state, scheme.layers)
-        checkpoint.save(ctx.out, head | {"layers": [q.layer for q in known if q.weight]}, known, extremes, state)
+        checkpoint.save(ctx.out, head(layers=tuple(q.layer for q in known if q.weight)), known, extremes, state)

@@ -2,6 +2,7 @@
 
 from math import prod
 
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.layers import read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.model import BYTES
@@ -19,9 +20,9 @@ def weight_bytes(run: Run) -> int | None:
         return None
     width = BYTES.get(pipeline.dtype, 4)
     total = float(pipeline.parameters * width)
-    if checkpoint := run.read("quantize", "checkpoint.json"):
+    if checkpoint := run.stored("quantize", CheckpointFile):
         shapes = {x.name: x.shape for x in read_layers(run.directory / "load")}
-        for shape in (shapes[name] for name in checkpoint["layers"] if name in shapes):
-            total += prod(shape) * (checkpoint["weight_bits"] / 8 - width)
-            total += (checkpoint.get("rank") or 0) * (shape[0] + prod(shape[1:])) * width
+        for shape in (shapes[name] for name in checkpoint.layers if name in shapes):
+            total += prod(shape) * (checkpoint.weight_bits / 8 - width)
+            total += (checkpoint.rank or 0) * (shape[0] + prod(shape[1:])) * width
     return round(total)

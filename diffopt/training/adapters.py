@@ -4,7 +4,7 @@ What is trained is then what is kept: added to the weights at the end, they roun
 quantized layer, as peft has them, would have to be rounded into its weights afterwards.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -20,7 +20,7 @@ DOWN, UP = "adapter_down", "adapter_up"
 class Adapters:
     """FP32 parameters of the quantized layers of `model`, which are trained alone."""
 
-    def __init__(self, model: torch.nn.Module, layers: list[str], lora: Lora, seed: int):
+    def __init__(self, model: torch.nn.Module, layers: Sequence[str], lora: Lora, seed: int):
         """Raises PlanError where a glob names no quantized linear layer."""
         linear = [n for n in layers if isinstance(model.get_submodule(n), torch.nn.Linear)]
         for glob in lora.targets:

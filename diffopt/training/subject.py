@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine.memory import release
 from diffopt.pipeline.open import by_name, family_of
@@ -32,7 +33,7 @@ class Subject:
             release()
         self._stored = _cast(self.whole, task.train.weights)
         self.whole.requires_grad_(True)
-        layers, lora = task.checkpoint.json(checkpoints.HEAD)["layers"], task.train.lora
+        layers, lora = CheckpointFile.read(task.checkpoint.path).layers, task.train.lora
         self.adapters = Adapters(self.whole, layers, lora, task.seed) if lora else None
         pinned = PipelineFile.read(task.pipeline.path)
         self.backbones: dict[str, Any] = {**by_name(pinned, self.whole)}

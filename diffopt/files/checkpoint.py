@@ -1,0 +1,28 @@
+"""`checkpoint.json`: what was quantized how, by modelopt's own rules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffopt.files.stored import Stored, later
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFile(Stored):
+    NAME = "checkpoint.json"
+
+    family: str
+    format: str
+    weight_bits: float
+    """Stored bits per quantized weight, block scales included; of a mix of formats their mean."""
+    block_size: int | None
+    rank: int | None = later(None)
+    """Of the part of the weights that is kept beside them."""
+    rules: list[dict[str, Any]]
+    """modelopt's `quant_cfg`; what JSON makes of its tuples is undone where a checkpoint is restored."""
+    algorithm: str | dict[str, Any] | list[Any] | None
+    """modelopt's calibration algorithm; of a mix of formats several in turn."""
+    mix: Mapping[str, str] | None = None
+    """Of a mix of formats the format by layer."""
+    layers: tuple[str, ...]
+    """Those whose weights are quantized."""
