@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffopt.metrics.intervals import interval
+from diffopt.text import signed
 
 INT4 = ["format=int4_awq", "format.block_size=64"]  # its default of 128 does not divide all layers of this model
 BARE = ["export=null"]
@@ -62,7 +63,7 @@ def main() -> None:
         if name in found and start in found:
             ours, theirs = (np.array(found[n][0]["psnr"]["values"]) for n in (name, start))
             stat = interval(ours - theirs)
-            print(f"{TOLD[name]} is {stat['mean']:+.2f} dB [{stat['low']:+.2f}, {stat['high']:+.2f}] from {TOLD[start]}")
+            print(f"{TOLD[name]} is {signed(stat, 'dB')} from {TOLD[start]}")
 
 
 def run(where: Path, name: str, arguments: list[str]) -> tuple[dict[str, Any], float, dict[str, Any] | None]:

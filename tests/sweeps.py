@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from test_report import GRAPH, MACHINE, artifact, scored
 
+from diffopt.files.stored import plain
 from diffopt.metrics.intervals import interval
 from diffopt.quality.floor import Floor
 from diffopt.sweep.findings import Findings
@@ -25,11 +26,12 @@ def measured(
         "unit": unit,
         "better": better,
         "values": ours.tolist(),
-        "candidate": interval(ours),
+        "candidate": plain(interval(ours)),
     }
     if reference is not None:
         theirs = np.array(reference, dtype=float)
-        found |= {"reference": interval(theirs), "reference_values": theirs.tolist(), "difference": interval(ours - theirs)}
+        found |= {"reference": plain(interval(theirs)), "reference_values": theirs.tolist()}
+        found["difference"] = plain(interval(ours - theirs))
     return found
 
 
@@ -58,7 +60,7 @@ def job(
     if graph is not None:
         artifact(directory, "export", {"graph.json": GRAPH, "model.onnx": graph})
     if speedup is not None:
-        side = {"milliseconds_per_step": None}
+        side = {"milliseconds_per_step": None, "seconds_per_call": []}
         ends = {"mean": speedup, "low": speedup * 0.99, "high": speedup * 1.01, "n": 3}
         timed = {
             "runtime": "onnxruntime", "machine": machine, "batch_size": 1, "steps": 20, "warmup": 1, "repeats": 3,

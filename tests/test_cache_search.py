@@ -19,6 +19,9 @@ from diffopt.caches.knob import Knob
 from diffopt.caches.knob_search import KnobSearch
 from diffopt.cli import hydra_errors
 from diffopt.errors import ConfigError, GateError
+from diffopt.files.interval import Interval
+from diffopt.files.metrics import MetricResult
+from diffopt.files.search import Cliff, TriedValue
 from diffopt.groups import DrawView
 from diffopt.groups.cache import SearchView
 from diffopt.groups.validate import choose
@@ -40,9 +43,9 @@ def curve(quality: Callable[[float], float], share: Callable[[float], float], se
     def evaluate(value: float) -> Point:
         seen.append(value)
         mean, computed = quality(value), share(value)
-        stats = {"mean": mean, "low": mean, "high": mean, "n": 3}
-        metric = {"title": "PSNR", "unit": "dB", "better": "higher", "candidate": stats, "values": [mean] * 3}
-        margin = {key: x - FLOOR if key != "n" else x for key, x in stats.items()}
+        stats = Interval(mean, mean, mean, 3)
+        metric = MetricResult(title="PSNR", unit="dB", better="higher", candidate=stats, values=[mean] * 3)
+        margin = stats.mapped(lambda v: v - FLOOR)
         return Point(value, computed, round(100 * (1 - computed)), mean >= FLOOR, {"psnr": metric}, {"psnr": margin})
 
     return evaluate
@@ -55,7 +58,7 @@ def found(
     many: int = 4,
     most: int = 12,
     **fields: Any,
-) -> tuple[bisection.Found, list[float], list[dict[str, Any]]]:
+) -> tuple[bisection.Found, list[float], list[Cliff]]:
     """What is found, the values in the order in which they were tried, and what is not smooth."""
     seen: list[float] = []
     scale = Scale(knob, knob.low, knob.high or 30, 0.05)
@@ -120,24 +123,24 @@ def test_a_value_that_never_hits_is_not_chosen() -> None:
 
 def test_a_cliff_is_told_between_the_two_neighbours_where_it_is() -> None:
     _, _, unsmooth = found(lambda v: 40 - v / 10 if v < 17 else 20 - v / 10)
-    (cliff,) = [c for c in unsmooth if c["kind"] == "falls"]
-    assert (cliff["after"], cliff["before"], cliff["metric"]) == (16, 17, "psnr")
-    assert cliff["by"] == pytest.approx(20.1)
-    assert not [c for c in found(lambda v: 40 - v)[2] if c["kind"] == "falls"]  # steep is no cliff: a dB for each value
-    assert [c for c in found(lambda v: 40 - v, cliff={"psnr": 0.5})[2] if c["kind"] == "falls"]
+    (cliff,) = [c for c in unsmooth if c.kind == "falls"]
+    assert (cliff.after, cliff.before, cliff.metric) == (16, 17, "psnr")
+    assert cliff.by == pytest.approx(20.1)
+    assert not [c for c in found(lambda v: 40 - v)[2] if c.kind == "falls"]  # steep is no cliff: a dB for each value
+    assert [c for c in found(lambda v: 40 - v, cliff={"psnr": 0.5})[2] if c.kind == "falls"]
 
 
 def test_a_jump_of_the_share_is_told() -> None:
     _, _, unsmooth = found(lambda v: 40 - v, lambda v: 0.9 - v / 1000 if v < 11 else 0.5 - v / 1000)
-    assert [(c["after"], c["before"]) for c in unsmooth if c["kind"] == "jumps"] == [(10, 11)]
+    assert [(c.after, c.before) for c in unsmooth if c.kind == "jumps"] == [(10, 11)]
 
 
 def test_a_metric_that_gets_better_and_a_share_that_grows_are_told() -> None:
     _, _, unsmooth = found(lambda v: {2: 40, 11: 31, 21: 36, 30: 31}[v])
     (rise,) = unsmooth
-    assert (rise["kind"], rise["after"], rise["before"], rise["by"]) == ("rises", 11, 21, 5)
+    assert (rise.kind, rise.after, rise.before, rise.by) == ("rises", 11, 21, 5)
     _, _, unsmooth = found(lambda v: 40, lambda v: {2: 0.5, 11: 0.3, 21: 0.4, 30: 0.2}[v])
-    assert [(c["kind"], c["after"], c["before"]) for c in unsmooth] == [("slows", 11, 21)]
+    assert [(c.kind, c.after, c.before) for c in unsmooth] == [("slows", 11, 21)]
 
 
 def test_below_a_dip_a_faster_value_that_keeps_the_floor_is_still_found() -> None:
@@ -207,11 +210,11 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     values: list[float] = []
     call = Trial.__call__
 
-    def noted(self: Trial, value: float) -> dict[str, Any]:
+    def noted(self: Trial, value: float, order: int) -> TriedValue:
         values.append(value)
         if len(values) == 3:
             raise KeyboardInterrupt
-        return call(self, value)
+        return call(self, value, order)
 
     monkeypatch.setattr(Trial, "__call__", noted)
     return values

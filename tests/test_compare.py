@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffopt.artifact import Comparison, Images, Metrics
 from diffopt.caches.schedule import passes
 from diffopt.data import prompts
 from diffopt.errors import ConfigError, PlanError
+from diffopt.files.interval import Interval
 from diffopt.quality import verdict
 from diffopt.report import run_page
 from diffopt.report.run_directory import Run
@@ -129,14 +131,15 @@ def folder(where: Path, psnr: list[float], clip: list[float], **index: Any) -> t
         "clip": {**CLIP, "candidate": stat(float(np.mean(clip))), "values": clip},
         "fid": {"title": "FID", "unit": "", "better": "lower", "candidate": stat(5.0)},
     }
-    artifact(where, "score", {"metrics.json": {"metrics": metrics}})
+    artifact(where, "score", {"metrics.json": {"prompts": [], "metrics": metrics, "difference_gain": 8}})
     artifact(where, "sample", {"images.json": index})
     return Metrics(where / "score", "score"), Images(where / "sample", "sample")
 
 
 def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
     base = [20.0 + 5 * (i % 7) for i in range(40)]  # prompts differ by far more than the candidates do
-    ours = folder(tmp_path / "ours", [x + 1 + 0.1 * (i % 2) for i, x in enumerate(base)], base, cache={"computed": 0.56})
+    saved = {"hits": 44, "misses": 56, "computed": 0.56}
+    ours = folder(tmp_path / "ours", [x + 1 + 0.1 * (i % 2) for i, x in enumerate(base)], base, cache=saved)
     theirs = folder(tmp_path / "theirs", base, [x + 0.5 - i % 2 for i, x in enumerate(base)], steps=12, arithmetic=0.6)
     (tmp_path / "out").mkdir()
     context = Context(tmp_path / "out", str, Path)
@@ -153,11 +156,11 @@ def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
 
 
 def test_who_won_depends_on_which_way_is_better() -> None:
-    less = {"mean": -2.0, "low": -3.0, "high": -1.0, "n": 64}
+    less = Interval(-2.0, -3.0, -1.0, 64)
     assert verdict.of_alternative("training", less, "higher", "dB") == "training lost at n=64: -2.0 dB [-3.0, -1.0]"
     assert verdict.of_alternative("training", less, "lower").startswith("training won at n=64")
-    assert verdict.of_alternative("training", less | {"n": 9}, "lower").startswith("too few to call at n=9")
-    assert verdict.of_alternative("training", less | {"high": 0.1}, "lower").startswith("no difference shown")
+    assert verdict.of_alternative("training", replace(less, n=9), "lower").startswith("too few to call at n=9")
+    assert verdict.of_alternative("training", replace(less, high=0.1), "lower").startswith("no difference shown")
 
 
 @pytest.fixture

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import CHECKPOINT, GRAPH, PIPELINE, PLAN
+from test_report import CHECKPOINT, GRAPH, MACHINE, PIPELINE, PLAN
 
 from diffopt.errors import StoreError
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.comparison import ComparisonFile
+from diffopt.files.evaluation import EvaluationFile
 from diffopt.files.graph import OnnxGraphFile
+from diffopt.files.images import ImagesFile
+from diffopt.files.latency import LatencyFile
+from diffopt.files.metrics import MetricsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.files.search import CacheSearchFile
 from diffopt.files.stored import Stored, later
 
 
@@ -96,13 +102,61 @@ CUT = {k: v for k, v in GRAPH.items() if k != "diffusers"} | {
 ADAPTER = {"name": "a.safetensors", "source": "sha256:1", "scale": 0.5, "backbone": None, "hits": {"transformer": 3}}
 
 
+STAT = {"mean": 1.5, "low": None, "high": 2, "n": 1}
+ABOUT = {"title": "PSNR", "unit": "dB", "better": "higher"}
+SCORE = ABOUT | {"candidate": STAT, "values": [1, 2.5], "difference": STAT, "verdict": "a loss"}
+SET = ABOUT | {"candidate": STAT, "verdict": "a distance"}
+METRICS = {
+    "schema": "diffopt.metrics/1",
+    "prompts": ["a"],
+    "metrics": {"z": SCORE | {"reference": STAT, "reference_values": [1, 2]}, "fid": SET},
+    "difference_gain": 8,
+}
+BESIDE = {"name": "ptq", "title": "before", "metrics": {"fid": ABOUT | {"candidate": STAT, "compared": STAT}}}
+FEWER = {"name": "fewer_steps", "title": "12 steps", "steps": 12, "arithmetic": 0.6, "computed": 0.5}
+FEWER |= {"metrics": {"z": ABOUT | {"candidate": STAT, "compared": STAT, "difference": STAT, "verdict": "lost"}}}
+EVALUATION = {
+    "schema": "diffopt.evaluation/1", "reference": None, "models": ["a"], "prompts": ["p"], "left_out": [0], "problems": [],
+    "metrics": {"z": ABOUT | {"weights": {}, "models": {"a": {"stat": STAT, "values": [None]}}, "order": []}},
+}  # fmt: skip
+SAVED = {"hits": 1, "misses": 2, "computed": 0.5}
+PICTURE = {"file": "000.png", "prompt": "p", "seed": 3}
+DRAWN = {"runtime": "torch", "format": "fp8", "simulated": False}
+TIMING = {"seconds_per_image": {"median": 1, "p10": 1, "p90": 2}, "milliseconds_per_step": None, "seconds_per_call": [1.0]}
+TIMED = {
+    "schema": "diffopt.latency/1", "runtime": "torch", "machine": MACHINE, "batch_size": 1, "steps": 2, "warmup": 1,
+    "repeats": 3, "baseline": TIMING,
+}  # fmt: skip
+TRIED = {
+    "value": 3, "metrics": {"psnr": SCORE}, "broken": None, "hits": 1, "misses": 2, "computed": 0.5, "margins": {"psnr": STAT},
+    "keeps": True, "shown": False, "order": 1,
+}  # fmt: skip
+SEARCH = {
+    "schema": "diffopt.cache-search/1", "method": "cachify", "knob": "every", "more": "higher", "low": 2.0, "high": 6.0,
+    "floor": {"psnr": 30, "clip": "-0.5%"}, "prompts": 4, "steps": 20,
+    "points": [TRIED, TRIED | {"metrics": {}, "margins": {}, "broken": "one colour"}],
+    "cliffs": [{"after": 2, "before": 3, "kind": "jumps", "metric": None, "by": 0.2}],
+    "chosen": TRIED, "limit": "floor", "reason": "the next value does not keep it",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
         (CheckpointFile, CHECKPOINT),
         (CheckpointFile, MIXED),
+        (CacheSearchFile, SEARCH),
+        (ComparisonFile, {"schema": "diffopt.comparison/1", "compared": [BESIDE, FEWER]}),
         (EnginePlanFile, PLAN),
         (EnginePlanFile, PLAN | {"plans": [{"file": "model.0.plan", "bytes": 1, "profiles": [], "reused": False}]}),
+        (EvaluationFile, EVALUATION),
+        (ImagesFile, {"runtime": "torch", "format": None, "images": [PICTURE]}),
+        (ImagesFile, DRAWN | {"cache": SAVED, "images": [PICTURE | {"frames": ["0/0.png"], "plays": "0.webp"}]}),
+        (ImagesFile, DRAWN | {"steps": 12, "arithmetic": 0.6, "images": []}),
+        (LatencyFile, TIMED | {"speedup": None}),
+        (LatencyFile, TIMED | {"candidate": TIMING | {"cache": SAVED}, "speedup": {"end_to_end": STAT, "per_step": None}}),
+        (MetricsFile, METRICS),
+        (MetricsFile, METRICS | {"frames": 4}),
         (OnnxGraphFile, GRAPH),
         (OnnxGraphFile, CUT),
         (PipelineFile, PIPELINE),

@@ -7,6 +7,8 @@ import pytest
 from sweeps import SPREAD, findings, job, measured, psnr
 
 from diffopt.errors import ConfigError
+from diffopt.files.interval import Interval
+from diffopt.files.stored import plain
 from diffopt.quality.floor import Floor, floors, shortfall
 from diffopt.sweep import conclusions
 from diffopt.sweep.pick import judge
@@ -89,11 +91,11 @@ def test_a_distance_from_the_reference_has_no_share_of_it(tmp_path: Path) -> Non
 
 
 def test_a_metric_that_judges_sets_is_judged_by_its_interval(tmp_path: Path) -> None:
-    fid = {"title": "FID", "unit": "", "better": "lower", "candidate": {"mean": 20.0, "low": 18.0, "high": 23.0, "n": 50}}
+    fid = {"title": "FID", "unit": "", "better": "lower", "candidate": plain(Interval(20.0, 18.0, 23.0, 50))}
     found = findings(job(tmp_path / "0", {"fid": fid}).parent)
     verdicts = [judge(found.rows[0], [Floor.parse(f)])[0] for f in ("fid=25", "fid=22", "fid=15")]
     assert [v.says for v in verdicts] == ["kept", "not shown", "broken"]
-    assert verdicts[0].margin == {"mean": 5.0, "low": 2.0, "high": 7.0, "n": 50}
+    assert verdicts[0].margin == Interval(5.0, 2.0, 7.0, 50)
 
 
 def test_the_smallest_job_that_is_shown_to_keep_the_floor_is_picked(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def test_pairs_tell_apart_what_intervals_do_not(tmp_path: Path) -> None:
     job(tmp_path / "0", psnr(40.0))
     job(tmp_path / "1", psnr(40.5))
     found = findings(tmp_path)
-    assert found.rows[0].metrics["psnr"]["candidate"]["high"] > found.rows[1].metrics["psnr"]["candidate"]["low"]
+    assert found.rows[0].metrics["psnr"].candidate.high > found.rows[1].metrics["psnr"].candidate.low
     assert found.ties == []
     assert conclusions.apart(found) == "the sample tells it apart from the 1 other distinct job"
 

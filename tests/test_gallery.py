@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from browser import chromium
 from PIL import Image
 from test_report import GREEN, MAGENTA, PROMPTS, scored
 
+from diffopt.files.evaluation import EvaluatedMetric, EvaluationFile, ModelResult
+from diffopt.files.interval import Interval
+from diffopt.files.metrics import MetricResult
 from diffopt.report import run_page
 from diffopt.report.gallery import of_evaluation, of_run, ranks
 from diffopt.report.plots.differences import differences
@@ -109,7 +113,7 @@ def test_links_are_relative_and_quoted(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         paths[name] = [tmp_path / name / "x.png"]
         Image.new("RGB", (8, 4)).save(paths[name][0])
-    content = {"models": [*paths], "reference": "a b", "left_out": [], "prompts": ["p"], "metrics": {}}
+    content = EvaluationFile("a b", [*paths], ["p"], [], [], {})
     (pair,) = of_evaluation(content, paths, tmp_path / "out", 10).pairs
     assert [(p.link, p.width, p.height) for p in pair.pictures] == [("../a%20b/x.png", 8, 4), ("../c%23d/x.png", 8, 4)]
 
@@ -118,23 +122,22 @@ def test_an_evaluations_prompt_is_as_bad_as_its_worst_model(tmp_path: Path) -> N
     paths = {m: [tmp_path / f"{m}{i}.png" for i in range(3)] for m in ("base", "one", "two")}
     for path in (p for model in paths.values() for p in model):
         Image.new("RGB", (8, 8)).save(path)
-    stat = {"mean": 0.0, "low": None, "high": None, "n": 3}
+    stat = Interval(0.0, None, None, 3)
     values = {"base": [10, 20, 30], "one": [9, 20, 30], "two": [10, 17, 30]}
-    models = {m: {"stat": stat, "values": v} | ({} if m == "base" else {"difference": stat}) for m, v in values.items()}
-    metric = {"title": "CLIP score", "unit": "", "better": "higher", "models": models}
-    content = {"models": [*paths], "reference": "base", "left_out": [], "prompts": ["x", "y", "z"], "metrics": {"clip": metric}}
+    models = {m: ModelResult(stat, v, None if m == "base" else stat) for m, v in values.items()}
+    metric = EvaluatedMetric("CLIP score", "", "higher", {}, models, [])
+    content = EvaluationFile("base", [*paths], ["x", "y", "z"], [], [], {"clip": metric})
     found = of_evaluation(content, paths, tmp_path, 10)
     assert [p.prompt for p in found.pairs] == ["y", "x", "z"]
     assert found.kinds == ["base", "one", "two"]
 
 
-METRIC = {"title": "CLIP score", "unit": "points", "better": "higher"}
-STAT = {"mean": -1.0, "low": -1.5, "high": -0.5, "n": 3}
+STAT = Interval(-1.0, -1.5, -0.5, 3)
+METRIC = MetricResult(title="CLIP score", unit="points", better="higher", candidate=STAT)
 
 
 def test_a_plot_of_paired_differences_has_its_zero_line_mean_interval_and_unit() -> None:
-    metric = {**METRIC, "values": [1, 2, 3], "reference_values": [2, 3, 4.5], "difference": STAT, "candidate": STAT}
-    svg = differences(metric)
+    svg = differences(replace(METRIC, values=[1, 2, 3], reference_values=[2, 3, 4.5], difference=STAT))
     assert 'aria-label="CLIP score, candidate \N{MINUS SIGN} reference"' in svg
     for text in ("no change", "mean, 95% interval", "difference, points", "pairs, the worst first"):
         assert f">{text}<" in svg
@@ -147,12 +150,12 @@ def test_a_plot_draws_no_change_at_zero_and_the_mean_at_the_mean(monkeypatch: py
     lines: dict[str, float] = {}
     plain = Axes.axhline
     monkeypatch.setattr(Axes, "axhline", lambda self, y, **kw: lines.update({kw["label"]: y}) or plain(self, y, **kw))
-    differences({**METRIC, "values": [1, 2], "reference_values": [2, 3], "difference": STAT, "candidate": STAT})
+    differences(replace(METRIC, values=[1, 2], reference_values=[2, 3], difference=STAT))
     assert lines == {"no change": 0, "mean, 95% interval": -1.0}
 
 
 def test_a_plot_of_distances_has_no_zero_line() -> None:
-    svg = differences({**METRIC, "title": "PSNR", "unit": "dB", "values": [30, 40], "candidate": STAT})
+    svg = differences(replace(METRIC, title="PSNR", unit="dB", values=[30, 40]))
     assert ">PSNR, dB<" in svg
     assert "no change" not in svg
 

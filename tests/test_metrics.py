@@ -369,8 +369,8 @@ def test_equal_sets_have_no_distance_and_far_ones_more_than_near_ones(name: str)
     one = rng.normal(size=(40, 8))
     scorer = METRICS[name].open(Weights({"features": CLIP}))
     same, close, far = (scorer.distance(one + step, one) for step in (0, 0.5, 2))
-    assert same["mean"] == pytest.approx(0, abs=1e-9)
-    assert same["mean"] < close["low"] < close["mean"] < close["high"] < far["mean"]
+    assert same.mean == pytest.approx(0, abs=1e-9)
+    assert same.mean < close.low < close.mean < close.high < far.mean
 
 
 def test_cmmd_is_the_mean_of_its_kernels() -> None:
@@ -381,7 +381,7 @@ def test_cmmd_is_the_mean_of_its_kernels() -> None:
         return float(np.mean([[np.exp(-((x - y) ** 2).sum() / 200) for y in ys] for x in xs]))
 
     expected = 1000 * (kernel(one, one) + kernel(other, other) - 2 * kernel(one, other))
-    assert METRICS["cmmd"].open(Weights({"features": CLIP})).distance(one, other)["mean"] == pytest.approx(expected)
+    assert METRICS["cmmd"].open(Weights({"features": CLIP})).distance(one, other).mean == pytest.approx(expected)
 
 
 def test_the_features_are_the_extractors_own(rated, drawn: tuple[list[str], list[np.ndarray]]) -> None:

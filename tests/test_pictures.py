@@ -7,6 +7,7 @@ import pytest
 
 from diffopt.data import pictures
 from diffopt.errors import GateError
+from diffopt.files.images import ImagesFile
 
 
 def batch(n: int = 2) -> np.ndarray:
@@ -56,7 +57,7 @@ def test_what_is_read_is_what_was_saved(tmp_path: Path) -> None:
     drawn = batch(3)
     pictures.save(tmp_path, 0, drawn[:2])
     pictures.save(tmp_path, 2, drawn[2:])
-    pictures.write_index(tmp_path, ["one", "two", "three"], [7, 8, 9], {"runtime": "torch"})
+    pictures.write_index(tmp_path, ["one", "two", "three"], [7, 8, 9], ImagesFile(runtime="torch"))
     prompts, read = zip(*pictures.read(tmp_path), strict=True)
     assert prompts == ("one", "two", "three")
     assert all(p.dtype == np.uint8 for p in read)
@@ -66,7 +67,7 @@ def test_what_is_read_is_what_was_saved(tmp_path: Path) -> None:
 def test_every_level_of_eight_bits_survives(tmp_path: Path) -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     pictures.save(tmp_path, 0, levels.astype(np.float32) / 255)
-    pictures.write_index(tmp_path, ["levels"], [0], {})
+    pictures.write_index(tmp_path, ["levels"], [0], ImagesFile())
     ((_, read),) = pictures.read(tmp_path)
     assert np.array_equal(read, levels[0])
 
@@ -74,8 +75,8 @@ def test_every_level_of_eight_bits_survives(tmp_path: Path) -> None:
 def test_more_than_a_thousand_pictures_are_read_in_order(tmp_path: Path) -> None:
     pictures.save(tmp_path, 998, batch(3))
     assert sorted(p.name for p in tmp_path.glob("*.png")) == ["1000.png", "998.png", "999.png"]
-    pictures.write_index(tmp_path, [str(i) for i in range(1001)], list(range(1001)), {})
-    assert '"file": "1000.png"' in (tmp_path / pictures.INDEX).read_text()
+    pictures.write_index(tmp_path, [str(i) for i in range(1001)], list(range(1001)), ImagesFile())
+    assert '"file": "1000.png"' in (tmp_path / ImagesFile.NAME).read_text()
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         pictures.save(tmp_path / name, 0, batch(1))
-        pictures.write_index(tmp_path / name, ["one"], [7], {"format": None})
+        pictures.write_index(tmp_path / name, ["one"], [7], ImagesFile())
         content.append({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()})
     assert content[0] == content[1]
-    assert content[0].keys() == {"000.png", pictures.INDEX}
+    assert content[0].keys() == {"000.png", ImagesFile.NAME}
 
 
 def test_the_very_same_picture_for_two_prompts_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from diffopt import text
 from diffopt.cli.report import command
 from diffopt.errors import ConfigError
+from diffopt.files.interval import Interval
 from diffopt.report import run_page
 from diffopt.report.html import PREVIEW, _templates
 
@@ -107,7 +108,7 @@ def exported(directory: Path, speedup: float | None = None) -> Path:
     steps = {name: name[0] * 16 for name in ("load", "export.baseline", "export", "build")}
     if speedup is None:
         return made(directory, steps)
-    side = {"milliseconds_per_step": None}
+    side = {"milliseconds_per_step": None, "seconds_per_call": []}
     timed = {
         "runtime": "onnxruntime", "machine": MACHINE, "batch_size": 1, "steps": 20, "warmup": 1, "repeats": 3,
         "baseline": {**side, "seconds_per_image": {"median": 0.3, "p10": 0.29, "p90": 0.31}},
@@ -291,7 +292,7 @@ def test_the_summary_has_metrics_size_and_speed(tmp_path: Path) -> None:
 
 
 def test_a_single_value_has_no_interval() -> None:
-    assert text.with_interval({"mean": 33.25, "low": None, "high": None, "n": 1}, "dB") == "33.25 dB"
+    assert text.with_interval(Interval(33.25, None, None, 1), "dB") == "33.25 dB"
 
 
 def test_the_command_writes_the_page_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

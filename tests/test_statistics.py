@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from diffopt.files.interval import Interval
 from diffopt.metrics.intervals import around, interval
 
 
@@ -19,8 +20,8 @@ def test_of_many_values_the_interval_is_the_normal_one(n: int) -> None:
     low, high = stats.norm.interval(0.95, values.mean(), values.std() / np.sqrt(n))
     found = interval(values)
     width = high - low
-    assert found["low"] == pytest.approx(low, abs=0.05 * width)
-    assert found["high"] == pytest.approx(high, abs=0.05 * width)
+    assert found.low == pytest.approx(low, abs=0.05 * width)
+    assert found.high == pytest.approx(high, abs=0.05 * width)
 
 
 def test_of_zeros_and_ones_the_interval_has_the_quantiles_of_the_binomial() -> None:
@@ -28,40 +29,40 @@ def test_of_zeros_and_ones_the_interval_has_the_quantiles_of_the_binomial() -> N
     values = np.array([1.0] * 12 + [0.0] * 8)
     low, high = stats.binom.ppf([0.025, 0.975], 20, 0.6) / 20
     found = interval(values)
-    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.051)
-    assert found["mean"] == 0.6
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.051)
+    assert found.mean == 0.6
 
 
 def test_the_mean_and_the_number_are_the_values() -> None:
     values = normal(17)
     found = interval(values)
-    assert found["mean"] == values.mean()
-    assert found["n"] == 17
-    assert found["low"] < found["mean"] < found["high"]
+    assert found.mean == values.mean()
+    assert found.n == 17
+    assert found.low < found.mean < found.high
 
 
 def test_the_interval_covers_the_truth_about_95_times_of_100() -> None:
     found = [interval(normal(40, seed)) for seed in range(100)]
-    covered = sum(f["low"] <= 30.0 <= f["high"] for f in found)
+    covered = sum(f.low <= 30.0 <= f.high for f in found)
     assert 87 <= covered <= 99
 
 
 def test_a_skewed_sample_has_a_skewed_interval() -> None:
     found = interval(np.random.default_rng(0).lognormal(0, 1.5, 60))
-    assert found["high"] - found["mean"] > 1.1 * (found["mean"] - found["low"])
+    assert found.high - found.mean > 1.1 * (found.mean - found.low)
 
 
 def test_one_value_has_no_interval() -> None:
-    assert interval(np.array([3.5])) == {"mean": 3.5, "low": None, "high": None, "n": 1}
+    assert interval(np.array([3.5])) == Interval(3.5, None, None, 1)
 
 
 def test_two_values_have_one() -> None:
-    assert interval(np.array([1.0, 3.0])) == {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 2}
+    assert interval(np.array([1.0, 3.0])) == Interval(2.0, 1.0, 3.0, 2)
 
 
 @pytest.mark.parametrize("n", [2, 64])
 def test_constant_values_have_an_interval_of_no_width(n: int) -> None:
-    assert interval(np.full(n, 130.0)) == {"mean": 130.0, "low": 130.0, "high": 130.0, "n": n}
+    assert interval(np.full(n, 130.0)) == Interval(130.0, 130.0, 130.0, n)
 
 
 def test_the_same_values_give_the_same_interval() -> None:
@@ -69,7 +70,7 @@ def test_the_same_values_give_the_same_interval() -> None:
 
 
 def test_what_is_returned_is_plain_numbers() -> None:
-    assert {type(v) for v in interval(normal(5).astype(np.float32)).values()} == {float, int}
+    assert {type(v) for v in vars(interval(normal(5).astype(np.float32))).values()} == {float, int}
 
 
 def test_ten_thousand_resamples_of_a_thousand_values_take_less_than_a_second() -> None:
@@ -83,10 +84,10 @@ def test_ten_thousand_resamples_of_a_thousand_values_take_less_than_a_second() -
 def test_a_sets_interval_is_around_its_own_value_whatever_the_bias_of_the_resampled() -> None:
     resampled = list(5 + np.random.default_rng(0).normal(0, 2, 4000))
     found = around(10.0, resampled, 64)
-    assert (found["mean"], found["n"]) == (10.0, 64)
-    assert (found["low"], found["high"]) == pytest.approx((10 - 3.92, 10 + 3.92), abs=0.2)
+    assert (found.mean, found.n) == (10.0, 64)
+    assert (found.low, found.high) == pytest.approx((10 - 3.92, 10 + 3.92), abs=0.2)
 
 
 def test_a_sets_interval_does_not_go_below_no_distance() -> None:
-    assert around(0.1, [0.0, 5.0, 9.0], 3)["low"] == 0.0
-    assert around(0.1, [], 1)["low"] is None
+    assert around(0.1, [0.0, 5.0, 9.0], 3).low == 0.0
+    assert around(0.1, [], 1).low is None

@@ -5,12 +5,13 @@ import re
 import numpy as np
 import pytest
 
+from diffopt.files.interval import Interval
 from diffopt.metrics.intervals import interval
 from diffopt.quality import verdict
 
 
-def stat(mean: float, low: float | None, high: float | None, n: int = 64) -> dict:
-    return {"mean": mean, "low": low, "high": high, "n": n}
+def stat(mean: float, low: float | None, high: float | None, n: int = 64) -> Interval:
+    return Interval(mean, low, high, n)
 
 
 def test_an_interval_around_nothing_that_leaves_out_a_small_loss_is_no_loss() -> None:

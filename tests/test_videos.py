@@ -17,6 +17,7 @@ from tiny import PROMPTS
 
 from diffopt.data import pictures, videos
 from diffopt.errors import PlanError
+from diffopt.files.images import ImagesFile, VideoFiles
 from diffopt.jobs import job
 from diffopt.jobs.runner import run_plan, write_run
 from diffopt.metrics import METRICS, Weights
@@ -48,7 +49,7 @@ def test_frames_are_taken_evenly_from_the_first_to_the_last_and_each_once(
 def test_a_videos_frames_are_kept_without_loss_and_all_of_them_play(tmp_path: Path) -> None:
     drawn = film()
     rows = videos.save(tmp_path, 0, drawn, 3, 25)
-    assert rows[1] == {"frames": ["001/000.png", "001/002.png", "001/005.png"], "plays": "001.webp"}
+    assert rows[1] == VideoFiles(["001/000.png", "001/002.png", "001/005.png"], "001.webp")
     kept = np.asarray(Image.open(tmp_path / "001" / "002.png"))
     assert np.array_equal(kept, (drawn[1, 2] * 255).round().astype(np.uint8))
     with Image.open(tmp_path / "001.webp") as plays:
@@ -60,7 +61,7 @@ def test_a_videos_frames_are_kept_without_loss_and_all_of_them_play(tmp_path: Pa
 def test_a_picture_is_saved_as_it_was_before_there_were_videos(tmp_path: Path) -> None:
     drawn = film()[:, 0]
     rows = videos.save(tmp_path, 0, drawn, 3, 25)
-    pictures.write_index(tmp_path, ["a", "b"], [0, 1], {}, rows)
+    pictures.write_index(tmp_path, ["a", "b"], [0, 1], ImagesFile(), rows)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000.png", "001.png", "images.json"]
     assert json.loads((tmp_path / "images.json").read_text())["images"][0] == {"file": "000.png", "prompt": "a", "seed": 0}
     assert pictures.frames(tmp_path) == [[tmp_path / "000.png"], [tmp_path / "001.png"]]
@@ -76,7 +77,7 @@ def test_a_video_plays_at_the_rate_of_its_model(name: str, vae: dict[str, Any], 
 
 def kept(folder: Path, drawn: np.ndarray) -> list[list[Path]]:
     folder.mkdir()
-    return [[folder / name for name in row["frames"]] for row in videos.save(folder, 0, drawn, None, 25)]
+    return [[folder / name for name in row.frames] for row in videos.save(folder, 0, drawn, None, 25) if row]
 
 
 def measured(tmp_path: Path, name: str, theirs: np.ndarray, ours: np.ndarray) -> dict[str, list[float]]:

@@ -1,7 +1,8 @@
 """What a cache saved, counted."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+from diffopt.files.cache_summary import CacheSummary
 
 
 @dataclass(frozen=True)
@@ -13,5 +14,5 @@ class Statistics:
     computed: float
     """Share of the backbones' arithmetic that was done, in multiplications and additions of products: 1 is all of it."""
 
-    def summary(self) -> dict[str, Any]:
-        return asdict(self) | {"computed": round(self.computed, 6)}
+    def summary(self) -> CacheSummary:
+        return CacheSummary(self.hits, self.misses, round(self.computed, 6))

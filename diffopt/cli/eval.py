@@ -1,14 +1,13 @@
 """`diffopt eval`: pictures of any models through any metrics: one table, with intervals and verdicts, JSON and HTML."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from diffopt.cli import picture_list
 from diffopt.cli.arguments import Parser
 from diffopt.cli.picture_list import PictureList
 from diffopt.errors import ConfigError, DiffoptError, MetricError
+from diffopt.files.evaluation import EvaluatedMetric, EvaluationFile, ModelResult
 from diffopt.metrics import METRICS, SOURCES, Scorer, Weights
 from diffopt.report.gallery import SCRIPT, SHOWN, of_evaluation
 from diffopt.report.html import PAGE, render
@@ -16,7 +15,6 @@ from diffopt.store.files import publish
 from diffopt.store.source import LOCAL, Sources, read_scorer
 from diffopt.text import with_interval
 
-RESULT = "evaluation.json"
 DEFAULTS = {
     "clip": "openai/clip-vit-large-patch14",
     "imagereward": "THUDM/ImageReward",
@@ -33,7 +31,7 @@ def command(arguments: list[str]) -> None:
     parser.add_argument("--metrics", nargs="+", default=["imagereward"], metavar="NAME", help=", ".join(METRICS))
     parser.add_argument("--reference", metavar="MODEL", help="what the others are compared with; `none` for no comparison")
     parser.add_argument("--root", type=Path, help="refuse pictures outside this directory")
-    parser.add_argument("--output", type=Path, help=f"directory for {RESULT} and {PAGE}")
+    parser.add_argument("--output", type=Path, help=f"directory for {EvaluationFile.NAME} and {PAGE}")
     for name, about in SOURCES.items():
         parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="MODEL", help=f"{about} ({DEFAULTS[name]})")
     given = parser.parse_args(arguments)
@@ -41,11 +39,11 @@ def command(arguments: list[str]) -> None:
     reference = _reference(given.reference, [*listed.pictures])
     _check_metrics(given.metrics, reference)
     content, problems = evaluate(listed, given.metrics, reference, {name: getattr(given, name) for name in SOURCES})
-    if content["metrics"]:
+    if content.metrics:
         print("\n".join(table(content)))
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
-        publish(given.output / RESULT, json.dumps(content, indent=1))
+        publish(given.output / EvaluationFile.NAME, content.text())
         shown = of_evaluation(content, listed.pictures, given.output, SHOWN)
         print(f"report  {publish(given.output / PAGE, render('eval.html', script=SCRIPT, e=content, gallery=shown))}")
     if problems:
@@ -81,8 +79,8 @@ def _check_metrics(names: list[str], reference: str | None) -> None:
 
 def evaluate(
     listed: PictureList, names: list[str], reference: str | None, sources: dict[str, str]
-) -> tuple[dict[str, Any], list[str]]:
-    """What was measured, schema diffopt.evaluation/1, and a line for each thing that was not."""
+) -> tuple[EvaluationFile, list[str]]:
+    """What was measured, and a line for each thing that was not."""
     from diffopt.machine.environment import gpus
     from diffopt.machine.output import to_log
     from diffopt.machine.progress import bar
@@ -94,29 +92,28 @@ def evaluate(
         scorers, used, problems = _open(names, sources, device)
         with bar("eval", len(listed.pictures) * -(-len(listed.prompts) // BATCH)) as tick:
             measured = measure(listed.prompts, listed.pictures, scorers, reference, tick, device)
-    metrics: dict[str, Any] = {}
+    metrics = {}
     for name, scorer in scorers.items():
         if name in measured.failed or not measured.kept.any():
             continue
         metric = METRICS[name]
-        metrics[name] = {
-            "title": metric.title,
-            "unit": metric.unit,
-            "better": metric.better,
-            "weights": {source: used[source] for source in metric.needs},
-            "models": summarise(name, measured, scorer, reference),
-            "order": order(name, measured) if metric.paired else [],
-        }
+        metrics[name] = EvaluatedMetric(
+            title=metric.title,
+            unit=metric.unit,
+            better=metric.better,
+            weights={source: used[source] for source in metric.needs},
+            models=summarise(name, measured, scorer, reference),
+            order=order(name, measured) if metric.paired else [],
+        )
     problems += [*measured.failed.values(), *measured.flaws]
-    content = {
-        "schema": "diffopt.evaluation/1",
-        "reference": reference,
-        "models": [*listed.pictures],
-        "prompts": listed.prompts,
-        "left_out": [i for i, kept in enumerate(measured.kept) if not kept],
-        "problems": problems,
-        "metrics": metrics,
-    }
+    content = EvaluationFile(
+        reference=reference,
+        models=[*listed.pictures],
+        prompts=listed.prompts,
+        left_out=[i for i, kept in enumerate(measured.kept) if not kept],
+        problems=problems,
+        metrics=metrics,
+    )
     return content, problems
 
 
@@ -148,25 +145,25 @@ def _open(names: list[str], sources: dict[str, str], device: str) -> tuple[dict[
     return scorers, digests, problems
 
 
-def table(content: dict[str, Any]) -> list[str]:
+def table(content: EvaluationFile) -> list[str]:
     """A row for each model, a column for each metric; then a verdict for each, and which models can be told apart."""
-    metrics = content["metrics"]
-    header = ["model", *(m["title"] + (f" ({m['unit']})" if m["unit"] else "") for m in metrics.values())]
+    metrics = content.metrics
+    header = ["model", *(m.title + (f" ({m.unit})" if m.unit else "") for m in metrics.values())]
     rows = [header]
-    for model in content["models"]:
-        cells = [_cell(m["models"].get(model)) for m in metrics.values()]
-        rows.append([model + (" (reference)" if model == content["reference"] else ""), *cells])
+    for model in content.models:
+        cells = [_cell(m.models.get(model)) for m in metrics.values()]
+        rows.append([model + (" (reference)" if model == content.reference else ""), *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    n = len(content["prompts"]) - len(content["left_out"])
+    n = len(content.prompts) - len(content.left_out)
     lines.append(f"n={n} prompts; mean [95% bootstrap interval]")
     for metric in metrics.values():
-        for model, entry in metric["models"].items():
-            if "verdict" in entry:
-                lines.append(f"{metric['title']}, {model}: {entry['verdict']}")
-        lines += [f"{metric['title']}, order: {line}" for line in metric["order"]]
+        for model, entry in metric.models.items():
+            if entry.verdict is not None:
+                lines.append(f"{metric.title}, {model}: {entry.verdict}")
+        lines += [f"{metric.title}, order: {line}" for line in metric.order]
     return lines
 
 
-def _cell(entry: dict[str, Any] | None) -> str:
-    return "-" if entry is None else with_interval(entry["stat"])
+def _cell(entry: ModelResult | None) -> str:
+    return "-" if entry is None else with_interval(entry.stat)

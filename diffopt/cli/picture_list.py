@@ -74,8 +74,8 @@ def of_runs(directories: list[Path]) -> PictureList:
     found: dict[str, list[Path]] = {}
     drawn: list[tuple[str, int]] = []
     for name, run in zip(_names(runs), runs, strict=True):
-        images, base = run.images["images"], (run.read("reference", "images.json") or {"images": []})["images"]
-        these = [(row["prompt"], row["seed"]) for row in images]
+        images, base = run.images.images, run.references.images
+        these = [(row.prompt, row.seed) for row in images]
         if not images or not base:
             raise ConfigError(f"--data-path: a run has no pictures with references (got {str(run.directory)!r}); leave it out")
         if drawn and these != drawn:
@@ -84,8 +84,8 @@ def of_runs(directories: list[Path]) -> PictureList:
                 f"(got {str(run.directory)!r}); their pictures are no pairs"
             )
         drawn = these
-        found.setdefault(FULL, [run.directory / "reference" / row["file"] for row in base])
-        found[name] = [run.directory / "sample" / row["file"] for row in images]
+        found.setdefault(FULL, [run.directory / "reference" / row.file for row in base])
+        found[name] = [run.directory / "sample" / row.file for row in images]
     if not found:
         raise ConfigError(f"--data-path: is no run or sweep (got {', '.join(map(str, directories))}); name one, or a JSON file")
     return PictureList([prompt for prompt, _ in drawn], found)

@@ -1,15 +1,15 @@
 """Pictures on disk: one PNG per prompt, and the gate that none of them is broken."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from diffopt.errors import GateError
+from diffopt.files.images import Drawn, ImagesFile, VideoFiles
 
-INDEX = "images.json"
 SHOWN = 4
 """Frames of a video that stand for it."""
 
@@ -51,13 +51,13 @@ def write_index(
     out: Path,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    about: dict[str, object],
-    more: Sequence[Mapping[str, object]] | None = None,
+    about: ImagesFile,
+    videos: Sequence[VideoFiles | None] | None = None,
 ) -> None:
-    """Write images.json: `about` all of them, and a row for each with `more` of its own."""
-    each = zip(prompts, seeds, more or [{}] * len(prompts), strict=True)
-    rows = [{"file": f"{i:03}.png", "prompt": p, "seed": s, **own} for i, (p, s, own) in enumerate(each)]
-    (out / INDEX).write_text(json.dumps({**about, "images": rows}, indent=1))
+    """Write images.json: `about` all of them, and a row for each, with the files of its video where it is one."""
+    each = zip(prompts, seeds, videos or [None] * len(prompts), strict=True)
+    rows = (Drawn(f"{i:03}.png", p, s, v.frames if v else None, v.plays if v else None) for i, (p, s, v) in enumerate(each))
+    replace(about, images=tuple(rows)).write(out)
 
 
 def check_distinct(out: Path, prompts: Sequence[str]) -> None:
@@ -76,14 +76,13 @@ def check_distinct(out: Path, prompts: Sequence[str]) -> None:
 
 def paths(folder: Path) -> tuple[list[str], list[Path]]:
     """Prompts and their pictures' files, in order."""
-    rows = json.loads((folder / INDEX).read_text())["images"]
-    return [row["prompt"] for row in rows], [folder / row["file"] for row in rows]
+    rows = ImagesFile.read(folder).images
+    return [row.prompt for row in rows], [folder / row.file for row in rows]
 
 
 def frames(folder: Path) -> list[list[Path]]:
     """What is judged of each prompt, in order: the frames of a video, or the one picture."""
-    rows = json.loads((folder / INDEX).read_text())["images"]
-    return [[folder / name for name in row.get("frames", [row["file"]])] for row in rows]
+    return [[folder / name for name in row.judged] for row in ImagesFile.read(folder).images]
 
 
 def save_differences(folder: Path, ours: Sequence[Path], theirs: Sequence[Path], gain: int) -> None:
@@ -96,6 +95,6 @@ def save_differences(folder: Path, ours: Sequence[Path], theirs: Sequence[Path],
 
 def read(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Prompt and picture, uint8 [height, width, 3], in order."""
-    for row in json.loads((folder / INDEX).read_text())["images"]:
-        with Image.open(folder / row["file"]) as picture:
-            yield row["prompt"], np.asarray(picture.convert("RGB"))
+    for row in ImagesFile.read(folder).images:
+        with Image.open(folder / row.file) as picture:
+            yield row.prompt, np.asarray(picture.convert("RGB"))

@@ -3,10 +3,10 @@
 Importing this imports no library that computes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from diffopt.files.images import ImagesFile
 from diffopt.groups.choices import Choices
 
 
@@ -20,7 +20,7 @@ class Alternative:
     unfit: Callable[[Choices], str | None]
     """Why there is no such thing beside these choices; None where there is."""
     change: Callable[[Choices], Choices]
-    title: Callable[[Mapping[str, Any]], str]
+    title: Callable[[ImagesFile], str]
     """What it is called, by the images.json of its pictures."""
 
 
@@ -44,9 +44,9 @@ def _alone(choices: Choices) -> str | None:
     return "without a format that is the reference itself" if plain else None
 
 
-def _fewer(images: Mapping[str, Any]) -> str:
-    many = images["steps"]
-    return f"{many} step{'' if many == 1 else 's'} without a cache, {images['arithmetic']:.1%} of the arithmetic"
+def _fewer(images: ImagesFile) -> str:
+    many = images.steps
+    return f"{many} step{'' if many == 1 else 's'} without a cache, {images.arithmetic:.1%} of the arithmetic"
 
 
 ALTERNATIVES = {

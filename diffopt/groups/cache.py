@@ -10,6 +10,7 @@ from diffopt.artifact import CacheSearch, MagRatios
 from diffopt.caches import METHODS, Settings
 from diffopt.caches.knob_search import KnobSearch
 from diffopt.caches.mag_cache import MagCache, with_ratios
+from diffopt.files.search import CacheSearchFile
 from diffopt.groups.choices import Choices
 from diffopt.groups.view import View
 from diffopt.schema import Group
@@ -78,7 +79,7 @@ class CacheView(View, of=Cache):
         """With what was measured and found; `self` where nothing was."""
         settings = self.settings
         if search:
-            settings = settings.turned(search.json("search.json")["chosen"]["value"])
+            settings = settings.turned(CacheSearchFile.read(search.path).chosen.value)
         if ratios:
             assert isinstance(settings, MagCache)
             settings = with_ratios(settings, ratios.json("ratios.json")["ratios"])

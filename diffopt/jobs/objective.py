@@ -73,10 +73,10 @@ def _value(run: Run, name: str) -> float:
         form = run.size_of("export") or run.size_of("build")
         value = form["bytes"] if form else None
     elif name == "seconds":
-        timed = run.latency and run.latency.get("candidate")
-        value = timed["seconds_per_image"]["median"] if timed else None
+        timed = run.latency and run.latency.candidate
+        value = timed.seconds_per_image.median if timed else None
     elif name in run.metrics:
-        value = run.metrics[name]["candidate"]["mean"]
+        value = run.metrics[name].candidate.mean
     if value is None:
         raise GateError(f"objective: was not measured in this run (got {name}); choose another, or drop what leaves it out")
     return float(value)

@@ -10,6 +10,7 @@ The interval is mean +- 1.96 x the deviation over bootstrapped sets, prompts res
 
 from typing import TYPE_CHECKING, Any
 
+from diffopt.files.interval import Interval
 from diffopt.metrics.metric import Metric, SetScorer, Weights
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Cmmd(SetScorer):
 
         return normalize(self.encoder.pictures(pictures), dim=-1).cpu().numpy()
 
-    def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> dict[str, Any]:
+    def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> Interval:
         import numpy as np
 
         from diffopt.metrics.intervals import around

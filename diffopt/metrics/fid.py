@@ -11,6 +11,7 @@ the distance itself: a resampled set has pictures twice, which biases its own di
 
 from typing import TYPE_CHECKING, Any
 
+from diffopt.files.interval import Interval
 from diffopt.metrics.metric import Metric, SetScorer, Weights
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Fid(SetScorer):
     def score(self, pictures: list[Any], prompts: list[str], references: list[Any] | None) -> "np.ndarray":
         return self.encoder.pictures(pictures).cpu().numpy()
 
-    def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> dict[str, Any]:
+    def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> Interval:
         import numpy as np
 
         from diffopt.metrics.intervals import around

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import MetricError
+from diffopt.files.interval import Interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +45,8 @@ class SetScorer(Scorer):
     """Of a metric that judges whole sets."""
 
     @abstractmethod
-    def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> dict[str, Any]:
-        """{mean, low, high, n} of two sets' features [n, d]. The interval is by bootstrap."""
+    def distance(self, ours: "np.ndarray", theirs: "np.ndarray") -> Interval:
+        """Of two sets' features [n, d]. The interval is by bootstrap."""
 
 
 @dataclass

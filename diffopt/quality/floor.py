@@ -3,9 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from diffopt.errors import ConfigError
+from diffopt.files.interval import Interval
+from diffopt.files.metrics import MetricResult
 from diffopt.quality.direction import sign
 
 WRITTEN = re.compile(r"([A-Za-z][\w.-]*)=(?:([+-]\d*\.?\d+)%|([+-]?\d*\.?\d+))")
@@ -15,7 +17,7 @@ class Measured(Protocol):
     """A job of a sweep, or a run."""
 
     @property
-    def metrics(self) -> dict[str, Any]: ...
+    def metrics(self) -> Mapping[str, MetricResult]: ...
 
 
 @dataclass(frozen=True)
@@ -44,32 +46,29 @@ class Floor:
         limit = float(change) / 100 if change else float(value)
         return cls(metric, limit, bool(change), found.string)
 
-    def margin(self, row: "Measured") -> dict[str, Any]:
+    def margin(self, row: "Measured") -> Interval:
         """By how much the job or run is on the right side, in the metric's unit: mean over the pictures, with its interval.
 
         Raises ConfigError for a change in a metric whose reference has no values.
         """
         metric = row.metrics[self.metric]
-        turn = sign(metric["better"])
-        if self.change and "reference_values" not in metric:
-            mean = metric["candidate"]["mean"]
+        turn = sign(metric.better)
+        if self.change and metric.reference_values is None:
+            mean = metric.candidate.mean
             raise ConfigError(
-                f"floor: {metric['title']} is a distance from the reference already (got {self.text}); "
+                f"floor: {metric.title} is a distance from the reference already (got {self.text}); "
                 f"give its own limit, as {self.metric}={mean:.3g}"
             )
-        if "values" not in metric:  # of a metric that judges sets of pictures there is the interval alone
-            stat = metric["candidate"]
-            ends = [None if stat[k] is None else turn * (stat[k] - self.limit) for k in ("low", "high")]
-            low, high = ends if turn > 0 else ends[::-1]
-            return {"mean": turn * (stat["mean"] - self.limit), "low": low, "high": high, "n": stat["n"]}
+        if metric.values is None:  # of a metric that judges sets of pictures there is the interval alone
+            return metric.candidate.mapped(lambda v: turn * (v - self.limit))
         import numpy as np
 
         from diffopt.metrics.intervals import interval
 
-        values = np.array(metric["values"], dtype=float)
+        values = np.array(metric.values, dtype=float)
         if not self.change:
             return interval(turn * (values - self.limit))
-        theirs = np.array(metric["reference_values"], dtype=float)
+        theirs = np.array(metric.reference_values, dtype=float)
         return interval(turn * (values - theirs - self.limit * np.abs(theirs)))
 
 
@@ -94,5 +93,5 @@ def shortfall(measured: Measured, floors: Sequence[Floor]) -> float:
     return found
 
 
-def share(measured: Measured, floor: Floor, margin: dict[str, Any]) -> float:
-    return float(margin["mean"]) / (abs(measured.metrics[floor.metric]["candidate"]["mean"]) or 1.0)
+def share(measured: Measured, floor: Floor, margin: Interval) -> float:
+    return margin.mean / (abs(measured.metrics[floor.metric].candidate.mean) or 1.0)

@@ -1,11 +1,14 @@
 """Values of pictures to means with intervals, paired differences and verdicts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import cast
 
 import numpy as np
 
+from diffopt.files.evaluation import ModelResult
+from diffopt.files.metrics import MetricResult
 from diffopt.metrics import METRICS, Scorer, SetScorer
 from diffopt.metrics.intervals import interval
 from diffopt.quality import verdict
@@ -13,11 +16,10 @@ from diffopt.quality.direction import sign
 from diffopt.quality.scoring import Measured
 
 
-def summarise(name: str, measured: Measured, scorer: Scorer, reference: str | None) -> dict[str, dict[str, Any]]:
-    """By model: `stat` {mean, low, high, n}; `values`, a list with None for a prompt that was left out, unless the
-    metric judges sets; and beside a reference `difference` (of scores of one picture) and `verdict`.
-    """
-    metric, kept, found = METRICS[name], measured.kept, {}
+def summarise(name: str, measured: Measured, scorer: Scorer, reference: str | None) -> dict[str, ModelResult]:
+    """By model; beside a reference there is `difference` of scores of one picture, and `verdict`."""
+    metric, kept = METRICS[name], measured.kept
+    found: dict[str, ModelResult] = {}
     arrays = {m: a[kept] for m, a in measured.values[name].items()}
     for model, ours in arrays.items():
         if not len(ours):
@@ -26,35 +28,46 @@ def summarise(name: str, measured: Measured, scorer: Scorer, reference: str | No
             if model != reference and reference:
                 assert isinstance(scorer, SetScorer)
                 stat = scorer.distance(ours, arrays[reference])
-                found[model] = {
-                    "stat": stat,
-                    "verdict": verdict.of_distance(stat, metric.unit, int(measured.same[model][kept].sum())),
-                }
+                said = verdict.of_distance(stat, metric.unit, int(measured.same[model][kept].sum()))
+                found[model] = ModelResult(stat, verdict=said)
             continue
-        entry: dict[str, Any] = {"stat": interval(ours)}
-        entry["values"] = [None if np.isnan(v) else float(v) for v in measured.values[name][model]]
+        values = [None if np.isnan(v) else float(v) for v in measured.values[name][model]]
+        entry = ModelResult(interval(ours), values)
         if metric.judges == "pair":
-            entry["verdict"] = verdict.of_distance(entry["stat"], metric.unit, int(measured.same[model][kept].sum()))
+            said = verdict.of_distance(entry.stat, metric.unit, int(measured.same[model][kept].sum()))
+            entry = replace(entry, verdict=said)
         elif reference and model != reference:
             theirs = arrays[reference]
-            entry["difference"] = interval(ours - theirs)
-            entry["verdict"] = verdict.of_difference(entry["difference"], float(np.std(theirs)), metric.better, metric.unit)
+            difference = interval(ours - theirs)
+            said = verdict.of_difference(difference, float(np.std(theirs)), metric.better, metric.unit)
+            entry = replace(entry, difference=difference, verdict=said)
         found[model] = entry
     return found
 
 
-def entries(measured: Measured, scorers: Mapping[str, Scorer]) -> dict[str, dict[str, Any]]:
-    """By metric of the models `candidate` and `reference` what metrics.json has of it."""
-    found: dict[str, dict[str, Any]] = {}
+def entries(measured: Measured, scorers: Mapping[str, Scorer]) -> dict[str, MetricResult]:
+    """By metric of the models `candidate` and `reference`, of which every picture could be read."""
+    found = {}
     for name, scorer in scorers.items():
         metric = METRICS[name]
         by_model = summarise(name, measured, scorer, "reference")
         candidate, base = by_model["candidate"], by_model.get("reference")
-        found[name] = {"title": metric.title, "unit": metric.unit, "better": metric.better}
-        found[name] |= {"candidate" if key == "stat" else key: value for key, value in candidate.items()}
-        if base:
-            found[name] |= {"reference": base["stat"], "reference_values": base["values"]}
+        found[name] = MetricResult(
+            title=metric.title,
+            unit=metric.unit,
+            better=metric.better,
+            candidate=candidate.stat,
+            values=_whole(candidate),
+            difference=candidate.difference,
+            verdict=candidate.verdict,
+            reference=base.stat if base else None,
+            reference_values=_whole(base) if base else None,
+        )
     return found
+
+
+def _whole(model: ModelResult) -> Sequence[float] | None:
+    return cast("Sequence[float] | None", model.values)  # none is left out: every picture could be read
 
 
 def order(name: str, measured: Measured) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from diffopt.files.evaluation import EvaluatedMetric, EvaluationFile
+from diffopt.files.metrics import MetricResult
 from diffopt.quality.direction import sign
 from diffopt.report.html import picture, picture_size
 from diffopt.text import digits
@@ -85,16 +87,16 @@ class Gallery:
 def of_run(run: "Run", limit: int, inline: bool = False) -> Gallery:
     """The run's pairs; with `inline` small copies of the pictures are in the page, and nothing is linked."""
     rows = run.pairs[:limit]
-    metrics = {name: m for name, m in run.metrics.items() if "values" in m}
+    metrics = {name: m for name, m in run.metrics.items() if m.values is not None}
     pairs = []
     for row in rows:
         shown = [_picture(kind, path, run.directory, inline) for kind, path in row["files"].items()]
         values = [
-            Value(m["title"], m["unit"], digits(m["candidate"]), row["values"][name], row["theirs"].get(name))
+            Value(m.title, m.unit, digits(m.candidate), row["values"][name], row["theirs"].get(name))
             for name, m in metrics.items()
         ]
         values += [
-            Value(f"{metrics[name]['title']}, {other}", metrics[name]["unit"], digits(metrics[name]["candidate"]), value)
+            Value(f"{metrics[name].title}, {other}", metrics[name].unit, digits(metrics[name].candidate), value)
             for other, found in row["compared"].items()
             for name, value in found.items()
         ]
@@ -104,36 +106,36 @@ def of_run(run: "Run", limit: int, inline: bool = False) -> Gallery:
     return _gallery(pairs, [_order(m) for m in metrics.values()], worths, len(run.pairs), inline)
 
 
-def of_evaluation(content: Mapping[str, Any], pictures: Mapping[str, Sequence[Path]], directory: Path, limit: int) -> Gallery:
+def of_evaluation(content: EvaluationFile, pictures: Mapping[str, Sequence[Path]], directory: Path, limit: int) -> Gallery:
     """Of `diffopt eval`, for a page in `directory`; a prompt is as bad as the worst of its models."""
-    reference, left_out = content["reference"], set(content["left_out"])
-    models = sorted(content["models"], key=lambda m: m != reference)
-    metrics = {n: m for n, m in content["metrics"].items() if any("values" in e for e in m["models"].values())}
+    reference, left_out = content.reference, set(content.left_out)
+    models = sorted(content.models, key=lambda m: m != reference)
+    metrics = [m for m in content.metrics.values() if any(e.values is not None for e in m.models.values())]
     pairs: list[Pair] = []
     worths: list[list[float]] = [[] for _ in metrics]
-    for i, prompt in enumerate(content["prompts"]):
+    for i, prompt in enumerate(content.prompts):
         if i in left_out:
             continue
         shown = [_picture(m, pictures[m][i], directory, False) for m in models]
         values = []
-        for worth, metric in zip(worths, metrics.values(), strict=True):
-            by_model = {k: e["values"][i] for k, e in metric["models"].items() if "values" in e}
+        for worth, metric in zip(worths, metrics, strict=True):
+            by_model = {k: v for k, e in metric.models.items() if e.values is not None and (v := e.values[i]) is not None}
             base = by_model.get(reference, 0.0) if reference else 0.0
             compared = [v for k, v in by_model.items() if k != reference] or [*by_model.values()]
             worth.append(min(turn(metric) * (v - base) for v in compared))
             values += [
-                Value(f"{metric['title']}, {k}" if len(models) > 1 else metric["title"], metric["unit"], digits(e["stat"]), v)
+                Value(f"{metric.title}, {k}" if len(models) > 1 else metric.title, metric.unit, digits(e.stat), v)
                 for k, v in by_model.items()
-                for e in [metric["models"][k]]
+                for e in [metric.models[k]]
             ]
         pairs.append(Pair(i, prompt, None, shown, values))
-    whole = _gallery(pairs, [_order(m) for m in metrics.values()], worths, len(pairs), False)
+    whole = _gallery(pairs, [_order(m) for m in metrics], worths, len(pairs), False)
     return Gallery(whole.pairs[:limit], whole.orders, whole.kinds, whole.total, False)
 
 
-def turn(metric: Mapping[str, Any]) -> int:
+def turn(metric: MetricResult | EvaluatedMetric) -> int:
     """What makes less be worse."""
-    return sign(metric["better"])
+    return sign(metric.better)
 
 
 def ranks(worths: Sequence[float | None]) -> list[int]:
@@ -145,9 +147,12 @@ def ranks(worths: Sequence[float | None]) -> list[int]:
     return places
 
 
-def _order(metric: Mapping[str, Any]) -> str:
-    compared = "reference" in metric or any("difference" in e for e in metric.get("models", {}).values())
-    return f"difference in {metric['title']}" if compared else str(metric["title"])
+def _order(metric: MetricResult | EvaluatedMetric) -> str:
+    if isinstance(metric, MetricResult):
+        compared = metric.reference is not None
+    else:
+        compared = any(e.difference for e in metric.models.values())
+    return f"difference in {metric.title}" if compared else metric.title
 
 
 def _gallery(

@@ -2,9 +2,9 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from diffopt.errors import GateError
+from diffopt.files.metrics import MetricResult
 from diffopt.quality.direction import sign
 from diffopt.quality.gates import LATENCY, Gate, parse
 from diffopt.report.run_directory import Run
@@ -26,7 +26,7 @@ def outcomes(run: Run) -> list[Outcome]:
         gate = parse(name, value)
         if name == LATENCY:
             speedup = run.speedup
-            holds = speedup is not None and speedup["mean"] >= gate.limit
+            holds = speedup is not None and speedup.mean >= gate.limit
             found.append(Outcome(gate, holds, f"{with_interval(speedup)} x" if speedup else f"no speedup, {run.unclaimed}"))
         elif name not in run.metrics:
             found.append(Outcome(gate, False, "nothing, it was not measured"))
@@ -35,14 +35,14 @@ def outcomes(run: Run) -> list[Outcome]:
     return found
 
 
-def _quality(gate: Gate, metric: dict[str, Any]) -> Outcome:
-    turn = sign(metric["better"])
-    if gate.kind == "%":
-        base = abs(metric["reference"]["mean"]) or 1.0
-        change = {k: v if v is None or k == "n" else 100 * v / base for k, v in metric["difference"].items()}
-        return Outcome(gate, turn * change["mean"] >= turn * gate.limit, signed(change, "%"))
-    stat = metric["candidate"]
-    return Outcome(gate, turn * stat["mean"] >= turn * gate.limit, with_interval(stat, metric["unit"]))
+def _quality(gate: Gate, metric: MetricResult) -> Outcome:
+    turn = sign(metric.better)
+    if gate.kind == "%" and metric.reference and metric.difference:
+        base = abs(metric.reference.mean) or 1.0
+        change = metric.difference.mapped(lambda v: 100 * v / base)
+        return Outcome(gate, turn * change.mean >= turn * gate.limit, signed(change, "%"))
+    stat = metric.candidate
+    return Outcome(gate, turn * stat.mean >= turn * gate.limit, with_interval(stat, metric.unit))
 
 
 def enforce(run: Run) -> None:

@@ -2,12 +2,15 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from diffopt import __version__
+from diffopt.files.machine import Machine
+from diffopt.files.stored import typed
 from diffopt.text import digits, machine, number, pace, size, with_interval
 
 PAGE = "report.html"
@@ -36,12 +39,17 @@ def _templates() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "machine": machine, "pace": pace}
+    environment.filters |= {"size": size, "machine": _machine, "pace": pace}
     environment.filters |= {"capitalize_first": lambda t: t[:1].upper() + t[1:], "lower_first": lambda t: t[:1].lower() + t[1:]}
     for name, written in (("with_interval", with_interval), ("number", number)):  # a console may lack the sign
         environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
     environment.globals |= {"picture": picture, "digits": digits, "version": __version__, "preview": PREVIEW}
     return environment
+
+
+def _machine(about: Machine | Mapping[str, Any]) -> str:
+    """Of a timing, or as a record has it."""
+    return machine(about if isinstance(about, Machine) else typed(Machine, about))
 
 
 def picture(path: Path, limit: int = PREVIEW) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run's directory as the report reads it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,12 @@ from omegaconf import OmegaConf
 from diffopt.artifact import Images
 from diffopt.errors import ConfigError
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.comparison import Compared, ComparisonFile
 from diffopt.files.graph import OnnxGraphFile
+from diffopt.files.images import Drawn, ImagesFile
+from diffopt.files.interval import Interval
+from diffopt.files.latency import LatencyFile
+from diffopt.files.metrics import MetricResult, MetricsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.files.stored import Stored
@@ -70,42 +76,43 @@ class Run:
         return sum(p.stat().st_size for p in files) if files else None
 
     @cached_property
-    def score(self) -> dict[str, Any] | None:
-        return self.read("score", "metrics.json")
+    def score(self) -> MetricsFile | None:
+        return self.stored("score", MetricsFile)
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Mapping[str, MetricResult]:
         """By name, in the recipe's order."""
-        found: dict[str, Any] = self.score["metrics"] if self.score else {}
-        return found
+        return self.score.metrics if self.score else {}
 
     @cached_property
-    def compared(self) -> list[dict[str, Any]]:
-        """The further candidates, as the stage compare tells of them; `step` is that of the pictures of each."""
-        found = self.read("compare", "comparison.json") or {"compared": []}
-        drawn = {s["name"].partition("@")[2]: s["name"] for s in self.content["steps"] if s["kind"] == Images.kind}
-        return [{**c, "step": drawn.get(c["name"], "")} for c in found["compared"]]
+    def compared(self) -> tuple[Compared, ...]:
+        """The further candidates."""
+        found = self.stored("compare", ComparisonFile)
+        return found.compared if found else ()
 
     @cached_property
-    def images(self) -> dict[str, Any]:
-        return self.read("sample", "images.json") or {"runtime": None, "simulated": False, "images": []}
+    def images(self) -> ImagesFile:
+        return self.stored("sample", ImagesFile) or ImagesFile()
 
     @cached_property
-    def latency(self) -> dict[str, Any] | None:
-        return self.read("time", "latency.json")
+    def references(self) -> ImagesFile:
+        return self.stored("reference", ImagesFile) or ImagesFile()
+
+    @cached_property
+    def latency(self) -> LatencyFile | None:
+        return self.stored("time", LatencyFile)
 
     @property
-    def speedup(self) -> dict[str, Any] | None:
-        """Baseline's time over candidate's, end to end: mean, low, high, n."""
-        found: dict[str, Any] | None = self.latency and self.latency["speedup"] and self.latency["speedup"]["end_to_end"]
-        return found
+    def speedup(self) -> Interval | None:
+        """Baseline's time over candidate's, end to end."""
+        return self.latency.speedup.end_to_end if self.latency and self.latency.speedup else None
 
     @property
     def unclaimed(self) -> str:
         """Why there is no speedup, where there is none."""
         if self.latency:
             return "only the baseline was timed, there is nothing to compare it with"
-        if self.images["simulated"]:
+        if self.images.simulated:
             simulated = [note for note in self.content["notes"] if "simulated" in note]
             return simulated[0] if simulated else "the format is simulated"
         return "it was not measured"
@@ -143,35 +150,40 @@ class Run:
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
         """A dict per prompt: prompt, seed, number, files and metric values; the worst by the first metric first."""
-        names = {"reference": "reference", "candidate": "sample"} | {c["name"]: c["step"] for c in self.compared if c["step"]}
+        steps = {s["name"].partition("@")[2]: s["name"] for s in self.content["steps"] if s["kind"] == Images.kind}
+        names = {"reference": "reference", "candidate": "sample"}
+        names |= {c.name: steps[c.name] for c in self.compared if c.name in steps}
         names["difference"] = "score/difference"
-        others = {
-            c["name"]: (self.read(f"score@{c['name']}", "metrics.json") or {"metrics": {}})["metrics"] for c in self.compared
-        }
-        drawn = self.images["images"] or (self.read("reference", "images.json") or {"images": []})["images"]
-        rows = []
-        for i, row in enumerate(drawn):
-            files = {k: self.directory / folder / row["file"] for k, folder in names.items()}
-            values = {name: m["values"][i] for name, m in self.metrics.items() if "values" in m}
-            theirs = {name: m["reference_values"][i] for name, m in self.metrics.items() if "reference_values" in m}
+        scores = {c.name: self.stored(f"score@{c.name}", MetricsFile) for c in self.compared}
+        others = {name: score.metrics if score else {} for name, score in scores.items()}
+        rows: list[dict[str, Any]] = []
+        for i, row in enumerate(self.images.images or self.references.images):
+            files = {k: self.directory / folder / row.file for k, folder in names.items()}
+            values = _values(self.metrics, i)
+            theirs = {name: m.reference_values[i] for name, m in self.metrics.items() if m.reference_values}
             there = {k: p for k, p in files.items() if p.is_file()}
             same = {"candidate", "reference"} <= set(there) and _same(there["candidate"], there["reference"])
-            compared = {k: {n: m["values"][i] for n, m in found.items() if "values" in m} for k, found in others.items()}
+            compared = {k: _values(found, i) for k, found in others.items()}
             pair = {"number": i, "files": there, "same": same, "values": values, "theirs": theirs, "compared": compared}
-            rows.append({**row, **pair, "videos": self._videos(row, names)})
-        for name, metric in [(n, m) for n, m in self.metrics.items() if "values" in m][:1]:
-            turn = sign(metric["better"])
+            rows.append({"prompt": row.prompt, "seed": row.seed, **pair, "videos": self._videos(row, names)})
+        for name, metric in [(n, m) for n, m in self.metrics.items() if m.values is not None][:1]:
+            turn = sign(metric.better)
             rows.sort(key=lambda r: turn * (r["values"][name] - r["theirs"].get(name, 0.0)))
         return rows
 
-    def _videos(self, row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    def _videos(self, row: Drawn, names: dict[str, str]) -> dict[str, Any]:
         """By kind, of a video: `frames`, the files that are judged, and `plays`, one that a browser plays."""
         found = {}
-        for kind in [k for k in names if k != "difference"] if "frames" in row else []:
+        for kind in [k for k in names if k != "difference"]:
             folder = self.directory / names[kind]
-            if (folder / row["plays"]).is_file():
-                found[kind] = {"frames": [folder / name for name in row["frames"]], "plays": folder / row["plays"]}
+            if row.frames is not None and row.plays and (folder / row.plays).is_file():
+                found[kind] = {"frames": [folder / name for name in row.frames], "plays": folder / row.plays}
         return found
+
+
+def _values(metrics: Mapping[str, MetricResult], i: int) -> dict[str, float]:
+    """Of one prompt, by metric; without those that judge whole sets."""
+    return {name: m.values[i] for name, m in metrics.items() if m.values is not None}
 
 
 def _parts(head: OnnxGraphFile | EnginePlanFile) -> list[str]:

@@ -6,9 +6,13 @@ from typing import Any
 
 from diffopt.caches.knob_search import floors_text
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.comparison import Compared
 from diffopt.files.graph import OnnxGraphFile
+from diffopt.files.metrics import MetricResult
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.files.search import CacheSearchFile
+from diffopt.files.stored import plain
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes
 from diffopt.report.html import PAGE, render
@@ -35,6 +39,7 @@ def write(directory: Path, inline: bool = False) -> Path:
     reading = Reading(sensed) if sensed else None
     content = {
         "beside": beside,
+        "searched_cache": run.stored("search", CacheSearchFile),
         "checkpoint": run.stored("quantize", CheckpointFile),
         "graph": run.stored("export", OnnxGraphFile),
         "plan": run.stored("build", EnginePlanFile),
@@ -70,37 +75,39 @@ def _maps(run: Run, reading: Reading) -> list[tuple[str, str]]:
 
 def _plots(run: Run) -> dict[str, str]:
     """By metric, of those that have a value for each pair: an SVG of them. Where nothing was measured nothing is imported."""
-    metrics = {name: m for name, m in run.metrics.items() if "values" in m}
+    metrics = {name: m for name, m in run.metrics.items() if m.values is not None}
 
     def draw() -> dict[str, str]:
         from diffopt.report.plots.differences import differences
 
         return {name: differences(m) for name, m in metrics.items()}
 
-    return drawn(run.directory / "score", metrics, draw) if metrics else {}
+    return drawn(run.directory / "score", plain(metrics), draw) if metrics else {}
 
 
 def _searches(run: Run) -> list[str]:
     """By metric of the floor an SVG of the values of a cache's knob that were tried."""
-    found: dict[str, Any] = run.read("search", "search.json") or {}
+    found = run.stored("search", CacheSearchFile)
+    if found is None:
+        return []
 
     def draw() -> dict[str, str]:
         from diffopt.report.plots.tried import tried
 
-        return {name: tried(found, name) for name in found["floor"]}
+        return {name: tried(found, name) for name in found.floor}
 
-    return [*drawn(run.directory / "search", found, draw).values()] if found else []
+    return [*drawn(run.directory / "search", plain(found), draw).values()]
 
 
 def summary(directory: Path) -> list[str]:
     """The run in a few lines for the console: metrics, size, speed."""
     run = Run(directory)
-    rows = [(m["title"], measured(m)) for m in run.metrics.values()]
+    rows = [(m.title, measured(m)) for m in run.metrics.values()]
     for other in run.compared:
-        rows.append((f"beside {other['name']}", beside(other)))
-        for m in other["metrics"].values():
-            said = m.get("verdict") or f"n={m['compared']['n']}"
-            rows.append((f"  {m['title']}", f"{with_interval(m['compared'], m['unit'])}  {said}"))
+        rows.append((f"beside {other.name}", beside(other)))
+        for each in other.metrics.values():
+            said = each.verdict or f"n={each.compared.n}"
+            rows.append((f"  {each.title}", f"{with_interval(each.compared, each.unit)}  {said}"))
     for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
         row, base = run.size_of(step), run.size_of("export.baseline")
         if row and (step != "quantize" or not run.size_of("export")):
@@ -111,9 +118,9 @@ def summary(directory: Path) -> list[str]:
         for name in reading.formats:
             top = reading.worst(name)[0]
             rows.append((f"worst {name}", f"{top.name}: output off by {top.error:.2%}"))
-    if search := run.read("search", "search.json"):
-        rows.append(("cache", f"{explanation.chosen(search)}; {search['reason']}"))
-        rows += [("cliff", explanation.cliff(about, search)) for about in search["cliffs"]]
+    if search := run.stored("search", CacheSearchFile):
+        rows.append(("cache", f"{explanation.chosen(search)}; {search.reason}"))
+        rows += [("cliff", explanation.cliff(about, search)) for about in search.cliffs]
     if mix := run.read("mix", "mix.json"):
         counted = Counter(x["format"] for x in mix["layers"])
         rows.append(("mix", f"{mix['bits']:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))
@@ -125,17 +132,17 @@ def summary(directory: Path) -> list[str]:
     return [f"{title:{width}}  {text}" for title, text in rows]
 
 
-def measured(metric: dict[str, Any]) -> str:
+def measured(metric: MetricResult) -> str:
     """The candidate's mean, its interval, and for a score of single pictures the verdict on the paired difference."""
-    text = with_interval(metric["candidate"], metric["unit"])
-    if "difference" in metric and "verdict" in metric:
-        return f"{text}  {metric['verdict']}"
-    return f"{text}  n={metric['candidate']['n']}"
+    text = with_interval(metric.candidate, metric.unit)
+    if metric.difference and metric.verdict:
+        return f"{text}  {metric.verdict}"
+    return f"{text}  n={metric.candidate.n}"
 
 
-def beside(other: dict[str, Any]) -> str:
+def beside(other: Compared) -> str:
     """What a further candidate is, and beside fewer steps how much of the arithmetic the cached run did."""
-    return str(other["title"]) + (f"; with the cache {other['computed']:.1%}" if "arithmetic" in other else "")
+    return other.title + (f"; with the cache {other.computed:.1%}" if other.arithmetic is not None else "")
 
 
 def trained(training: dict[str, Any]) -> str:
@@ -150,4 +157,4 @@ def speed(run: Run) -> str:
     """The speedup with its interval and its machine, or that there is none and why."""
     if not (run.speedup and run.latency):
         return f"not claimed: {run.unclaimed}"
-    return f"{with_interval(run.speedup)} x end to end, {pace(run.speedup)}; {machine(run.latency['machine'])}"
+    return f"{with_interval(run.speedup)} x end to end, {pace(run.speedup)}; {machine(run.latency.machine)}"

@@ -1,12 +1,12 @@
 """The pictures of a candidate: the evaluation's prompts and seeds by a runtime."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from diffopt.artifact import Checkpoint, EvalEmbeddings, OnnxGraph, Pipeline
 from diffopt.data import pictures, videos
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
+from diffopt.files.images import ImagesFile, VideoFiles
 from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
 from diffopt.pipeline.draw import batches, draw
@@ -38,13 +38,13 @@ class Drawing:
         return [self.seed + i for i in range(len(self.prompts))]
 
 
-def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[dict[str, object]]:
-    """Draw it into `ctx.out`, in so many denoising steps; what there is to tell of each picture.
+def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[VideoFiles | None]:
+    """Draw it into `ctx.out`, in so many denoising steps; of each the files of its video, None of a picture.
 
     Raises GateError for what is no picture."""
     eval, pipeline = drawing.eval, drawing.pipeline
     arguments, rate = family_of(pipeline).arguments(drawing.model), frame_rate(ctx, pipeline)
-    rows: list[dict[str, object]] = []
+    rows: list[VideoFiles | None] = []
     size = run.batch or eval.batch_size
     todo = list(batches(eval.prompts, size))
     encoded = first(load(drawing.texts, "cpu" if run.batch else ctx.device), len(eval.prompts))
@@ -60,9 +60,9 @@ def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[d
     return rows
 
 
-def about(eval: RuntimeView, subject: Checkpoint | OnnxGraph | None) -> dict[str, Any]:
+def about(eval: RuntimeView, subject: Checkpoint | OnnxGraph | None) -> ImagesFile:
     """What images.json tells of all of them: runtime, format, and whether that one is simulated."""
     name = None
     if subject is not None:
         name = (CheckpointFile if isinstance(subject, Checkpoint) else OnnxGraphFile).read(subject.path).format
-    return {"runtime": eval.runtime, "format": name, "simulated": name not in RUNTIMES[eval.runtime].kernels}
+    return ImagesFile(runtime=eval.runtime, format=name, simulated=name not in RUNTIMES[eval.runtime].kernels)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffopt.files.interval import Interval
+from diffopt.files.latency import Speedup, Spread, Timing
 from diffopt.metrics.intervals import interval
 from diffopt.pipeline.draw import draw
 from diffopt.pipeline.texts import Texts
@@ -53,34 +55,34 @@ class Stopwatch:
         return _now() - started, ends
 
 
-def summary(watch: Stopwatch) -> dict[str, Any]:
+def summary(watch: Stopwatch) -> Timing:
     """Median and 10th and 90th percentile, and every call, in seconds per picture and milliseconds per step."""
     steps = [1e3 * s for call in watch.between for s in call]
     saved = watch.run.saved()
-    return {
-        "seconds_per_image": _spread([s / watch.batch for s in watch.calls]),
-        "milliseconds_per_step": _spread(steps) if steps else None,
-        "seconds_per_call": [round(s, 6) for s in watch.calls],
-        **({"cache": saved.summary()} if saved else {}),
-    }
+    return Timing(
+        seconds_per_image=_spread([s / watch.batch for s in watch.calls]),
+        milliseconds_per_step=_spread(steps) if steps else None,
+        seconds_per_call=[round(s, 6) for s in watch.calls],
+        cache=saved.summary() if saved else None,
+    )
 
 
-def compare(baseline: Stopwatch, candidate: Stopwatch) -> dict[str, Any]:
+def compare(baseline: Stopwatch, candidate: Stopwatch) -> Speedup:
     """How many times faster the candidate is, call by call in turn: mean ratio and its 95% interval."""
     ratios = np.array(baseline.calls) / np.array(candidate.calls)
-    return {"end_to_end": interval(ratios), "per_step": _step_ratio(baseline, candidate)}
+    return Speedup(interval(ratios), _step_ratio(baseline, candidate))
 
 
-def _step_ratio(baseline: Stopwatch, candidate: Stopwatch) -> dict[str, Any] | None:
+def _step_ratio(baseline: Stopwatch, candidate: Stopwatch) -> Interval | None:
     if not any(baseline.between):
         return None
     medians = [[float(np.median(call)) for call in watch.between] for watch in (baseline, candidate)]
     return interval(np.array(medians[0]) / np.array(medians[1]))
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _spread(values: list[float]) -> Spread:
     low, middle, high = np.percentile(values, [10, 50, 90])
-    return {"median": round(float(middle), 6), "p10": round(float(low), 6), "p90": round(float(high), 6)}
+    return Spread(round(float(middle), 6), round(float(low), 6), round(float(high), 6))
 
 
 def _now() -> float:

@@ -4,9 +4,11 @@ How much a cache leaves out is known when it has run, of most methods not before
 images.json tells `steps`, and `arithmetic`: the share of that of all steps, as `cache.computed` is of the cached run.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from diffopt.artifact import Checkpoint, EvalEmbeddings, Images, OnnxGraph, Pipeline
+from diffopt.files.images import ImagesFile
 from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
 from diffopt.runtimes import RUNTIMES
@@ -36,11 +38,12 @@ def alternative(
     from diffopt.runtimes.candidate import Drawing, about, draw_all
 
     drawing = Drawing(model, eval, pipeline, texts, seed)
-    computed: float = cached.json("images.json")["cache"]["computed"]
+    saved = ImagesFile.read(cached.path).cache
+    assert saved is not None
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, None, texts=False) as run:
-        steps, share = equal(run.pipe.scheduler, eval.steps, computed)
+        steps, share = equal(run.pipe.scheduler, eval.steps, saved.computed)
         rows = draw_all(ctx, run, drawing, steps)
-    header = about(eval, subject) | {"steps": steps, "arithmetic": round(share, 6)}
+    header = replace(about(eval, subject), steps=steps, arithmetic=round(share, 6))
     pictures.check_distinct(ctx.out, drawing.prompts)
     pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)
 

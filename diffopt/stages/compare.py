@@ -10,10 +10,13 @@
     metrics.NAME.verdict             what that shows; neither of a metric that judges whole sets (FID, CMMD)
 """
 
-import json
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 from diffopt.artifact import Comparison, Images, Metrics
+from diffopt.files.comparison import Compared, ComparedMetric, ComparisonFile
+from diffopt.files.images import ImagesFile
+from diffopt.files.metrics import MetricResult, MetricsFile
 from diffopt.groups import alternatives
 from diffopt.groups.eval import AlternativeName, Eval
 from diffopt.stage import COMPARED, Context, stage
@@ -33,29 +36,32 @@ def compare(
     others: Annotated[tuple[Metrics, ...], COMPARED],
     pictures: Annotated[tuple[Images, ...], COMPARED],
 ) -> Comparison:
-    ours, about = metrics.json("metrics.json"), images.json("images.json")
+    ours, saved = MetricsFile.read(metrics.path).metrics, ImagesFile.read(images.path).cache
     compared = []
     for name, other, drawn in zip(eval.compare, others, pictures, strict=True):
-        theirs, index = other.json("metrics.json"), drawn.json("images.json")
-        row: dict[str, Any] = {"name": name, "title": alternatives.ALTERNATIVES[name].title(index)}
-        row |= {key: index[key] for key in ("steps", "arithmetic") if key in index}
-        row |= {"computed": about["cache"]["computed"]} if "cache" in about else {}
-        row["metrics"] = {
-            n: _one(alternatives.ALTERNATIVES[name].ours, m, theirs["metrics"][n]) for n, m in ours["metrics"].items()
-        }
+        theirs, index, kind = MetricsFile.read(other.path).metrics, ImagesFile.read(drawn.path), alternatives.ALTERNATIVES[name]
+        row = Compared(
+            name=name,
+            title=kind.title(index),
+            steps=index.steps,
+            arithmetic=index.arithmetic,
+            computed=saved.computed if saved else None,
+            metrics={n: _one(kind.ours, m, theirs[n]) for n, m in ours.items()},
+        )
         compared.append(row)
-    (ctx.out / "comparison.json").write_text(json.dumps({"schema": "diffopt.comparison/1", "compared": compared}, indent=1))
+    ComparisonFile(tuple(compared)).write(ctx.out)
 
 
-def _one(who: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+def _one(who: str, ours: MetricResult, theirs: MetricResult) -> ComparedMetric:
     """Of one metric, of which both judged the same prompts and seeds."""
     import numpy as np
 
     from diffopt.metrics.intervals import interval
     from diffopt.quality import verdict
 
-    found = {key: ours[key] for key in ("title", "unit", "better", "candidate")} | {"compared": theirs["candidate"]}
-    if "values" in ours:
-        found["difference"] = interval(np.array(ours["values"]) - np.array(theirs["values"]))
-        found["verdict"] = verdict.of_alternative(who, found["difference"], ours["better"], ours["unit"])
-    return found
+    found = ComparedMetric(ours.title, ours.unit, ours.better, ours.candidate, theirs.candidate)
+    if ours.values is None or theirs.values is None:
+        return found
+    difference = interval(np.array(ours.values) - np.array(theirs.values))
+    said = verdict.of_alternative(who, difference, ours.better, ours.unit)
+    return replace(found, difference=difference, verdict=said)

@@ -1,5 +1,6 @@
 """sample: the candidate's pictures of the same prompts and seeds, drawn by the chosen runtime."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from diffopt.artifact import CacheSearch, Checkpoint, EvalEmbeddings, Images, MagRatios, OnnxGraph, Pipeline
@@ -31,6 +32,6 @@ def sample(
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False) as run:
         rows = draw_all(ctx, run, drawing, eval.steps)
         saved = run.saved()
-    header = about(eval, subject) | ({"cache": saved.summary()} if saved else {})
+    header = replace(about(eval, subject), cache=saved.summary() if saved else None)
     pictures.check_distinct(ctx.out, drawing.prompts)
     pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)

@@ -15,10 +15,8 @@
 `difference/NNN.png` is 8 x the absolute difference of a pair.
 """
 
-import json
-from typing import Any
-
 from diffopt.artifact import Images, Metrics, ReferenceImages
+from diffopt.files.metrics import MetricsFile
 from diffopt.groups.eval import Eval, MetricName
 from diffopt.stage import Context, stage
 from diffopt.store.source import ScorerSource
@@ -63,7 +61,5 @@ def score(ctx: Context, eval: ScoreView, reference: ReferenceImages, images: Ima
         raise MetricError("\n".join(measured.failed.values()))
     found = entries(measured, scorers)
     pictures.save_differences(ctx.out / "difference", ours, theirs, GAIN)
-    content: dict[str, Any] = {"schema": "diffopt.metrics/1", "prompts": prompts, "metrics": found, "difference_gain": GAIN}
-    if (many := len(judged["reference"][0])) > 1:
-        content["frames"] = many
-    (ctx.out / "metrics.json").write_text(json.dumps(content, indent=1))
+    many = len(judged["reference"][0])
+    MetricsFile(prompts, found, GAIN, many if many > 1 else None).write(ctx.out)

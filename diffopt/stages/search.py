@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from diffopt.artifact import CacheSearch, Checkpoint, EvalEmbeddings, MagRatios, OnnxGraph, Pipeline, ReferenceImages
+from diffopt.files.search import CacheSearchFile, TriedValue
+from diffopt.files.stored import plain, typed
 from diffopt.groups import CallView
 from diffopt.groups.cache import SearchView, measures, searches
 from diffopt.groups.eval import Eval, RuntimeView
@@ -89,42 +91,40 @@ def search(
     def evaluate(value: float) -> bisection.Point:
         key = repr(value)
         if key not in kept:
-            kept[key] = trial(value) | {"order": len(kept) + 1}
+            kept[key] = trial(value, len(kept) + 1)
             _keep(ctx.kept, kept)
         return point(kept[key])
 
     found = bisection.search(scale, evaluate, asked.points, asked.evaluations)
     if found.chosen is None:
         raise GateError(explanation.nothing(scale, asked, found.points))
-    content = {
-        "schema": "diffopt.cache-search/1",
-        "method": cache.method,
-        "knob": knob.name,
-        "more": knob.more,
-        "low": asked.low,
-        "high": asked.high,
-        "floor": asked.floor,
-        "prompts": len(eval.prompts),
-        "steps": eval.steps,
-        "points": [kept[repr(p.value)] for p in found.points],
-        "cliffs": [*bisection.cliffs(scale, asked, found.points)],
-        "chosen": kept[repr(found.chosen.value)],
-        "limit": found.limit,
-        "reason": explanation.reason(scale, found),
-    }
-    (ctx.out / "search.json").write_text(json.dumps(content, indent=1))
+    CacheSearchFile(
+        method=cache.method,
+        knob=knob.name,
+        more=knob.more,
+        low=asked.low,
+        high=asked.high,
+        floor=asked.floor,
+        prompts=len(eval.prompts),
+        steps=eval.steps,
+        points=tuple(kept[repr(p.value)] for p in found.points),
+        cliffs=tuple(bisection.cliffs(scale, asked, found.points)),
+        chosen=kept[repr(found.chosen.value)],
+        limit=found.limit,
+        reason=explanation.reason(scale, found),
+    ).write(ctx.out)
 
 
-def _kept(directory: Path | None) -> dict[str, dict[str, Any]]:
+def _kept(directory: Path | None) -> dict[str, TriedValue]:
     """The points of a search that was killed, by value."""
     path = directory and directory / POINTS
-    return json.loads(path.read_text()) if path and path.is_file() else {}
+    return typed(dict[str, TriedValue], json.loads(path.read_text())) if path and path.is_file() else {}
 
 
-def _keep(directory: Path | None, points: dict[str, dict[str, Any]]) -> None:
+def _keep(directory: Path | None, points: dict[str, TriedValue]) -> None:
     """Written under another name and renamed, so that a file that is there is whole."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         partial = directory / f"{POINTS}.partial"
-        partial.write_text(json.dumps(points))
+        partial.write_text(json.dumps(plain(points)))
         partial.rename(directory / POINTS)

@@ -1,10 +1,11 @@
 """time: candidate and full-precision baseline in turn, in one process, on a named machine."""
 
-import json
 from typing import Annotated, Any, Literal, Self
 
 from diffopt.artifact import CacheSearch, Checkpoint, Latency, MagRatios, OnnxGraph, Pipeline
 from diffopt.data.prompts import Prompts
+from diffopt.files.latency import LatencyFile
+from diffopt.files.machine import Machine
 from diffopt.groups import CallView, Eval
 from diffopt.groups.cache import CacheView, measures, searches
 from diffopt.runtimes import RUNTIMES
@@ -67,15 +68,15 @@ def time(
                 for watch in watches.values():
                     watch.time()
                 tick()
-    content = {
-        "schema": "diffopt.latency/1",
-        "runtime": eval.runtime,
-        "machine": machine(),
-        "batch_size": watches["baseline"].batch,
-        "steps": eval.steps,
-        "warmup": eval.warmup,
-        "repeats": eval.repeats,
-        **{name: summary(watch) for name, watch in watches.items()},
-        "speedup": compare(watches["baseline"], watches["candidate"]) if "candidate" in watches else None,
-    }
-    (ctx.out / "latency.json").write_text(json.dumps(content, indent=1))
+    timed = {name: summary(watch) for name, watch in watches.items()}
+    LatencyFile(
+        runtime=eval.runtime,
+        machine=Machine(**machine()),
+        batch_size=watches["baseline"].batch,
+        steps=eval.steps,
+        warmup=eval.warmup,
+        repeats=eval.repeats,
+        baseline=timed["baseline"],
+        candidate=timed.get("candidate"),
+        speedup=compare(watches["baseline"], watches["candidate"]) if "candidate" in watches else None,
+    ).write(ctx.out)

@@ -11,7 +11,7 @@ def apart(found: Findings) -> str:
     if not found.best or not others:
         return ""
     if found.few and found.first:
-        many = found.best.metrics[found.first]["candidate"]["n"]
+        many = found.best.metrics[found.first].candidate.n
         return f"{_many(many, 'picture')} {'are' if many > 1 else 'is'} too few to tell it apart from any other"
     if not found.ties:
         return f"the sample tells it apart from the {_many(len(others), 'other distinct job')}"
@@ -52,7 +52,7 @@ def caveats(found: Findings, pick: Pick) -> list[str]:
     if not pick.shown:
         doubted = [v for v in found.verdicts[pick.row.job] if v.says != "kept"]
         for v in doubted:
-            many = _many(v.margin["n"], "picture")
+            many = _many(v.margin.n, "picture")
             lines.append(f"its mean keeps {v.floor.text}, but {many} cannot show it: margin {margin_text(pick.row, v)}")
     if pick.cheaper and pick.cost:
         lines.append(
@@ -69,7 +69,7 @@ def caveats(found: Findings, pick: Pick) -> list[str]:
 
 
 def _keeps(found: Findings, job: str) -> bool:
-    return bool(found.verdicts.get(job)) and all(v.margin["mean"] >= 0 for v in found.verdicts[job])
+    return bool(found.verdicts.get(job)) and all(v.margin.mean >= 0 for v in found.verdicts[job])
 
 
 def _named(found: Findings, row: Row) -> str:

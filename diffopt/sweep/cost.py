@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from diffopt.files.latency import LatencyFile
 from diffopt.sweep.job_table import Row
 from diffopt.sweep.weight_bytes import weight_bytes
 
@@ -93,24 +94,28 @@ def times(rows: list[Row]) -> Cost | None:
         sets.setdefault(_beside(row), []).append(row)
     values, ranges = {}, {}
     for group in sets.values():
-        base = median(_latency(r)["baseline"]["seconds_per_image"]["median"] for r in group)
+        base = median(x.baseline.seconds_per_image.median for r in group if (x := _latency(r)))
         for row in group:
-            speedup = row.speedup or {}
-            values[row.job] = base / speedup["mean"]
-            if speedup["low"]:
-                ranges[row.job] = (base / speedup["high"], base / speedup["low"])
+            assert row.speedup is not None
+            values[row.job] = base / row.speedup.mean
+            if row.speedup.ends and row.speedup.ends[0]:
+                low, high = row.speedup.ends
+                ranges[row.job] = (base / high, base / low)
     unit, scale = ("s", 1.0) if max(values.values()) >= 10 else ("ms", 1000.0)
     return Cost("time", "Time per picture", unit, scale, values, ranges)
 
 
-def _latency(row: Row) -> dict[str, Any]:
-    return (row.run.latency if row.run else None) or {}
+def _latency(row: Row) -> LatencyFile | None:
+    return row.run.latency if row.run else None
 
 
 def _beside(row: Row) -> str:
     """What tells baselines apart: all that went into the timing but the candidate and its cache."""
     record = row.run.read("time", "record.json") if row.run else None
-    identity = (record or {}).get("identity") or {k: _latency(row)[k] for k in ("steps", "batch_size", "runtime")}
+    timed = _latency(row)
+    assert timed is not None
+    own: dict[str, Any] = {"steps": timed.steps, "batch_size": timed.batch_size, "runtime": timed.runtime}
+    identity = (record or {}).get("identity") or own
     config = {k: v for k, v in identity.get("config", {}).items() if k != "cache"}
     inputs = {k: v for k, v in identity.get("inputs", {}).items() if k != "subject"}
     return json.dumps({**identity, "config": config, "inputs": inputs}, sort_keys=True)
@@ -120,8 +125,8 @@ def machines(rows: list[Row]) -> list[str]:
     """Those on which a claimed time was taken."""
     from diffopt.text import machine
 
-    timed = [r.run.latency["machine"] for r in rows if r.seconds and r.run and r.run.latency]
-    return list(dict.fromkeys(f"{machine(m)}, host {m.get('host', '?')}" for m in timed))
+    timed = [r.run.latency.machine for r in rows if r.seconds and r.run and r.run.latency]
+    return list(dict.fromkeys(f"{machine(m)}, host {m.host or '?'}" for m in timed))
 
 
 def _values(rows: list[Row], of: Callable[[Row], float | None]) -> dict[str, float]:

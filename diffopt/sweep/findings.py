@@ -45,7 +45,7 @@ class Findings:
     @property
     def few(self) -> bool:
         """Whether there are too few pictures to call anything."""
-        return bool(self.best and self.first and self.best.metrics[self.first]["candidate"]["n"] < FEW)
+        return bool(self.best and self.first and self.best.metrics[self.first].candidate.n < FEW)
 
     @cached_property
     def size(self) -> Cost | None:
@@ -122,4 +122,4 @@ class Findings:
     def measured(self, row: Row, name: str) -> str:
         """`PSNR 42.0 dB [41.0, 43.0]`."""
         metric = row.metrics[name]
-        return f"{metric['title']} {with_interval(metric['candidate'], metric['unit'])}"
+        return f"{metric.title} {with_interval(metric.candidate, metric.unit)}"

@@ -1,6 +1,7 @@
 """The jobs of a sweep as rows: what each was given, what it made, and which fell together."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from diffopt.files.interval import Interval
+from diffopt.files.metrics import MetricResult
 from diffopt.report.run_directory import RUN, Run
 
 ERROR = "error.txt"
@@ -59,7 +62,7 @@ class Row:
         return self.run is not None and self.duplicate_of is None
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Mapping[str, MetricResult]:
         return self.run.metrics if self.run else {}
 
     @property
@@ -68,15 +71,15 @@ class Row:
         return (self.run.size_of("export") or self.run.size_of("build")) if self.run else None
 
     @property
-    def speedup(self) -> dict[str, Any] | None:
+    def speedup(self) -> Interval | None:
         """Over its baseline, end to end; None for a simulated format, whatever was timed."""
-        return self.run.speedup if self.run and not self.run.images["simulated"] else None
+        return self.run.speedup if self.run and not self.run.images.simulated else None
 
     @property
     def seconds(self) -> float | None:
         """The candidate's median per picture, where its runtime has the format's kernels."""
-        timed = self.run and self.speedup and self.run.latency and self.run.latency.get("candidate")
-        return timed["seconds_per_image"]["median"] if timed else None
+        timed = self.run and self.speedup and self.run.latency and self.run.latency.candidate
+        return timed.seconds_per_image.median if timed else None
 
 
 def table(directory: Path) -> list[Row]:

@@ -52,8 +52,8 @@ def write(found: Findings) -> Path:
     publish(directory / "results.json", results.as_json(found))
     publish(directory / "results.csv", results.as_csv(found))
     metrics = {k: m for r in reversed(rows) for k, m in r.metrics.items()}
-    stats = [r.metrics[found.first]["candidate"] for r in rows if found.first in r.metrics]
-    ends = [v for s in stats for v in (s["low"], s["mean"], s["high"]) if v is not None]
+    stats = [r.metrics[found.first].candidate for r in rows if found.first and found.first in r.metrics]
+    ends = [v for s in stats for v in (s.mean, *(s.ends or ()))]
     text = render(
         "sweep.html",
         found=found,
@@ -62,7 +62,7 @@ def write(found: Findings) -> Path:
         rows=rows,
         swept=found.swept,
         metrics=metrics,
-        decimals={k: min(4, max(digits(r.metrics[k]["candidate"]) for r in rows if k in r.metrics)) for k in metrics},
+        decimals={k: min(4, max(digits(r.metrics[k].candidate) for r in rows if k in r.metrics)) for k in metrics},
         first=found.first,
         ends=(min(ends), max(ends)) if ends else (0, 0),
         best=found.best,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from diffopt.files.metrics import MetricResult
 from diffopt.sweep import ranking
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.grid import Panel, panels
@@ -31,12 +32,12 @@ def plotted(found: Findings) -> Plots:
     return Plots(grids, fronts)
 
 
-def _panel(found: Findings, panel: Panel, name: str, metric: dict[str, Any]) -> str:
+def _panel(found: Findings, panel: Panel, name: str, metric: MetricResult) -> str:
     from diffopt.sweep.plots.heat import heat, points
     from diffopt.sweep.plots.lines import dots, lines
 
-    means = [r.metrics[name]["candidate"]["mean"] for r in found.rows if name in r.metrics]
-    decimals = min(4, max(digits(r.metrics[name]["candidate"]) for r in found.rows if name in r.metrics))
+    means = [r.metrics[name].candidate.mean for r in found.rows if name in r.metrics]
+    decimals = min(4, max(digits(r.metrics[name].candidate) for r in found.rows if name in r.metrics))
     top = max((r for r in found.rows if name in r.metrics), key=lambda r: ranking.worth(r, name))
     if panel.kind == "map":
         return heat(panel, metric, name, (min(means), max(means)), top, decimals)
@@ -45,7 +46,7 @@ def _panel(found: Findings, panel: Panel, name: str, metric: dict[str, Any]) -> 
     return lines(panel, metric, name) if panel.kind == "line" else dots(panel, metric, name)
 
 
-def _front(found: Findings, cost: Any, name: str, metric: dict[str, Any]) -> str:
+def _front(found: Findings, cost: Any, name: str, metric: MetricResult) -> str:
     from diffopt.sweep.plots.pareto import trade
 
     return trade(found.rows, ranking.front(found.rows, name, cost), metric, name, cost, found.swept)

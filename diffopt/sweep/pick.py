@@ -1,9 +1,10 @@
 """Which job of a sweep to ship under the floors: the cheapest that keeps them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from diffopt.errors import ConfigError
+from diffopt.files.interval import Interval
 from diffopt.quality.floor import Floor, share
 from diffopt.quality.verdict import FEW
 from diffopt.sweep.cost import Cost
@@ -17,15 +18,16 @@ class Verdict:
     """Whether one job keeps one floor."""
 
     floor: Floor
-    margin: dict[str, Any]
+    margin: Interval
     """Mean over the pictures with its interval, in the metric's unit; positive is on the right side."""
 
     @property
     def says(self) -> Literal["kept", "broken", "not shown"]:
         """`not shown` where the interval reaches to both sides, and for fewer than FEW pictures."""
-        if self.margin["low"] is None or self.margin["n"] < FEW:
+        if self.margin.ends is None or self.margin.n < FEW:
             return "not shown"
-        return "kept" if self.margin["low"] >= 0 else "broken" if self.margin["high"] < 0 else "not shown"
+        low, high = self.margin.ends
+        return "kept" if low >= 0 else "broken" if high < 0 else "not shown"
 
 
 def judge(row: Row, floors: list[Floor]) -> list[Verdict]:
@@ -72,7 +74,7 @@ def pick(rows: list[Row], verdicts: dict[str, list[Verdict]], cost: Cost | None)
         return (cost.rank(row.job) if cost else 0.0, -worth(row, name))
 
     there = [r for r in rows if verdicts.get(r.job) and (cost is None or r.job in cost.values)]
-    keeping = sorted((r for r in there if all(v.margin["mean"] >= 0 for v in verdicts[r.job])), key=order)
+    keeping = sorted((r for r in there if all(v.margin.mean >= 0 for v in verdicts[r.job])), key=order)
     shown = [r for r in keeping if all(v.says == "kept" for v in verdicts[r.job])]
     if not keeping:
         return None
@@ -89,4 +91,4 @@ def nearest(rows: list[Row], verdicts: dict[str, list[Verdict]]) -> tuple[Row, V
 
 def margin_text(row: Row, verdict: Verdict) -> str:
     """`0.12 [0.02, 0.22]` with the metric's unit."""
-    return with_interval(verdict.margin, row.metrics[verdict.floor.metric]["unit"])
+    return with_interval(verdict.margin, row.metrics[verdict.floor.metric].unit)

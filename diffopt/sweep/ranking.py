@@ -1,8 +1,8 @@
 """Which jobs of a sweep are best, which cannot be told apart from the best, and which lie on a Pareto front."""
 
 import math
-from typing import Any
 
+from diffopt.files.interval import Interval
 from diffopt.quality.direction import sign
 from diffopt.quality.verdict import FEW
 from diffopt.sweep.cost import Cost
@@ -17,7 +17,7 @@ def worth(row: Row, name: str | None) -> float:
     """The mean of the metric `name`, turned so that more is better; minus infinity where it was not measured."""
     if name is None or name not in row.metrics:
         return -math.inf
-    return float(row.metrics[name]["candidate"]["mean"]) * sign(row.metrics[name]["better"])
+    return row.metrics[name].candidate.mean * sign(row.metrics[name].better)
 
 
 def best(rows: list[Row]) -> Row | None:
@@ -26,21 +26,21 @@ def best(rows: list[Row]) -> Row | None:
     return max(rows, key=lambda r: worth(r, name)) if name else None
 
 
-def ahead(ours: Row, theirs: Row, name: str) -> dict[str, Any] | None:
+def ahead(ours: Row, theirs: Row, name: str) -> Interval | None:
     """By how much `ours` is better in the metric, picture by picture, with the interval of that difference.
 
     None where there are no pairs: the two drew other prompts, or the metric judges sets of pictures.
     """
     if not (ours.run and theirs.run and ours.run.score and theirs.run.score):
         return None
-    if ours.run.score["prompts"] != theirs.run.score["prompts"] or "values" not in ours.metrics[name]:
+    if ours.run.score.prompts != theirs.run.score.prompts or ours.metrics[name].values is None:
         return None
     import numpy as np
 
     from diffopt.metrics.intervals import interval
 
-    values, others = (np.array(r.metrics[name]["values"], dtype=float) for r in (ours, theirs))
-    return interval(sign(ours.metrics[name]["better"]) * (values - others))
+    values, others = (np.array(r.metrics[name].values, dtype=float) for r in (ours, theirs))
+    return interval(sign(ours.metrics[name].better) * (values - others))
 
 
 def ties(rows: list[Row], top: Row) -> list[Row]:
@@ -55,11 +55,11 @@ def ties(rows: list[Row], top: Row) -> list[Row]:
     for row in rows:
         if row.distinct and row is not top and name in row.metrics:
             apart = ahead(top, row, name)
-            ours, theirs = top.metrics[name]["candidate"], row.metrics[name]["candidate"]
+            ours, theirs = top.metrics[name].candidate.ends, row.metrics[name].candidate.ends
             if apart is not None:
-                same = apart["low"] is None or apart["n"] < FEW or apart["low"] <= 0
+                same = apart.ends is None or apart.n < FEW or apart.ends[0] <= 0
             else:
-                same = None in (ours["low"], theirs["low"]) or (theirs["high"] >= ours["low"] and theirs["low"] <= ours["high"])
+                same = ours is None or theirs is None or (theirs[1] >= ours[0] and theirs[0] <= ours[1])
             found += [row] if same else []
     return found
 

@@ -21,6 +21,8 @@ import json
 from io import StringIO
 from typing import Any
 
+from diffopt.files.interval import Interval
+from diffopt.files.stored import plain
 from diffopt.sweep.cost import size_of
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.job_table import Row
@@ -77,15 +79,10 @@ def _record(found: Findings, row: Row) -> dict[str, Any]:
         "job": row.job,
         "recipe": row.run.content["name"] if row.run else None,
         "overrides": row.overrides,
-        "metrics": {
-            n: m["candidate"] | ({"difference": m["difference"]} if "difference" in m else {}) for n, m in row.metrics.items()
-        },
+        "metrics": {n: _with(m.candidate, m.difference) for n, m in row.metrics.items()},
         "compared": {
-            c["name"]: {
-                n: m["compared"] | ({"difference": m["difference"]} if "difference" in m else {}) for n, m in each.items()
-            }
-            for c in (row.run.compared if row.run else [])
-            for each in [c["metrics"]]
+            c.name: {n: _with(m.compared, m.difference) for n, m in c.metrics.items()}
+            for c in (row.run.compared if row.run else ())
         },
         "bytes": {name: size_of(row, step) for name, step in (("graph", "export"), ("plan", "build"), ("weights", "weights"))},
         "seconds": {
@@ -93,15 +90,19 @@ def _record(found: Findings, row: Row) -> dict[str, Any]:
             "alone": None if alone is None else round(alone, 3),
             "spent": round(found.savings.spent_by(row.job), 3) if row.run else None,
         },
-        "speedup": row.speedup,
+        "speedup": plain(row.speedup),
         "best": first is found.best,
         "not_told_apart": first in found.ties,
         "front": {c: (first in found.fronts[c] if c in found.fronts else None) for c in ("size", "time")},
-        "floors": {v.floor.text: {"says": v.says, **v.margin} for v in found.verdicts.get(first.job, [])},
+        "floors": {v.floor.text: {"says": v.says, **plain(v.margin)} for v in found.verdicts.get(first.job, [])},
         "fell_together_with": row.duplicate_of,
         "wanted": row.wanted,
         "error": row.error,
     }
+
+
+def _with(stat: Interval, difference: Interval | None) -> dict[str, Any]:
+    return {**plain(stat), **({"difference": plain(difference)} if difference else {})}
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def thumbnails(rows: list[Row], shown: list[Row]) -> list[dict[str, Any]]:
     name = first_metric(rows)
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row.distinct and row.run and row.run.images["images"]:
+        if row.distinct and row.run and row.run.images.images:
             drawn = next((s["fingerprint"] for s in row.run.content["steps"] if s["name"] == "reference"), "")
             groups.setdefault(drawn, []).append(row)
     found = []

@@ -7,11 +7,15 @@ does not is halved until they are neighbours. What lies between two neighbours c
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from diffopt.caches.knob import Knob
 from diffopt.caches.knob_search import KnobSearch
+from diffopt.files.interval import Interval
+from diffopt.files.metrics import MetricResult
+from diffopt.files.search import Cliff
 from diffopt.quality.direction import sign
 
 FIGURES = 4
@@ -72,10 +76,10 @@ class Point:
     hits: int
     keeps: bool
     """Whether the means keep the floor."""
-    metrics: Mapping[str, Any]
-    """As in metrics.json; empty where the pictures are broken."""
-    margins: Mapping[str, Any]
-    """By metric of the floor by how much it is kept, {mean, low, high, n}; below 0 it is not."""
+    metrics: Mapping[str, MetricResult]
+    """Empty where the pictures are broken."""
+    margins: Mapping[str, Interval]
+    """By metric of the floor by how much it is kept; below 0 it is not."""
 
     @property
     def works(self) -> bool:
@@ -125,7 +129,7 @@ def _gap(scale: Scale, points: Mapping[float, Point]) -> float | None:
     return min(found)[1] if found else None
 
 
-def cliffs(scale: Scale, search: KnobSearch, points: list[Point]) -> Iterator[dict[str, Any]]:
+def cliffs(scale: Scale, search: KnobSearch, points: list[Point]) -> Iterator[Cliff]:
     """What is not smooth between points side by side.
 
     `falls`: a metric of the floor gets worse by more than the limit; `jumps`: so does the share of the arithmetic;
@@ -134,32 +138,32 @@ def cliffs(scale: Scale, search: KnobSearch, points: list[Point]) -> Iterator[di
     knob is for.
     """
     for a, b in pairwise(points):
-        between = {"after": a.value, "before": b.value}
+        between = partial(Cliff, a.value, b.value)
         near = scale.between(a.value, b.value) is None
         less = a.computed - b.computed
         if near and less > search.jump:
-            yield between | {"kind": "jumps", "metric": None, "by": less}
+            yield between("jumps", None, less)
         if less < 0:
-            yield between | {"kind": "slows", "metric": None, "by": -less}
+            yield between("slows", None, -less)
         for name in search.floor if a.metrics and b.metrics else ():
             worse, shown = _worse(a, b, name)
             limit = search.fall(name)
             if near and limit is not None and worse > limit:
-                yield between | {"kind": "falls", "metric": name, "by": worse}
+                yield between("falls", name, worse)
             if shown and less > 0:
-                yield between | {"kind": "rises", "metric": name, "by": -worse}
+                yield between("rises", name, -worse)
 
 
 def _worse(a: Point, b: Point, name: str) -> tuple[float, bool]:
     """By how much `b` is worse than `a` in a metric, and whether it is shown to be better, picture by picture."""
     ours, theirs = a.metrics[name], b.metrics[name]
-    turn = sign(ours["better"])
-    worse = turn * (ours["candidate"]["mean"] - theirs["candidate"]["mean"])
+    turn = sign(ours.better)
+    worse = turn * (ours.candidate.mean - theirs.candidate.mean)
     if worse >= 0:
         return worse, False
     import numpy as np
 
     from diffopt.metrics.intervals import interval
 
-    better = interval(turn * (np.array(theirs["values"]) - np.array(ours["values"])))
-    return worse, better["low"] is not None and better["low"] > 0
+    better = interval(turn * (np.array(theirs.values) - np.array(ours.values)))
+    return worse, better.ends is not None and better.ends[0] > 0

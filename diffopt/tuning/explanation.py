@@ -1,9 +1,7 @@
 """What a search of a cache's knob found, in words. Plain Python: the report says them too."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from diffopt.caches.knob_search import KnobSearch, floors_text
+from diffopt.files.search import CacheSearchFile, Cliff
 from diffopt.text import with_interval
 from diffopt.tuning.bisection import Found, Point, Scale
 
@@ -49,32 +47,33 @@ def nothing(scale: Scale, search: KnobSearch, points: list[Point]) -> str:
 
 def _missed(point: Point) -> str:
     """The metrics whose floors are not kept."""
-    missed = [point.metrics[n] for n, m in point.margins.items() if m["mean"] < 0]
-    return ", ".join(f"{m['title']} {with_interval(m['candidate'], m['unit'])}" for m in missed) or "with broken pictures"
+    missed = [point.metrics[n] for n, m in point.margins.items() if m.mean < 0]
+    return ", ".join(f"{m.title} {with_interval(m.candidate, m.unit)}" for m in missed) or "with broken pictures"
 
 
 def _share(point: Point, name: str) -> float:
-    return float(point.margins[name]["mean"]) / (abs(point.metrics[name]["candidate"]["mean"]) or 1.0)
+    return point.margins[name].mean / (abs(point.metrics[name].candidate.mean) or 1.0)
 
 
-def cliff(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """One of search.json's `cliffs`, of a search.json `found`."""
-    span = f"from {found['knob']}={about['after']:g} to {about['before']:g}"
-    by = about["by"]
-    if about["kind"] == "jumps":
+def cliff(about: Cliff, found: CacheSearchFile) -> str:
+    """One of the cliffs of what was found."""
+    span = f"from {found.knob}={about.after:g} to {about.before:g}"
+    by = about.by
+    if about.kind == "jumps":
         return f"{span} the share that is left out jumps by {by:.1%}, with no value between"
-    if about["kind"] == "slows":
+    if about.kind == "slows":
         return f"{span} {by:.1%} more of the arithmetic is computed, though the knob is turned on"
-    metric = next(p["metrics"][about["metric"]] for p in found["points"] if p["metrics"])
-    size = f"{by:.3g}{' ' if metric['unit'] else ''}{metric['unit']}"
-    if about["kind"] == "falls":
-        return f"{span} {metric['title']} gets worse by {size}: a cliff, with no value between"
-    return f"{span} {metric['title']} gets better by {size}, though less is computed"
+    assert about.metric is not None
+    metric = next(p.metrics[about.metric] for p in found.points if p.metrics)
+    size = f"{by:.3g}{' ' if metric.unit else ''}{metric.unit}"
+    if about.kind == "falls":
+        return f"{span} {metric.title} gets worse by {size}: a cliff, with no value between"
+    return f"{span} {metric.title} gets better by {size}, though less is computed"
 
 
-def chosen(found: Mapping[str, Any]) -> str:
-    """`threshold=0.21, 38.0% of the arithmetic left out, PSNR 31.2 dB [30.1, 32.3]` of a search.json."""
-    point = found["chosen"]
-    kept = [f"{m['title']} {with_interval(m['candidate'], m['unit'])}" for m in point["metrics"].values()]
-    left = f"{1 - point['computed']:.1%} of the arithmetic left out"
-    return ", ".join([f"{found['knob']}={point['value']:g}", left, *kept])
+def chosen(found: CacheSearchFile) -> str:
+    """`threshold=0.21, 38.0% of the arithmetic left out, PSNR 31.2 dB [30.1, 32.3]`."""
+    point = found.chosen
+    kept = [f"{m.title} {with_interval(m.candidate, m.unit)}" for m in point.metrics.values()]
+    left = f"{1 - point.computed:.1%} of the arithmetic left out"
+    return ", ".join([f"{found.knob}={point.value:g}", left, *kept])

@@ -1,13 +1,14 @@
 """Whether drawn pictures keep a floor: its metrics beside the reference's pictures, and the margins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffopt.artifact import ReferenceImages
 from diffopt.data import pictures
 from diffopt.errors import GateError, MetricError
+from diffopt.files.interval import Interval
+from diffopt.files.metrics import MetricResult
 from diffopt.groups.eval import RuntimeView
 from diffopt.metrics import METRICS, Weights
 from diffopt.quality.floor import Floor
@@ -19,7 +20,17 @@ from diffopt.stage import Context
 
 @dataclass(frozen=True)
 class _Row:
-    metrics: dict[str, Any]
+    metrics: Mapping[str, MetricResult]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    margins: dict[str, Interval]
+    """By metric of the floor by how much it is kept; below 0 it is not."""
+    keeps: bool
+    """Whether the means keep every floor."""
+    shown: bool
+    """Whether the sample shows that they do."""
 
 
 class Judge:
@@ -34,7 +45,7 @@ class Judge:
         weights = Weights({s: ctx.locate(ctx.digest(getattr(eval, s))) for s in needed}, ctx.device)
         self.scorers = {name: METRICS[name].open(weights) for name in names}
 
-    def metrics(self, drawn: Path) -> dict[str, Any]:
+    def metrics(self, drawn: Path) -> dict[str, MetricResult]:
         """Those of the floor, as in metrics.json, of the pictures in the directory `drawn`.
 
         Raises MetricError for one that cannot be measured, GateError for pictures that are broken.
@@ -47,9 +58,9 @@ class Judge:
             raise GateError("\n".join(measured.flaws))
         return entries(measured, self.scorers)
 
-    def verdict(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """`margins`, `keeps` and `shown` of search.json; without metrics nothing is kept."""
+    def verdict(self, metrics: Mapping[str, MetricResult]) -> Verdict:
+        """Without metrics nothing is kept."""
         margins = {f.metric: f.margin(_Row(metrics)) for f in self.floors} if metrics else {}
-        keeps = bool(margins) and all(m["mean"] >= 0 for m in margins.values())
-        shown = keeps and all(m["n"] >= FEW and m["low"] >= 0 for m in margins.values())
-        return {"margins": margins, "keeps": keeps, "shown": shown}
+        keeps = bool(margins) and all(m.mean >= 0 for m in margins.values())
+        shown = keeps and all(m.n >= FEW and m.ends is not None and m.ends[0] >= 0 for m in margins.values())
+        return Verdict(margins, keeps, shown)

@@ -1,14 +1,15 @@
 """One value of a cache's knob tried: pictures drawn, judged beside the reference, thrown away."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
 
 from diffopt.artifact import Artifact, MagRatios, ReferenceImages
 from diffopt.data import pictures
 from diffopt.errors import GateError
+from diffopt.files.images import ImagesFile
+from diffopt.files.metrics import MetricResult
+from diffopt.files.search import TriedValue
 from diffopt.groups.cache import SearchView
 from diffopt.quality.floor import floors
 from diffopt.runtimes import RUNTIMES, Under
@@ -35,8 +36,8 @@ class Trial:
         self.subject, self.ratios, self.reference = subject, ratios, reference
         self._opened: tuple[Under, Judge] | None = None
 
-    def __call__(self, value: float) -> dict[str, Any]:
-        """An entry of search.json's `points`, but for its `order`. Raises MetricError where a metric cannot be measured."""
+    def __call__(self, value: float, order: int) -> TriedValue:
+        """`order` is the how-manieth it is, from 1. Raises MetricError where a metric cannot be measured."""
         if self._opened is None:  # not at all where every value was tried before
             eval, pipeline = self.drawing.eval, self.drawing.pipeline
             under = RUNTIMES[eval.runtime].opened(self.ctx, pipeline, self.subject, texts=False)
@@ -44,29 +45,40 @@ class Trial:
         out = self.ctx.out / "drawn"
         out.mkdir()
         try:
-            return self._tried(value, out, *self._opened)
+            return self._tried(value, order, out, *self._opened)
         finally:
             rmtree(out)
 
-    def _tried(self, value: float, out: Path, under: Under, judge: Judge) -> dict[str, Any]:
+    def _tried(self, value: float, order: int, out: Path, under: Under, judge: Judge) -> TriedValue:
         knob, drawing = self.cache.settings.knob, self.drawing
         settings = self.cache.settings.turned(value)
         cached = self.cache.model_copy(update={"settings": settings}).applied(self.ratios, None)
-        found: dict[str, Any] = {"value": int(value) if knob.whole else value, "metrics": {}, "broken": None}
+        metrics: dict[str, MetricResult] = {}
+        broken = None
         ctx = replace(self.ctx, out=out, title=f"{self.ctx.title} {knob.name}={value:g}")
         with under(cached) as run:
             try:
                 drawn = draw_all(ctx, run, drawing, drawing.eval.steps)
-                pictures.write_index(out, drawing.prompts, drawing.seeds, {}, drawn)
-                found["metrics"] = judge.metrics(out)
+                pictures.write_index(out, drawing.prompts, drawing.seeds, ImagesFile(), drawn)
+                metrics = judge.metrics(out)
             except GateError as e:  # a value that breaks pictures is one that does not keep the floor
-                found["broken"] = str(e).splitlines()[0]
-            saved = run.saved()
-        assert saved is not None
-        return found | saved.summary() | judge.verdict(found["metrics"])
+                broken = str(e).splitlines()[0]
+            counted = run.saved()
+        assert counted is not None
+        saved, verdict = counted.summary(), judge.verdict(metrics)
+        return TriedValue(
+            value=int(value) if knob.whole else value,
+            metrics=metrics,
+            broken=broken,
+            hits=saved.hits,
+            misses=saved.misses,
+            computed=saved.computed,
+            margins=verdict.margins,
+            keeps=verdict.keeps,
+            shown=verdict.shown,
+            order=order,
+        )
 
 
-def point(entry: Mapping[str, Any]) -> Point:
-    """Of an entry of search.json's `points`."""
-    names = ("computed", "hits", "keeps", "metrics", "margins")
-    return Point(value=float(entry["value"]), **{name: entry[name] for name in names})
+def point(tried: TriedValue) -> Point:
+    return Point(float(tried.value), tried.computed, tried.hits, tried.keeps, tried.metrics, tried.margins)

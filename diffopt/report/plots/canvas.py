@@ -1,12 +1,14 @@
 """A figure that becomes an SVG of the page: vector, text as text, in the page's own colours, light and dark."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from diffopt.files.interval import Interval
+from diffopt.files.metrics import MetricResult
 from diffopt.machine.output import to_log
 
 if TYPE_CHECKING:
@@ -105,15 +107,16 @@ def _font(style: str, size: str) -> str:
     return f"font-size: {size}" + ("; font-weight: 700" if "bold" in style or "700" in style else "")
 
 
-def titled(metric: dict[str, Any]) -> str:
-    return f"{metric['title']}, {metric['unit']}" if metric["unit"] else str(metric["title"])
+def titled(metric: MetricResult) -> str:
+    return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
 
 
-def reach(stats: list[dict[str, Any]]) -> list[list[float]]:
+def reach(stats: Sequence[Interval]) -> list[list[float]]:
     """How far the intervals reach below and above the means; nowhere for a single picture."""
+    ends = [s.ends or (s.mean, s.mean) for s in stats]
     return [
-        [s["mean"] - s["low"] if s["low"] is not None else 0.0 for s in stats],
-        [s["high"] - s["mean"] if s["high"] is not None else 0.0 for s in stats],
+        [s.mean - low for s, (low, _) in zip(stats, ends, strict=True)],
+        [high - s.mean for s, (_, high) in zip(stats, ends, strict=True)],
     ]
 
 

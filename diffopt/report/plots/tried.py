@@ -1,40 +1,39 @@
 """A metric against the arithmetic that a cache leaves out: the values of a knob that were tried, the floor, the chosen one."""
 
-from typing import Any
-
 from diffopt.caches.knob_search import floors_text
+from diffopt.files.search import CacheSearchFile
 from diffopt.report.plots.canvas import ACCENT, COLOURS, INK, annotate, reach, sheet, titled
 
 
-def tried(found: dict[str, Any], name: str) -> str:
-    """`found` is a search.json, `name` a metric of its floor.
+def tried(found: CacheSearchFile, name: str) -> str:
+    """`name` is a metric of its floor.
 
     Values that never hit or that broke the pictures have no point: the one has no noise at all, the other no metric.
     """
-    points = [p for p in found["points"] if p["metrics"] and p["hits"]]
-    metric = points[0]["metrics"][name]
-    at = [(100 * (1 - p["computed"]), p["metrics"][name]["candidate"]) for p in points]
-    with sheet(f"{metric['title']} against the arithmetic that {found['method']} leaves out", 5.6, 3.8) as made:
+    points = [p for p in found.points if p.metrics and p.hits]
+    metric = points[0].metrics[name]
+    at = [(100 * (1 - p.computed), p.metrics[name].candidate) for p in points]
+    with sheet(f"{metric.title} against the arithmetic that {found.method} leaves out", 5.6, 3.8) as made:
         axes = made.axes()
         axes.grid(True)
         axes.margins(0.08, 0.12)
-        axes.plot([x for x, _ in at], [s["mean"] for _, s in at], "-", color=COLOURS[0], linewidth=1, alpha=0.5, zorder=2)
+        axes.plot([x for x, _ in at], [s.mean for _, s in at], "-", color=COLOURS[0], linewidth=1, alpha=0.5, zorder=2)
         for point, (x, stat) in zip(points, at, strict=True):
-            mark = "o" if point["keeps"] else "X"
-            colour = COLOURS[0] if point["keeps"] else COLOURS[1]
-            axes.errorbar([x], [stat["mean"]], yerr=reach([stat]), fmt=mark, color=colour, capsize=2, elinewidth=1, zorder=3)
-        value = found["chosen"]["value"]
-        x, stat = next(place for point, place in zip(points, at, strict=True) if point["value"] == value)
-        label = f"chosen: {found['knob']}={value:g}"
+            mark = "o" if point.keeps else "X"
+            colour = COLOURS[0] if point.keeps else COLOURS[1]
+            axes.errorbar([x], [stat.mean], yerr=reach([stat]), fmt=mark, color=colour, capsize=2, elinewidth=1, zorder=3)
+        value = found.chosen.value
+        x, stat = next(place for point, place in zip(points, at, strict=True) if point.value == value)
+        label = f"chosen: {found.knob}={value:g}"
         ring = {"markersize": 14, "markerfacecolor": "none", "markeredgecolor": ACCENT, "markeredgewidth": 1.8}
-        axes.plot([x], [stat["mean"]], "o", label=label, zorder=4, **ring)
-        by_value = {p["value"]: place for p, place in zip(points, at, strict=True)}
-        sharp = [c for c in found["cliffs"] if c["kind"] in ("falls", "jumps") and c["metric"] in (None, name)]
+        axes.plot([x], [stat.mean], "o", label=label, zorder=4, **ring)
+        by_value = {p.value: place for p, place in zip(points, at, strict=True)}
+        sharp = [c for c in found.cliffs if c.kind in ("falls", "jumps") and c.metric in (None, name)]
         for i, about in enumerate(sharp):
-            ends = [by_value[about[end]] for end in ("after", "before") if about[end] in by_value]
+            ends = [by_value[end] for end in (about.after, about.before) if end in by_value]
             axes.plot(
                 [x for x, _ in ends],
-                [s["mean"] for _, s in ends],
+                [s.mean for _, s in ends],
                 "--",
                 color=COLOURS[1],
                 linewidth=2.2,
@@ -43,27 +42,27 @@ def tried(found: dict[str, Any], name: str) -> str:
             )
         if (limit := _limit(found, name)) is not None:
             axes.axhline(
-                limit, color=INK, linestyle=":", linewidth=1.2, label=f"floor: {floors_text({name: found['floor'][name]})}"
+                limit, color=INK, linestyle=":", linewidth=1.2, label=f"floor: {floors_text({name: found.floor[name]})}"
             )
-        axes.set(xlabel="arithmetic left out, %", ylabel=f"{titled(metric)} ({metric['better']} is better)")
+        axes.set(xlabel="arithmetic left out, %", ylabel=f"{titled(metric)} ({metric.better} is better)")
         axes.ticklabel_format(useOffset=False)
         made.figure.legend(loc="outside upper left", ncols=3)
-        places = [(x, stat["mean"]) for x, stat in at]
+        places = [(x, stat.mean) for x, stat in at]
         annotate(
             made.figure,
             axes,
-            [(a, f"{p['value']:g}", p["value"] == value) for p, a in zip(points, places, strict=True)],
+            [(a, f"{p.value:g}", p.value == value) for p, a in zip(points, places, strict=True)],
             places,
         )
     return made.svg
 
 
-def _limit(found: dict[str, Any], name: str) -> float | None:
+def _limit(found: CacheSearchFile, name: str) -> float | None:
     """The floor in the metric's unit."""
     from diffopt.quality.floor import Floor
 
-    floor = Floor.parse(f"{name}={found['floor'][name]}")
+    floor = Floor.parse(f"{name}={found.floor[name]}")
     if not floor.change:
         return floor.limit
-    base = found["chosen"]["metrics"][name]["reference"]["mean"]
-    return float(base + floor.limit * abs(base))
+    reference = found.chosen.metrics[name].reference
+    return reference.mean + floor.limit * abs(reference.mean) if reference else None

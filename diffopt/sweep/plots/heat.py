@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from diffopt.files.metrics import MetricResult
 from diffopt.report.plots.canvas import INK, LINE, SOFT, sheet
 from diffopt.sweep.grid import Panel
 from diffopt.sweep.job_table import Row
@@ -11,7 +12,7 @@ CELL, LOW = (0.85, 0.5), 2.0
 """Inches of a cell; of the lowest plot, in which the colour bar's title still has its place."""
 
 
-def heat(panel: Panel, metric: dict[str, Any], name: str, ends: tuple[float, float], best: Row | None, decimals: int) -> str:
+def heat(panel: Panel, metric: MetricResult, name: str, ends: tuple[float, float], best: Row | None, decimals: int) -> str:
     """`ends` are the lowest and highest mean of the whole sweep: all panels have one scale. The brighter the better."""
     x, y = panel.x, panel.y
     assert x is not None
@@ -27,7 +28,7 @@ def heat(panel: Panel, metric: dict[str, Any], name: str, ends: tuple[float, flo
                 taken.setdefault(place, row)
         for (i, j), row in taken.items():
             corner, there = (j - 0.5, i - 0.5), name in row.metrics
-            value = row.metrics[name]["candidate"]["mean"] if there else 0.0
+            value = row.metrics[name].candidate.mean if there else 0.0
             fill = scale.to_rgba(value) if there else LINE
             axes.add_patch(Rectangle(corner, 1, 1, facecolor=fill, edgecolor="none"))
             text = f"{value:.{decimals}f}" if there else "failed" if row.error else "\N{EN DASH}"
@@ -46,7 +47,7 @@ def heat(panel: Panel, metric: dict[str, Any], name: str, ends: tuple[float, flo
     return made.svg
 
 
-def points(panel: Panel, metric: dict[str, Any], name: str, ends: tuple[float, float], best: Row | None) -> str:
+def points(panel: Panel, metric: MetricResult, name: str, ends: tuple[float, float], best: Row | None) -> str:
     """The same for jobs that fill no grid: a point a job, where its two numbers are."""
     x, y = panel.x, panel.y
     assert x is not None
@@ -61,7 +62,7 @@ def points(panel: Panel, metric: dict[str, Any], name: str, ends: tuple[float, f
             if name not in row.metrics:
                 axes.plot(*where, "x", color=SOFT, markersize=7)
                 continue
-            colour = scale.to_rgba(row.metrics[name]["candidate"]["mean"])
+            colour = scale.to_rgba(row.metrics[name].candidate.mean)
             edge = {"markeredgecolor": INK, "markeredgewidth": 2 if row is best else 0.5}
             axes.plot(*where, "o", color=colour, markersize=11 if row is best else 8, **edge)
         axes.set(xlabel=x.key, ylabel=y.key, title=panel.title)
@@ -69,18 +70,18 @@ def points(panel: Panel, metric: dict[str, Any], name: str, ends: tuple[float, f
     return made.svg
 
 
-def _said(panel: Panel, metric: dict[str, Any], what: str) -> str:
+def _said(panel: Panel, metric: MetricResult, what: str) -> str:
     over = f" over {panel.x.key} and {panel.y.key}" if panel.x and panel.y else ""
-    return f"{what} of {metric['title']}{over}" + (f", {panel.title}" if panel.title else "")
+    return f"{what} of {metric.title}{over}" + (f", {panel.title}" if panel.title else "")
 
 
-def _scale(metric: dict[str, Any], ends: tuple[float, float]) -> Any:
+def _scale(metric: MetricResult, ends: tuple[float, float]) -> Any:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     low, high = ends
     wide = high - low or abs(high) * 1e-3 or 1.0
-    return ScalarMappable(Normalize(low, low + wide), "viridis" if metric["better"] == "higher" else "viridis_r")
+    return ScalarMappable(Normalize(low, low + wide), "viridis" if metric.better == "higher" else "viridis_r")
 
 
 def _legible(colour: tuple[float, float, float, float]) -> str:
@@ -89,7 +90,7 @@ def _legible(colour: tuple[float, float, float, float]) -> str:
     return "#000000" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18 else "#ffffff"
 
 
-def _bar(figure: Any, axes: Any, scale: Any, metric: dict[str, Any]) -> None:
+def _bar(figure: Any, axes: Any, scale: Any, metric: MetricResult) -> None:
     """The scale, in steps: a smooth one would be a picture of pixels."""
     import numpy as np
 
@@ -102,4 +103,4 @@ def _bar(figure: Any, axes: Any, scale: Any, metric: dict[str, Any]) -> None:
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.solids.set(edgecolor="face", linewidth=0.4)
-    bar.set_label(metric["title"] + (f", {metric['unit']}" if metric["unit"] else ""))
+    bar.set_label(metric.title + (f", {metric.unit}" if metric.unit else ""))

@@ -1,18 +1,17 @@
 """A metric over one swept number, a line for each of the other choices; or a dot a job where no number was swept."""
 
-from typing import Any
-
+from diffopt.files.metrics import MetricResult
 from diffopt.report.plots.canvas import COLOURS, INK, MARKERS, SOFT, reach, sheet, titled
 from diffopt.sweep.grid import Panel
 from diffopt.sweep.job_table import Row, settings
 from diffopt.sweep.numeric import number
 
 
-def lines(panel: Panel, metric: dict[str, Any], name: str) -> str:
+def lines(panel: Panel, metric: MetricResult, name: str) -> str:
     """Means with their 95% intervals, and the mean of the references where the metric has one."""
     assert panel.x is not None
     key = panel.x.key
-    with sheet(f"{metric['title']} over {key}" + (f", {panel.title}" if panel.title else ""), 5.6, 3.4) as made:
+    with sheet(f"{metric.title} over {key}" + (f", {panel.title}" if panel.title else ""), 5.6, 3.4) as made:
         axes = made.axes()
         axes.grid(True, axis="y")
         groups: dict[str, list[Row]] = {}
@@ -22,15 +21,15 @@ def lines(panel: Panel, metric: dict[str, Any], name: str) -> str:
         for i, (title, rows) in enumerate(groups.items()):
             rows.sort(key=lambda r: number(r.value(key)) or 0.0)
             same = len({r.duplicate_of or r.job for r in rows}) == 1 and len(rows) > 1
-            stats = [r.metrics[name]["candidate"] for r in rows]
+            stats = [r.metrics[name].candidate for r in rows]
             axes.errorbar(
                 [number(r.value(key)) for r in rows],
-                [s["mean"] for s in stats],
+                [s.mean for s in stats],
                 yerr=reach(stats),
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
                 linestyle="--" if same else "-",
-                label=(title or metric["title"]) + (f" ({key} is not read)" if same else ""),
+                label=(title or metric.title) + (f" ({key} is not read)" if same else ""),
                 capsize=3,
                 markersize=6,
                 linewidth=1.6,
@@ -45,15 +44,15 @@ def lines(panel: Panel, metric: dict[str, Any], name: str) -> str:
     return made.svg
 
 
-def dots(panel: Panel, metric: dict[str, Any], name: str) -> str:
+def dots(panel: Panel, metric: MetricResult, name: str) -> str:
     """A row a job from the first down: the mean and its 95% interval."""
     rows = [r for r in panel.rows if name in r.metrics]
-    with sheet(f"{metric['title']} of each job", 5.6, 0.9 + 0.32 * len(rows)) as made:
+    with sheet(f"{metric.title} of each job", 5.6, 0.9 + 0.32 * len(rows)) as made:
         axes = made.axes()
         axes.grid(True, axis="x")
         for i, row in enumerate(rows):
-            stat, places = row.metrics[name]["candidate"], {"color": COLOURS[0], "capsize": 3}
-            axes.errorbar([stat["mean"]], [-i], xerr=reach([stat]), fmt="o", markersize=6, **places)
+            stat, places = row.metrics[name].candidate, {"color": COLOURS[0], "capsize": 3}
+            axes.errorbar([stat.mean], [-i], xerr=reach([stat]), fmt="o", markersize=6, **places)
         for value in _reference(panel.rows, name):
             axes.axvline(value, color=INK, linestyle=":", linewidth=1.2, label="full precision")
             made.figure.legend(loc="outside upper right")
@@ -67,5 +66,5 @@ def dots(panel: Panel, metric: dict[str, Any], name: str) -> str:
 
 def _reference(rows: tuple[Row, ...], name: str) -> list[float]:
     """The one mean of the references, where all jobs have the same."""
-    found = {r.metrics[name]["reference"]["mean"] for r in rows if "reference" in r.metrics.get(name, {})}
+    found = {m.reference.mean for r in rows if (m := r.metrics.get(name)) and m.reference}
     return list(found) if len(found) == 1 else []

@@ -1,29 +1,29 @@
 """Quality against a cost: a point a job, the Pareto front as a step, its points labelled."""
 
 from textwrap import fill
-from typing import Any
 
+from diffopt.files.metrics import MetricResult
 from diffopt.report.plots.canvas import ACCENT, COLOURS, INK, MARKERS, annotate, reach, sheet, titled
 from diffopt.sweep.cost import Cost
 from diffopt.sweep.job_table import Row
 
 
-def trade(rows: list[Row], front: list[Row], metric: dict[str, Any], name: str, cost: Cost, keys: list[str]) -> str:
+def trade(rows: list[Row], front: list[Row], metric: MetricResult, name: str, cost: Cost, keys: list[str]) -> str:
     """`keys` are the swept ones. Series are the values of the first that is no number, as the format."""
     there = [r for r in rows if r.job in cost.values and name in r.metrics]
     key = next((k for k in keys if len({r.value(k) for r in there}) > 1 and _words(there, k)), None)
     series = list(dict.fromkeys(r.value(key) if key else None for r in there))
-    with sheet(f"{metric['title']} against {cost.title[0].lower()}{cost.title[1:]}, with the Pareto front", 7.2, 4.4) as made:
+    with sheet(f"{metric.title} against {cost.title[0].lower()}{cost.title[1:]}, with the Pareto front", 7.2, 4.4) as made:
         axes = made.axes()
         axes.grid(True)
         axes.margins(0.08, 0.1)
-        at = {r.job: (cost.values[r.job] * cost.scale, r.metrics[name]["candidate"]["mean"]) for r in there}
+        at = {r.job: (cost.values[r.job] * cost.scale, r.metrics[name].candidate.mean) for r in there}
         for row in there:
             i = series.index(row.value(key) if key else None) % len(COLOURS)
             on = row in front
             axes.errorbar(
                 *([v] for v in at[row.job]),
-                yerr=reach([row.metrics[name]["candidate"]]),
+                yerr=reach([row.metrics[name].candidate]),
                 xerr=_wide(cost, row.job),
                 fmt=MARKERS[i],
                 color=COLOURS[i],
@@ -42,15 +42,13 @@ def trade(rows: list[Row], front: list[Row], metric: dict[str, Any], name: str, 
             axes.plot(
                 [], [], MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], label=f"{key.rpartition('.')[2]}={value}"
             )
-        reference = {r.metrics[name]["reference"]["mean"] for r in there if "reference" in r.metrics[name]}
+        reference = {base.mean for r in there if (base := r.metrics[name].reference)}
         if len(reference) == 1:
             axes.axhline(*reference, color=INK, linestyle=":", linewidth=1.2, label="full precision")
         axes.plot([], [], "-", color=ACCENT, label="Pareto front")
         longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
         made.figure.legend(loc="outside upper left", ncols=max(1, min(4, 84 // (longest + 8))))
-        axes.set(
-            xlabel=f"{cost.title}, {cost.unit} (less is better)", ylabel=f"{titled(metric)} ({metric['better']} is better)"
-        )
+        axes.set(xlabel=f"{cost.title}, {cost.unit} (less is better)", ylabel=f"{titled(metric)} ({metric.better} is better)")
         axes.ticklabel_format(useOffset=False)
         labels = [(r, f"{r.job}: {_short(r, keys)}" if r in front else r.job) for r in front]
         labels += [(r, r.job) for r in there if r not in front]
