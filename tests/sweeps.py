@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_report import GRAPH, MACHINE, artifact, scored
+from contents import GRAPH, MACHINE
+from test_report import artifact, scored
 
 from diffopt.files.stored import plain
 from diffopt.metrics.intervals import interval

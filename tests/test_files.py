@@ -7,7 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import CHECKPOINT, GRAPH, MACHINE, PIPELINE, PLAN
+from contents import (
+    ADAPTER,
+    BESIDE,
+    CHECKPOINT,
+    CUT,
+    DRAWN,
+    EVALUATION,
+    FEWER,
+    GRAPH,
+    METRICS,
+    MIX,
+    MIXED,
+    PICTURE,
+    PIPELINE,
+    PLAN,
+    RATIOS,
+    RUN,
+    SAVED,
+    SEARCH,
+    SENSED,
+    STAT,
+    TIMED,
+    TIMING,
+    TRAINED,
+)
 
 from diffopt.errors import StoreError
 from diffopt.files.checkpoint import CheckpointFile
@@ -17,10 +41,16 @@ from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import ImagesFile
 from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricsFile
+from diffopt.files.mix import MixFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.files.ratios import MagRatiosFile
+from diffopt.files.run import RunFile
 from diffopt.files.search import CacheSearchFile
+from diffopt.files.sensitivity import SensitivityFile
 from diffopt.files.stored import Stored, later
+from diffopt.files.training import TrainingFile
+from diffopt.files.trainset import TrainSetFile
 
 
 @dataclass(frozen=True)
@@ -74,7 +104,7 @@ def test_an_older_file_lacks_newer_keys() -> None:
 
 
 def test_a_key_that_is_absent_stays_absent_and_one_of_older_files_is_written() -> None:
-    written = json.loads(Whole.of({k: v for k, v in CONTENT.items() if k not in ("newer", "first")}).text())
+    written = json.loads(Whole.of({k: v for k, v in CONTENT.items() if k not in ("newer", "first")}).to_json())
     assert written["newer"] is None
     assert "first" not in written
 
@@ -86,58 +116,6 @@ def test_a_lacking_key_is_named() -> None:
 
 def test_a_key_of_a_later_version_is_not_read() -> None:
     assert Whole.of(CONTENT | {"more": 1}) == Whole.of(CONTENT)
-
-
-RULE = {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": {"num_bits": 8, "axis": 0}}
-MIXED = {**{k: v for k, v in CHECKPOINT.items() if k != "layers"}, "rules": [RULE], "mix": {"a": "fp8"}, "layers": ["a"]}
-SHAPES = {"x": {"min": [1, 4], "opt": [2, 4], "max": [3, 4]}}
-PART = {"file": "model.0.onnx", "reused": False, "inputs": ["x"], "outputs": ["out"], "entering": {"b": "a"}}
-CUT = {k: v for k, v in GRAPH.items() if k != "diffusers"} | {
-    "inputs": {"x": {"shape": [2, 4], "dtype": "float32"}},
-    "profile": SHAPES,
-    "reused": ["blocks.0"],
-    "pieces": [PART | {"profile": SHAPES, "bytes": 5}],
-    "diffusers": "0.42.1",
-}
-ADAPTER = {"name": "a.safetensors", "source": "sha256:1", "scale": 0.5, "backbone": None, "hits": {"transformer": 3}}
-
-
-STAT = {"mean": 1.5, "low": None, "high": 2, "n": 1}
-ABOUT = {"title": "PSNR", "unit": "dB", "better": "higher"}
-SCORE = ABOUT | {"candidate": STAT, "values": [1, 2.5], "difference": STAT, "verdict": "a loss"}
-SET = ABOUT | {"candidate": STAT, "verdict": "a distance"}
-METRICS = {
-    "schema": "diffopt.metrics/1",
-    "prompts": ["a"],
-    "metrics": {"z": SCORE | {"reference": STAT, "reference_values": [1, 2]}, "fid": SET},
-    "difference_gain": 8,
-}
-BESIDE = {"name": "ptq", "title": "before", "metrics": {"fid": ABOUT | {"candidate": STAT, "compared": STAT}}}
-FEWER = {"name": "fewer_steps", "title": "12 steps", "steps": 12, "arithmetic": 0.6, "computed": 0.5}
-FEWER |= {"metrics": {"z": ABOUT | {"candidate": STAT, "compared": STAT, "difference": STAT, "verdict": "lost"}}}
-EVALUATION = {
-    "schema": "diffopt.evaluation/1", "reference": None, "models": ["a"], "prompts": ["p"], "left_out": [0], "problems": [],
-    "metrics": {"z": ABOUT | {"weights": {}, "models": {"a": {"stat": STAT, "values": [None]}}, "order": []}},
-}  # fmt: skip
-SAVED = {"hits": 1, "misses": 2, "computed": 0.5}
-PICTURE = {"file": "000.png", "prompt": "p", "seed": 3}
-DRAWN = {"runtime": "torch", "format": "fp8", "simulated": False}
-TIMING = {"seconds_per_image": {"median": 1, "p10": 1, "p90": 2}, "milliseconds_per_step": None, "seconds_per_call": [1.0]}
-TIMED = {
-    "schema": "diffopt.latency/1", "runtime": "torch", "machine": MACHINE, "batch_size": 1, "steps": 2, "warmup": 1,
-    "repeats": 3, "baseline": TIMING,
-}  # fmt: skip
-TRIED = {
-    "value": 3, "metrics": {"psnr": SCORE}, "broken": None, "hits": 1, "misses": 2, "computed": 0.5, "margins": {"psnr": STAT},
-    "keeps": True, "shown": False, "order": 1,
-}  # fmt: skip
-SEARCH = {
-    "schema": "diffopt.cache-search/1", "method": "cachify", "knob": "every", "more": "higher", "low": 2.0, "high": 6.0,
-    "floor": {"psnr": 30, "clip": "-0.5%"}, "prompts": 4, "steps": 20,
-    "points": [TRIED, TRIED | {"metrics": {}, "margins": {}, "broken": "one colour"}],
-    "cliffs": [{"after": 2, "before": 3, "kind": "jumps", "metric": None, "by": 0.2}],
-    "chosen": TRIED, "limit": "floor", "reason": "the next value does not keep it",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -155,13 +133,26 @@ SEARCH = {
         (ImagesFile, DRAWN | {"steps": 12, "arithmetic": 0.6, "images": []}),
         (LatencyFile, TIMED | {"speedup": None}),
         (LatencyFile, TIMED | {"candidate": TIMING | {"cache": SAVED}, "speedup": {"end_to_end": STAT, "per_step": None}}),
+        (MagRatiosFile, RATIOS),
         (MetricsFile, METRICS),
         (MetricsFile, METRICS | {"frames": 4}),
+        (MixFile, MIX),
         (OnnxGraphFile, GRAPH),
         (OnnxGraphFile, CUT),
         (PipelineFile, PIPELINE),
         (PipelineFile, PIPELINE | {"lora": [ADAPTER]}),
+        (RunFile, RUN),
+        (SensitivityFile, SENSED),
+        (TrainingFile, TRAINED),
+        (TrainingFile, TRAINED | {"metric": None, "validations": [], "best": None, "teacher": "0"}),
     ],
 )
 def test_each_file_is_written_as_it_was(kind: type[Stored], content: dict[str, Any]) -> None:
-    assert kind.of(content).text() == json.dumps(content, indent=kind.INDENT)
+    assert kind.of(content).to_json() == json.dumps(content, indent=kind.INDENT)
+
+
+def test_the_prompts_of_a_training_set_are_written_as_they_are(tmp_path: Path) -> None:
+    older = {"schema": "diffopt.trainset/1", "items": 2, "prompts": ["caf\u00e9"], "text": [0, 0]}
+    TrainSetFile.of(older).write(tmp_path)
+    content = (tmp_path / "set.json").read_text(encoding="utf-8")
+    assert content == json.dumps(older | {"skipped": 0, "unreadable": []}, indent=1, ensure_ascii=False)

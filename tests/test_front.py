@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from contents import CHECKPOINT, MACHINE, PIPELINE
 from sweeps import SPREAD, failed, findings, job, measured, psnr
-from test_report import CHECKPOINT, MACHINE, PIPELINE, artifact
+from test_report import artifact
 
 from diffopt.sweep import conclusions, cost
 from diffopt.sweep.weight_bytes import weight_bytes

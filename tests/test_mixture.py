@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from contents import MIX
 from safetensors.torch import load_file
 from test_sensitivity import ALPHA, measure, measured
 from tiny import CHUNK, bench, call, emoji, folder
@@ -18,6 +21,7 @@ from diffopt.artifact import Checkpoint, Mix, OnnxGraph
 from diffopt.cli.modelopt_file import portable
 from diffopt.errors import ConfigError, PlanError
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.mix import MixedLayer, MixFile
 from diffopt.groups import FormatView, ScaleView, gpu_rates
 from diffopt.groups.format import Budget, MixView
 from diffopt.groups.validate import choose
@@ -148,11 +152,13 @@ def test_a_candidate_may_be_to_leave_a_layer_as_it_is() -> None:
 def in_turn(names: tuple[str, ...], family: str = "flux") -> Mix:
     """A mix by hand: the layers take these formats one after the other, a convolution the first that quantizes it."""
     ctx, rows = bench(family=family).context(), rows_of(family)
+    layers: list[MixedLayer] = []
     for i, row in enumerate(rows):
-        row["format"] = names[i % len(names)]
+        name = names[i % len(names)]
         if row["kind"] == "convolution":
-            row["format"] = next(n for n in names if formats.method(n).convolution)
-    (ctx.out / "mix.json").write_text(json.dumps({"layers": rows, "bits": 6.5}))
+            name = next(n for n in names if formats.method(n).convolution)
+        layers.append(MixedLayer(row["name"], row["kind"], name, 1, 0.0))
+    replace(MixFile.of(MIX), layers=tuple(layers), bits=6.5).write(ctx.out)
     return Mix(ctx.out, "mix")
 
 
@@ -320,22 +326,20 @@ def test_a_mix_draws_closer_to_full_precision_than_the_worse_format_of_its_size(
     b, pair = emoji(), ("fp8", "int8_sq")
     ctx, sensed = b.context(), measure(b, pair, 2, alpha=0.2)
     mix.run(ctx, MixView(candidates=list(pair), budget=Budget(bits=8.0), exclude=[]), b.pipeline(), sensed)
-    layers = Mix(ctx.out, "mix").json("mix.json")["layers"]
-    assert {x["format"] for x in layers} == {*pair}
+    layers = MixFile.read(ctx.out).layers
+    assert {x.format for x in layers} == {*pair}
     extremes = load_file(b.stats(CHUNK).path / "extremes.safetensors")
 
-    def drawn(layers: list[dict[str, Any]]) -> np.ndarray:
+    def drawn(layers: Sequence[MixedLayer]) -> np.ndarray:
         backbone = b.backbone()
         if layers:
-            checkpoint.quantize(
-                backbone, scheme.rules(layers), scheme.calibration({x["format"] for x in layers}, 0.2), extremes
-            )
+            checkpoint.quantize(backbone, scheme.rules(layers), scheme.calibration({x.format for x in layers}, 0.2), extremes)
         return b.draw(open_pipeline(b.context(), b.pipeline(), backbone), list(b.prompts), list(range(7)), 4)
 
     plain = drawn([])
 
-    def psnr(layers: list[dict[str, Any]]) -> np.ndarray:
+    def psnr(layers: Sequence[MixedLayer]) -> np.ndarray:
         return -10 * np.log10(((drawn(layers) - plain) ** 2).reshape(7, -1).mean(1))
 
-    better = psnr(layers) - psnr([{**x, "format": "fp8"} for x in layers])
+    better = psnr(layers) - psnr([replace(x, format="fp8") for x in layers])
     assert better.mean() > 1  # dB; over 16 pictures of 10 steps it is 3.3

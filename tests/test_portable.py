@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from contents import RUN
 from tiny import Bench, bench, call
 
 from diffopt import formats
@@ -14,6 +16,7 @@ from diffopt.cli.modelopt_file import FILE, portable
 from diffopt.cli.store import command
 from diffopt.errors import StoreError
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.run import RunFile
 from diffopt.quantization import checkpoint
 from diffopt.store.store import Store
 
@@ -104,8 +107,7 @@ def test_the_model_is_found_by_a_run_that_made_the_checkpoint(tmp_path: Path) ->
     b, run = bench(), tmp_path / "run"
     store = stored(b, "fp8", tmp_path / "store")
     run.mkdir()
-    config = f'{{"schema": "diffopt.run/1", "steps": [], "wanted": [], "notes": [], "config": "model: {{source: {b.source}}}"}}'
-    (run / "run.json").write_text(config)
+    replace(RunFile.of(RUN), config=f"model: {{source: {b.source}}}").write(run)
     store.refer(run, [("checkpoint", "b" * 16)])
     export(store, "b" * 16, str(tmp_path / "out"))
     assert (tmp_path / "out" / FILE).is_file()

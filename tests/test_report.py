@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contents import CHECKPOINT, GRAPH, MACHINE, MIX, PIPELINE, PLAN, RATIOS
 from PIL import Image
 
 from diffopt import text
@@ -25,24 +26,6 @@ MAGENTA, GREEN = (255, 0, 255), (0, 200, 0)
 PSNR = {"title": "PSNR", "unit": "dB", "better": "higher"}
 CLIP = {"title": "CLIP score", "unit": "", "better": "higher"}
 NOTE = "int8_sq is simulated by the torch runtime: its pictures count, its speed does not"
-PIPELINE = {
-    "source": "sha256:0", "family": "flux", "weights": "pretrained", "dtype": "float16", "scheduler": None, "components": {},
-    "backbones": ["transformer"], "parameters": 500, "blocks": {}, "largest": None, "size_step": 16,
-}  # fmt: skip
-CHECKPOINT = {
-    "family": "flux", "format": "nvfp4", "weight_bits": 8, "block_size": None, "rank": None, "rules": [], "algorithm": "max",
-    "layers": [],
-}  # fmt: skip
-GRAPH = {
-    "format": "int8_sq", "weights": "pretrained", "backbones": ["transformer"], "batch_size": 1, "opset": 20, "inputs": {},
-    "profile": None, "quantized_layers": 3, "unused_layers": [], "quantized_products": 3, "operators": {}, "bytes": 900,
-    "diffusers": "0.42.1",
-}  # fmt: skip
-PLAN = {
-    "builder": "tensorrt_rtx", "version": "1.7.1", "target": "any GPU of 8.9", "profiles": [],
-    "builder_optimization_level": 3, "bytes": 1900, "format": "int8_sq",
-}  # fmt: skip
-MACHINE = {"host": "h1", "cpu": "Test CPU 9000", "cores": 2, "gpus": []}
 
 
 def stat(mean: float, spread: float = 1.0) -> dict[str, Any]:
@@ -327,15 +310,12 @@ def test_a_page_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path, monk
 
 
 def test_the_page_has_the_mix_and_the_ratios(tmp_path: Path) -> None:
-    uniform = {"bits": 8.0, "error": 0.25, "fits": False}
-    mix = {"budget": {"bits": 6.0, "bytes": None}, "bits": 5.5, "bytes": 2048, "plain_bytes": 8192, "error": 0.5, "gpu": None}
-    layers = [{"name": "block.0", "format": "fp8"}]
-    artifact(tmp_path, "mix", {"mix.json": {**mix, "uniform": {"fp8": uniform}, "layers": layers}})
-    ratios = {"prompts": 2, "ratios": {"transformer": {"once": [0.9876]}}, "deviation": {"transformer": {"once": [0.0123]}}}
-    artifact(tmp_path, "ratios", {"ratios.json": ratios})
+    artifact(tmp_path, "mix", {"mix.json": MIX})
+    ratios = {"ratios": {"transformer": {"once": [0.9876]}}, "deviation": {"transformer": {"once": [0.0123]}}}
+    artifact(tmp_path, "ratios", {"ratios.json": RATIOS | ratios})
     text = words(page(made(tmp_path, {"mix": "1" * 16, "ratios": "2" * 16})))
     assert "0 0.9876 \N{PLUS-MINUS SIGN} 0.0123" in text
-    assert "block.0 fp8" in text
+    assert "blocks.0 fp8" in text
 
 
 def test_a_page_compiles_no_template_of_what_it_does_not_show(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from diffopt.artifact import Sensitivity
 from diffopt.data.prompts import PromptSet
 from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.files.layers import Layer
+from diffopt.files.sensitivity import SensedLayer, SensitivityFile
 from diffopt.groups.format import MEASURABLE
 from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.groups.validate import choose
@@ -51,7 +52,7 @@ def measure(b: Bench, formats: tuple[str, ...], size: int, alpha: float = ALPHA)
 
 
 def reading(family: str = "flux", **kw: Any) -> Reading:
-    return Reading(measured(family, **kw).json("sensitivity.json"))
+    return Reading(SensitivityFile.read(measured(family, **kw).path))
 
 
 @cache
@@ -88,9 +89,9 @@ def test_an_error_is_to_the_bit_that_of_the_layer_of_an_ordinary_checkpoint(name
 
 def test_every_layer_has_an_error_for_every_step() -> None:
     found = reading()
-    assert found.content["steps"] == STEPS
+    assert found.content.steps == STEPS
     for name in MEASURABLE:
-        assert len(found.layers(name)) == len(found.content["layers"])
+        assert len(found.layers(name)) == len(found.content.layers)
         assert all(len(x.steps) == STEPS and all(0 < s < 1 for s in x.steps) for x in found.layers(name))
     assert any(x.steps[0] != x.steps[1] for x in found.layers("fp8"))
 
@@ -200,7 +201,7 @@ def test_the_exclusions_are_the_worst_layers_and_name_nothing_else() -> None:
     found = reading()
     out = [x.name for x in found.exclusions("nvfp4")]
     assert out == [x.name for x in found.worst("nvfp4")][: len(out)]
-    every = [Layer(x["name"], x["kind"], ()) for x in found.content["layers"]]
+    every = [Layer(x.name, x.kind, ()) for x in found.content.layers]
     left = {x.name for x in without(every, out)}
     assert {x.name for x in every} - left == set(out)
     assert 1 <= len(out) <= len(every) / 10
@@ -216,11 +217,9 @@ def test_the_exclusions_can_be_pasted_into_a_recipe(config: Any) -> None:
 
 
 def test_one_layer_with_most_of_the_error_is_excluded_alone() -> None:
-    def row(i: int, error: float) -> dict[str, Any]:
-        return {"name": f"b.{i}", "kind": "linear", "weights": 4, "products": 4, "energy": [1.0], "error": {"fp8": [error]}}
-
-    rows = [row(i, 0.5 if i == 3 else 0.001) for i in range(40)]
-    found = Reading({"formats": ["fp8"], "steps": 1, "layers": rows})
+    errors = [0.5 if i == 3 else 0.001 for i in range(40)]
+    rows = [SensedLayer(f"b.{i}", "linear", 4, 4, [1.0], {"fp8": [error]}) for i, error in enumerate(errors)]
+    found = Reading(SensitivityFile(["fp8"], 1, 1, None, tuple(rows)))
     assert [x.name for x in found.exclusions("fp8")] == ["b.3"]
     assert found.worst("fp8")[0].error == pytest.approx(math.sqrt(0.5))
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import sweeps
+from contents import GRAPH
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from test_report import GRAPH, GREEN, MAGENTA, artifact, count, exported, scored, screenshot, words
+from test_report import GREEN, MAGENTA, artifact, count, exported, scored, screenshot, words
 
 from diffopt.cli.main import main
 from diffopt.cli.report import command

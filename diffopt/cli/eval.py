@@ -43,7 +43,7 @@ def command(arguments: list[str]) -> None:
         print("\n".join(table(content)))
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
-        publish(given.output / EvaluationFile.NAME, content.text())
+        publish(given.output / EvaluationFile.NAME, content.to_json())
         shown = of_evaluation(content, listed.pictures, given.output, SHOWN)
         print(f"report  {publish(given.output / PAGE, render('eval.html', script=SCRIPT, e=content, gallery=shown))}")
     if problems:

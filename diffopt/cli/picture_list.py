@@ -98,7 +98,7 @@ def _number(path: Path) -> list[int | str]:
 
 def _names(runs: list[Run]) -> list[str]:
     """What tells each run from the others: the overrides that not all have, or the format where there are none."""
-    given = [dict(o.lstrip("+").split("=", 1) for o in run.content["overrides"] if "=" in o) for run in runs]
+    given = [dict(o.lstrip("+").split("=", 1) for o in run.content.overrides if "=" in o) for run in runs]
     distinguishing = [{k: v for k, v in mine.items() if any(other.get(k) != v for other in given)} for mine in given]
     return [
         ", ".join(v if k == "format" else f"{k}={v}" for k, v in mine.items())

@@ -23,6 +23,8 @@ class Stored:
     SCHEMA: ClassVar[str | None] = None
     """Written first, under `schema`."""
     INDENT: ClassVar[int | None] = 1
+    ASCII: ClassVar[bool] = True
+    """Else texts are written as they are, in UTF-8."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -37,12 +39,12 @@ class Stored:
         except LackingKey as e:
             raise StoreError(f"{cls.NAME}: lacks a key (got no {e}); make what it belongs to again") from None
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         head = {"schema": self.SCHEMA} if self.SCHEMA else {}
-        return json.dumps(head | plain(self), indent=self.INDENT)
+        return json.dumps(head | plain(self), indent=self.INDENT, ensure_ascii=self.ASCII)
 
     def write(self, folder: Path) -> None:
-        (folder / self.NAME).write_text(self.text())
+        (folder / self.NAME).write_text(self.to_json(), encoding="utf-8")
 
 
 class LackingKey(ValueError):
@@ -83,9 +85,11 @@ def _reader(kind: Hashable) -> Callable[[Any], Any]:
     if origin in (Union, UnionType):
         (one,) = {_reader(k) for k in inner if k is not NoneType}
         return one if one is _same else lambda value: None if value is None else one(value)
-    if origin is tuple:
+    if origin in (tuple, list):
         one = _reader(inner[0])
-        return tuple if one is _same else lambda value: tuple(map(one, value))
+        if one is _same:
+            return tuple if origin is tuple else _same
+        return lambda value: origin(map(one, value))
     if origin in (dict, Mapping):
         one = _reader(inner[1])
         return one if one is _same else lambda value: {k: one(x) for k, x in value.items()}

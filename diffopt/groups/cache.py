@@ -10,6 +10,7 @@ from diffopt.artifact import CacheSearch, MagRatios
 from diffopt.caches import METHODS, Settings
 from diffopt.caches.knob_search import KnobSearch
 from diffopt.caches.mag_cache import MagCache, with_ratios
+from diffopt.files.ratios import MagRatiosFile
 from diffopt.files.search import CacheSearchFile
 from diffopt.groups.choices import Choices
 from diffopt.groups.view import View
@@ -82,7 +83,7 @@ class CacheView(View, of=Cache):
             settings = settings.turned(CacheSearchFile.read(search.path).chosen.value)
         if ratios:
             assert isinstance(settings, MagCache)
-            settings = with_ratios(settings, ratios.json("ratios.json")["ratios"])
+            settings = with_ratios(settings, MagRatiosFile.read(ratios.path).ratios)
         return self.model_copy(update={"settings": settings})
 
 

@@ -1,7 +1,6 @@
 """Runs a plan: what is in the store is taken, the rest is made, and the run's directory says which."""
 
 import gc
-import json
 import logging
 import os
 import tempfile
@@ -14,12 +13,12 @@ from typing import Any
 
 from diffopt import __version__
 from diffopt.artifact import Artifact, Pipeline
+from diffopt.files.run import RunFile, RunStep, State
 from diffopt.jobs import preflight
 from diffopt.jobs.plan import Plan, Step
 from diffopt.machine.environment import gpus, machine, package
 from diffopt.machine.memory import peaks, release
 from diffopt.machine.output import to_log
-from diffopt.report.run_directory import RUN
 from diffopt.stage import Context, Held
 from diffopt.store.files import publish
 from diffopt.store.source import Sources
@@ -36,9 +35,7 @@ class Done:
     """What became of one step."""
 
     step: Step
-    state: str
-    """`cached`, `made`, `spare`: not in the store, and nothing that had to be made needs it, or `helped`: another machine
-    makes it, and this one had a part in it."""
+    state: State
     seconds: float
 
 
@@ -88,7 +85,7 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
             done.append(Done(step, "helped", time.monotonic() - started))
             log.info("%-*s  %s  helped; the first machine goes on", width, step.name, step.fingerprint)
             break
-        state = "made" if step in todo else "cached" if store.entry(step.kind, step.fingerprint) else "spare"
+        state: State = "made" if step in todo else "cached" if store.entry(step.kind, step.fingerprint) else "spare"
         if step in todo:
             with store.lock(step.fingerprint):
                 if store.entry(step.kind, step.fingerprint):  # another job made it while this one waited
@@ -200,24 +197,8 @@ def write_run(
             if link.is_symlink():
                 link.unlink()
             link.symlink_to(os.path.relpath(target, directory.resolve()))
-        rows.append(
-            {
-                "name": d.step.name,
-                "kind": d.step.kind,
-                "fingerprint": d.step.fingerprint,
-                "state": d.state,
-                "seconds": round(d.seconds, 3),
-                "inputs": [p.name for p in d.step.parents()],
-            }
-        )
-    content = {
-        "schema": "diffopt.run/1",
-        "name": name,
-        "overrides": overrides,
-        "config": config,
-        "notes": plan.notes,
-        "wanted": [s.name for s in plan.wanted],
-        "steps": rows,
-    }
-    publish(directory / RUN, json.dumps(content, indent=1))
+        inputs = [p.name for p in d.step.parents()]
+        rows.append(RunStep(d.step.name, d.step.kind, d.step.fingerprint, d.state, round(d.seconds, 3), inputs))
+    content = RunFile(name, overrides, config, plan.notes, [s.name for s in plan.wanted], tuple(rows))
+    publish(directory / RunFile.NAME, content.to_json())
     store.refer(directory, [(d.step.kind, d.step.fingerprint) for d in done if d.state != "spare"])

@@ -1,6 +1,5 @@
 """The items of a training set: latents, and the embeddings of the distinct prompts among theirs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,12 @@ from diffopt.artifact import Pipeline, TrainLatents, TrainTexts
 from diffopt.data.extent import Extent, Small
 from diffopt.data.imagefolder import ImageFolder
 from diffopt.errors import GateError
+from diffopt.files.trainset import TrainSetFile
 from diffopt.machine.memory import release
 from diffopt.pipeline.latents import encode
 from diffopt.pipeline.open import family_of, open_vae
 from diffopt.pipeline.texts import Texts, encoder, load, regroup
 from diffopt.stage import Context
-
-SCHEMA = "diffopt.trainset/1"
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,8 @@ class Items:
             raise GateError("collect: the latents have NaN or inf in them (got a broken VAE); check the model's files")
         distinct = _distinct(self.prompts)
         place = {prompt: i for i, prompt in enumerate(distinct)}
-        content = {
-            "schema": SCHEMA,
-            "items": len(self.prompts),
-            "prompts": distinct,
-            "text": [place[p] for p in self.prompts],
-            "skipped": len(self.skipped),
-            "unreadable": [*self.skipped],
-        }
-        (out / "set.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        text = [place[p] for p in self.prompts]
+        TrainSetFile(len(self.prompts), distinct, text, len(self.skipped), self.skipped).write(out)
         save_file({"latents": self.latents.contiguous()}, out / "latents.safetensors")
         save_file({name: x.contiguous() for name, x in self.texts.items()}, out / "texts.safetensors")
 

@@ -3,12 +3,12 @@
 A multiple-choice knapsack, solved exactly (to a gap of 0.01%) as a mixed integer program by scipy's HiGHS.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from diffopt import formats
 from diffopt.errors import PlanError
+from diffopt.files.sensitivity import SensedLayer
 from diffopt.formats.auto import FULL
 from diffopt.groups import gpu_rates
 from diffopt.groups.format import Budget, share
@@ -41,28 +41,28 @@ class Limit:
     """Of the cost, in what the field counts."""
 
 
-def options(layer: Mapping[str, Any], candidates: Sequence[str], plain_bits: float, gpu: str | None) -> list[Option]:
-    """What a layer of `sensitivity.json` can be; a convolution that no candidate quantizes stays as it is."""
+def options(layer: SensedLayer, candidates: Sequence[str], plain_bits: float, gpu: str | None) -> list[Option]:
+    """What a layer can be; a convolution that no candidate quantizes stays as it is."""
     found = []
     for name in candidates:
-        if name == FULL or name not in layer["error"]:
+        if name == FULL or name not in layer.error:
             continue
-        bits = formats.method(name).bits(formats.method(name).block_size) * layer["weights"]
-        time = layer["products"] * (gpu_rates.share(gpu, name) if gpu else 1)
+        bits = formats.method(name).bits(formats.method(name).block_size) * layer.weights
+        time = layer.products * (gpu_rates.share(gpu, name) if gpu else 1)
         found.append(Option(name, relative(layer, name), bits, time))
     if FULL in candidates or not found:
-        found.append(Option(FULL, 0.0, plain_bits * layer["weights"], layer["products"]))
+        found.append(Option(FULL, 0.0, plain_bits * layer.weights, layer.products))
     return found
 
 
-def relative(layer: Mapping[str, Any], name: str) -> float:
-    """Squared error over squared output of a layer of `sensitivity.json`, all denoising steps together."""
-    energy = sum(layer["energy"])
-    return float(sum(layer["error"][name]) / energy) if energy else 0.0
+def relative(layer: SensedLayer, name: str) -> float:
+    """Squared error over squared output of a layer, all denoising steps together."""
+    energy = sum(layer.energy)
+    return sum(layer.error[name]) / energy if energy else 0.0
 
 
-def limits(budget: Budget, layers: Sequence[Mapping[str, Any]], plain_bits: float) -> list[Limit]:
-    weights, products = sum(x["weights"] for x in layers), sum(x["products"] for x in layers)
+def limits(budget: Budget, layers: Sequence[SensedLayer], plain_bits: float) -> list[Limit]:
+    weights, products = sum(x.weights for x in layers), sum(x.products for x in layers)
     found = []
     if budget.bits is not None:
         found.append(Limit("bits", "bits", budget.bits * weights, weights))

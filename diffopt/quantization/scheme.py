@@ -1,11 +1,12 @@
 """What becomes of each layer: modelopt's rules, its calibration, and which layers must be quantized in the end."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffopt import formats
 from diffopt.artifact import Mix, Pipeline
+from diffopt.files.mix import MixedLayer, MixFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.formats.auto import FULL
 from diffopt.formats.method import Rule
@@ -47,25 +48,23 @@ def uniform(backbone: "torch.nn.Module", pipeline: Pipeline, format: FormatView,
 
 def mixed(mix: Mix, alpha: float | None) -> Scheme:
     """The format of each layer that was chosen for it."""
-    chosen = mix.json("mix.json")
-    names = {x["name"]: x["format"] for x in chosen["layers"] if x["format"] != FULL}
+    chosen = MixFile.read(mix.path)
+    names = {x.name: x.format for x in chosen.layers if x.format != FULL}
     algorithm = calibration(names.values(), alpha)
-    return Scheme(rules(chosen["layers"]), algorithm, list(names), round(chosen["bits"], 3), names)
+    return Scheme(rules(chosen.layers), algorithm, list(names), round(chosen.bits, 3), names)
 
 
-def rules(layers: Iterable[Mapping[str, Any]]) -> list[Rule]:
-    """Everything off, then weight and input of each layer, {name, kind, format}, as its format wants them."""
+def rules(layers: Iterable[MixedLayer]) -> list[Rule]:
+    """Everything off, then weight and input of each layer as its format wants them."""
     found: list[Rule] = [{"quantizer_name": "*", "enable": False}]
     for layer in layers:
-        if layer["format"] == FULL:
+        if layer.format == FULL:
             continue
-        method = formats.method(layer["format"])
-        weight, entering = (
-            method.convolution or (None, None) if layer["kind"] == "convolution" else (method.weight, method.input)
-        )
+        method = formats.method(layer.format)
+        weight, entering = method.convolution or (None, None) if layer.kind == "convolution" else (method.weight, method.input)
         for which, attributes in (("weight", weight), ("input", entering)):
-            name = f"{layer['name']}.{which}_quantizer"
-            found.append({"quantizer_name": name, "parent_class": KINDS[layer["kind"]], "cfg": attributes})
+            name = f"{layer.name}.{which}_quantizer"
+            found.append({"quantizer_name": name, "parent_class": KINDS[layer.kind], "cfg": attributes})
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from diffopt.artifact import Images
-from diffopt.errors import ConfigError
+from diffopt.errors import ConfigError, StoreError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import Compared, ComparisonFile
 from diffopt.files.graph import OnnxGraphFile
@@ -20,12 +20,13 @@ from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricResult, MetricsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.files.run import RunFile
 from diffopt.files.stored import Stored
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
 from diffopt.text import size
 
-RUN = "run.json"
+RUN = RunFile.NAME
 File = TypeVar("File", bound=Stored)
 
 
@@ -36,25 +37,28 @@ class Run:
     directory: Path
 
     @cached_property
-    def content(self) -> dict[str, Any]:
+    def content(self) -> RunFile:
         try:
-            found: dict[str, Any] = json.loads((self.directory / RUN).read_text(encoding="utf-8"))
+            found = json.loads((self.directory / RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise ConfigError(f"report: {RUN} cannot be read (got {e}); run the recipe again") from None
-        if not isinstance(found, dict) or not {"steps", "config", "wanted", "notes"} <= set(found):
-            raise ConfigError(f"report: {RUN} is not one of ours (got {str(self.directory)!r}); name a run's directory")
-        return found
+        try:
+            return RunFile.of(found)
+        except (StoreError, TypeError):
+            raise ConfigError(
+                f"report: {RUN} is not one of ours (got {str(self.directory)!r}); name a run's directory"
+            ) from None
 
     @property
     def lost(self) -> list[str]:
         """Steps whose artifacts the store has no more."""
-        steps = [s["name"] for s in self.content["steps"] if s["state"] != "spare"]
+        steps = [s.name for s in self.content.steps if s.state != "spare"]
         return [name for name in steps if not (self.directory / name / "record.json").is_file()]
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The recipe as composed; a group that was not chosen is an empty dict."""
-        found: Any = OmegaConf.to_container(OmegaConf.create(self.content["config"]), resolve=False)
+        found: Any = OmegaConf.to_container(OmegaConf.create(self.content.config), resolve=False)
         return {
             group: found.get(group) or {} for group in ("model", "format", "calib", "sense", "cache", "train", "export", "eval")
         }
@@ -113,7 +117,7 @@ class Run:
         if self.latency:
             return "only the baseline was timed, there is nothing to compare it with"
         if self.images.simulated:
-            simulated = [note for note in self.content["notes"] if "simulated" in note]
+            simulated = [note for note in self.content.notes if "simulated" in note]
             return simulated[0] if simulated else "the format is simulated"
         return "it was not measured"
 
@@ -150,7 +154,7 @@ class Run:
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
         """A dict per prompt: prompt, seed, number, files and metric values; the worst by the first metric first."""
-        steps = {s["name"].partition("@")[2]: s["name"] for s in self.content["steps"] if s["kind"] == Images.kind}
+        steps = {s.name.partition("@")[2]: s.name for s in self.content.steps if s.kind == Images.kind}
         names = {"reference": "reference", "candidate": "sample"}
         names |= {c.name: steps[c.name] for c in self.compared if c.name in steps}
         names["difference"] = "score/difference"

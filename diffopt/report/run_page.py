@@ -2,17 +2,20 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from diffopt.caches.knob_search import floors_text
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import Compared
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.metrics import MetricResult
+from diffopt.files.mix import MixFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.files.ratios import MagRatiosFile
 from diffopt.files.search import CacheSearchFile
+from diffopt.files.sensitivity import SensitivityFile
 from diffopt.files.stored import plain
+from diffopt.files.training import TrainingFile
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes
 from diffopt.report.html import PAGE, render
@@ -34,8 +37,8 @@ def write(directory: Path, inline: bool = False) -> Path:
     """
     run = Run(directory)
     shown = of_run(run, INLINED if inline else SHOWN, inline)
-    records = {s["name"]: run.read(s["name"], "record.json") for s in run.content["steps"]}
-    sensed = run.read("sense", "sensitivity.json")
+    records = {s.name: run.read(s.name, "record.json") for s in run.content.steps}
+    sensed = run.stored("sense", SensitivityFile)
     reading = Reading(sensed) if sensed else None
     content = {
         "beside": beside,
@@ -43,6 +46,9 @@ def write(directory: Path, inline: bool = False) -> Path:
         "checkpoint": run.stored("quantize", CheckpointFile),
         "graph": run.stored("export", OnnxGraphFile),
         "plan": run.stored("build", EnginePlanFile),
+        "mix": run.stored("mix", MixFile),
+        "ratios": run.stored("ratios", MagRatiosFile),
+        "training": run.stored("train", TrainingFile),
         "pipeline": run.stored("load", PipelineFile),
         "reading": reading,
         "maps": _maps(run, reading) if reading else [],
@@ -66,7 +72,7 @@ def _maps(run: Run, reading: Reading) -> list[tuple[str, str]]:
 
         return {"heat": heat(reading), "bars": bars(reading)}
 
-    found = drawn(run.directory / "sense", reading.content, draw)
+    found = drawn(run.directory / "sense", plain(reading.content), draw)
     return [
         (found["heat"], "Relative output error of every layer in every denoising step, a map for each format"),
         (found["bars"], "The layers with the largest relative output error, sorted, for each format"),
@@ -113,7 +119,7 @@ def summary(directory: Path) -> list[str]:
         if row and (step != "quantize" or not run.size_of("export")):
             share = f", {row['share']:.1%} of the plain graph's {size(base['bytes'])}" if base else ""
             rows.append((what, size(row["bytes"]) + share))
-    if sensed := run.read("sense", "sensitivity.json"):
+    if sensed := run.stored("sense", SensitivityFile):
         reading = Reading(sensed)
         for name in reading.formats:
             top = reading.worst(name)[0]
@@ -121,10 +127,10 @@ def summary(directory: Path) -> list[str]:
     if search := run.stored("search", CacheSearchFile):
         rows.append(("cache", f"{explanation.chosen(search)}; {search.reason}"))
         rows += [("cliff", explanation.cliff(about, search)) for about in search.cliffs]
-    if mix := run.read("mix", "mix.json"):
-        counted = Counter(x["format"] for x in mix["layers"])
-        rows.append(("mix", f"{mix['bits']:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))
-    if training := run.read("train", "training.json"):
+    if mix := run.stored("mix", MixFile):
+        counted = Counter(x.format for x in mix.layers)
+        rows.append(("mix", f"{mix.bits:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))
+    if training := run.stored("train", TrainingFile):
         rows.append(("training", trained(training)))
     rows.append(("speed", speed(run)))
     rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in outcomes(run)]
@@ -145,11 +151,11 @@ def beside(other: Compared) -> str:
     return other.title + (f"; with the cache {other.computed:.1%}" if other.arithmetic is not None else "")
 
 
-def trained(training: dict[str, Any]) -> str:
+def trained(training: TrainingFile) -> str:
     """The method, the steps, and the validated metric before and after."""
-    text = f"{training['method'].upper()}, {training['steps']} steps"
-    if scores := [v["score"] for v in training["validations"]]:
-        text += f": {training['metric']} in validation from {scores[0]:.2f} to {scores[-1]:.2f}, best {max(scores):.2f}"
+    text = f"{training.method.upper()}, {training.steps} steps"
+    if scores := [v.score for v in training.validations]:
+        text += f": {training.metric} in validation from {scores[0]:.2f} to {scores[-1]:.2f}, best {max(scores):.2f}"
     return text
 
 

@@ -4,10 +4,10 @@ Errors here are relative and of norms, |y_q - y| / |y|: roots of the sums that `
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+
+from diffopt.files.sensitivity import SensitivityFile
 
 WORST = 10
 """Layers in the report's table of a format."""
@@ -40,22 +40,20 @@ class Hurt:
 
 @dataclass(frozen=True)
 class Reading:
-    """A `sensitivity.json`."""
-
-    content: Mapping[str, Any]
+    content: SensitivityFile
 
     @property
     def formats(self) -> list[str]:
-        return [n for n in self.content["formats"] if self.layers(n)]
+        return [n for n in self.content.formats if self.layers(n)]
 
     @cached_property
     def _hurt(self) -> dict[str, list[Hurt]]:
-        found: dict[str, list[Hurt]] = {name: [] for name in self.content["formats"]}
-        for x in self.content["layers"]:
-            for name, errors in x["error"].items():
-                steps = [ratio(e, y) for e, y in zip(errors, x["energy"], strict=True)]
-                whole = ratio(sum(errors), sum(x["energy"])) or 0.0
-                found[name].append(Hurt(x["name"], x["kind"], x["weights"], whole, steps))
+        found: dict[str, list[Hurt]] = {name: [] for name in self.content.formats}
+        for x in self.content.layers:
+            for name, errors in x.error.items():
+                steps = [ratio(e, y) for e, y in zip(errors, x.energy, strict=True)]
+                whole = ratio(sum(errors), sum(x.energy)) or 0.0
+                found[name].append(Hurt(x.name, x.kind, x.weights, whole, steps))
         return found
 
     def layers(self, name: str) -> list[Hurt]:

@@ -22,10 +22,10 @@ ERROR = "relative output error, %"
 
 def heat(reading: Reading) -> str:
     """A map of layer by denoising step for each format, on one logarithmic scale. Returns a data URI."""
-    names = [x["name"] for x in reading.content["layers"]]
+    names = [x.name for x in reading.content.layers]
     values = {f: {x.name: [100 * (s or 0.0) for s in x.steps] for x in reading.layers(f)} for f in reading.formats}
     every = [v for rows in values.values() for row in rows.values() for v in row if v > 0]
-    steps = reading.content["steps"]
+    steps = reading.content.steps
     nothing = [float("nan")] * steps
     with styled(STYLE):
         from matplotlib import colors

@@ -1,18 +1,11 @@
-"""ratios: MagCache's ratios of magnitudes, measured on the full-precision model in the evaluation's denoising steps.
+"""ratios: MagCache's ratios of magnitudes, measured on the full-precision model in the evaluation's denoising steps."""
 
-`ratios.json`, schema diffopt.mag-ratios/1:
-    prompts, steps             how many prompts were run, one at a time, and in how many denoising steps
-    ratios.BACKBONE.CALL       the mean over prompts for each pass of the loop, 1 for the first. CALL is diffusers' name of a
-                               call within a step: `cond`, `uncond`, or what the pipeline has
-    deviation.BACKBONE.CALL    their standard deviation over prompts, 0 of one
-"""
-
-import json
 from typing import Any, Self
 
 from diffopt.artifact import EvalEmbeddings, MagRatios, Pipeline
 from diffopt.data.prompts import Prompts
 from diffopt.files.pipeline import PipelineFile
+from diffopt.files.ratios import MagRatiosFile
 from diffopt.groups import CallView, Eval
 from diffopt.groups.cache import Cache
 from diffopt.stage import Context, stage
@@ -70,11 +63,6 @@ def ratios(
             for backbone, calls in runs[0].items()
         }
 
-    content = {
-        "schema": "diffopt.mag-ratios/1",
-        "prompts": many,
-        "steps": eval.steps,
-        "ratios": over_prompts(lambda x: np.mean(x, 0)),
-        "deviation": over_prompts(lambda x: np.std(x, 0, ddof=min(1, len(x) - 1))),
-    }
-    (ctx.out / "ratios.json").write_text(json.dumps(content, indent=1))
+    mean = over_prompts(lambda x: np.mean(x, 0))
+    deviation = over_prompts(lambda x: np.std(x, 0, ddof=min(1, len(x) - 1)))
+    MagRatiosFile(many, eval.steps, mean, deviation).write(ctx.out)

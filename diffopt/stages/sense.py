@@ -1,22 +1,11 @@
-"""sense: one pass of the full-precision model, every layer of it tried in several formats beside.
-
-`sensitivity.json`, schema diffopt.sensitivity/1:
-    formats                 those that were tried
-    prompts, steps, alpha   what was run, and SmoothQuant's strength where it was tried
-    layers[].name, kind     the layer, `linear` or `convolution`
-    layers[].weights        their number
-    layers[].products       multiply-accumulates per picture and denoising step
-    layers[].energy         sum of the squares of its full-precision outputs, for every denoising step
-    layers[].error.FORMAT   the same of the difference that the format makes: over `energy`, the relative error squared
-"""
-
-import json
+"""sense: one pass of the full-precision model, every layer of it tried in several formats beside."""
 
 from diffopt import formats
 from diffopt.artifact import CalibStats, Embeddings, Pipeline, Sensitivity
 from diffopt.data.prompts import PromptSet
 from diffopt.files.layers import read_layers
 from diffopt.files.pipeline import PipelineFile
+from diffopt.files.sensitivity import SensedLayer, SensitivityFile
 from diffopt.groups import CallView, ChunkView
 from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.stage import Context, stage
@@ -58,26 +47,19 @@ def sense(
     table = errors.table(sum(c.batches for c in chunks))
     steps, prompts = len(next(iter(table.values()))["energy"]), len(calib.prompts)
     layers = [
-        {
-            "name": x.name,
-            "kind": x.kind,
-            "weights": modules[x.name].weight.numel(),  # type: ignore[operator]
-            "products": errors.products[x.name] / (prompts * steps),
-            "energy": table[x.name].pop("energy"),
-            "error": table[x.name],
-        }
+        SensedLayer(
+            name=x.name,
+            kind=x.kind,
+            weights=modules[x.name].weight.numel(),  # type: ignore[operator]
+            products=errors.products[x.name] / (prompts * steps),
+            energy=table[x.name].pop("energy"),
+            error=table[x.name],
+        )
         for x in known
         if x.name in table
     ]
-    content = {
-        "schema": "diffopt.sensitivity/1",
-        "formats": sense.formats,
-        "prompts": prompts,
-        "steps": steps,
-        "alpha": calib.alpha if any(m.algorithm == "smoothquant" for m in methods) else None,
-        "layers": layers,
-    }
-    (ctx.out / "sensitivity.json").write_text(json.dumps(content))
+    alpha = calib.alpha if any(m.algorithm == "smoothquant" for m in methods) else None
+    SensitivityFile(sense.formats, prompts, steps, alpha, tuple(layers)).write(ctx.out)
 
 
 def _chunks(calib: SensedPromptsView) -> list[ChunkView]:

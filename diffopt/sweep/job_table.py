@@ -34,8 +34,8 @@ class Row:
         """Fingerprint by step name of what the job was for."""
         if not self.run:
             return {}
-        steps = {s["name"]: s["fingerprint"] for s in self.run.content["steps"]}
-        return {name: steps[name] for name in self.run.content["wanted"]}
+        steps = {s.name: s.fingerprint for s in self.run.content.steps}
+        return {name: steps[name] for name in self.run.content.wanted}
 
     def value(self, key: str) -> str | None:
         """What the job was given for a swept key: its override, or the recipe's own value where that is a single one."""
@@ -49,7 +49,7 @@ class Row:
     @cached_property
     def composed(self) -> Any:
         """The recipe as composed."""
-        return OmegaConf.create(self.run.content["config"] if self.run else "{}")
+        return OmegaConf.create(self.run.content.config if self.run else "{}")
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ def table(directory: Path) -> list[Row]:
         error = None if run else "stopped without a result; its log file is diffopt.log"
         if not run and (folder / ERROR).is_file():
             error = (folder / ERROR).read_text(encoding="utf-8").strip()
-        overrides = run.content["overrides"] if run else _composed(folder)
+        overrides = run.content.overrides if run else _composed(folder)
         row = Row(job, dict(_split(o) for o in overrides if _split(o)[0] != "recipe"), run, error, None)
         key = tuple(row.wanted.values())
         original = first.setdefault(key, job) if key else job

@@ -57,7 +57,7 @@ def write(found: Findings) -> Path:
     text = render(
         "sweep.html",
         found=found,
-        name=next((r.run.content["name"] for r in rows if r.run), directory.name),
+        name=next((r.run.content.name for r in rows if r.run), directory.name),
         directory=directory,
         rows=rows,
         swept=found.swept,
@@ -71,7 +71,7 @@ def write(found: Findings) -> Path:
         machines=machines(rows),
         plots=plotted(found),
         thumbnails=thumbnails(rows, found.shown),
-        notes=list(dict.fromkeys(n for r in rows if r.run for n in r.run.content["notes"])),
+        notes=list(dict.fromkeys(n for r in rows if r.run for n in r.run.content.notes)),
         lost=[r.job for r in rows if r.run and r.run.lost],
         pages={r.job: f"{r.job}/{PAGE}" for r in rows if (directory / r.job / PAGE).is_file()},
     )

@@ -77,7 +77,7 @@ def _record(found: Findings, row: Row) -> dict[str, Any]:
     alone = found.savings.alone.get(row.job)
     return {
         "job": row.job,
-        "recipe": row.run.content["name"] if row.run else None,
+        "recipe": row.run.content.name if row.run else None,
         "overrides": row.overrides,
         "metrics": {n: _with(m.candidate, m.difference) for n, m in row.metrics.items()},
         "compared": {

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffopt.files.run import RunStep
 from diffopt.sweep.job_table import Row
 
 
@@ -105,21 +106,21 @@ def savings(rows: list[Row]) -> Savings:
     for row in rows:
         if not row.run:
             continue
-        for step in row.run.content["steps"]:
-            if step["state"] == "spare":
+        for step in row.run.content.steps:
+            if step.state == "spare":
                 continue
-            key = (step["kind"], step["fingerprint"])
+            key = (step.kind, step.fingerprint)
             if key not in uses:
-                uses[key] = Use(step["kind"], step["name"].partition(".")[0], _seconds(row, step))
+                uses[key] = Use(step.kind, step.name.partition(".")[0], _seconds(row, step))
             use = uses[key]
-            use.made |= step["state"] == "made"
+            use.made |= step.state == "made"
             if row.job not in use.jobs:
                 use.jobs.append(row.job)
                 alone[row.job] = alone.get(row.job, 0.0) + (use.seconds or 0.0)
     return Savings(list(uses.values()), alone, frozenset(r.job for r in rows if r.duplicate_of))
 
 
-def _seconds(row: Row, step: dict[str, Any]) -> float | None:
-    record = row.run.read(step["name"], "record.json") if row.run else None
-    found = record["provenance"].get("seconds") if record else step["seconds"] if step["state"] == "made" else None
+def _seconds(row: Row, step: RunStep) -> float | None:
+    record = row.run.read(step.name, "record.json") if row.run else None
+    found = record["provenance"].get("seconds") if record else step.seconds if step.state == "made" else None
     return None if found is None else float(found)

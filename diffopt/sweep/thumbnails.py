@@ -18,7 +18,7 @@ def thumbnails(rows: list[Row], shown: list[Row]) -> list[dict[str, Any]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.distinct and row.run and row.run.images.images:
-            drawn = next((s["fingerprint"] for s in row.run.content["steps"] if s["name"] == "reference"), "")
+            drawn = next((s.fingerprint for s in row.run.content.steps if s.name == "reference"), "")
             groups.setdefault(drawn, []).append(row)
     found = []
     for group in groups.values():

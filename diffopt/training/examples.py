@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from diffopt.artifact import TrainSet
 from diffopt.errors import GateError, PlanError
+from diffopt.files.trainset import TrainSetFile
 from diffopt.pipeline.texts import Texts, padded
 
 NEGATIVE = "negative_"
@@ -40,22 +41,22 @@ class Examples:
     """
 
     def __init__(self, data: TrainSet, held: int, batch: int, unconditional: float, seed: int):
-        about = data.json("set.json")
-        many = len(about["prompts"])
+        about = TrainSetFile.read(data.path)
+        many = len(about.prompts)
         if held >= many:
             raise PlanError(
                 f"train.validation.size: leaves none of the data's {many} prompts to train on (got {held}); lower it, or give "
                 "more data"
             )
-        self.prompts: list[str] = about["prompts"]
+        self.prompts = about.prompts
         self.held = list(range(many - held, many))
         """Indices of the prompts that are validated on."""
         latents = load_file(data.path / "latents.safetensors")["latents"].float()
         if not torch.isfinite(latents).all():
             raise GateError("train: the data's latents have inf or NaN (got some); prepare them in another model.dtype")
-        kept = [i for i, text in enumerate(about["text"]) if text < many - held]
+        kept = [i for i, text in enumerate(about.text) if text < many - held]
         self.latents = latents[kept]
-        self.text = torch.tensor([about["text"][i] for i in kept])
+        self.text = torch.tensor([about.text[i] for i in kept])
         self.texts: Texts = {n: x.clone() for n, x in load_file(data.path / "texts.safetensors").items()}
         for name in [n for n in self.texts if NEGATIVE + n in self.texts and self.texts[n].dim() > 1]:
             pair = name, NEGATIVE + name

@@ -3,7 +3,7 @@
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from diffopt.errors import GateError
+from diffopt.files.stored import typed
+from diffopt.files.training import Validation
 from diffopt.groups.train import TrainView
 from diffopt.stage import Context
 from diffopt.training.examples import Examples
@@ -32,8 +34,8 @@ class Log:
 
     step: int = 0
     losses: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, float] | None = None
+    validations: list[Validation] = field(default_factory=list)
+    best: Validation | None = None
     stale: int = 0
     """Validations since the best."""
     seconds: list[float] = field(default_factory=list)
@@ -93,7 +95,7 @@ class Training:
         else:
             accelerator.register_for_checkpointing(*stateful)
             self.keeper = Keeper(ctx.kept, accelerator)
-        self.log = Log(**(self.keeper.load() or {}))
+        self.log = typed(Log, self.keeper.load() or {})
 
     def __call__(self) -> Log:
         """Train to the end and leave what is to be kept in the subject's weights.
@@ -116,7 +118,7 @@ class Training:
                 if self.validator and train.validation and (self.log.step % train.validation.every == 0 or done):
                     self._validate()
                 if self.log.step % train.save_every == 0 and not done and not self.stopped:
-                    self.keeper.save(self.log.step, vars(self.log))
+                    self.keeper.save(self.log.step, asdict(self.log))
                 tick()
         self._settle()
         return self.log
@@ -196,15 +198,15 @@ class Training:
         if self.shards:
             self.shards.forget()
         score = float(broadcast_object_list([score])[0])
-        if validator.better(score, self.log.best["score"] if self.log.best else None):
-            self.log.best, self.log.stale = {"step": step, "score": score}, 0
+        if validator.better(score, self.log.best.score if self.log.best else None):
+            self.log.best, self.log.stale = Validation(step, score), 0
             if validator.how.patience:
                 self.keeper.save_best(step, dict(self.own))
         else:
             self.log.stale += 1
         if self.average:
             self.average.restore(self.own.values())
-        self.log.validations.append({"step": step, "score": score})
+        self.log.validations.append(Validation(step, score))
         self.accelerator.log({validator.how.metric: score}, step=step)
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
@@ -216,7 +218,7 @@ class Training:
         """Put what is to be kept into the weights: the best validated, the moving average, or the last."""
         how = self.train.validation
         if how and how.patience and self.log.best:
-            for name, weight in self.keeper.load_best(int(self.log.best["step"])).items():
+            for name, weight in self.keeper.load_best(self.log.best.step).items():
                 self.own[name].copy_(weight)
         elif self.average:
             self.average.copy_to(self.own.values())

@@ -1,20 +1,8 @@
 """A training from its artifacts to its own: `checkpoint.json` and what it holds, `weights.safetensors`, `training.json`.
 
-`training.json`, schema diffopt.training/1:
-    method                      qat or qad
-    steps, asked                optimizer steps that were made, and that were asked for: fewer where it stopped early
-    items, skipped, prompts     of the data, without what is held for validation
-    trained                     parameters that were trained
-    losses[].step, loss, ...    of each step, its parts weighted, and the learning rate
-    validations[].step, score   of the metric `metric`; `best` is the best of them
-    teacher                     sha256 of its weights, the same before and after; null without
-    parallel                    single, ddp or fsdp
-    seconds                     of each step
-    peak_bytes                  of each process: ram, and gpu where it has one
 And `validation/STEP.png`, the full-precision model's pictures above its own, and what trackers wrote in `logs`.
 """
 
-import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +10,8 @@ from dataclasses import replace
 from accelerate.utils import gather_object
 
 from diffopt.files.pipeline import PipelineFile
+from diffopt.files.training import TrainingFile
+from diffopt.files.trainset import TrainSetFile
 from diffopt.machine.environment import gpus
 from diffopt.machine.memory import peak, release
 from diffopt.pipeline.open import by_name, config, family_of, open_backbone
@@ -43,8 +33,6 @@ from diffopt.training.subject import Subject
 from diffopt.training.task import Task
 from diffopt.training.teacher import Teacher
 from diffopt.training.validation import Validator
-
-TRAINING = "training.json"
 
 
 def run(ctx: Context, task: Task) -> None:
@@ -84,26 +72,25 @@ def work(ctx: Context, how: str, task: Task) -> None:
         peaks = gather_object([peak()])
     if not first:
         return
-    about = {
-        "schema": "diffopt.training/1",
-        "method": "qad" if train.distillation else "qat",
-        "steps": log.step,
-        "asked": train.steps,
-        "items": len(examples),
-        "skipped": task.data.json("set.json").get("skipped", 0),
-        "prompts": len(examples.prompts) - task.held,
-        "trained": count,
-        "metric": train.validation.metric if train.validation else None,
-        "losses": log.losses,
-        "validations": log.validations,
-        "best": log.best,
-        "teacher": taught,
-        "parallel": how,
-        "seconds": log.seconds,
-        "peak_bytes": peaks,
-    }
+    about = TrainingFile(
+        method="qad" if train.distillation else "qat",
+        steps=log.step,
+        asked=train.steps,
+        items=len(examples),
+        skipped=TrainSetFile.read(task.data.path).skipped,
+        prompts=len(examples.prompts) - task.held,
+        trained=count,
+        metric=train.validation.metric if train.validation else None,
+        losses=log.losses,
+        validations=tuple(log.validations),
+        best=log.best,
+        teacher=taught,
+        parallel=how,
+        seconds=log.seconds,
+        peak_bytes=peaks,
+    )
     checkpoints.save_trained(ctx.out, task.checkpoint, weights)
-    (ctx.out / TRAINING).write_text(json.dumps(about, indent=1))
+    about.write(ctx.out)
     for folder in ("validation", "logs"):
         if any((kept / folder).rglob("*.*")):
             shutil.copytree(kept / folder, ctx.out / folder)
