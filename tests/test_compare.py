@@ -202,7 +202,7 @@ def test_the_page_shows_both_with_their_pictures(compared: Path) -> None:
     assert "the cache lost at n=3" in text
     assert text.count('src="alternative%40fewer_steps/') == 3
     assert "<dt>PSNR, fewer_steps</dt><dd>36.2" in text
-    kinds = list(Run(compared).pairs[0]["files"])
+    kinds = list(Run(compared).pairs[0].files)
     assert kinds == ["reference", "candidate", "fewer_steps", "difference"]
 
 

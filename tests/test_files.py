@@ -1,6 +1,8 @@
 """The files of artifacts as dataclasses: what is read is written again byte by byte, and older files lack newer keys."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from contents import (
     TRAINED,
 )
 
+from diffopt import files
 from diffopt.errors import StoreError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import ComparisonFile
@@ -156,3 +159,10 @@ def test_the_prompts_of_a_training_set_are_written_as_they_are(tmp_path: Path) -
     TrainSetFile.of(older).write(tmp_path)
     content = (tmp_path / "set.json").read_text(encoding="utf-8")
     assert content == json.dumps(older | {"skipped": 0, "unreadable": []}, indent=1, ensure_ascii=False)
+
+
+def test_reading_a_file_imports_no_library_that_computes() -> None:
+    names = [f"diffopt.files.{p.stem}" for p in Path(files.__path__[0]).glob("*.py")]
+    code = f"import sys; import {', '.join(names)}; print(*{{'torch', 'numpy', 'pydantic'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

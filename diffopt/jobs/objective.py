@@ -71,7 +71,7 @@ def _value(run: Run, name: str) -> float:
     value: float | None = None
     if name == "bytes":
         form = run.size_of("export") or run.size_of("build")
-        value = form["bytes"] if form else None
+        value = form.bytes if form else None
     elif name == "seconds":
         timed = run.latency and run.latency.candidate
         value = timed.seconds_per_image.median if timed else None

@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from diffopt.files.evaluation import EvaluatedMetric, EvaluationFile
 from diffopt.files.metrics import MetricResult
 from diffopt.quality.direction import sign
 from diffopt.report.html import picture, picture_size
+from diffopt.report.pair import VideoPaths
 from diffopt.text import digits
 
 if TYPE_CHECKING:
@@ -90,19 +91,18 @@ def of_run(run: "Run", limit: int, inline: bool = False) -> Gallery:
     metrics = {name: m for name, m in run.metrics.items() if m.values is not None}
     pairs = []
     for row in rows:
-        shown = [_picture(kind, path, run.directory, inline) for kind, path in row["files"].items()]
+        shown = [_picture(kind, path, run.directory, inline) for kind, path in row.files.items()]
         values = [
-            Value(m.title, m.unit, digits(m.candidate), row["values"][name], row["theirs"].get(name))
-            for name, m in metrics.items()
+            Value(m.title, m.unit, digits(m.candidate), row.values[name], row.theirs.get(name)) for name, m in metrics.items()
         ]
         values += [
             Value(f"{metrics[name].title}, {other}", metrics[name].unit, digits(metrics[name].candidate), value)
-            for other, found in row["compared"].items()
+            for other, found in row.compared.items()
             for name, value in found.items()
         ]
-        videos = [] if inline else [_video(k, v, run.directory) for k, v in row["videos"].items()]
-        pairs.append(Pair(row["number"], row["prompt"], row["seed"], shown, values, row["same"], videos=videos))
-    worths = [[turn(m) * (r["values"][name] - r["theirs"].get(name, 0.0)) for r in rows] for name, m in metrics.items()]
+        videos = [] if inline else [_video(k, v, run.directory) for k, v in row.videos.items()]
+        pairs.append(Pair(row.number, row.prompt, row.seed, shown, values, row.same, videos=videos))
+    worths = [[turn(m) * r.worth(name) for r in rows] for name, m in metrics.items()]
     return _gallery(pairs, [_order(m) for m in metrics.values()], worths, len(run.pairs), inline)
 
 
@@ -174,8 +174,8 @@ def _picture(kind: str, path: Path, directory: Path, inline: bool) -> Picture:
     return Picture(kind, link, *picture_size(path), link)
 
 
-def _video(kind: str, files: Mapping[str, Any], directory: Path) -> Video:
-    return Video(kind, [_link(p, directory) for p in files["frames"]], _link(files["plays"], directory))
+def _video(kind: str, files: VideoPaths, directory: Path) -> Video:
+    return Video(kind, [_link(p, directory) for p in files.frames], _link(files.plays, directory))
 
 
 def _link(path: Path, directory: Path) -> str:

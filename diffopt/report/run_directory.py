@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,8 @@ from diffopt.files.run import RunFile
 from diffopt.files.stored import Stored
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
-from diffopt.text import size
+from diffopt.report.form import Form, parts
+from diffopt.report.pair import RunPair, VideoPaths, identical, values_of
 
 RUN = RunFile.NAME
 File = TypeVar("File", bound=Stored)
@@ -122,20 +123,20 @@ class Run:
         return "it was not measured"
 
     @cached_property
-    def sizes(self) -> list[dict[str, Any]]:
-        """What each form of the backbone takes, in bytes; `base` is the one that the others are a share of."""
+    def sizes(self) -> list[Form]:
+        """The forms of the backbone."""
         pipeline, checkpoint = self.stored("load", PipelineFile), self.stored("quantize", CheckpointFile)
-        rows: list[dict[str, Any]] = []
+        rows: list[Form] = []
         if pipeline:
             many, dtype = pipeline.parameters, pipeline.dtype
             note = f"{many / 1e6:,.1f} million parameters in {dtype}"
             for adapter in pipeline.lora:
                 hits = ", ".join(f"{n} layers of {component}" for component, n in adapter.hits.items())
                 note += f"; {Path(adapter.name).name} at scale {adapter.scale:g} fused into {hits}"
-            rows.append({"step": "load", "what": "Source backbone", "bytes": many * BYTES.get(dtype, 4), "note": note})
+            rows.append(Form("load", "Source backbone", many * BYTES.get(dtype, 4), note))
         if checkpoint and (taken := self.taken("quantize")):
             note = "only what differs from the source: scales and extremes, no weights"
-            rows.append({"step": "quantize", "what": "Checkpoint", "bytes": taken, "note": note})
+            rows.append(Form("quantize", "Checkpoint", taken, note))
         heads: tuple[tuple[str, str, type[OnnxGraphFile | EnginePlanFile]], ...] = (
             ("export.baseline", "ONNX graph, plain", OnnxGraphFile),
             ("export", "ONNX graph", OnnxGraphFile),
@@ -143,62 +144,51 @@ class Run:
         )
         for step, what, kind in heads:
             if (head := self.stored(step, kind)) and (taken := self.taken(step, kind.NAME)):
-                note = ", ".join([head.format or "full precision", *_parts(head)])
-                rows.append({"step": step, "what": what, "bytes": taken, "note": note})
-        base = next((r for step in ("export.baseline", "load") for r in rows if r["step"] == step), None)
-        return [{**r, "base": r is base, "share": r["bytes"] / base["bytes"] if base else None} for r in rows]
+                note = ", ".join([head.format or "full precision", *parts(head)])
+                rows.append(Form(step, what, taken, note))
+        base = next((r for step in ("export.baseline", "load") for r in rows if r.step == step), None)
+        return [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
 
-    def size_of(self, step: str) -> dict[str, Any] | None:
-        return next((r for r in self.sizes if r["step"] == step), None)
+    def size_of(self, step: str) -> Form | None:
+        return next((r for r in self.sizes if r.step == step), None)
 
     @cached_property
-    def pairs(self) -> list[dict[str, Any]]:
-        """A dict per prompt: prompt, seed, number, files and metric values; the worst by the first metric first."""
+    def pairs(self) -> list[RunPair]:
+        """One a prompt; the worst by the first metric first."""
         steps = {s.name.partition("@")[2]: s.name for s in self.content.steps if s.kind == Images.kind}
         names = {"reference": "reference", "candidate": "sample"}
         names |= {c.name: steps[c.name] for c in self.compared if c.name in steps}
         names["difference"] = "score/difference"
         scores = {c.name: self.stored(f"score@{c.name}", MetricsFile) for c in self.compared}
         others = {name: score.metrics if score else {} for name, score in scores.items()}
-        rows: list[dict[str, Any]] = []
+        rows = []
         for i, row in enumerate(self.images.images or self.references.images):
             files = {k: self.directory / folder / row.file for k, folder in names.items()}
-            values = _values(self.metrics, i)
             theirs = {name: m.reference_values[i] for name, m in self.metrics.items() if m.reference_values}
             there = {k: p for k, p in files.items() if p.is_file()}
-            same = {"candidate", "reference"} <= set(there) and _same(there["candidate"], there["reference"])
-            compared = {k: _values(found, i) for k, found in others.items()}
-            pair = {"number": i, "files": there, "same": same, "values": values, "theirs": theirs, "compared": compared}
-            rows.append({"prompt": row.prompt, "seed": row.seed, **pair, "videos": self._videos(row, names)})
+            same = {"candidate", "reference"} <= set(there) and identical(there["candidate"], there["reference"])
+            pair = RunPair(
+                number=i,
+                prompt=row.prompt,
+                seed=row.seed,
+                files=there,
+                same=same,
+                values=values_of(self.metrics, i),
+                theirs=theirs,
+                compared={k: values_of(found, i) for k, found in others.items()},
+                videos=self._videos(row, names),
+            )
+            rows.append(pair)
         for name, metric in [(n, m) for n, m in self.metrics.items() if m.values is not None][:1]:
             turn = sign(metric.better)
-            rows.sort(key=lambda r: turn * (r["values"][name] - r["theirs"].get(name, 0.0)))
+            rows.sort(key=lambda r: turn * r.worth(name))
         return rows
 
-    def _videos(self, row: Drawn, names: dict[str, str]) -> dict[str, Any]:
-        """By kind, of a video: `frames`, the files that are judged, and `plays`, one that a browser plays."""
+    def _videos(self, row: Drawn, names: dict[str, str]) -> dict[str, VideoPaths]:
+        """By kind."""
         found = {}
         for kind in [k for k in names if k != "difference"]:
             folder = self.directory / names[kind]
             if row.frames is not None and row.plays and (folder / row.plays).is_file():
-                found[kind] = {"frames": [folder / name for name in row.frames], "plays": folder / row.plays}
+                found[kind] = VideoPaths([folder / name for name in row.frames], folder / row.plays)
         return found
-
-
-def _values(metrics: Mapping[str, MetricResult], i: int) -> dict[str, float]:
-    """Of one prompt, by metric; without those that judge whole sets."""
-    return {name: m.values[i] for name, m in metrics.items() if m.values is not None}
-
-
-def _parts(head: OnnxGraphFile | EnginePlanFile) -> list[str]:
-    """What there is to say of a graph's parts, or a plan's: their sizes in the order in which they run."""
-    parts = (head.pieces if isinstance(head, OnnxGraphFile) else head.plans) or ()
-    if not parts:
-        return []
-    sizes = ", ".join(size(p.bytes) + (" (not in steps that reuse)" if p.reused else "") for p in parts)
-    return [f"in {len(parts)} parts: {sizes}"]
-
-
-def _same(ours: Path, theirs: Path) -> bool:
-    """Sizes first: a sweep has thousands of pictures, of a megabyte each."""
-    return ours.stat().st_size == theirs.stat().st_size and ours.read_bytes() == theirs.read_bytes()

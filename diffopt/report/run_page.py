@@ -117,8 +117,8 @@ def summary(directory: Path) -> list[str]:
     for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
         row, base = run.size_of(step), run.size_of("export.baseline")
         if row and (step != "quantize" or not run.size_of("export")):
-            share = f", {row['share']:.1%} of the plain graph's {size(base['bytes'])}" if base else ""
-            rows.append((what, size(row["bytes"]) + share))
+            share = f", {row.share:.1%} of the plain graph's {size(base.bytes)}" if base else ""
+            rows.append((what, size(row.bytes) + share))
     if sensed := run.stored("sense", SensitivityFile):
         reading = Reading(sensed)
         for name in reading.formats:

@@ -1,14 +1,4 @@
-"""compare: the candidate against each further one of `eval.compare`, in every metric, picture by picture.
-
-`comparison.json`, schema diffopt.comparison/1: `compared`, a list in the order of `eval.compare` of
-    name, title                      what it is
-    steps, arithmetic                of `fewer_steps`: its steps, and their share of the arithmetic of all
-    computed                         the candidate's own share, where it has a cache
-    metrics.NAME.title, unit, better as in metrics.json
-    metrics.NAME.candidate, compared {mean, low, high, n} of each
-    metrics.NAME.difference          candidate - compared, pair by pair, with its 95% bootstrap interval, and
-    metrics.NAME.verdict             what that shows; neither of a metric that judges whole sets (FID, CMMD)
-"""
+"""compare: the candidate against each further one of `eval.compare`, in every metric, picture by picture."""
 
 from dataclasses import replace
 from typing import Annotated

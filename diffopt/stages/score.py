@@ -1,17 +1,5 @@
 """score: every metric on every picture, candidate against reference, with intervals and verdicts.
 
-`metrics.json`, schema diffopt.metrics/1:
-    prompts                     the prompts, in order
-    frames                      of videos: how many of each are judged; a value is the mean over them, an interval over videos
-    difference_gain             by how much the difference pictures are amplified
-    metrics.NAME.title          the metric's name for people
-    metrics.NAME.unit, better   its unit and which way is better
-    metrics.NAME.candidate      {mean, low, high, n}: mean and 95% bootstrap interval over the pictures
-    metrics.NAME.values         the value of every picture; not of a metric that judges whole sets (FID, CMMD)
-    metrics.NAME.reference      for scores of one picture: the same of the reference,
-    metrics.NAME.reference_values  its values,
-    metrics.NAME.difference     and candidate - reference, pair by pair, with its interval
-    metrics.NAME.verdict        what that shows, and what it cannot show
 `difference/NNN.png` is 8 x the absolute difference of a pair.
 """
 

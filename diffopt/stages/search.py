@@ -1,21 +1,4 @@
-"""search: the value of a cache's knob that leaves out most and keeps a floor under quality.
-
-`search.json`, schema diffopt.cache-search/1:
-    method, knob, more          the cache, its field, and which values of it leave out more
-    low, high                   between which values it was looked for
-    floor                       by metric what is to be kept
-    prompts, steps              how many prompts were drawn for each value, and in how many denoising steps
-    points                      every value that was tried, in the order in which they leave out more:
-      value, order              and the how-manieth it was
-      hits, misses, computed    as a cache's summary in images.json
-      metrics.NAME              of the floor, as in metrics.json: the cached pictures beside the reference's
-      margins.NAME              {mean, low, high, n}: by how much the floor is kept; below 0 it is not
-      keeps, shown              whether the means keep every floor, and whether the sample shows that they do
-      broken                    why there are no metrics, or null
-    cliffs                      what is not smooth between points side by side, as diffopt/tuning/bisection.py has it
-    chosen                      the point that was
-    limit, reason               what keeps a faster one from being chosen: `floor`, `bound` or `evaluations`; and in words
-"""
+"""search: the value of a cache's knob that leaves out most and keeps a floor under quality."""
 
 import json
 from pathlib import Path

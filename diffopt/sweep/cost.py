@@ -58,7 +58,7 @@ def size_of(row: Row, step: str) -> float | None:
     if step == "weights":
         return weight_bytes(row.run)
     found = row.run.size_of(step)
-    return found["bytes"] if found else None
+    return found.bytes if found else None
 
 
 SIZES = {"export": "Size of the ONNX graph", "build": "Size of the engine plan", "weights": "Size of the weights as stored"}

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from diffopt.files.interval import Interval
 from diffopt.files.metrics import MetricResult
+from diffopt.report.form import Form
 from diffopt.report.run_directory import RUN, Run
 
 ERROR = "error.txt"
@@ -66,8 +67,8 @@ class Row:
         return self.run.metrics if self.run else {}
 
     @property
-    def graph(self) -> dict[str, Any] | None:
-        """Bytes and share of the graph, or of the plan where only that is there."""
+    def graph(self) -> Form | None:
+        """The graph, or of the plan where only that is there."""
         return (self.run.size_of("export") or self.run.size_of("build")) if self.run else None
 
     @property

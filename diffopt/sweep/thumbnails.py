@@ -1,7 +1,8 @@
 """Small pictures of a sweep's jobs to compare, a strip for each set of references."""
 
-from typing import Any
+from dataclasses import dataclass
 
+from diffopt.report.pair import RunPair
 from diffopt.sweep.job_table import Row
 from diffopt.sweep.ranking import first_metric
 
@@ -9,8 +10,15 @@ PROMPTS = 8
 """In a strip."""
 
 
-def thumbnails(rows: list[Row], shown: list[Row]) -> list[dict[str, Any]]:
-    """A dict for each set of references: `reference`, its pairs of one job, and `jobs`, the pairs of every one in `shown`.
+@dataclass(frozen=True)
+class Strip:
+    reference: list[RunPair]
+    """Of one job, which has the references too."""
+    jobs: list[tuple[Row, list[RunPair]]]
+
+
+def thumbnails(rows: list[Row], shown: list[Row]) -> list[Strip]:
+    """One for each set of references, with every job in `shown`.
 
     The prompts are those where the first metric, averaged over all `rows`, is worst.
     """
@@ -22,7 +30,7 @@ def thumbnails(rows: list[Row], shown: list[Row]) -> list[dict[str, Any]]:
             groups.setdefault(drawn, []).append(row)
     found = []
     for group in groups.values():
-        pairs = {r.job: {p["number"]: p for p in r.run.pairs} for r in group if r.run}
+        pairs = {r.job: {p.number: p for p in r.run.pairs} for r in group if r.run}
         ranks: dict[int, int] = {}
         for job in pairs.values():
             for rank, number in enumerate(job):  # the worst first
@@ -30,5 +38,5 @@ def thumbnails(rows: list[Row], shown: list[Row]) -> list[dict[str, Any]]:
         numbers = sorted(sorted(ranks, key=lambda i: ranks[i])[:PROMPTS] if name else sorted(ranks)[:PROMPTS])
         jobs = [(r, [pairs[r.job][i] for i in numbers if i in pairs[r.job]]) for r in group if r in shown]
         if jobs:
-            found.append({"reference": jobs[0][1], "jobs": jobs})
+            found.append(Strip(jobs[0][1], jobs))
     return found
