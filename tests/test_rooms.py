@@ -26,7 +26,7 @@ view
 stage
 pipeline
 quantization
-graph training
+graph kernels training
 runtimes
 tuning
 stages report

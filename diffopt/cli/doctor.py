@@ -65,6 +65,8 @@ def lines() -> list[str]:
 def _cell(runtime: str, name: str) -> str:
     if runtime == "onnxruntime" and not environment.onnxruntime():
         return "not installed"
+    if runtime == "native" and not environment.gpus():
+        return "no GPU"
     if name in RUNTIMES[runtime].kernels:
         return "kernels"
     return "simulated" if RUNTIMES[runtime].simulates else "no"

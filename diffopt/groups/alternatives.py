@@ -40,7 +40,7 @@ def _cacheless(choices: Choices) -> str | None:
 def _alone(choices: Choices) -> str | None:
     if choices.cache is None:
         return "there is no cache, so that is the candidate itself"
-    plain = choices.format is None and choices.eval is not None and choices.eval.runtime == "torch"
+    plain = choices.format is None and choices.eval is not None and choices.eval.runtime in ("torch", "native")
     return "without a format that is the reference itself" if plain else None
 
 

@@ -22,6 +22,7 @@ def _installed(name: str) -> str:
 
 
 MetricName = Annotated[str, AfterValidator(_installed)]
+RuntimeName = Literal["torch", "native", "onnxruntime"]
 
 
 def _known(name: str) -> str:
@@ -34,7 +35,7 @@ AlternativeName = Annotated[str, AfterValidator(_known)]
 
 
 class Eval(Group):
-    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "latency", "gates", "compare"})
+    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "metrics", "latency", "gates", "compare"})
     readers: ClassVar[dict[str, str]] = {"frames": "a model of videos"}
 
     prompts: Prompts
@@ -43,13 +44,13 @@ class Eval(Group):
     size: int = Field(ge=1)
     """Prompts to use, from the first; one picture each."""
     batch_size: int = Field(ge=1)
-    """Pictures per pipeline call of the torch runtime; a graph brings its own."""
+    """Pictures per pipeline call of torch and native; a graph brings its own."""
     steps: int = Field(ge=1)
     """Denoising steps per picture."""
     frames: int | None = Field(ge=2)
     """Frames of a video that are kept and judged, evenly spaced from the first to the last, at most those it has; null takes
     all. Every metric of pictures is taken of each and averaged over the video."""
-    runtime: Literal["torch", "onnxruntime"]
+    runtime: RuntimeName
     """What draws the candidate's pictures."""
     metrics: list[MetricName]
     """What is measured on the pictures, of diffopt/metrics; without any they are only drawn, or timed."""
@@ -121,7 +122,7 @@ class DrawView(View, of=Eval):
 class RuntimeView(DrawView, of=Eval):
     """The same by a runtime; one with a batch size of its own does not read `batch_size`."""
 
-    runtime: Literal["torch", "onnxruntime"]
+    runtime: RuntimeName
 
     @classmethod
     def fields_read(cls) -> frozenset[str]:
@@ -129,5 +130,5 @@ class RuntimeView(DrawView, of=Eval):
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        graph = choices.eval is not None and choices.eval.runtime != "torch"
+        graph = choices.eval is not None and choices.eval.runtime == "onnxruntime"
         return super().used(choices) - ({"batch_size"} if graph else set())

@@ -1,8 +1,9 @@
 """What is refused before anything runs: combinations that this machine or a runtime cannot do. One line each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from typing import Any
 
 from diffopt import formats, models
 from diffopt.caches import METHODS, Settings
@@ -12,7 +13,7 @@ from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
 from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
-from diffopt.machine.environment import Environment, package
+from diffopt.machine.environment import Environment, gpus, package
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
@@ -253,6 +254,20 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
             )
 
 
+CAPABILITY = {"fp8": (8, 9), "int8": (8, 0), "int8_sq": (8, 0)}
+"""Of the first GPUs that have the products that the native runtime takes: Ada and Ampere."""
+
+
+def _no_kernels(format: str | None, found: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why the native runtime has no kernels for a format on this machine; None where it has."""
+    if not found:
+        return "native compiles kernels for an NVIDIA GPU, and there is none (got native)"
+    need, there = CAPABILITY.get(format or "", (7, 0)), found[0]["capability"]
+    if tuple(map(int, there.split("."))) < need:
+        return f"{format} has kernels from compute capability {need[0]}.{need[1]} on (got {found[0]['name']} with {there})"
+    return None
+
+
 def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     if choices.eval is None:
         return
@@ -268,6 +283,8 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     name = choices.format.name if choices.format else None
     if name not in runtime.kernels and not runtime.simulates:
         yield f"eval.runtime: {runtime.name} has no kernels for {name} (got {runtime.name}); set eval.runtime=torch"
+    if runtime.name == "native" and (reason := _no_kernels(name, gpus())):
+        yield f"eval.runtime: {reason}; set eval.runtime=torch, which simulates"
     if runtime.name == "onnxruntime":
         if environment["onnxruntime"] is None:
             yield "eval.runtime: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"

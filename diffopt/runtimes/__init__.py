@@ -56,6 +56,7 @@ RUNTIMES = {
     r.name: r
     for r in (
         Runtime("torch", Checkpoint, frozenset({None}), simulates=True, probes=("modelopt",)),
+        Runtime("native", Checkpoint, frozenset({None, "fp8", "int8", "int8_sq"}), simulates=False, probes=("modelopt",)),
         # FP8 is computed wrongly by onnxruntime's default optimisations or refused, so it is not in the list.
         Runtime("onnxruntime", OnnxGraph, frozenset({None, "int8", "int8_sq"}), simulates=False, probes=("onnxruntime",)),
     )

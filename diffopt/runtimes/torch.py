@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.caches import METHODS
@@ -35,19 +36,29 @@ def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, text
     """The same under several caches in turn; one that never hits is let through."""
     pipe = open_pipeline(ctx, pipeline, restore(ctx, pipeline, subject) if subject else None, texts=texts)
     backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
+    return lambda cache: _simulated(pipe, pipeline, backbones, cache)
 
-    @contextmanager
-    def under(cache: CacheView | None) -> Iterator[Running]:
-        with simulated(), ExitStack() as stack:
-            if cache is None:
-                yield Running(pipe, None)
-                return
-            try:
-                attached = METHODS[cache.method].attach(Target(pipe, family_of(pipeline), backbones), cache.settings)
-                stack.callback(attached.detach)
-                stack.enter_context(session(attached))
-            except ValueError as e:
-                raise PlanError(f"cache: {e}") from None
-            yield Running(pipe, None, attached.statistics)
 
-    return under
+@contextmanager
+def _simulated(pipe: Any, pipeline: Pipeline, backbones: dict[str, Any], cache: CacheView | None) -> Iterator[Running]:
+    with simulated(), cached(pipe, pipeline, backbones, cache) as run:
+        yield run
+
+
+@contextmanager
+def cached(pipe: Any, pipeline: Pipeline, backbones: dict[str, Any], cache: CacheView | None) -> Iterator[Running]:
+    """A pipeline with its backbones, by its names for them, and with a cache where one is given.
+
+    Raises PlanError for one that does not fit this model.
+    """
+    if cache is None:
+        yield Running(pipe, None)
+        return
+    with ExitStack() as stack:
+        try:
+            attached = METHODS[cache.method].attach(Target(pipe, family_of(pipeline), backbones), cache.settings)
+            stack.callback(attached.detach)
+            stack.enter_context(session(attached))
+        except ValueError as e:
+            raise PlanError(f"cache: {e}") from None
+        yield Running(pipe, None, attached.statistics)

@@ -1,6 +1,6 @@
 """time: candidate and full-precision baseline in turn, in one process, on a named machine."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from diffopt.artifact import CacheSearch, Checkpoint, Latency, MagRatios, OnnxGraph, Pipeline
 from diffopt.data.prompts import Prompts
@@ -8,6 +8,7 @@ from diffopt.files.latency import LatencyFile
 from diffopt.files.machine import Machine
 from diffopt.groups import CallView, Eval
 from diffopt.groups.cache import CacheView, measures, searches
+from diffopt.groups.eval import RuntimeName
 from diffopt.runtimes import RUNTIMES
 from diffopt.stage import BASELINE, MAIN, Context, Under, stage
 from diffopt.view import Choices, Group, View
@@ -16,7 +17,7 @@ from diffopt.view import Choices, Group, View
 class TimeView(View, of=Eval):
     prompts: Prompts
     steps: int
-    runtime: Literal["torch", "onnxruntime"]
+    runtime: RuntimeName
     warmup: int
     repeats: int
 

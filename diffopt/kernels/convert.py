@@ -1,0 +1,72 @@
+"""A calibrated backbone with real kernels in the place of what modelopt simulates."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from modelopt.torch.opt.dynamic import DynamicModule
+from modelopt.torch.quantization.nn import TensorQuantizer
+
+from diffopt.kernels.fp8 import Fp8Linear
+from diffopt.kernels.int8 import Int8Linear
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of the quantized layers."""
+
+    kernels: dict[str, int]
+    """By format, how many compute by its kernel."""
+    left: dict[str, str] = field(default_factory=dict)
+    """By name, those that compute in the model's own precision with rounded weights, and why."""
+    attention: int = 0
+    """Attention layers whose products were to be in FP8 and are in the model's precision."""
+
+
+def convert(model: torch.nn.Module) -> Converted:
+    """Put kernels into `model`, a backbone that `checkpoint.restore` gave, in place; modelopt leaves it.
+
+    A layer that no kernel takes falls back to its own precision, its weight as it was rounded, its input as it comes.
+    """
+    counts: Counter[str] = Counter()
+    left: dict[str, str] = {}
+    attention = sum(_enabled(m, "q_bmm_quantizer") for m in model.modules())
+    for name, layer in [(n, m) for n, m in model.named_modules() if _enabled(m, "weight_quantizer")]:
+        try:
+            kind, kernel = _kernel(layer)
+        except ValueError as e:
+            left[name] = str(e)
+            layer.weight.data = layer.weight_quantizer(layer.weight.data)
+            continue
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, kernel)
+        counts[kind] += 1
+    for module in [m for m in model.modules() if isinstance(m, DynamicModule)]:
+        module.export()
+    for module in list(model.modules()):
+        for name in [n for n, m in module.named_children() if isinstance(m, TensorQuantizer)]:
+            delattr(module, name)
+    return Converted(dict(counts), left, attention)
+
+
+def _enabled(module: Any, quantizer: str) -> bool:
+    return bool(getattr(getattr(module, quantizer, None), "is_enabled", False))
+
+
+def _kernel(layer: Any) -> tuple[str, torch.nn.Module]:
+    """Raises ValueError for a layer that no kernel takes."""
+    if not isinstance(layer, torch.nn.Linear):
+        raise ValueError("it is a convolution, for which there is no kernel")
+    weight, entering = layer.weight_quantizer, layer.input_quantizer
+    if not (isinstance(weight, TensorQuantizer) and isinstance(entering, TensorQuantizer) and entering.is_enabled):
+        raise ValueError("its input is not quantized")
+    amax = weight.amax, entering.amax
+    if weight.block_sizes or entering.block_sizes or None in amax or entering.amax.numel() != 1:
+        raise ValueError("its scales are of blocks or found as a tensor passes")
+    bits = (weight.num_bits, entering.num_bits)
+    if bits == ((4, 3), (4, 3)) and weight.amax.numel() == 1 and entering.pre_quant_scale is None:
+        return "fp8", Fp8Linear(layer.weight, layer.bias, *amax)
+    if bits == (8, 8):
+        return "int8", Int8Linear(layer.weight, layer.bias, *amax, entering.pre_quant_scale)
+    raise ValueError(f"there is no kernel for its bits {bits}")

@@ -1,0 +1,52 @@
+"""On a GPU: the native runtime's kernels against float64, and a backbone of compiled blocks against what is simulated."""
+
+import pytest
+import torch
+from tiny import bench
+
+from diffopt.kernels import fp8, int8
+from diffopt.kernels.convert import convert
+from diffopt.quantization import checkpoint
+from diffopt.runtimes import RUNTIMES
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+SHAPES = [(4608, 3072, 21504), (512, 3072, 9216), (77, 2048, 640), (33, 640, 1280), (2, 320, 1280)]
+"""Rows, inputs, outputs: of FLUX.1-dev, of SDXL, and few rows."""
+BF16 = 4e-3
+"""Relative: half a unit in the last place of BF16 is 2e-3."""
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize(("rows", "depth", "out"), SHAPES)
+def test_products_are_those_of_the_codes_in_float64(rows: int, depth: int, out: int, bias: bool) -> None:
+    weight, x = torch.randn(out, depth, device="cuda").bfloat16() / 50, torch.randn(rows, depth, device="cuda").bfloat16()
+    added = torch.randn(out, device="cuda").bfloat16() if bias else None
+    smoothing = (torch.rand(depth, device="cuda") + 0.5).bfloat16()
+    eight = fp8.Fp8Linear(weight, added, weight.abs().max(), x.abs().max())
+    codes = fp8.rounded(x, eight.inverse).double() * eight.input_scale.double()
+    exact = codes @ (eight.weight.double() * eight.weight_scale.double()).T + (0 if added is None else added.double())
+    assert off(eight(x), exact) < BF16
+    whole = int8.Int8Linear(weight, added, weight.abs().amax(1, keepdim=True), x.abs().max(), smoothing)
+    codes = int8.rounded(x * smoothing, whole.inverse).double()
+    exact = codes @ whole.weight.double().T * whole.scale.double() + (0 if added is None else added.double())
+    assert off(whole(x), exact) < BF16
+
+
+def off(found: torch.Tensor, exact: torch.Tensor) -> float:
+    assert found.isfinite().all()
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8_sq"])
+def test_pictures_of_compiled_blocks_are_those_that_are_simulated(name: str) -> None:
+    b = bench("bfloat16", device="cuda")
+    made = convert(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name)))
+    assert sum(made.kernels.values()) > 0
+    latents = []
+    for runtime in ("torch", "native"):
+        with RUNTIMES[runtime].running(b.context(), b.pipeline(), b.checkpoint(name), None, texts=True) as run:
+            size = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0, "max_sequence_length": 16}
+            drawn = run.pipe("apple", generator=torch.Generator().manual_seed(1), output_type="latent", **size)
+            latents.append(drawn.images.float())
+    assert off(latents[1], latents[0].double()) < 0.02
