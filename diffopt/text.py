@@ -6,6 +6,8 @@ from collections.abc import Callable
 from diffopt.files.interval import Interval
 from diffopt.files.machine import Machine
 
+SLOWER = "slower than its baseline"
+
 
 def digits(stat: Interval) -> int:
     """Decimals that leave two figures of the interval's half width, or four of the mean where there is no interval."""
@@ -36,7 +38,7 @@ def _written(stat: Interval, unit: str, text: Callable[[float], str]) -> str:
 def pace(speedup: Interval) -> str:
     """What the interval of a speedup says: at 1 candidate and baseline are equally fast."""
     low, high = speedup.ends or (speedup.mean, speedup.mean)
-    return "faster than its baseline" if low > 1 else "slower than its baseline" if high < 1 else "no difference shown"
+    return "faster than its baseline" if low > 1 else SLOWER if high < 1 else "no difference shown"
 
 
 def machine(about: Machine) -> str:

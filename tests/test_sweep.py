@@ -101,6 +101,23 @@ def test_a_timed_sweep_gives_size_time_and_speedup(tmp_path: Path) -> None:
     assert 'class="bad"' in html  # the second is slower
 
 
+@pytest.mark.parametrize(
+    ("speedups", "said"),
+    [
+        ((1.5, 1.005, 1.1), ""),  # within 1% of 1 nothing is shown
+        ((1.5, 0.7, 1.1), "job 1 is slower than its baseline"),
+        ((0.9, 0.7, 1.1), "jobs 0, 1 are slower than their baselines"),
+    ],
+)
+def test_jobs_that_are_slower_than_their_baselines_are_named(tmp_path: Path, speedups: tuple[float, ...], said: str) -> None:
+    for i, speedup in enumerate(speedups):
+        sweeps.job(tmp_path / str(i), sweeps.psnr(35.0), graph=i + 1, speedup=speedup, overrides=[f"calib.alpha=0.{i}"])
+    found = Findings(tmp_path, [])
+    assert [x for x in page.summary(found) if x.startswith("speed")] == ([f"speed   {said}"] if said else [])
+    text = words(written(tmp_path))
+    assert f" {said[:1].upper()}{said[1:]}. " in text if said else "slower than" not in text
+
+
 def test_results_are_there_as_data(tmp_path: Path) -> None:
     written(swept(tmp_path))
     with (tmp_path / "results.csv").open() as f:

@@ -3,6 +3,7 @@
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.job_table import Row
 from diffopt.sweep.pick import Pick, margin_text
+from diffopt.text import SLOWER, pace
 
 
 def apart(found: Findings) -> str:
@@ -17,6 +18,14 @@ def apart(found: Findings) -> str:
         return f"the sample tells it apart from the {_many(len(others), 'other distinct job')}"
     names = ", ".join(r.job for r in found.ties)
     return f"the sample does not tell it apart from job{'s' if len(found.ties) > 1 else ''} {names}"
+
+
+def slower(found: Findings) -> str:
+    """Which jobs are shown to be slower than what they were timed beside; empty where none is."""
+    names = [r.job for r in found.rows if r.distinct and r.speedup and pace(r.speedup) == SLOWER]
+    if not names:
+        return ""
+    return f"jobs {', '.join(names)} are slower than their baselines" if len(names) > 1 else f"job {names[0]} is {SLOWER}"
 
 
 def under(found: Findings) -> list[str]:

@@ -43,6 +43,8 @@ def summary(found: Findings) -> list[str]:
             + (f": {given}" if given else "")
             + (f"; {apart}" if apart else "")
         )
+    if slower := conclusions.slower(found):
+        lines.append(f"speed   {slower}")
     return lines + [f"floor   {line}" for line in conclusions.under(found)]
 
 
@@ -67,6 +69,7 @@ def write(found: Findings) -> Path:
         ends=(min(ends), max(ends)) if ends else (0, 0),
         best=found.best,
         apart=conclusions.apart(found),
+        slower=conclusions.slower(found),
         under=conclusions.under(found),
         machines=machines(rows),
         plots=plotted(found),
