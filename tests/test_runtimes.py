@@ -1,7 +1,6 @@
 """Runtimes: the graph's numbers are the fake-quantized model's, and a cache skips blocks without leaving anything behind."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from integer_kernels import integer_products
 from tiny import LAYERS, Bench, bench, call
 
 from diffopt.artifact import OnnxGraph
@@ -105,14 +105,11 @@ def test_a_graph_with_a_dynamic_batch_refuses_more_rows() -> None:
 
 
 def test_every_int8_product_runs_by_an_integer_kernel(tmp_path: Path) -> None:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    path = str(bench().graph("int8_sq").path / "model.onnx")
-    cpu, disabled = ["CPUExecutionProvider"], ["MatMulAddFusion"]
-    onnxruntime.InferenceSession(path, options, providers=cpu, disabled_optimizers=disabled)
-    operators = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    assert operators["MatMulIntegerToFloat"] + operators["QLinearMatMul"] == LAYERS, operators
+    assert integer_products(bench().graph("int8_sq"), tmp_path) == LAYERS
+
+
+def test_no_product_of_a_graph_in_full_precision_does(tmp_path: Path) -> None:
+    assert integer_products(bench().graph(None), tmp_path) == 0
 
 
 def running(runtime: str, subject: Any, cache: CacheView | None = None, b: Bench | None = None) -> Any:

@@ -85,6 +85,13 @@ def _sessions(graph: OnnxGraph, head: OnnxGraphFile) -> list[onnxruntime.Inferen
 
 
 def _session(graph: OnnxGraph, head: OnnxGraphFile, name: str = "model.onnx") -> onnxruntime.InferenceSession:
+    options, disabled = settings(head)
+    path = str(graph.path / name)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+
+
+def settings(head: OnnxGraphFile) -> tuple[onnxruntime.SessionOptions, list[str]]:
+    """What a graph with this `graph.json` is run by: a session's options, and the fusions that it does without."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = int(os.environ.get(THREADS, 0))  # 0 takes every core; it reads no OMP_NUM_THREADS
@@ -96,9 +103,7 @@ def _session(graph: OnnxGraph, head: OnnxGraphFile, name: str = "model.onnx") ->
         options.add_session_config_entry("session.force_spinning_stop", "1")
     # Its fusion of MatMul and Add into Gemm hides the products from the integer kernels: INT8 then runs at a third of
     # the speed of FP32. Full-precision graphs keep it.
-    disabled = ["MatMulAddFusion"] if head.format else []
-    path = str(graph.path / name)
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+    return options, ["MatMulAddFusion"] if head.format else []
 
 
 def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: OnnxGraphFile, policy: Policy) -> CutGraph:
