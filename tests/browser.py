@@ -18,6 +18,15 @@ def chromium() -> Iterator[Any]:
     if path is None:
         pytest.skip(f"none of {', '.join(NAMES)} is installed")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=0)
         yield browser
         browser.close()
+
+
+def until(page: Any, expression: str) -> None:
+    """Playwright's own waiting is refused by the pages' policy. A minute: a busy machine's browser is slow."""
+    for _ in range(2400):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(expression)

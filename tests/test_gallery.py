@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium
+from browser import chromium, until
 from PIL import Image
 from test_report import GREEN, MAGENTA, PROMPTS, scored
 
@@ -66,15 +66,6 @@ def share(page: Any, colour: tuple[int, int, int]) -> float:
     """Of the viewer's stage."""
     pixels = np.asarray(Image.open(BytesIO(page.locator("#stage").screenshot())).convert("RGB")).astype(int)
     return float((np.abs(pixels - colour).max(-1) <= 2).mean())
-
-
-def until(page: Any, expression: str) -> None:
-    """Playwright's own waiting is refused by the page's policy."""
-    for _ in range(200):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(25)
-    raise AssertionError(expression)
 
 
 def look(page: Any, kind: str = "candidate") -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from conftest import some
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from waiting import until
 
 from diffopt.cli.searchpath import bundled, register
 from diffopt.jobs import job
@@ -36,7 +36,7 @@ def start(where: Path, *arguments: str, **variables: str) -> "subprocess.Popen[s
 
 
 def end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return process.returncode, out, err
 
 
@@ -109,9 +109,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     store = where / "outputs" / "store"
     asked = (*RECIPE, "eval=null", "calib.size=2,4", "calib.alpha=0.2,0.8", "--multirun")
     killed = start(where, *asked, "hydra.sweep.dir=first")
-    until = time.monotonic() + 200
-    while not list(store.glob("calib-chunk/*/record.json")) and killed.poll() is None and time.monotonic() < until:
-        time.sleep(0.1)
+    until(lambda: killed.poll() is not None or list(store.glob("calib-chunk/*/record.json")))
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     before = {p: p.stat().st_mtime_ns for p in store.glob("*/*/record.json")}

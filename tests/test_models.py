@@ -121,7 +121,7 @@ def test_a_familys_classes_are_diffusers(name: str) -> None:
 
 def test_importing_the_families_imports_no_torch() -> None:
     code = "import sys; from diffopt.models import family, names; list(map(family, names())); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_blocks_and_parameters_are_counted() -> None:

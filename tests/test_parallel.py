@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ import trainsets
 from safetensors.torch import load_file
 from test_training import LORA, SEED, VALIDATION, about, data, same, trained, weights
 from tiny import Bench, bench, folder
+from waiting import until
 
 from diffopt.artifact import Checkpoint
 from diffopt.errors import GateError, PlanError
@@ -91,7 +91,7 @@ def abort(ctx: Any) -> None:
     if int(os.environ["LOCAL_RANK"]) == 1:
         os.write(2, ABORTED.encode())
         os.abort()
-    time.sleep(60)
+    signal.pause()
 
 
 @pytest.mark.matrix
@@ -215,7 +215,7 @@ def test_two_machines_train_one_model_and_the_first_goes_on(tmp_path: Path, bare
         )
         for machine in range(2)
     ]
-    said = [p.communicate(timeout=580)[0] for p in started]
+    said = [p.communicate()[0] for p in started]
     assert [p.returncode for p in started] == [0, 0], said
     told = json.loads((tmp_path / "0" / "train" / "training.json").read_text())
     assert (told["parallel"], len(told["peak_bytes"]), told["steps"]) == ("fsdp", 2, 2)
@@ -390,21 +390,18 @@ def processes_of(parent: int) -> list[int]:
 @pytest.mark.parametrize(("how", "end"), [("ddp", signal.SIGINT), ("fsdp", signal.SIGKILL)])
 def test_a_killed_training_leaves_no_process_and_goes_on_bit_equal(how: str, end: signal.Signals, tmp_path: Path) -> None:
     b = bench()
-    view = {"steps": 60, "save_every": 1, "ema": 0.9, "parallel": how, "processes": 2, "distillation": trainsets.QAD}
+    view = {"steps": 10_000, "save_every": 1, "ema": 0.9, "parallel": how, "processes": 2, "distillation": trainsets.QAD}
     out, script = tmp_path / "out", tmp_path / "killed.py"
     out.mkdir()
     script.write_text(KILLED.format(tests=str(Path(__file__).parent), view=view, out=str(out)))
     started = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True)
     kept = tmp_path / "out-kept"
-    while started.poll() is None and not [p for p in kept.glob("step-*") if p.suffix != ".partial"]:
-        time.sleep(0.1)
+    until(lambda: started.poll() is not None or [p for p in kept.glob("step-*") if p.suffix != ".partial"])
     workers = processes_of(started.pid)
     started.send_signal(end)
-    assert started.wait(60) != 0
-    deadline = time.monotonic() + 15
-    while any(Path(f"/proc/{w}").exists() for w in workers) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not any(Path(f"/proc/{w}").exists() for w in workers)
+    assert len(workers) >= 2
+    assert started.wait() != 0
+    until(lambda: not any(Path(f"/proc/{w}").exists() for w in workers))
     assert not (out / "weights.safetensors").exists()
     first = max(int(p.name.partition("-")[2]) for p in kept.glob("step-*") if p.suffix != ".partial")
     view |= {"steps": first + 2, "save_every": 100}

@@ -361,7 +361,7 @@ def screenshot(file: Path, out: Path, profile: Path, height: int = 2400) -> np.n
     ]
     flags += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}"]
     flags += [f"--window-size=1280,{height}", f"--screenshot={out}", file.resolve().as_uri()]
-    subprocess.run([browser, *flags], check=True, capture_output=True, timeout=120)
+    subprocess.run([browser, *flags], check=True, capture_output=True)
     with Image.open(out) as image:
         return np.asarray(image.convert("RGB"))
 

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from diffopt.artifact import Artifact, Checkpoint
 from diffopt.cli.store import command
@@ -181,7 +182,7 @@ def test_a_directory_that_lost_its_record_is_made_again(store):
 
 
 def test_two_processes_that_want_the_same_artifact_make_it_once(tmp_path):
-    made, inside, doubled = fork.Value("i", 0), fork.Event(), fork.Event()
+    made, inside, asked, doubled = fork.Value("i", 0), fork.Event(), fork.Event(), fork.Event()
 
     def make(ctx):
         with made.get_lock():
@@ -191,25 +192,29 @@ def test_two_processes_that_want_the_same_artifact_make_it_once(tmp_path):
             doubled.set()
             return
         inside.set()
+        asked.wait()
         doubled.wait(0.4)  # the other comes here too in this time, if nothing holds it back
         (ctx.out / "x").write_text("x")
 
-    def job():
-        step = Step("slow", Stage("slow", make, 1, None, (), (), Checkpoint), {}, frozenset(), {}, {"stage": "slow"})
-        (done,) = run_plan(Plan([step], [step], []), Choices(seed=0), Store(tmp_path), Sources(tmp_path / "sources.json"))
-        assert done.state == ("cached" if waits.is_set() else "made")
+    class Asked(Store):
+        def lock(self, fingerprint):
+            if inside.is_set():
+                asked.set()
+            return super().lock(fingerprint)
 
-    waits = fork.Event()
-    first = fork.Process(target=job)
+    def job(state):
+        step = Step("slow", Stage("slow", make, 1, None, (), (), Checkpoint), {}, frozenset(), {}, {"stage": "slow"})
+        (done,) = run_plan(Plan([step], [step], []), Choices(seed=0), Asked(tmp_path), Sources(tmp_path / "sources.json"))
+        assert done.state == state
+
+    first, second = fork.Process(target=job, args=("made",)), fork.Process(target=job, args=("cached",))
     first.start()
-    assert inside.wait(20)
-    waits.set()
-    second = fork.Process(target=job)
+    until(lambda: inside.is_set() or first.exitcode is not None)
     second.start()
-    second.join()
     first.join()
+    second.join()
     assert made.value == 1
-    assert second.exitcode == 0
+    assert (first.exitcode, second.exitcode) == (0, 0)
 
 
 def test_a_lock_is_free_again_after_its_holder_is_killed(store):

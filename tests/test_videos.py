@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium
+from browser import chromium, until
 from conftest import composed, some
 from PIL import Image
 from test_matrix import drawing, overrides
@@ -228,12 +228,8 @@ def test_the_page_has_a_contact_sheet_with_the_reference_above_and_a_video_that_
     assert first.locator(".sheet tr").first.locator("img").count() == 3
     first.locator(".plays summary").click()
     first.scroll_into_view_if_needed()
-    loaded = "(li) => [...li.querySelectorAll('img')].filter((i) => i.naturalWidth).length"
-    for _ in range(100):
-        if first.evaluate(loaded) == 3 + 2 * 3 + 2:
-            break
-        page.wait_for_timeout(50)
-    assert first.evaluate(loaded) == 3 + 2 * 3 + 2
+    loaded = "[...document.querySelector('#pairs li').querySelectorAll('img')].filter((i) => i.naturalWidth).length"
+    until(page, f"{loaded} === {3 + 2 * 3 + 2}")
     tops = [first.locator(".sheet tr").nth(i).bounding_box()["y"] for i in range(2)]
     assert tops[0] < tops[1]
     first.locator(".sheet tr").nth(1).locator("a").nth(1).click()  # the candidate's second frame

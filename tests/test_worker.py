@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,9 +93,7 @@ def test_a_worker_ends_with_its_sweep(tmp_path: Path, machine) -> None:
     assert job.stdout
     job.stdout.readline()
     sweep.kill()  # not waited for: a sweep that nobody buries has ended too
-    started = time.monotonic()
-    assert job.wait(timeout=20) != 0
-    assert time.monotonic() - started < 15
+    assert job.wait() != 0  # it reads what nobody writes: by itself it does not end
     sweep.wait()
 
 
