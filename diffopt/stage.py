@@ -169,16 +169,18 @@ def stages() -> list[Stage]:
     """Every installed stage, in the order of their places: entry points `PLACE_NAME` of the group `diffopt.stages`.
 
     A third-party stage names itself `45_mystage` to come between `40_...` and `50_...`; where two stages make the
-    same kind, the later one's is taken. Raises PlanError, which names the package at fault, for one that is no stage.
+    same kind, the later one's is taken. Those of one place and name are in the order of what they point at.
+
+    Raises PlanError, which names the package at fault, for one that is no stage.
     """
 
-    def place(point: EntryPoint) -> tuple[int, str]:
+    def place(point: EntryPoint) -> tuple[int, str, str]:
         number, _, name = point.name.partition("_")
         if not number.isdigit() or not name:
             raise PlanError(
                 f"stages: {described(point)} is not called PLACE_NAME (got {point.name}); mend or uninstall that package"
             )
-        return int(number), name
+        return int(number), name, point.value
 
     found: dict[str, tuple[EntryPoint, Stage]] = {}
     for point in sorted(set(entry_points(group="diffopt.stages")), key=place):

@@ -106,7 +106,7 @@ def _adapters(digest: str, named: Iterable[Any]) -> Iterator[Source]:
 
 def _models(store: Store, entry: Entry) -> Iterator[dict[str, Any]]:
     """What the runs that made a checkpoint were given for `model`."""
-    for root in (store.root / ROOTS).glob("*.json"):
+    for root in sorted((store.root / ROOTS).glob("*.json")):
         try:
             content = json.loads(root.read_text())
             if [entry.kind, entry.fingerprint] in content["artifacts"]:

@@ -29,7 +29,7 @@ class View(BaseModel):
         if of is None:
             return
         cls.of = of
-        for name in cls.fields_read():
+        for name in sorted(cls.fields_read()):
             if name not in of.model_fields:
                 raise TypeError(f"{cls.__qualname__}: {of.__name__} has no field {name!r}")
         if cls.split.__func__ is View.split.__func__:  # type: ignore[attr-defined]

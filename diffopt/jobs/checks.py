@@ -98,7 +98,7 @@ def _weights(model: Model) -> dict[str, Shapes | None]:
     for name in models.family(model.family).backbones if directory else ():
         assert directory is not None
         own: dict[str, tuple[int, ...]] = {}
-        for path in (directory / name).glob("*.safetensors"):
+        for path in sorted((directory / name).glob("*.safetensors")):
             with suppress(ValueError):  # a broken model is said to be one where it is opened
                 own |= shapes(path)
         found[name] = {k.removesuffix(".weight"): x for k, x in own.items() if k.endswith(".weight") and len(x) > 1}
@@ -137,14 +137,14 @@ def _sense(choices: Choices) -> Iterator[str]:
     if sense and choices.calib and sense.size > choices.calib.size:
         yield f"sense.size: is more than the calib.size={choices.calib.size} prompts (got {sense.size}); lower it"
     if sense and picked and picked.name == "auto":
-        for name in {*picked.candidates} - {*sense.formats, "full"}:
+        for name in (n for n in picked.candidates if n not in (*sense.formats, "full")):
             yield (
                 f"format.candidates: {name} is not tried by sense.formats={sense.formats} (got {picked.candidates}); "
                 "add it there, or drop it here"
             )
     if picked and picked.name == "auto" and picked.budget and picked.budget.gpu:
         gpu = picked.budget.gpu
-        for name in {*picked.candidates} - {*PEAK[gpu]}:
+        for name in (n for n in picked.candidates if n not in PEAK[gpu]):
             yield (
                 f"format.candidates: the tensor cores of {gpu} have no {name} (got {picked.candidates}); drop it, "
                 "or set another format.budget.gpu"

@@ -189,7 +189,7 @@ class _Watch:
         """A backbone call has ended."""
         self._reduce()
         if self.steps:
-            for key in self._convolutions & self._call.keys():
+            for key in (k for k in self._call if k in self._convolutions):
                 self.steps.see(key, self._call[key])
         kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}  # a mixed list is folded one by one
         for key, peak in self._call.items():

@@ -124,7 +124,7 @@ class Store:
             return []
         kinds = [kind] if kind else sorted(p.name for p in self.root.iterdir() if p.is_dir() and p.name not in INTERNAL)
         paths = [p for k in kinds if (self.root / k).is_dir() for p in (self.root / k).iterdir()]
-        finished = sorted((p for p in paths if (p / RECORD).is_file()), key=lambda p: (p.parent.name, _age(p)))
+        finished = sorted((p for p in paths if (p / RECORD).is_file()), key=lambda p: (p.parent.name, _age(p), p.name))
         return [Entry(p.parent.name, p.name, p) for p in finished]
 
     def find(self, prefix: str) -> Entry:
@@ -201,7 +201,7 @@ class Store:
         """
         used: set[tuple[str, str]] = set()
         stale: list[Path] = []
-        for root in (self.root / ROOTS).glob("*.json"):
+        for root in sorted((self.root / ROOTS).glob("*.json")):
             try:
                 content = json.loads(root.read_text())
             except ValueError:  # written when the disk ran full
@@ -210,7 +210,9 @@ class Store:
                 used |= {(kind, fp) for kind, fp in content["artifacts"]}
             else:
                 stale.append(root)
-        scratch = [p for p in (self.root / "tmp").glob("*-*") if p.is_dir()]  # a lock file stays: another may wait on it
+        scratch = [
+            p for p in sorted((self.root / "tmp").glob("*-*")) if p.is_dir()
+        ]  # a lock file stays: another may wait on it
         wanted = {f"{fp}{KEPT}" for _, fp in used}
         stale += [p for p in scratch if p.name not in wanted and not self._locked(p.name.split("-")[0])]
         shown = {f"{fp}.json" for _, fp in used}

@@ -88,7 +88,7 @@ def table(directory: Path) -> list[Row]:
     found = {p.parent for name in (RUN, ERROR, ".hydra") for p in directory.rglob(name)} - {directory}
     rows: list[Row] = []
     first: dict[tuple[str, ...], str] = {}
-    for folder in sorted(found, key=lambda p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(p))]):
+    for folder in sorted(sorted(found), key=lambda p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(p))]):
         job = str(folder.relative_to(directory))
         run = Run(folder) if (folder / RUN).is_file() else None
         error = None if run else "stopped without a result; its log file is diffopt.log"

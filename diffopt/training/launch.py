@@ -139,7 +139,8 @@ def _handlers() -> Iterator[None]:
 
 def _said(logs: str, process: int) -> str:
     """What one of the processes has put on its stderr."""
-    return "".join(p.read_text(errors="replace") for p in Path(logs).glob(f"*/attempt_*/{process}/stderr.log"))
+    found = sorted(Path(logs).glob(f"*/attempt_*/{process}/stderr.log"))
+    return "".join(p.read_text(errors="replace") for p in found)
 
 
 def _last_words(said: str) -> str:
