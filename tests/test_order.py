@@ -26,8 +26,10 @@ SAID = """
 import sys
 from importlib.metadata import EntryPoint
 from hydra import compose, initialize_config_dir
-from diffopt import complaint, job, stage
-from diffopt.searchpath import bundled, register
+from diffopt import stage
+from diffopt.cli import hydra_errors
+from diffopt.cli.searchpath import bundled, register
+from diffopt.jobs import job
 
 register()
 with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
@@ -39,7 +41,7 @@ with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             prepared = job.prepare(compose("config", asked), given, dry=True, sweep=False)
             print("planned", *(s.name for s in prepared.plan.steps))
         except Exception as e:
-            print(complaint.line(e, list(command)))
+            print(hydra_errors.line(e, list(command)))
 
 points = stage.entry_points(group="diffopt.stages")
 stage.entry_points = lambda group: [EntryPoint("50_ours", p.value, group) for p in points if p.value.startswith(group)]

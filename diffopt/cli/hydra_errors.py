@@ -1,49 +1,114 @@
-"""Hydra's and OmegaConf's errors as lines of our own: what is wrong, what was given, what there is."""
+"""Hydra's and OmegaConf's errors as lines of our own: what is wrong, what was given, what there is.
+
+Their exceptions have fields for most of that; what stands in the text alone is read from it, and said to be.
+"""
 
 import re
+import traceback
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from diffopt.cli.searchpath import recipe_dirs
 from diffopt.errors import DiffoptError
 from diffopt.groups import GROUPS, PICKS
-from diffopt.groups.validate import nearest
-
-UNREADABLE = ("mismatched input", "no viable alternative", "token recognition error", "extraneous input", "missing EQUAL")
-"""How Hydra's grammar begins to say that it cannot read an override."""
+from diffopt.groups.validate import dotted, nearest, said, unresolved
 
 
 def line(error: Exception, arguments: list[str]) -> str:
     """The text for the user; an error of ours is already one."""
-    if isinstance(error.__cause__, DiffoptError):  # of a callback's, which Hydra says is one of a call to a target
-        error = error.__cause__
-    text = str(error)
-    if found := re.search(r"Could not find '([\w./-]+)'", text):
-        return _no_option(found[1], text)
-    if found := re.search(r"In '([^']*)': Could not find '([^']+)'", text):
-        return _no_option(found[2], text)
-    if found := re.search(r"In '([^']*)': Could not load '([\w./-]+)'", text):
-        known = [p.stem for d in recipe_dirs() for p in d.glob("*.yaml")]
-        there = nearest(found[2].rpartition("/")[2], known) if found[2].startswith("recipe/") else "mend its defaults"
-        return f"{found[1]}: extends what is not there (got {found[2]!r}); {there}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return _no_key(found[1], _given(found[1], arguments))
-    if "Multiple values for" in text and (found := re.search(r"Multiple values for (\w+)", text)):
-        return f"{found[1]}: is chosen twice (got it as an override); choose once"
-    if re.search(rf"LexerNoViableAltException|{'|'.join(UNREADABLE)}", text):
-        asked = (a for a in arguments if not a.startswith("-") and a != "plan")
-        bad = next((a for a in asked if not _parses(a)), text.splitlines()[0])
-        return f"override: cannot be read (got {bad}); write key=value, and quote odd characters: 'key=\"a, b\"'"
-    if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
-        return f"{found[1]}: reads as several values (got {found[2]}); quote one, list them as [a,b], or sweep with --multirun"
     cause = error.__cause__
-    if "ListConfig" in str(cause) and (found := re.search(r"Error merging override ([^=]+)=(.*)", text)):
-        return f"{found[1]}: is a list in the recipe (got {found[2]}); write it as one: [{found[2]}]"
+    for ours in (cause, error):  # a callback's is the cause of what Hydra says of its call to a target
+        if isinstance(ours, DiffoptError):
+            return str(ours)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing(error, error.missing_cfg_file)
+    if isinstance(error, OverrideParseException):
+        why = f", {said(str(cause))}" if cause else ""
+        return (
+            f"override: cannot be read{why} (got {error.override}); write key=value, and quote odd characters: 'key=\"a, b\"'"
+        )
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}: is no YAML, {error.problem} (got it in line {mark.line + 1}); mend it"
+    if isinstance(error, OmegaConfBaseException):
+        return unresolved(error)
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return _not_merged(cause, cause.full_key, arguments)
+    return _read(str(error), cause, arguments)
+
+
+def _missing(error: MissingConfigException, what: str) -> str:
+    """For an option that a group has not, or a config that another extends."""
+    group, _, option = what.rpartition("/")
+    if error.options is not None:
+        if not error.options:
+            return f"{group}: has no options yet (got {option!r}); drop it"
+        return f"{group}: no such option (got {option!r}); {nearest(option, error.options)}"
+    # Which config extends it has no field; nothing extends the one that --config-name names.
+    if found := re.match(r"In '([^']*)': ", str(error)):
+        known = [p.stem for d in recipe_dirs() for p in d.glob("*.yaml")]
+        there = nearest(option, known) if group == "recipe" else "mend its defaults"
+        return f"{found[1]}: extends what is not there (got {what!r}); {there}"
+    return f"{what}: no such config (got {what!r}); `diffopt --help` lists the groups"
+
+
+def _not_merged(cause: OmegaConfBaseException, full_key: str, arguments: list[str]) -> str:
+    """For an override of a key that is not there, or by what does not fit it."""
+    key, given = _override(dotted(full_key), arguments)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _no_key(key, given)
+    if isinstance(cause, ConfigTypeError) and cause.object_type is list:
+        return f"{key}: is a list in the recipe (got {given}); write it as one: [{given}]"
+    return f"{key}: {said(cause.msg or str(cause))} (got {given}); mend it"
+
+
+def _read(text: str, cause: BaseException | None, arguments: list[str]) -> str:
+    """For a HydraException with nothing but its text."""
+    # Of the defaults list: the override has no field, and there is no cause.
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _no_key(found[1], _override(found[1], arguments)[1])
+    # The group has no field.
+    if found := re.search(r"Multiple values for (\w+)", text):
+        return f"{found[1]}: is chosen twice (got it as an override); choose once"
+    # Nor has the override, in these three.
+    if found := re.search(r"An item is already at '([^']+)'", text):
+        given = _override(found[1], arguments)[1]
+        return f"{found[1]}: is in the recipe already (got it with a plus); without: {found[1]}={given}"
+    if found := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
+        return f"{found[1]}: is not in the recipe, so it cannot be left out (got ~{found[1]}); drop it"
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*)'", text):
+        return f"{found[1]}: reads as several values (got {found[2]}); quote one, list them as [a,b], or sweep with --multirun"
     lines = [x for x in text.strip().splitlines() if x.strip() and "HYDRA_FULL_ERROR" not in x]
     if cause and str(cause) not in text:
         lines.append(str(cause).splitlines()[0])
     return "\n".join(lines)
+
+
+def of_defaults(error: Exception, arguments: list[str]) -> str | None:
+    """For what Hydra's list of defaults raises without an exception of its own; None for an error of something else."""
+    within = ["defaults_list" in frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, RecursionError) and any(within):
+        return "recipe: extends itself, perhaps through another (got endless defaults); mend its defaults"
+    if not within or not within[-1]:
+        return None
+    for argument in arguments:
+        key, sign, given = argument.lstrip("+~").partition("=")
+        if sign and (key in (*PICKS, "recipe", "") or "/" in key) and not _names(argument):
+            return f"{key or 'override'}: is chosen by the name of an option (got {given}); `diffopt --help` lists them"
+    return f"recipe: its defaults cannot be read (got {type(error).__name__}: {error}); mend them"
+
+
+def _names(override: str) -> bool:
+    """Whether the value is a name, or a list of names, or gives the keys of a group."""
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except HydraException:
+        return False
+    return isinstance(value, str | dict) or (isinstance(value, Sequence) and all(isinstance(x, str) for x in value))
 
 
 def of_launcher(error: Exception) -> str | None:
@@ -58,27 +123,9 @@ def of_launcher(error: Exception) -> str | None:
     )
 
 
-def _parses(override: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
-
-
 def unknown_command(word: str, commands: list[str]) -> str:
     """For `diffopt plna`, and for a recipe named without `+recipe=`."""
     return f"diffopt: no such command (got {word!r}); {nearest(word, commands)}  To run a recipe: diffopt +recipe={word}"
-
-
-def _no_option(what: str, text: str) -> str:
-    group, _, option = what.rpartition("/")
-    there = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-    if not group:
-        return f"{what}: no such config (got {what!r}); `diffopt --help` lists the groups"
-    if not there:
-        return f"{group}: has no options yet (got {option!r}); drop it"
-    return f"{group}: no such option (got {option!r}); {nearest(option, there)}"
 
 
 def _no_key(key: str, given: str) -> str:
@@ -100,5 +147,10 @@ def _no_key(key: str, given: str) -> str:
     return f"{key}: no such key (got {given}); {nearest(key, known)}"
 
 
-def _given(key: str, arguments: list[str]) -> str:
-    return next((a.partition("=")[2] for a in arguments if a.lstrip("+~").partition("=")[0] == key), "?")
+def _override(key: str, arguments: list[str]) -> tuple[str, str]:
+    """Key and value of the argument that a key is of: its own, that of one within it, or of a group that has it in braces."""
+    given = [(k, v) for k, _, v in (a.lstrip("+~").partition("=") for a in arguments)]
+    exact = [x for x in given if x[0] == key]
+    below = [x for x in given if x[0].startswith(f"{key}.")]
+    above = [(key, v) for k, v in given if key.startswith(f"{k}.") and v.startswith("{")]
+    return next(iter(exact + below + above), (key, "?"))

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -60,10 +59,12 @@ def main(argv: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    except RecursionError as e:
-        if "defaults_list" not in "".join(traceback.format_tb(e.__traceback__)):
+    except (RecursionError, TypeError, ValueError) as e:
+        from diffopt.cli import hydra_errors
+
+        if (text := hydra_errors.of_defaults(e, arguments)) is None:
             raise
-        print("recipe: extends itself, perhaps through another (got endless defaults); mend its defaults", file=sys.stderr)
+        print(text, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
@@ -150,7 +151,9 @@ def _job(config: DictConfig) -> float | list[float] | None:
 
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
-    overrides = [o for o in settings.overrides.task if not o.startswith("+recipe=")]
+    # As they were given: an interpolation in one is of the recipe's config, not of Hydra's.
+    given: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)
+    overrides = [o for o in given if not o.startswith("+recipe=")]
     if settings.mode == RunMode.MULTIRUN:
         return _one_of_many(config, settings, directory, overrides)
     try:

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, get_args
 
+from omegaconf import Container, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from diffopt.errors import ConfigError
@@ -86,6 +88,26 @@ def _within(schema: type[BaseModel], path: Iterable[Any]) -> Iterable[str]:
         parts = get_args(annotation) or (annotation,)
         schema = next((t for t in parts if isinstance(t, type) and issubclass(t, BaseModel)), schema)
     return schema.model_fields
+
+
+def dotted(full_key: str) -> str:
+    """OmegaConf's `eval.metrics[0]` as a command line has it: `eval.metrics.0`."""
+    return full_key.replace("[", ".").replace("]", "")
+
+
+def said(text: str) -> str:
+    """The first line of another library's error, as part of ours."""
+    first = text.splitlines()[0] if text else "is wrong"
+    word = first.partition(" ")[0]
+    return first if word[1:] != word[1:].lower() else first[0].lower() + first[1:]  # not of the name of a class
+
+
+def unresolved(error: OmegaConfBaseException) -> str:
+    """An error of an interpolation as a line of ours."""
+    where, given = dotted(error.full_key or "config"), "an interpolation"
+    if isinstance(error.parent_node, Container) and error.key is not None:
+        given = OmegaConf.to_container(error.parent_node, resolve=False)[error.key]  # type: ignore[index]
+    return f"{where}: {said(error.msg or str(error))} (got {given}); mend it"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

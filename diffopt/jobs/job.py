@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import PICKS
-from diffopt.groups.validate import choose
+from diffopt.groups.validate import choose, unresolved
 from diffopt.jobs import objective
 from diffopt.jobs.checks import check
 from diffopt.jobs.plan import Plan, idle_overrides, make_plan
@@ -56,7 +56,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     try:
         plain: Any = OmegaConf.to_container(visible, resolve=True)
     except OmegaConfBaseException as e:
-        raise ConfigError(f"config: {str(e).splitlines()[0]} (got an interpolation); mend the recipe") from None
+        raise ConfigError(unresolved(e)) from None
     for group in PICKS:
         # A recipe's values for it may still be there; without the option they are nothing. A sweep says `~group=null`.
         if {f"~{group}", f"~{group}=null"} & {*overrides}:
