@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 from diffopt.artifact import Artifact
 from diffopt.errors import PlanError
+from diffopt.machine import installation
 from diffopt.machine.progress import bar
 from diffopt.registry import described, loaded
 from diffopt.store.source import Source
@@ -171,7 +172,7 @@ def stages() -> list[Stage]:
     A third-party stage names itself `45_mystage` to come between `40_...` and `50_...`; where two stages make the
     same kind, the later one's is taken. Those of one place and name are in the order of what they point at.
 
-    Raises PlanError, which names the package at fault, for one that is no stage.
+    Raises PlanError where diffopt is not installed, or as another version, and, naming the package, for what is no stage.
     """
 
     def place(point: EntryPoint) -> tuple[int, str, str]:
@@ -182,8 +183,11 @@ def stages() -> list[Stage]:
             )
         return int(number), name, point.value
 
+    points = sorted(set(entry_points(group=installation.STAGES)), key=place)
+    if flaw := installation.flaw(points):
+        raise PlanError(flaw)
     found: dict[str, tuple[EntryPoint, Stage]] = {}
-    for point in sorted(set(entry_points(group="diffopt.stages")), key=place):
+    for point in points:
         made = loaded(point, Stage, PlanError, "stages")
         if made.name in found:
             both = f"{described(found[made.name][0])} and {described(point)}"

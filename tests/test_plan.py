@@ -353,12 +353,12 @@ def test_a_kind_that_no_stage_makes_is_named(plan):
 
 
 def test_stages_come_in_the_order_of_the_numbers_in_front_of_their_names(monkeypatch):
-    points = [
-        EntryPoint(name, f"diffopt.stages.{module}:{module}", "diffopt.stages")
-        for name, module in [("100_last", "score"), ("20_second", "merge"), ("9_first", "load")]
-    ]
+    places = {"score": "100_last", "merge": "20_second", "load": "9_first"}
+    modules = [s.run.__module__.rpartition(".")[2] for s in stages()]
+    points = [EntryPoint(places.get(m, f"50_{m}"), f"diffopt.stages.{m}:{m}", "diffopt.stages") for m in modules]
     monkeypatch.setattr(diffopt.stage, "entry_points", lambda group: points)
-    assert [s.name for s in stages()] == ["load", "merge", "score"]
+    found = [s.name for s in stages()]
+    assert (found[:2], found[-1], len(found)) == (["load", "merge"], "score", len(modules))
 
 
 def test_the_installed_stages_are_the_built_in_ones_in_their_order():

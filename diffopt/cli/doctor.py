@@ -4,12 +4,13 @@ import os
 import platform
 import shutil
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from diffopt import __version__, formats
 from diffopt.cli.arguments import Parser
 from diffopt.cli.searchpath import bundled
-from diffopt.machine import environment
+from diffopt.machine import environment, installation
 from diffopt.machine.environment import package
 from diffopt.runtimes import RUNTIMES
 
@@ -39,9 +40,12 @@ def command(arguments: list[str]) -> None:
 
 
 def lines() -> list[str]:
+    flaw = installation.flaw(entry_points(group=installation.STAGES))
     cpu, gpus, builder = environment.cpu(), environment.gpus(), environment.tensorrt()
     found = [
         f"diffopt {__version__}, Python {platform.python_version()} ({sys.executable})",
+        f"code      {installation.CODE}{_elsewhere()}",
+        *([flaw] if flaw else []),
         f"CPU       {cpu['model']}, {len(os.sched_getaffinity(0))} cores, {' '.join(cpu['flags']) or 'no vector extensions'}",
         *(f"GPU       {g['name']}, compute capability {g['capability']}, {g['memory'] >> 30} GiB" for g in gpus),
         *([] if gpus else ["GPU       none"]),
@@ -60,6 +64,11 @@ def lines() -> list[str]:
     if not builder:
         found += ["", "No engine plans: pip install 'diffopt[tensorrt-rtx]' builds them without a GPU."]
     return found
+
+
+def _elsewhere() -> str:
+    there = installation.installed()
+    return f", not what is installed: {there}" if there and there != installation.CODE else ""
 
 
 def _cell(runtime: str, name: str) -> str:
