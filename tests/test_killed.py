@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from diffopt.jobs.runner import run_plan
 from diffopt.pipeline.calibration import Calibration
 
 fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A process that is forked has none of its parent's threads; on some CPUs the last bits are of how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -46,7 +55,6 @@ def killed_in_the_second_chunk(made: Job) -> None:
         return calibrate(self, *given)
 
     def begin() -> None:
-        torch.set_num_threads(1)  # the threads of the process that was forked are not in this one
         Calibration.__call__ = killed  # type: ignore[method-assign]
         run(made)
 
