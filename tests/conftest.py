@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import matrix_table
+import other_packages
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +32,7 @@ from diffopt.stage import stages
 from diffopt.store.fingerprint import fingerprint
 from diffopt.store.source import Source
 
+other_packages.hide()
 gc.set_threshold(200_000, 20, 20)
 """Searches for garbage are rarer than Python's, by 700: libraries and graphs are a million objects. Four files of tests took
 135 s of processor time, and 125 so."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import other_packages
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
@@ -58,7 +59,8 @@ def diffopt(site: Path, where: Path, *arguments: str) -> subprocess.CompletedPro
     """The command line, in a process that the packages in `site` are installed for."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("DIFFOPT_", "HYDRA_"))}
     command = [sys.executable, "-m", "diffopt", *arguments]
-    return subprocess.run(command, cwd=where, env={**plain, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(command, cwd=where, env={**plain, "PYTHONPATH": path}, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,21 @@ def test_nothing_of_it_is_there_where_it_is_not_installed():
     assert "contrast" not in [*METRICS]
     assert "doubling" not in [*METHODS]
     assert "headroom" not in [s.name for s in stages()]
+
+
+def test_where_a_package_like_it_is_installed_the_tests_find_our_own_parts_alone(site, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    assert other_packages.others() == ["diffopt-example"]
+    assert "contrast" in [*METRICS]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    other_packages.hide(tmp_path)
+    assert other_packages.others() == []
+    assert "contrast" not in [*METRICS]
+    assert "doubling" not in [*METHODS]
+    assert "headroom" not in [s.name for s in stages()]
+    asked = [sys.executable, "-c", "from diffopt.metrics import METRICS; print(*METRICS)"]
+    assert subprocess.run(asked, capture_output=True, text=True).stdout.split() == [*METRICS]
 
 
 # a package at fault
