@@ -10,7 +10,7 @@ from test_report import artifact, scored
 
 from diffopt.files.stored import plain
 from diffopt.metrics.intervals import interval
-from diffopt.quality.floor import Floor
+from diffopt.quality.floor import floors as limits
 from diffopt.sweep.findings import Findings
 
 SPREAD = np.array([-3.0, -1.5, -0.5, 0.0, 0.5, 1.5, 3.0, 0.0, -2.0, 2.0])
@@ -91,4 +91,4 @@ def failed(directory: Path, *overrides: str, error: str = "out of memory") -> Pa
 
 
 def findings(directory: Path, *floors: str) -> Findings:
-    return Findings(directory, [Floor.parse(f) for f in floors])
+    return Findings(directory, limits(floors))

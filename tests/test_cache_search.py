@@ -201,7 +201,7 @@ def test_the_search_finds_the_best_of_the_whole_grid_and_judges_as_the_report_do
     assert {k: v for k, v in ours["chosen"].items() if k not in ("order", "margins", "keeps")} == {
         k: v for k, v in values[best].items() if k not in ("order", "margins", "keeps")
     }
-    assert ours["chosen"]["margins"]["psnr"]["mean"] >= 0
+    assert ours["chosen"]["margins"]["psnr"]["mean"] == pytest.approx(means[best] - floor, abs=1e-9)
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ BAD = [
     ("{floor: {pnsr: 30}}", "search.floor: pnsr is not a metric that is installed"),
     ("{floor: {fid: 30}}", "search.floor: fid judges whole sets"),
     ("{floor: {psnr: -1%}}", "search.floor: psnr is a distance from the reference already"),
-    ("{floor: {psnr: much}}", "search.floor: cannot be read"),
+    ("{floor: {psnr: much}}", "search.floor: psnr is not a limit (got {'psnr': 'much'}); write a mean such as 20"),
     ("{floor: {}}", "search.floor: "),
     ("{low: 0.1}", "search.floor: is not set"),
     ("{floor: {psnr: 30}, evaluations: 3}", "search.evaluations: is less than the points=4"),

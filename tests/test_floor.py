@@ -9,7 +9,8 @@ from sweeps import SPREAD, findings, job, measured, psnr
 from diffopt.errors import ConfigError
 from diffopt.files.interval import Interval
 from diffopt.files.stored import plain
-from diffopt.quality.floor import Floor, floors, shortfall
+from diffopt.quality.floor import floors, parse, shortfall
+from diffopt.quality.limit import Limit
 from diffopt.sweep import conclusions
 from diffopt.sweep.pick import judge
 
@@ -22,27 +23,32 @@ def clip(mean: float, noise: float = 0.0, better: str = "higher") -> dict[str, d
     return {"clip": measured(REFERENCE + apart, REFERENCE, "CLIP score", "", better)}
 
 
+@pytest.mark.parametrize(("text", "written"), [("clip=-0.5%", "clip=-0.5%"), ("clip-iqa = +2 %", "clip-iqa=+2%")])
+def test_a_floor_is_a_metric_and_its_limit(text: str, written: str) -> None:
+    floor = parse(text)
+    assert floor == Limit.parse(floor.metric, written.partition("=")[2])
+    assert floor.text == written
+
+
+@pytest.mark.parametrize("text", ["clip", "clip=", "=3", "clip<3", "a b=3"])
+def test_what_is_no_metric_and_limit_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^floor: cannot be read \(got '.*'\); write METRIC=-0.5%[^\n]*$"):
+        parse(text)
+
+
 @pytest.mark.parametrize(
-    ("text", "change", "limit"),
+    ("text", "line"),
     [
-        ("clip=-0.5%", True, -0.005),
-        ("clip-iqa = +2%", True, 0.02),
-        ("psnr=40", False, 40.0),
-        ("imagereward=-.5", False, -0.5),  # its own value: it can be negative
+        ("clip=a", "floor: is not a limit (got 'clip=a'); write a mean such as 20, or a change such as -0.5%"),
+        ("clip=99%", "floor: is a change without a sign (got 'clip=99%'); write -99% or +99%"),
+        ("psnr=-5%", "floor: is a distance from the reference already (got 'psnr=-5%'); give its own limit, without %"),
+        ("latency=1.0x", "floor: is a gate's limit, no floor's (got 'latency=1.0x'); set eval.gates.latency"),
     ],
 )
-def test_a_floor_is_a_change_or_a_value(text: str, change: bool, limit: float) -> None:
-    floor = Floor.parse(text)
-    assert (floor.change, floor.limit) == (change, pytest.approx(limit))
-
-
-@pytest.mark.parametrize(
-    "text", ["clip", "clip=", "=3", "clip<3", "clip=a", "clip=--1", "clip=1%%", "clip=nan", "clip=1=2", "clip=99%"]
-)
-def test_a_floor_that_is_no_floor_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^floor: cannot be read \(got '.*'\); write METRIC=-0.5%") as found:
-        Floor.parse(text)
-    assert "\n" not in str(found.value)
+def test_an_amount_that_is_none_is_refused_by_what_is_wrong(text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        parse(text)
+    assert str(found.value) == line
 
 
 def test_floors_of_a_recipe_are_a_list_or_a_mapping() -> None:
@@ -69,31 +75,31 @@ def test_a_share_of_the_reference_is_judged_by_the_paired_interval(
 ) -> None:
     """-0.5% of 80 is -0.4; the pictures themselves differ by 6, which pairs do not feel."""
     found = findings(job(tmp_path / "0", clip(mean, noise)).parent)
-    assert [v.says for v in judge(found.rows[0], [Floor.parse("clip=-0.5%")])] == [says]
+    assert [v.says for v in judge(found.rows[0], [parse("clip=-0.5%")])] == [says]
 
 
 @pytest.mark.parametrize("many", [1, 9])
 def test_a_few_pictures_show_nothing(tmp_path: Path, many: int) -> None:
     found = findings(job(tmp_path / "0", {"psnr": measured([50.0] * many)}).parent)
-    assert [v.says for v in judge(found.rows[0], [Floor.parse("psnr=40")])] == ["not shown"]
+    assert [v.says for v in judge(found.rows[0], [parse("psnr=40")])] == ["not shown"]
 
 
 def test_where_lower_is_better_the_floor_is_a_ceiling(tmp_path: Path) -> None:
     found = findings(job(tmp_path / "0", clip(1.0, better="lower")).parent)
-    said = [judge(found.rows[0], [Floor.parse(f)])[0].says for f in ("clip=+2%", "clip=+1%", "clip=90")]
+    said = [judge(found.rows[0], [parse(f)])[0].says for f in ("clip=+2%", "clip=+1%", "clip=90")]
     assert said == ["kept", "broken", "kept"]
 
 
-def test_a_distance_from_the_reference_has_no_share_of_it(tmp_path: Path) -> None:
-    found = findings(job(tmp_path / "0", psnr(41.23)).parent, "psnr=-5%")
-    with pytest.raises(ConfigError, match=r"^floor: PSNR is a distance .* \(got psnr=-5%\); give its own limit, as psnr=41.2$"):
+def test_a_metric_that_is_not_installed_here_has_no_share_of_a_reference_without_values(tmp_path: Path) -> None:
+    found = findings(job(tmp_path / "0", {"far": psnr(41.23)["psnr"]}).parent, "far=-5%")
+    with pytest.raises(ConfigError, match=r"^floor: PSNR is a distance .* \(got far=-5%\); give its own limit, as far=41.2$"):
         found.check()
 
 
 def test_a_metric_that_judges_sets_is_judged_by_its_interval(tmp_path: Path) -> None:
     fid = {"title": "FID", "unit": "", "better": "lower", "candidate": plain(Interval(20.0, 18.0, 23.0, 50))}
     found = findings(job(tmp_path / "0", {"fid": fid}).parent)
-    verdicts = [judge(found.rows[0], [Floor.parse(f)])[0] for f in ("fid=25", "fid=22", "fid=15")]
+    verdicts = [judge(found.rows[0], [parse(f)])[0] for f in ("fid=25", "fid=22", "fid=15")]
     assert [v.says for v in verdicts] == ["kept", "not shown", "broken"]
     assert verdicts[0].margin == Interval(5.0, 2.0, 7.0, 50)
 

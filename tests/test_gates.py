@@ -88,8 +88,8 @@ def test_the_summary_and_the_page_say_what_became_of_the_gates(tmp_path: Path) -
     [
         ({"psnr": "much"}, "eval.gates.psnr: is not a limit (got 'much')"),
         ({"psnr": "-1%"}, "eval.gates.psnr: is a distance from the reference already"),
-        ({"psnr": "1.0x"}, "eval.gates.psnr: is not a limit of psnr"),
-        ({"latency": 2}, "eval.gates.latency: is not a limit of latency"),
+        ({"psnr": "1.0x"}, "eval.gates.psnr: is not a limit (got '1.0x'); write a mean such as 20, or a change such as -0.5%"),
+        ({"latency": 2}, "eval.gates.latency: is not a limit (got 2.0); write the least speedup, such as 1.0x"),
         ({"fid": 3}, "eval.gates.fid: is not measured (got 3"),
         ({"fidd": 3}, "eval.gates.fidd: is no metric (got the limit 3"),
     ],

@@ -16,7 +16,7 @@ from test_report import GREEN, MAGENTA, artifact, count, exported, scored, scree
 from diffopt.cli.main import main
 from diffopt.cli.report import command
 from diffopt.errors import ConfigError, DiffoptError
-from diffopt.quality.floor import Floor
+from diffopt.quality import floor
 from diffopt.report import run_page
 from diffopt.sweep import job_table, page, ranking
 from diffopt.sweep.callback import WriteReport
@@ -38,7 +38,7 @@ def swept(directory: Path) -> Path:
 
 def written(directory: Path, *floors: str) -> str:
     """The sweep's page."""
-    return page.write(Findings(directory, [Floor.parse(f) for f in floors])).read_text()
+    return page.write(Findings(directory, floor.floors(floors))).read_text()
 
 
 def rows(html: str) -> list[str]:
@@ -236,7 +236,7 @@ def test_a_floor_that_is_none_stops_a_sweep_before_it_starts(capsys: pytest.Capt
         main(
             ["+recipe=emoji_int8_sq", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}", "hydra.callbacks.sweep.floor=['psnr=a']"]
         )
-    assert capsys.readouterr().err.startswith("floor: cannot be read (got 'psnr=a'); write METRIC=-0.5% for")
+    assert capsys.readouterr().err.startswith("floor: is not a limit (got 'psnr=a'); write a mean such as 20, or")
     assert not (tmp_path / "0").exists()
 
 

@@ -21,8 +21,8 @@ def floors_text(floor: Mapping[str, float | str]) -> str:
 
 class KnobSearch(Group):
     floor: dict[str, float | str] = Field(min_length=1)
-    """By metric what must be kept, as in gates: `30` the mean itself (at most, where lower is better), `-0.5%` of the
-    reference's mean. Every metric is of the cached pictures beside the reference's: full precision, no cache."""
+    """By metric what must be kept, a limit as gates are: `30` the mean itself (at most, where lower is better), `-0.5%` the
+    change from the reference's mean. Every metric is of the cached pictures beside those in full precision without a cache."""
     knob: str | None = None
     """The field to turn; null is the method's own."""
     low: float | None = None
@@ -44,22 +44,18 @@ class KnobSearch(Group):
     @field_validator("floor")
     @classmethod
     def _can_be_kept(cls, given: dict[str, float | str]) -> dict[str, float | str]:
-        from diffopt.errors import ConfigError
-        from diffopt.quality.floor import floors
+        from diffopt.quality.limit import Limit
 
         for name in given:
             if name not in METRICS:
                 raise ValueError(f"{name} is not a metric that is installed; there are {', '.join(METRICS)}")
             if METRICS[name].judges == "set":
                 raise ValueError(f"{name} judges whole sets, of which a search draws too few; name psnr, ssim, lpips or clip")
-        try:
-            found = floors(given)
-        except ConfigError as e:
-            what, _, advice = str(e).removeprefix("floor: ").partition("; ")
-            raise ValueError(f"{what.partition(' (got ')[0]}; {advice}") from None
-        for floor in found:
-            if floor.change and METRICS[floor.metric].judges == "pair":
-                raise ValueError(f"{floor.metric} is a distance from the reference already; give its own limit, without %")
+        for name, amount in given.items():
+            try:
+                Limit.parse(name, amount)
+            except ValueError as e:
+                raise ValueError(f"{name} {e}") from None
         return given
 
     @model_validator(mode="after")

@@ -36,11 +36,11 @@ def command(arguments: list[str]) -> None:
         written = run_page.write(directory, given.inline)
         print("\n".join([*run_page.summary(directory), f"report  {written}"]))
     elif (directory / SWEEP).is_file() or any(directory.glob(f"*/{RUN}")):
-        from diffopt.quality.floor import Floor
+        from diffopt.quality.floor import floors
         from diffopt.sweep import page
         from diffopt.sweep.findings import Findings
 
-        found = Findings(directory, [Floor.parse(text) for text in given.floor] or page.stated(directory))
+        found = Findings(directory, floors(given.floor) or page.stated(directory))
         found.check()
         for row in found.rows:
             if row.run and not row.run.lost:

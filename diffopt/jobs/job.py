@@ -17,7 +17,7 @@ from diffopt.jobs import objective
 from diffopt.jobs.checks import check
 from diffopt.jobs.plan import Plan, idle_overrides, make_plan
 from diffopt.machine.environment import Environment
-from diffopt.quality.floor import Floor
+from diffopt.quality.limit import Limit
 from diffopt.report.run_directory import Run
 from diffopt.stage import stages
 from diffopt.store.source import Sources
@@ -86,7 +86,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
 
 
 def run(
-    config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool, floors: Sequence[Floor] = ()
+    config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool, floors: Sequence[Limit] = ()
 ) -> float | list[float] | None:
     """Run one job in `directory` and write its page. Returns its objective under the floors, for Hydra's sweepers."""
     from diffopt.jobs.runner import run_plan, write_run

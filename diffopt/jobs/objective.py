@@ -5,7 +5,8 @@ from typing import Any
 
 from diffopt.errors import ConfigError, GateError
 from diffopt.metrics import METRICS
-from diffopt.quality.floor import Floor, shortfall
+from diffopt.quality.floor import shortfall
+from diffopt.quality.limit import Limit
 from diffopt.report.run_directory import Run
 from diffopt.view import Choices
 
@@ -55,7 +56,7 @@ def check(objective: Any, choices: Choices) -> None:
             raise ConfigError(f"objective: is not measured (got {name!r}); there are {there}, or add it to eval.metrics")
 
 
-def of(run: Run, objective: Any, floors: Sequence[Floor] = ()) -> float | list[float] | None:
+def of(run: Run, objective: Any, floors: Sequence[Limit] = ()) -> float | list[float] | None:
     """The objective's value, or a list of several; None for a job without metrics where the first metric is meant.
 
     Raises GateError for one that the run has not measured, and ConfigError for a floor that cannot be judged.

@@ -5,44 +5,46 @@ from dataclasses import dataclass
 
 from diffopt.errors import GateError
 from diffopt.files.metrics import MetricResult
-from diffopt.quality.direction import sign
-from diffopt.quality.gates import LATENCY, Gate, parse
+from diffopt.quality.limit import Limit
 from diffopt.report.run_directory import Run
 from diffopt.text import signed, with_interval
 
 
 @dataclass(frozen=True)
 class Outcome:
-    gate: Gate
+    name: str
+    gate: str
+    """As it was asked: `clip: -0.5%`."""
     holds: bool
     found: str
     """What was reached, with its interval."""
 
 
 def outcomes(run: Run) -> list[Outcome]:
-    """What became of every gate of a finished run. A gate on what the run did not measure is broken."""
-    found = []
-    for name, value in (run.config["eval"].get("gates") or {}).items():
-        gate = parse(name, value)
-        if name == LATENCY:
-            speedup = run.speedup
-            holds = speedup is not None and speedup.mean >= gate.limit
-            found.append(Outcome(gate, holds, f"{with_interval(speedup)} x" if speedup else f"no speedup, {run.unclaimed}"))
-        elif name not in run.metrics:
-            found.append(Outcome(gate, False, "nothing, it was not measured"))
-        else:
-            found.append(_quality(gate, run.metrics[name]))
-    return found
+    """What became of every gate of a finished run. One on what the run did not measure is broken, and one that is no limit."""
+    return [_outcome(run, name, value) for name, value in (run.config["eval"].get("gates") or {}).items()]
 
 
-def _quality(gate: Gate, metric: MetricResult) -> Outcome:
-    turn = sign(metric.better)
-    if gate.kind == "%" and metric.reference and metric.difference:
-        base = abs(metric.reference.mean) or 1.0
-        change = metric.difference.mapped(lambda v: 100 * v / base)
-        return Outcome(gate, turn * change.mean >= turn * gate.limit, signed(change, "%"))
-    stat = metric.candidate
-    return Outcome(gate, turn * stat.mean >= turn * gate.limit, with_interval(stat, metric.unit))
+def _outcome(run: Run, name: str, value: float | str) -> Outcome:
+    try:
+        gate = Limit.parse(name, value)
+    except ValueError as e:  # of a run that an older version made
+        return Outcome(name, f"{name}: {value}", False, f"nothing, it {e}")
+    if gate.kind == "speedup":
+        speedup = run.speedup
+        holds = speedup is not None and speedup.mean >= gate.amount
+        return Outcome(name, str(gate), holds, f"{with_interval(speedup)} x" if speedup else f"no speedup, {run.unclaimed}")
+    if name not in run.metrics:
+        return Outcome(name, str(gate), False, "nothing, it was not measured")
+    metric = run.metrics[name]
+    return Outcome(name, str(gate), gate.keeps(metric), _reached(gate, metric))
+
+
+def _reached(gate: Limit, metric: MetricResult) -> str:
+    if gate.kind != "change" or not metric.reference or not metric.difference:
+        return with_interval(metric.candidate, metric.unit)
+    size = abs(metric.reference.mean)
+    return signed(metric.difference.mapped(lambda v: 100 * v / size), "%") if size else signed(metric.difference, metric.unit)
 
 
 def enforce(run: Run) -> None:
@@ -51,7 +53,7 @@ def enforce(run: Run) -> None:
     if broken:
         raise GateError(
             "\n".join(
-                f"eval.gates.{o.gate.name}: is not reached (got {o.found}, asked {o.gate}); "
+                f"eval.gates.{o.name}: is not reached (got {o.found}, asked {o.gate}); "
                 f"everything made is kept in {os.path.relpath(run.directory)}"
                 for o in broken
             )

@@ -78,7 +78,7 @@ def caveats(found: Findings, pick: Pick) -> list[str]:
 
 
 def _keeps(found: Findings, job: str) -> bool:
-    return bool(found.verdicts.get(job)) and all(v.margin.mean >= 0 for v in found.verdicts[job])
+    return bool(found.verdicts.get(job)) and all(v.keeps for v in found.verdicts[job])
 
 
 def _named(found: Findings, row: Row) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from diffopt.quality.floor import Floor
+from diffopt.quality.limit import Limit
 from diffopt.quality.verdict import FEW
 from diffopt.sweep import cost, pick, ranking
 from diffopt.sweep.cost import Cost
@@ -20,7 +20,7 @@ class Findings:
     """All that is said of one sweep under the floors that were stated."""
 
     directory: Path
-    floors: list[Floor]
+    floors: list[Limit]
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from diffopt.quality.floor import Floor, floors
+from diffopt.quality.floor import floors
+from diffopt.quality.limit import Limit
 from diffopt.report.html import PAGE, render
 from diffopt.store.files import publish
 from diffopt.sweep import conclusions, results
@@ -18,7 +19,7 @@ MULTIRUN = "multirun.yaml"
 """Hydra's own record of the sweep."""
 
 
-def stated(directory: Path) -> list[Floor]:
+def stated(directory: Path) -> list[Limit]:
     """The floors that the sweep itself was given, `hydra.callbacks.sweep.floor`."""
     path = directory / MULTIRUN
     given = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.sweep.floor") if path.is_file() else None

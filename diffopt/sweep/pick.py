@@ -5,7 +5,8 @@ from typing import Literal
 
 from diffopt.errors import ConfigError
 from diffopt.files.interval import Interval
-from diffopt.quality.floor import Floor, share
+from diffopt.quality.floor import share
+from diffopt.quality.limit import Limit
 from diffopt.quality.verdict import FEW
 from diffopt.sweep.cost import Cost
 from diffopt.sweep.job_table import Row
@@ -17,7 +18,9 @@ from diffopt.text import with_interval
 class Verdict:
     """Whether one job keeps one floor."""
 
-    floor: Floor
+    floor: Limit
+    keeps: bool
+    """Whether its mean does."""
     margin: Interval
     """Mean over the pictures with its interval, in the metric's unit; positive is on the right side."""
 
@@ -30,14 +33,15 @@ class Verdict:
         return "kept" if low >= 0 else "broken" if high < 0 else "not shown"
 
 
-def judge(row: Row, floors: list[Floor]) -> list[Verdict]:
+def judge(row: Row, floors: list[Limit]) -> list[Verdict]:
     """A verdict a floor; none at all for a job that was not measured in each of them."""
     if any(f.metric not in row.metrics for f in floors):
         return []
-    return [Verdict(f, f.margin(row)) for f in floors]
+    measured = [(f, row.metrics[f.metric]) for f in floors]
+    return [Verdict(f, f.keeps(metric), f.margin(metric)) for f, metric in measured]
 
 
-def check(floors: list[Floor], rows: list[Row]) -> None:
+def check(floors: list[Limit], rows: list[Row]) -> None:
     """Raises ConfigError for a floor under a metric that no job measured, or with no reference to measure it from.
 
     A sweep in which nothing was measured is left alone: its page says why.
@@ -47,7 +51,7 @@ def check(floors: list[Floor], rows: list[Row]) -> None:
         if floor.metric not in measured:
             there = ", ".join(dict.fromkeys(name for r in rows for name in r.metrics))
             raise ConfigError(f"floor: no job measured it (got {floor.text}); there are {there}")
-        floor.margin(measured[floor.metric])
+        floor.bound(measured[floor.metric].metrics[floor.metric])
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def pick(rows: list[Row], verdicts: dict[str, list[Verdict]], cost: Cost | None)
         return (cost.rank(row.job) if cost else 0.0, -worth(row, name))
 
     there = [r for r in rows if verdicts.get(r.job) and (cost is None or r.job in cost.values)]
-    keeping = sorted((r for r in there if all(v.margin.mean >= 0 for v in verdicts[r.job])), key=order)
+    keeping = sorted((r for r in there if all(v.keeps for v in verdicts[r.job])), key=order)
     shown = [r for r in keeping if all(v.says == "kept" for v in verdicts[r.job])]
     if not keeping:
         return None
@@ -85,8 +89,12 @@ def pick(rows: list[Row], verdicts: dict[str, list[Verdict]], cost: Cost | None)
 
 def nearest(rows: list[Row], verdicts: dict[str, list[Verdict]]) -> tuple[Row, Verdict] | None:
     """Where no job keeps the floors: the one whose worst margin is least bad, as a share of the metric, and that margin."""
-    worst = [(r, min(verdicts[r.job], key=lambda v: share(r, v.floor, v.margin))) for r in rows if verdicts.get(r.job)]
-    return max(worst, key=lambda w: share(w[0], w[1].floor, w[1].margin)) if worst else None
+
+    def kept(row: Row, verdict: Verdict) -> float:
+        return share(row.metrics[verdict.floor.metric], verdict.floor)
+
+    worst = [(r, min(verdicts[r.job], key=lambda v: kept(r, v))) for r in rows if verdicts.get(r.job)]
+    return max(worst, key=lambda w: kept(*w)) if worst else None
 
 
 def margin_text(row: Row, verdict: Verdict) -> str:

@@ -11,16 +11,11 @@ from diffopt.files.interval import Interval
 from diffopt.files.metrics import MetricResult
 from diffopt.groups.eval import RuntimeView
 from diffopt.metrics import METRICS, Weights
-from diffopt.quality.floor import Floor
+from diffopt.quality.limit import Limit
 from diffopt.quality.scoring import measure
 from diffopt.quality.summary import entries
 from diffopt.quality.verdict import FEW
 from diffopt.stage import Context
-
-
-@dataclass(frozen=True)
-class _Row:
-    metrics: Mapping[str, MetricResult]
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Verdict:
 class Judge:
     """The scorers are opened once, for all pictures that are judged."""
 
-    def __init__(self, ctx: Context, floors: Sequence[Floor], eval: RuntimeView, reference: ReferenceImages):
+    def __init__(self, ctx: Context, floors: Sequence[Limit], eval: RuntimeView, reference: ReferenceImages):
         """`eval` has the sources of the scorers too. Raises MetricError for one that cannot be opened."""
         self.floors, self.prompts, self.device = floors, eval.prompts.prompts, ctx.device
         self.theirs = pictures.frames(reference.path)[: len(self.prompts)]
@@ -60,7 +55,7 @@ class Judge:
 
     def verdict(self, metrics: Mapping[str, MetricResult]) -> Verdict:
         """Without metrics nothing is kept."""
-        margins = {f.metric: f.margin(_Row(metrics)) for f in self.floors} if metrics else {}
-        keeps = bool(margins) and all(m.mean >= 0 for m in margins.values())
+        margins = {f.metric: f.margin(metrics[f.metric]) for f in self.floors} if metrics else {}
+        keeps = bool(margins) and all(f.keeps(metrics[f.metric]) for f in self.floors)
         shown = keeps and all(m.n >= FEW and m.ends is not None and m.ends[0] >= 0 for m in margins.values())
         return Verdict(margins, keeps, shown)

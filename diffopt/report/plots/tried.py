@@ -40,10 +40,8 @@ def tried(found: CacheSearchFile, name: str) -> str:
                 zorder=2,
                 label="_" if i else "cliff",
             )
-        if (limit := _limit(found, name)) is not None:
-            axes.axhline(
-                limit, color=INK, linestyle=":", linewidth=1.2, label=f"floor: {floors_text({name: found.floor[name]})}"
-            )
+        label = f"floor: {floors_text({name: found.floor[name]})}"
+        axes.axhline(_limit(found, name), color=INK, linestyle=":", linewidth=1.2, label=label)
         axes.set(xlabel="arithmetic left out, %", ylabel=f"{titled(metric)} ({metric.better} is better)")
         axes.ticklabel_format(useOffset=False)
         made.figure.legend(loc="outside upper left", ncols=3)
@@ -57,12 +55,8 @@ def tried(found: CacheSearchFile, name: str) -> str:
     return made.svg
 
 
-def _limit(found: CacheSearchFile, name: str) -> float | None:
+def _limit(found: CacheSearchFile, name: str) -> float:
     """The floor in the metric's unit."""
-    from diffopt.quality.floor import Floor
+    from diffopt.quality.limit import Limit
 
-    floor = Floor.parse(f"{name}={found.floor[name]}")
-    if not floor.change:
-        return floor.limit
-    reference = found.chosen.metrics[name].reference
-    return reference.mean + floor.limit * abs(reference.mean) if reference else None
+    return Limit.parse(name, found.floor[name]).bound(found.chosen.metrics[name])
