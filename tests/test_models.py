@@ -38,7 +38,8 @@ def test_a_picture_does_not_depend_on_the_others_seeds(pipe: object) -> None:
 
 def test_a_picture_does_not_depend_on_its_place_in_the_batch(pipe: object) -> None:
     one, other = drawn(pipe, ["a", "b"], [1, 2]), drawn(pipe, ["b", "a"], [2, 1])
-    assert np.array_equal(one, other[::-1])
+    assert np.abs(one - other[::-1]).max() < 1e-5  # a row of a product has last bits of its own with some CPUs' kernels
+    assert np.abs(one - other).max() > 0.1
 
 
 def test_a_picture_depends_on_its_prompt(pipe: object) -> None:
