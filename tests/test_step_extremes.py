@@ -177,21 +177,21 @@ def with_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("changes", [{"percentile": 0.5}, {"collect_method": "min-mean"}])
 def test_steps_are_kept_apart_for_int8_when_they_are_asked_for(changes: dict[str, Any]) -> None:
     for name, kept in (("int8", True), ("int8_sq", True), ("fp8", False), ("nvfp4", False), ("int4_awq", False)):
-        assert [v.per_step for v in ChunkView.draw(calib(**changes), choices(name, **changes))] == [kept] * 2
+        assert [v.per_step for v in ChunkView.split(calib(**changes), choices(name, **changes))] == [kept] * 2
         assert ({"percentile", "collect_method"} <= ScaleView.used(choices(name))) is kept
-    assert [v.per_step for v in ChunkView.draw(calib(), choices("int8"))] == [False] * 2
+    assert [v.per_step for v in ChunkView.split(calib(), choices("int8"))] == [False] * 2
 
 
 def test_a_family_without_convolutions_does_not_read_the_steps() -> None:
     asked = choices("int8", percentile=0.5)
-    assert not any(v.per_step for v in ChunkView.draw(asked.calib, asked))
+    assert not any(v.per_step for v in ChunkView.split(asked.calib, asked))
     assert not {"percentile", "collect_method"} & ScaleView.used(asked)
 
 
 @pytest.mark.usefixtures("with_convolutions")
 def test_other_shares_and_methods_share_the_observed_chunks() -> None:
     def identities(**changes: Any) -> list[Any]:
-        return [v.identity(frozenset()) for v in ChunkView.draw(calib(**changes), choices("int8", **changes))]
+        return [v.identity(frozenset()) for v in ChunkView.split(calib(**changes), choices("int8", **changes))]
 
     assert identities(percentile=0.5) == identities(percentile=0.75, collect_method="mean-max")
     assert identities(percentile=0.5) != identities()
