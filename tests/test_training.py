@@ -297,8 +297,9 @@ def test_holding_every_prompt_is_refused() -> None:
 def test_unconditional_rows_get_the_negative_prompt() -> None:
     negative = load_file(data(bench(family="sd3")).path / "texts.safetensors")["negative_prompt_embeds"]
     rows = torch.cat([examples(unconditional=0.5).step(i).texts["prompt_embeds"] for i in range(20)])
-    share = (rows == negative[:1]).flatten(1).all(1).float().mean()
-    assert 0.3 < share < 0.7
+    apart = (rows - negative[:1]).abs().flatten(1).amax(1)
+    assert not ((apart > 1e-4) & (apart < 1e-2)).any()  # it is the negative prompt, but for last bits, or another
+    assert 0.3 < (apart < 1e-4).float().mean() < 0.7
 
 
 # What comes out.
