@@ -8,7 +8,7 @@ import numpy as np
 from contents import GRAPH, MACHINE
 from test_report import artifact, scored
 
-from diffopt.files.stored import plain
+from diffopt.files.json_file import plain
 from diffopt.metrics.intervals import interval
 from diffopt.quality.floor import floors as limits
 from diffopt.sweep.findings import Findings

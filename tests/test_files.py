@@ -42,6 +42,7 @@ from diffopt.files.comparison import ComparisonFile
 from diffopt.files.evaluation import EvaluationFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import ImagesFile
+from diffopt.files.json_file import JsonFile, later
 from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricsFile
 from diffopt.files.mix import MixFile
@@ -51,7 +52,6 @@ from diffopt.files.ratios import MagRatiosFile
 from diffopt.files.run import RunFile
 from diffopt.files.search import CacheSearchFile
 from diffopt.files.sensitivity import SensitivityFile
-from diffopt.files.stored import Stored, later
 from diffopt.files.training import TrainingFile
 from diffopt.files.trainset import TrainSetFile
 
@@ -63,7 +63,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Whole(Stored):
+class Whole(JsonFile):
     NAME = "whole.json"
     SCHEMA = "diffopt.whole/1"
 
@@ -150,7 +150,7 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
         (TrainingFile, TRAINED | {"metric": None, "validations": [], "best": None, "teacher": "0"}),
     ],
 )
-def test_each_file_is_written_as_it_was(kind: type[Stored], content: dict[str, Any]) -> None:
+def test_each_file_is_written_as_it_was(kind: type[JsonFile], content: dict[str, Any]) -> None:
     assert kind.of(content).to_json() == json.dumps(content, indent=kind.INDENT)
 
 

@@ -8,7 +8,7 @@ from sweeps import SPREAD, findings, job, measured, psnr
 
 from diffopt.errors import ConfigError
 from diffopt.files.interval import Interval
-from diffopt.files.stored import plain
+from diffopt.files.json_file import plain
 from diffopt.quality.floor import floors, parse, shortfall
 from diffopt.quality.limit import Limit
 from diffopt.sweep import conclusions

@@ -10,8 +10,8 @@ import pytest
 from sweeps import findings, job, measured
 
 from diffopt.errors import ConfigError
+from diffopt.files.json_file import typed
 from diffopt.files.metrics import MetricResult
-from diffopt.files.stored import typed
 from diffopt.groups.validate import choose
 from diffopt.quality.floor import floors, shortfall
 from diffopt.quality.limit import Limit

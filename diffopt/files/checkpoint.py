@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffopt.files.stored import Stored, later
+from diffopt.files.json_file import JsonFile, later
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointFile(Stored):
+class CheckpointFile(JsonFile):
     NAME = "checkpoint.json"
 
     family: str

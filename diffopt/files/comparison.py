@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffopt.files.interval import Interval
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class ComparisonFile(Stored):
+class ComparisonFile(JsonFile):
     NAME = "comparison.json"
     SCHEMA = "diffopt.comparison/1"
 

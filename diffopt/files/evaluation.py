@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffopt.files.interval import Interval
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EvaluatedMetric:
 
 
 @dataclass(frozen=True)
-class EvaluationFile(Stored):
+class EvaluationFile(JsonFile):
     NAME = "evaluation.json"
     SCHEMA = "diffopt.evaluation/1"
 

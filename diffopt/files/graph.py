@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 OUTPUT = "out"
 """The name of a graph's output."""
@@ -36,7 +36,7 @@ class PartFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxGraphFile(Stored):
+class OnnxGraphFile(JsonFile):
     """Of several backbones each has one in its folder; that of the whole counts all, and has the first's inputs."""
 
     NAME = "graph.json"

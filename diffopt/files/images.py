@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffopt.files.cache_summary import CacheSummary
-from diffopt.files.stored import Stored, later
+from diffopt.files.json_file import JsonFile, later
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesFile(Stored):
+class ImagesFile(JsonFile):
     NAME = "images.json"
 
     runtime: str | None = later(None)

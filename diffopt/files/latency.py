@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from diffopt.files.cache_summary import CacheSummary
 from diffopt.files.interval import Interval
+from diffopt.files.json_file import JsonFile
 from diffopt.files.machine import Machine
-from diffopt.files.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Speedup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyFile(Stored):
+class LatencyFile(JsonFile):
     NAME = "latency.json"
     SCHEMA = "diffopt.latency/1"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffopt.files.stored import plain, typed
+from diffopt.files.json_file import plain, typed
 
 NAME = "layers.json"
 

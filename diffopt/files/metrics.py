@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffopt.files.interval import Interval
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class MetricResult:
 
 
 @dataclass(frozen=True)
-class MetricsFile(Stored):
+class MetricsFile(JsonFile):
     NAME = "metrics.json"
     SCHEMA = "diffopt.metrics/1"
 

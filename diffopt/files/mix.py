@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class UniformMix:
 
 
 @dataclass(frozen=True)
-class MixFile(Stored):
+class MixFile(JsonFile):
     NAME = "mix.json"
     SCHEMA = "diffopt.mix/1"
 

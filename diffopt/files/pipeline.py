@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FusedAdapter:
 
 
 @dataclass(frozen=True)
-class PipelineFile(Stored):
+class PipelineFile(JsonFile):
     NAME = "pipeline.json"
 
     source: str

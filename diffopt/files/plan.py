@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from diffopt.files.graph import Profile
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class PartPlan:
 
 
 @dataclass(frozen=True)
-class EnginePlanFile(Stored):
+class EnginePlanFile(JsonFile):
     NAME = "plan.json"
 
     builder: str

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
-class MagRatiosFile(Stored):
+class MagRatiosFile(JsonFile):
     NAME = "ratios.json"
     SCHEMA = "diffopt.mag-ratios/1"
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 State = Literal["made", "cached", "spare", "helped"]
 """What became of a step: `cached`, `made`, `spare`: not in the store, and nothing that had to be made needs it, or `helped`:
@@ -25,7 +25,7 @@ class RunStep:
 
 
 @dataclass(frozen=True)
-class RunFile(Stored):
+class RunFile(JsonFile):
     NAME = "run.json"
     SCHEMA = "diffopt.run/1"
 

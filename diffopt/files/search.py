@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffopt.files.interval import Interval
+from diffopt.files.json_file import JsonFile
 from diffopt.files.metrics import MetricResult
-from diffopt.files.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cliff:
 
 
 @dataclass(frozen=True)
-class CacheSearchFile(Stored):
+class CacheSearchFile(JsonFile):
     NAME = "search.json"
     SCHEMA = "diffopt.cache-search/1"
 

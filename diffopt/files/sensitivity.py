@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SensedLayer:
 
 
 @dataclass(frozen=True)
-class SensitivityFile(Stored):
+class SensitivityFile(JsonFile):
     NAME = "sensitivity.json"
     SCHEMA = "diffopt.sensitivity/1"
     INDENT = None

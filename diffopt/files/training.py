@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffopt.files.stored import Stored
+from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class TrainingFile(Stored):
+class TrainingFile(JsonFile):
     NAME = "training.json"
     SCHEMA = "diffopt.training/1"
 

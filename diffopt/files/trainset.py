@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffopt.files.stored import Stored, later
+from diffopt.files.json_file import JsonFile, later
 
 
 @dataclass(frozen=True)
-class TrainSetFile(Stored):
+class TrainSetFile(JsonFile):
     NAME = "set.json"
     SCHEMA = "diffopt.trainset/1"
     ASCII = False

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diffopt import __version__
+from diffopt.files.json_file import typed
 from diffopt.files.machine import Machine
-from diffopt.files.stored import typed
 from diffopt.text import digits, machine, number, pace, size, with_interval
 
 PAGE = "report.html"

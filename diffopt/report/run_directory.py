@@ -16,19 +16,19 @@ from diffopt.files.comparison import Compared, ComparisonFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import Drawn, ImagesFile
 from diffopt.files.interval import Interval
+from diffopt.files.json_file import JsonFile
 from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricResult, MetricsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.files.run import RunFile
-from diffopt.files.stored import Stored
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
 from diffopt.report.form import Form, parts
 from diffopt.report.pair import RunPair, VideoPaths, identical, values_of
 
 RUN = RunFile.NAME
-File = TypeVar("File", bound=Stored)
+File = TypeVar("File", bound=JsonFile)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from diffopt.caches.knob_search import floors_text
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import Compared
 from diffopt.files.graph import OnnxGraphFile
+from diffopt.files.json_file import plain
 from diffopt.files.metrics import MetricResult
 from diffopt.files.mix import MixFile
 from diffopt.files.pipeline import PipelineFile
@@ -14,7 +15,6 @@ from diffopt.files.plan import EnginePlanFile
 from diffopt.files.ratios import MagRatiosFile
 from diffopt.files.search import CacheSearchFile
 from diffopt.files.sensitivity import SensitivityFile
-from diffopt.files.stored import plain
 from diffopt.files.training import TrainingFile
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from diffopt.artifact import CacheSearch, Checkpoint, EvalEmbeddings, MagRatios, OnnxGraph, Pipeline, ReferenceImages
+from diffopt.files.json_file import plain, typed
 from diffopt.files.search import CacheSearchFile, TriedValue
-from diffopt.files.stored import plain, typed
 from diffopt.groups import CallView
 from diffopt.groups.cache import SearchView, measures, searches
 from diffopt.groups.eval import Eval, RuntimeView

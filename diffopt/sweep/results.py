@@ -22,7 +22,7 @@ from io import StringIO
 from typing import Any
 
 from diffopt.files.interval import Interval
-from diffopt.files.stored import plain
+from diffopt.files.json_file import plain
 from diffopt.sweep.cost import size_of
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.job_table import Row

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from diffopt.errors import GateError
-from diffopt.files.stored import typed
+from diffopt.files.json_file import typed
 from diffopt.files.training import Validation
 from diffopt.groups.train import TrainView
 from diffopt.stage import Context

@@ -15,7 +15,7 @@ LATER = "later"
 
 
 @dataclass(frozen=True)
-class Stored:
+class JsonFile:
     """Of a dataclass that is a file: a field is a key. A field with a default is a key that may be absent, and is left out
     where it has that default: files of older versions lack the newer keys. Keys that are no fields are not read."""
 
