@@ -49,7 +49,7 @@ def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, text
 
 
 def compile_blocks(backbone: Any, lists: tuple[str, ...]) -> None:
-    """Compile what the backbone repeats, once for each kind: a first picture within a minute, and caches can skip blocks.
+    """Compile what the backbone repeats, once for each kind, so that it is soon done and caches can skip blocks.
 
     diffusers says what that is: a transformer's blocks, and of a UNet, whose blocks all differ, the transformers within them.
     """
