@@ -52,6 +52,8 @@ class Context:
     held: "Held" = field(default_factory=lambda: Held())
     kept: Path | None = None
     """A directory, perhaps not there yet, that outlives a killed run: the next one of the same step finds it."""
+    compiled: Path | None = None
+    """A directory, perhaps not there yet, for what torch.compile makes: it may go at any time."""
 
     def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `total` ticks on a terminal; yields the function that ticks."""

@@ -153,7 +153,8 @@ def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int
             tuple(_artifact(s, store) for s in value) if isinstance(value, list) else _artifact(value, store) if value else None
         )
     device = "cuda" if gpus() else "cpu"
-    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, store.kept(step.fingerprint))
+    kept = store.kept(step.fingerprint)
+    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled)
     with to_log(), peaks() as peak:
         if "modelopt" in step.stage.probes:
             _libraries()

@@ -2,12 +2,15 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from modelopt.torch.opt.dynamic import DynamicModule
 from modelopt.torch.quantization.nn import TensorQuantizer
 
+from diffopt.kernels.attention import Fp8Attention
+from diffopt.kernels.attention_backend import attach
 from diffopt.kernels.fp8 import Fp8Linear
 from diffopt.kernels.int8 import Int8Linear
 
@@ -21,7 +24,9 @@ class Converted:
     left: dict[str, str] = field(default_factory=dict)
     """By name, those that compute in the model's own precision with rounded weights, and why."""
     attention: int = 0
-    """Attention layers whose products were to be in FP8 and are in the model's precision."""
+    """Attention layers whose products are in FP8."""
+    attention_left: dict[str, str] = field(default_factory=dict)
+    """By name, those whose products were to be and are in the model's precision, and why."""
 
 
 def convert(model: torch.nn.Module) -> Converted:
@@ -31,7 +36,7 @@ def convert(model: torch.nn.Module) -> Converted:
     """
     counts: Counter[str] = Counter()
     left: dict[str, str] = {}
-    attention = sum(_enabled(m, "q_bmm_quantizer") for m in model.modules())
+    attention = {n: _amax(m) for n, m in model.named_modules() if _enabled(m, "q_bmm_quantizer")}
     for name, layer in [(n, m) for n, m in model.named_modules() if _enabled(m, "weight_quantizer")]:
         try:
             kind, kernel = _kernel(layer)
@@ -42,12 +47,43 @@ def convert(model: torch.nn.Module) -> Converted:
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, kernel)
         counts[kind] += 1
+    _plain(model)
+    reasons = {name: reason for name, amax in attention.items() if (reason := _attend(model.get_submodule(name), amax))}
+    return Converted(dict(counts), left, len(attention) - len(reasons), reasons)
+
+
+def _plain(model: torch.nn.Module) -> None:
+    """Leave nothing of modelopt's."""
     for module in [m for m in model.modules() if isinstance(m, DynamicModule)]:
         module.export()
     for module in list(model.modules()):
         for name in [n for n, m in module.named_children() if isinstance(m, TensorQuantizer)]:
             delattr(module, name)
-    return Converted(dict(counts), left, attention)
+
+
+def _amax(attention: Any) -> torch.Tensor:
+    """FP32 [3]: of q, k and v."""
+    found = [getattr(attention, f"{x}_bmm_quantizer").amax for x in "qkv"]
+    return torch.stack([x.detach().float().reshape(()) for x in found])
+
+
+def _attend(attention: Any, amax: torch.Tensor) -> str | None:
+    """Give an attention layer FP8 products; the reason why it has none."""
+    if amax.is_cuda and find_spec("cudnn") is None:
+        return "nvidia-cudnn-frontend is not installed: pip install 'diffopt[native]'"
+    outs = getattr(attention, "to_out", None)
+    after = outs[0] if outs is not None else None
+    try:
+        attach(attention, Fp8Attention(amax, after.input_scale if isinstance(after, Fp8Linear) else None), _head(attention))
+    except ValueError as e:
+        return str(e)
+    return None
+
+
+def _head(attention: Any) -> int:
+    """Channels of a head."""
+    found = getattr(attention, "head_dim", None) or attention.inner_dim // attention.heads
+    return int(found)
 
 
 def _enabled(module: Any, quantizer: str) -> bool:

@@ -1,5 +1,7 @@
 """A linear layer in FP8: E4M3 weights and inputs, a scale each, by torch's scaled products."""
 
+from collections.abc import Sequence
+
 import torch
 
 E4M3 = torch.float8_e4m3fn
@@ -38,23 +40,68 @@ class Fp8Linear(torch.nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        codes = rounded(x.reshape(-1, x.shape[-1]), self.inverse)
-        if not x.is_cuda:  # the product is there on the newest CPUs alone
-            out = (codes.double() @ self.weight.double().t()).float() * (self.input_scale * self.weight_scale)
+        return self.product(self.enter(x), x.dtype)
+
+    def enter(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Codes of x, which may be the part of the input that begins at `start`."""
+        return rounded(x, self.inverse)
+
+    def product(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """[..., in] E4M3 to [..., out] in `dtype`."""
+        rows = codes.reshape(-1, codes.shape[-1])
+        if not codes.is_cuda:  # the product is there on the newest CPUs alone
+            out = (rows.double() @ self.weight.double().t()).float() * (self.input_scale * self.weight_scale)
             out = out if self.bias is None else out + self.bias.float()
-            return out.to(x.dtype).reshape(*x.shape[:-1], -1)
-        within = x.dtype != torch.float32  # a product in FP32 takes no bias
+            return out.to(dtype).reshape(*codes.shape[:-1], -1)
+        within = dtype != torch.float32  # a product in FP32 takes no bias
         out = torch._scaled_mm(
-            codes,
+            rows,
             self.weight.t(),
             scale_a=self.input_scale,
             scale_b=self.weight_scale,
             bias=self.bias if within else None,
-            out_dtype=x.dtype,
+            out_dtype=dtype,
             use_fast_accum=True,
         )
         out = out if within or self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], -1)
+        return out.reshape(*codes.shape[:-1], -1)
+
+
+class JoinedFp8Linear(Fp8Linear):
+    """Several layers of one input in one product: the same codes, each with its weight's own scale.
+
+    The product takes the largest of the scales. What is left of each, and the bias, is applied to its result, where inductor
+    makes it a part of what reads that.
+    """
+
+    columns: torch.Tensor
+    """FP32 [out]: each output's scale over the largest."""
+    added: torch.Tensor
+    """[out]: the biases, zeros where a layer has none."""
+
+    def __init__(self, layers: Sequence[Fp8Linear]):
+        """Raises ValueError for layers whose inputs have not one scale."""
+        torch.nn.Module.__init__(self)
+        if len({float(layer.input_scale) for layer in layers}) > 1:
+            raise ValueError("their inputs are rounded by different scales")
+        first, largest = layers[0], torch.stack([layer.weight_scale for layer in layers]).max()
+        biases = [
+            torch.zeros_like(layer.weight[:, 0], dtype=torch.float32) if layer.bias is None else layer.bias for layer in layers
+        ]
+        self.register_buffer("weight", torch.cat([layer.weight.view(torch.uint8) for layer in layers]).view(E4M3))
+        self.register_buffer("weight_scale", largest)
+        self.register_buffer("columns", torch.cat([(x.weight_scale / largest).expand(len(x.weight)) for x in layers]))
+        self.register_buffer("added", torch.cat(biases))
+        self.register_buffer("input_scale", first.input_scale)
+        self.register_buffer("inverse", first.inverse)
+        self.register_buffer("bias", None)
+
+    def sums(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What the product gives, still to be multiplied by `columns` and to have `added`."""
+        return Fp8Linear.product(self, codes, dtype)
+
+    def product(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return (self.sums(codes, dtype).float() * self.columns + self.added.float()).to(dtype)
 
 
 def rounded(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

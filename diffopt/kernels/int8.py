@@ -1,5 +1,7 @@
 """A linear layer in INT8: weights by output channel, inputs by one static scale, SmoothQuant's scales before it."""
 
+from collections.abc import Sequence
+
 import torch
 
 LARGEST = 127.0
@@ -39,12 +41,36 @@ class Int8Linear(torch.nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        rows = rows if self.smoothing is None else rows * self.smoothing
-        out: torch.Tensor = torch.ops.diffopt.int8_linear(
-            rounded(rows, self.inverse), self.weight, self.scale, self.bias, x.dtype
-        )
-        return out.reshape(*x.shape[:-1], -1)
+        return self.product(self.enter(x), x.dtype)
+
+    def enter(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Codes of x, which may be the part of the input that begins at `start`."""
+        smoothed = x if self.smoothing is None else x * self.smoothing[start : start + x.shape[-1]]
+        return rounded(smoothed, self.inverse)
+
+    def product(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """[..., in] INT8 to [..., out] in `dtype`."""
+        rows = codes.reshape(-1, codes.shape[-1])
+        out: torch.Tensor = torch.ops.diffopt.int8_linear(rows, self.weight, self.scale, self.bias, dtype)
+        return out.reshape(*codes.shape[:-1], -1)
+
+
+class JoinedInt8Linear(Int8Linear):
+    """Several layers of one input in one product, each output with its own scale, as they have it apart."""
+
+    def __init__(self, layers: Sequence[Int8Linear]):
+        """Raises ValueError for layers whose inputs are rounded or smoothed differently."""
+        torch.nn.Module.__init__(self)
+        first = layers[0]
+        if len({float(layer.inverse) for layer in layers}) > 1 or any(layer.smoothing is not None for layer in layers):
+            raise ValueError("their inputs are smoothed or rounded by different scales")
+        zeros = [torch.zeros_like(layer.scale) if layer.bias is None else layer.bias.float() for layer in layers]
+        dtype = next((layer.bias.dtype for layer in layers if layer.bias is not None), torch.float32)
+        self.register_buffer("weight", torch.cat([layer.weight for layer in layers]))
+        self.register_buffer("scale", torch.cat([layer.scale for layer in layers]))
+        self.register_buffer("bias", torch.cat(zeros).to(dtype))
+        self.register_buffer("inverse", first.inverse)
+        self.register_buffer("smoothing", None)
 
 
 def rounded(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
@@ -58,9 +84,11 @@ def int8_linear(
 ) -> torch.Tensor:
     """`codes` INT8 [rows, in] by `weight` INT8 [out, in], times `scale` FP32 [out], plus the bias: [rows, out] in `dtype`."""
     if codes.is_cuda:
-        from diffopt.kernels.int8_triton import product
+        from diffopt.kernels import int8_tma, int8_triton
 
-        return product(codes, weight, scale, bias, dtype)
+        by = int8_tma if int8_tma.fits(codes, weight, dtype) else int8_triton
+        found: torch.Tensor = by.product(codes, weight, scale, bias, dtype)
+        return found
     # Exact on every CPU: torch._int_mm's sums saturate on those without VNNI.
     out = (codes.double() @ weight.double().t()).float() * scale
     return (out if bias is None else out + bias.float()).to(dtype)

@@ -21,7 +21,7 @@ TILES = [
 ]
 
 
-@triton.autotune(TILES, key=["many", "out", "depth"])
+@triton.autotune(TILES, key=["many", "out", "depth"], cache_results=True)
 @triton.jit
 def _kernel(
     codes,

@@ -4,22 +4,32 @@ For an NVIDIA GPU. On a CPU the same layers run without being compiled, for test
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import torch
 
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.cache import CacheView
 from diffopt.kernels.convert import Converted, convert
-from diffopt.pipeline.open import family_of, open_backbone, open_pipeline
+from diffopt.kernels.fuse import fuse
+from diffopt.pipeline.open import by_name, family_of, open_backbone, open_pipeline
 from diffopt.quantization.checkpoint import restore
 from diffopt.runtimes import Running, Under
+from diffopt.runtimes.compiled import compile_blocks, keep
+from diffopt.runtimes.cuda_graph import Graphed
 from diffopt.runtimes.hits import check_hits
 from diffopt.runtimes.torch import cached
 from diffopt.stage import Context
 
 log = logging.getLogger("diffopt")
+
+GRAPHS = frozenset({"UNet2DConditionModel"})
+"""Backbones whose many small kernels take longer to launch than to run: one CUDA graph a call. A transformer of FLUX's size
+gains nothing from it."""
 
 
 @contextmanager
@@ -35,30 +45,38 @@ def running(
 
 def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, texts: bool) -> Under:
     """The same under several caches in turn; one that never hits is let through."""
+    backbone = fast_backbone(ctx, pipeline, subject)
+    pipe = open_pipeline(ctx, pipeline, backbone, texts=texts)
+    backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
+    return lambda cache: _graphed(pipe, pipeline, backbones, cache)
+
+
+def fast_backbone(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None) -> torch.nn.Module:
+    """The backbone with kernels, fused, its blocks compiled on a GPU; without a checkpoint that of full precision."""
+    keep(ctx.compiled)
     if subject is None:
         backbone = open_backbone(ctx, pipeline)
     else:
         backbone = restore(ctx, pipeline, subject)
         _tell(convert(backbone))
-    pipe = open_pipeline(ctx, pipeline, backbone, texts=texts)
-    backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
-    if ctx.device == "cuda":
-        for module in backbones.values():
-            compile_blocks(module, family_of(pipeline).blocks)
-    return lambda cache: cached(pipe, pipeline, backbones, cache)
+    for each in by_name(PipelineFile.read(pipeline.path), backbone).values():
+        fuse(each)
+        if ctx.device == "cuda":
+            if type(each).__name__ in GRAPHS:
+                each.to(memory_format=torch.channels_last)  # as cuDNN's convolutions take it
+            compile_blocks(each, family_of(pipeline).blocks)
+    return backbone
 
 
-def compile_blocks(backbone: Any, lists: tuple[str, ...]) -> None:
-    """Compile what the backbone repeats, once for each kind, so that it is soon done and caches can skip blocks.
-
-    diffusers says what that is: a transformer's blocks, and of a UNet, whose blocks all differ, the transformers within them.
-    """
-    if backbone._repeated_blocks:
-        backbone.compile_repeated_blocks()
-        return
-    for name in lists:
-        for block in getattr(backbone, name):
-            block.compile()
+@contextmanager
+def _graphed(pipe: Any, pipeline: Pipeline, backbones: dict[str, Any], cache: CacheView | None) -> Iterator[Running]:
+    """A cache decides at every call what runs, which a graph cannot: with one there is none."""
+    with ExitStack() as stack:
+        for backbone in backbones.values():
+            if cache is None and type(backbone).__name__ in GRAPHS and next(backbone.parameters()).is_cuda:
+                backbone.forward = Graphed(backbone.forward)
+                stack.callback(delattr, backbone, "forward")
+        yield stack.enter_context(cached(pipe, pipeline, backbones, cache))
 
 
 def _tell(made: Converted) -> None:
@@ -66,5 +84,7 @@ def _tell(made: Converted) -> None:
     log.info("native: kernels for %s layers%s", kinds or "no", f"; {len(made.left)} fall back" if made.left else "")
     for name, why in made.left.items():
         log.debug("native: %s falls back: %s", name, why)
-    if made.attention:
-        log.info("native: %d attention layers are not in FP8 yet: their products are in the model's precision", made.attention)
+    if made.attention or made.attention_left:
+        log.info("native: FP8 attention in %d layers; %d stay in 16 bits", made.attention, len(made.attention_left))
+    for why, n in Counter(made.attention_left.values()).items():
+        log.info("native: %d attention layers stay in 16 bits: %s", n, why)

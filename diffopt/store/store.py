@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from diffopt.errors import DiffoptError, StoreError
 RECORD = "record.json"
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
 PLOTS = "plots"  # one file per artifact that a page has plots of: report/plot_cache.py
-INTERNAL = {"tmp", ROOTS, PLOTS}
+COMPILED = "compiled"  # what torch.compile made for a GPU, by its version of torch: runtimes/compiled.py
+INTERNAL = {"tmp", ROOTS, PLOTS, COMPILED}
 KEPT = "-kept"  # ends the name of what a step keeps for its next run, in `tmp`
 
 
@@ -169,6 +171,11 @@ class Store:
         """Where a step that takes long keeps what its next run goes on from; removed when its artifact is there."""
         return self.root / "tmp" / f"{fingerprint}{KEPT}"
 
+    @property
+    def compiled(self) -> Path:
+        """Where what the installed torch compiles for a GPU is kept, for the next process."""
+        return self.root / COMPILED / version("torch")
+
     @contextmanager
     def lock(self, fingerprint: str) -> Iterator[None]:
         """Held while one process makes `fingerprint`, so that concurrent jobs make it once."""
@@ -196,6 +203,7 @@ class Store:
 
     def garbage(self) -> tuple[list[Entry], list[Path]]:
         """Artifacts that no existing run refers to, their plots, and left-overs of killed runs that nobody holds a lock on.
+        And what another version of torch compiled.
 
         What a step keeps for its next run stays while a run refers to the artifact that it is to become.
         """
@@ -217,6 +225,7 @@ class Store:
         stale += [p for p in scratch if p.name not in wanted and not self._locked(p.name.split("-")[0])]
         shown = {f"{fp}.json" for _, fp in used}
         stale += [p for p in (self.root / PLOTS).glob("*") if p.name not in shown]
+        stale += [p for p in (self.root / COMPILED).glob("*") if p != self.compiled]
         return [e for e in self.entries() if (e.kind, e.fingerprint) not in used], stale
 
     def remove(self, path: Path) -> None:
