@@ -137,6 +137,16 @@ class EnginePlan(Artifact):
     kind = "engine"
 
 
+class NativeCheckpoint(Artifact):
+    """`native.json`, `config.json` and `model.safetensors`: a backbone with kernels, as `diffopt.load` reads it.
+
+    Of a large one the weights are several files, which `model.safetensors.index.json` tells of. Several backbones are in a
+    folder each, and `native.json` counts them all.
+    """
+
+    kind = "native"
+
+
 class ReferenceImages(Artifact):
     """`000.png` ... and `images.json`: full precision, no cache, the evaluation's prompts and seeds."""
 

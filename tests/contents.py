@@ -18,6 +18,11 @@ PLAN = {
     "builder": "tensorrt_rtx", "version": "1.7.1", "target": "any GPU of 8.9", "profiles": [],
     "builder_optimization_level": 3, "bytes": 1900, "format": "int8_sq",
 }  # fmt: skip
+NATIVE = {
+    "schema": "diffopt.native/1", "family": "flux", "format": "fp8", "backbones": ["transformer"], "source": "sha256:0",
+    "weights": "pretrained", "dtype": "bfloat16", "layers": {"a": "fp8"}, "fell_back": {"b": "it is a convolution"},
+    "bytes": 900, "bytes_in_16_bits": 1700, "versions": {"torch": "2.14.1"},
+}  # fmt: skip
 RULE = {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": {"num_bits": 8, "axis": 0}}
 MIXED = {**{k: v for k, v in CHECKPOINT.items() if k != "layers"}, "rules": [RULE], "mix": {"a": "fp8"}, "layers": ["a"]}
 SHAPES = {"x": {"min": [1, 4], "opt": [2, 4], "max": [3, 4]}}

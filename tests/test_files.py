@@ -21,6 +21,7 @@ from contents import (
     METRICS,
     MIX,
     MIXED,
+    NATIVE,
     PICTURE,
     PIPELINE,
     PLAN,
@@ -46,6 +47,7 @@ from diffopt.files.json_file import JsonFile, later
 from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricsFile
 from diffopt.files.mix import MixFile
+from diffopt.files.native import NativeFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.files.ratios import MagRatiosFile
@@ -140,6 +142,7 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
         (MetricsFile, METRICS),
         (MetricsFile, METRICS | {"frames": 4}),
         (MixFile, MIX),
+        (NativeFile, NATIVE),
         (OnnxGraphFile, GRAPH),
         (OnnxGraphFile, CUT),
         (PipelineFile, PIPELINE),

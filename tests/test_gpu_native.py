@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from tiny import bench
+from test_packed import packed
+from tiny import bench, call, emoji
 
+import diffopt
+from diffopt.files.native import NativeFile
 from diffopt.kernels import fp8, int8
 from diffopt.kernels.convert import convert
 from diffopt.quantization import checkpoint
@@ -50,3 +53,23 @@ def test_pictures_of_compiled_blocks_are_those_that_are_simulated(name: str) -> 
             drawn = run.pipe("apple", generator=torch.Generator().manual_seed(1), output_type="latent", **size)
             latents.append(drawn.images.float())
     assert off(latents[1], latents[0].double()) < 0.02
+
+
+def test_loading_takes_of_the_gpu_what_the_file_has() -> None:
+    made = packed(emoji(), "fp8").path
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loaded = diffopt.load(made)
+    assert {x.device.type for x in loaded.state_dict().values()} == {"cuda"}
+    held, most = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+    assert NativeFile.read(made).bytes <= held <= most < 1.05 * NativeFile.read(made).bytes + 2**20
+
+
+def test_what_is_loaded_computes_on_the_gpu_what_was_packed() -> None:
+    b = bench("bfloat16", device="cuda")
+    loaded, real = diffopt.load(packed(b, "fp8").path), checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8"))
+    convert(real)
+    with torch.no_grad():
+        assert torch.equal(call(loaded, b.inputs()), call(real, b.inputs()))
+        loaded.compile_repeated_blocks()
+        assert off(call(loaded, b.inputs()), call(real, b.inputs()).double()) < 0.02

@@ -366,6 +366,7 @@ def test_the_installed_stages_are_the_built_in_ones_in_their_order():
     built_in += ["phrase", "teach", "collect", "train"]
     built_in += [
         "export",
+        "pack",
         "build",
         "encode",
         "reference",
@@ -483,3 +484,20 @@ def test_planning_asks_the_environment_only_for_what_the_steps_name(config):
 def test_every_kind_has_a_name_of_its_own():
     kinds = [k.kind for k in Artifact.__subclasses__() if k.__module__ == "diffopt.artifact"]
     assert len(kinds) == len(set(kinds))
+
+
+def test_export_native_packs_the_checkpoint_and_writes_no_graph(plan):
+    made = plan("+recipe=emoji_fp8", "export=native", "eval=null")
+    assert [s.name for s in made.wanted] == ["pack"]
+    assert names(made)[-2:] == ["quantize", "pack"]
+    assert "export" not in names(made)
+
+
+def test_packed_weights_are_refused_where_no_kernel_takes_the_format(plan):
+    (line,) = refused(plan, "+recipe=emoji_fp8", "format=w4a8_awq", "export=native")
+    assert line.startswith("export: there are no native kernels for w4a8_awq (got native); choose format=fp8")
+
+
+def test_a_field_of_graphs_is_refused_beside_packed_weights(plan):
+    (line,) = refused(plan, "+recipe=emoji_fp8", "export=native", "+export.opset=20")
+    assert line == "export.opset: has no effect under format=fp8, since there is no graph (got 20); drop it"

@@ -1,31 +1,64 @@
 """`export=`: which deployable files are made."""
 
+import re
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from diffopt.artifact import Artifact, EnginePlan, NativeCheckpoint, OnnxGraph
 from diffopt.schema import Group
+
+GRAPH = ("engine", "opset", "batch_size", "max_batch_size", "high_precision_dtype", "builder_optimization_level")
+PACKED = ("max_shard_size",)
 
 
 class Export(Group):
-    steers: ClassVar[frozenset[str]] = frozenset({"engine"})
+    steers: ClassVar[frozenset[str]] = frozenset({"kind", "engine"})
+    readers: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(GRAPH, "a graph (export=onnx, export=tensorrt)"),
+        **dict.fromkeys(PACKED, "export=native"),
+    }
 
-    engine: bool
+    kind: Literal["graph", "native"] = "graph"
+    """An ONNX graph, or safetensors of real low-precision weights for torch."""
+    engine: bool = False
     """Build a TensorRT engine plan from the graph."""
-    opset: int = Field(ge=19, le=21)
+    opset: int = Field(ge=19, le=21, default=20)
     """ONNX opset that is traced, at least 19 for FP8. A graph with INT4 or FP4 weights says 21 or 23, where those came."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, default=1)
     """Batch axis of the graph: images per backbone call, each twice where guidance is computed in one call. With
     `max_batch_size` what the plan is tuned for."""
     max_batch_size: int | None = Field(ge=1, default=None)
     """Largest extent of a dynamic batch axis; null makes it static."""
-    high_precision_dtype: Literal["float32", "float16", "bfloat16"] | None
+    high_precision_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of what is not quantized; null takes the model's."""
     builder_optimization_level: int = Field(ge=0, le=5, default=3)
     """TensorRT's effort: 0 builds fastest, 5 searches longest."""
+    max_shard_size: str = "10GB"
+    """Largest file of packed weights; larger ones are split."""
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _is_size(cls, value: str) -> str:
+        if not re.fullmatch("[1-9][0-9]*(MB|GB)", value):
+            raise ValueError("is not a size of a file; give one as 500MB or 10GB")
+        return value
+
+    @property
+    def makes(self) -> type[Artifact]:
+        """The kind of artifact that is wanted."""
+        if self.kind == "native":
+            return NativeCheckpoint
+        return EnginePlan if self.engine else OnnxGraph
+
+    def unread(self) -> Mapping[str, str]:
+        return dict.fromkeys(GRAPH, "there is no graph") if self.kind == "native" else {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.kind == "native" and self.engine:
+            raise ValueError("engine: is built of a graph, which kind=native makes none of (got true); choose export=tensorrt")
         if self.max_batch_size is not None and self.max_batch_size < self.batch_size:
             raise ValueError(
                 f"max_batch_size: is less than export.batch_size={self.batch_size} (got {self.max_batch_size}); raise it, "

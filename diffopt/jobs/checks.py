@@ -13,6 +13,7 @@ from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
 from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
+from diffopt.kernels.capability import KIND, shortfall
 from diffopt.machine.environment import Environment, gpus, package
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.runtimes import RUNTIMES
@@ -234,6 +235,11 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
     export, picked = choices.export, choices.format
     if export is None or choices.model is None:
         return
+    if export.kind == "native":
+        if picked and picked.name not in KIND:
+            there = " or ".join(f"format={name}" for name in KIND)
+            yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
+        return
     if export.engine and environment["tensorrt"] is None:
         yield (
             "export: no engine builder is installed (got export.engine=true); install one with "
@@ -254,18 +260,13 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
             )
 
 
-CAPABILITY = {"fp8": (8, 9), "int8": (8, 0), "int8_sq": (8, 0)}
-"""Of the first GPUs that have the products that the native runtime takes: Ada and Ampere."""
-
-
 def _no_kernels(format: str | None, found: Sequence[Mapping[str, Any]]) -> str | None:
     """Why the native runtime has no kernels for a format on this machine; None where it has."""
     if not found:
         return "native compiles kernels for an NVIDIA GPU, and there is none (got native)"
-    need, there = CAPABILITY.get(format or "", (7, 0)), found[0]["capability"]
-    if tuple(map(int, there.split("."))) < need:
-        return f"{format} has kernels from compute capability {need[0]}.{need[1]} on (got {found[0]['name']} with {there})"
-    return None
+    gpu = found[0]
+    reason = shortfall(KIND[format] if format else None, gpu["name"], tuple(map(int, gpu["capability"].split("."))))
+    return reason and f"{format or 'native'} {reason}"
 
 
 def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
@@ -283,7 +284,7 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     name = choices.format.name if choices.format else None
     if name not in runtime.kernels and not runtime.simulates:
         yield f"eval.runtime: {runtime.name} has no kernels for {name} (got {runtime.name}); set eval.runtime=torch"
-    if runtime.name == "native" and (reason := _no_kernels(name, gpus())):
+    elif runtime.name == "native" and (reason := _no_kernels(name, gpus())):
         yield f"eval.runtime: {reason}; set eval.runtime=torch, which simulates"
     if runtime.name == "onnxruntime":
         if environment["onnxruntime"] is None:
@@ -294,8 +295,8 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
                 f"{choices.cache.model_dump()['method']} decides while it runs (got eval.runtime=onnxruntime); "
                 "choose cache=cachify, or set eval.runtime=torch"
             )
-        if choices.export is None:
-            yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"
+        if choices.export is None or choices.export.kind != "graph":
+            yield "export: the onnxruntime runtime runs an ONNX graph (got none); choose export=onnx"
         elif (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":
             yield (
                 "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "

@@ -11,7 +11,8 @@ from diffopt.report.run_directory import Run
 from diffopt.view import Choices
 
 COSTS = ("bytes", "seconds")
-"""Objectives that are no metrics: of the graph or plan, and the candidate's median per picture. Less is better."""
+"""Objectives that are no metrics: of the graph, plan or packed weights, and the candidate's median per picture. Less is
+better."""
 
 BROKEN = 1e15
 """What a job below a floor is worth, with the sign that is worse: beyond any cost or metric. Optuna's sweeper hands no
@@ -71,7 +72,7 @@ def of(run: Run, objective: Any, floors: Sequence[Limit] = ()) -> float | list[f
 def _value(run: Run, name: str) -> float:
     value: float | None = None
     if name == "bytes":
-        form = run.size_of("export") or run.size_of("build")
+        form = run.size_of("export") or run.size_of("build") or run.size_of("pack")
         value = form.bytes if form else None
     elif name == "seconds":
         timed = run.latency and run.latency.candidate

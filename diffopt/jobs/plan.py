@@ -11,11 +11,9 @@ from diffopt.artifact import (
     Artifact,
     Checkpoint,
     Comparison,
-    EnginePlan,
     Images,
     Latency,
     Metrics,
-    OnnxGraph,
     Sensitivity,
 )
 from diffopt.caches import Settings
@@ -100,7 +98,7 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
     if choices.sense:
         found.append(Sensitivity)
     if choices.export:
-        found.append(EnginePlan if choices.export.engine else OnnxGraph)
+        found.append(choices.export.makes)
     if choices.eval:
         found += [Metrics] if choices.eval.metrics else []
         found += [Comparison] if choices.eval.compare else []
@@ -116,7 +114,7 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
         notes += choices.cache.notes(choices.eval.size, choices.eval.steps)
     if choices.model and choices.model.lora:
         notes.append("the model is fused with " + ", ".join(a.label for a in choices.model.lora))
-    if choices.export and choices.cache and not cuts(choices):
+    if choices.export and choices.export.kind == "graph" and choices.cache and not cuts(choices):
         method = choices.cache.model_dump()["method"]
         notes.append(f"{method} decides while it runs what it reuses, so the graph is not cut for it: it computes every step")
     if _random(choices):

@@ -153,16 +153,17 @@ def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
 
 
 def _disk(ctx: Context, choices: Choices, pinned: PipelineFile) -> Iterator[str]:
-    """The graph that is to be written, every layer taken for quantized."""
+    """The graph or the packed weights that are to be written, every layer taken for quantized."""
     if choices.export is None:
         return
     plain = BYTES[choices.export.high_precision_dtype or pinned.dtype]
     packed = [m.bits(choices.format.block_size) for m in formats.methods(choices.format)] if choices.format else []
     bits = min(packed, default=8 * plain)
     need, free = int(pinned.parameters * bits / 8), disk_usage(ctx.out).free
+    what = "graph takes" if choices.export.kind == "graph" else "packed weights take"
     if need > free:
         yield (
-            f"export: the graph takes at least {size(need)}, but the store's disk has {size(free)} left "
+            f"export: the {what} at least {size(need)}, but the store's disk has {size(free)} left "
             f"(got {str(ctx.out.parent)!r}); free some by `diffopt store gc`, or set DIFFOPT_STORE to another disk"
         )
 

@@ -1,8 +1,11 @@
 """A linear layer in FP8: E4M3 weights and inputs, a scale each, by torch's scaled products."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
+
+from diffopt.kernels.kernel import Buffer, Kernel
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -11,10 +14,11 @@ MULTIPLE = 16
 """What the scaled product wants both lengths of a weight to be a multiple of."""
 
 
-class Fp8Linear(torch.nn.Module):
+class Fp8Linear(Kernel):
     """y = x W^T + b, x rounded by a static scale. It computes what modelopt's fake quantization simulates: the same codes, the
     products added up in FP32."""
 
+    kind: ClassVar[str] = "fp8"
     weight: torch.Tensor
     """Codes [out, in]."""
     input_scale: torch.Tensor
@@ -38,6 +42,14 @@ class Fp8Linear(torch.nn.Module):
         self.register_buffer("input_scale", input_amax / LARGEST)
         self.register_buffer("inverse", LARGEST / input_amax)
         self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @classmethod
+    def layout(cls, layer: Any) -> dict[str, Buffer]:
+        return {
+            "weight": Buffer((layer.out_features, layer.in_features), E4M3),
+            **dict.fromkeys(("weight_scale", "input_scale", "inverse"), Buffer((), torch.float32)),
+            "bias": Buffer((layer.out_features,), None, needed=layer.bias is not None),
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(self.enter(x), x.dtype)

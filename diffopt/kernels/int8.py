@@ -1,16 +1,21 @@
 """A linear layer in INT8: weights by output channel, inputs by one static scale, SmoothQuant's scales before it."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
+
+from diffopt.kernels.kernel import Buffer, Kernel
 
 LARGEST = 127.0
 
 
-class Int8Linear(torch.nn.Module):
+class Int8Linear(Kernel):
     """y = x W^T + b, x smoothed and rounded. It computes what modelopt's fake quantization simulates: the same codes, the
     products added up exactly."""
 
+    kind: ClassVar[str] = "int8"
+    cast: ClassVar[frozenset[str]] = frozenset({"bias", "smoothing"})
     weight: torch.Tensor
     """Codes [out, in]."""
     scale: torch.Tensor
@@ -39,6 +44,17 @@ class Int8Linear(torch.nn.Module):
         self.register_buffer("inverse", LARGEST / entering)
         self.register_buffer("smoothing", None if smoothing is None else smoothing.detach().flatten())
         self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @classmethod
+    def layout(cls, layer: Any) -> dict[str, Buffer]:
+        out, depth = layer.out_features, layer.in_features
+        return {
+            "weight": Buffer((out, depth), torch.int8),
+            "scale": Buffer((out,), torch.float32),
+            "inverse": Buffer((), torch.float32),
+            "smoothing": Buffer((depth,), None, needed=False),
+            "bias": Buffer((out,), None, needed=layer.bias is not None),
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(self.enter(x), x.dtype)

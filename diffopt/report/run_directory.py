@@ -19,6 +19,7 @@ from diffopt.files.interval import Interval
 from diffopt.files.json_file import JsonFile
 from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricResult, MetricsFile
+from diffopt.files.native import NativeFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.files.run import RunFile
@@ -146,6 +147,9 @@ class Run:
             if (head := self.stored(step, kind)) and (taken := self.taken(step, kind.NAME)):
                 note = ", ".join([head.format or "full precision", *parts(head)])
                 rows.append(Form(step, what, taken, note))
+        if (packed := self.stored("pack", NativeFile)) and (taken := self.taken("pack")):
+            fallen = f"; {len(packed.fell_back)} layers fall back" if packed.fell_back else ""
+            rows.append(Form("pack", "Packed weights", taken, f"{packed.format}, the rest in {packed.dtype}{fallen}"))
         base = next((r for step in ("export.baseline", "load") for r in rows if r.step == step), None)
         return [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
 

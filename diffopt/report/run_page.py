@@ -116,9 +116,11 @@ def summary(directory: Path) -> list[str]:
             rows.append((f"  {each.title}", f"{with_interval(each.compared, each.unit)}  {said}"))
     for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
         row, base = run.size_of(step), run.size_of("export.baseline")
-        if row and (step != "quantize" or not run.size_of("export")):
+        if row and (step != "quantize" or not (run.size_of("export") or run.size_of("pack"))):
             share = f", {row.share:.1%} of the plain graph's {size(base.bytes)}" if base else ""
             rows.append((what, size(row.bytes) + share))
+    if (row := run.size_of("pack")) and (source := run.size_of("load")):
+        rows.append(("packed", f"{size(row.bytes)}, {row.bytes / source.bytes:.1%} of the source's {size(source.bytes)}"))
     if sensed := run.stored("sense", SensitivityFile):
         reading = Reading(sensed)
         for name in reading.formats:

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffopt.artifact import Artifact, Checkpoint, OnnxGraph
 from diffopt.caches.statistics import Statistics
+from diffopt.kernels.capability import KIND
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ RUNTIMES = {
     r.name: r
     for r in (
         Runtime("torch", Checkpoint, frozenset({None}), simulates=True, probes=("modelopt",)),
-        Runtime("native", Checkpoint, frozenset({None, "fp8", "int8", "int8_sq"}), simulates=False, probes=("modelopt",)),
+        Runtime("native", Checkpoint, frozenset({None, *KIND}), simulates=False, probes=("modelopt",)),
         # FP8 is computed wrongly by onnxruntime's default optimisations or refused, so it is not in the list.
         Runtime("onnxruntime", OnnxGraph, frozenset({None, "int8", "int8_sq"}), simulates=False, probes=("onnxruntime",)),
     )

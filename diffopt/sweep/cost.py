@@ -61,7 +61,12 @@ def size_of(row: Row, step: str) -> float | None:
     return found.bytes if found else None
 
 
-SIZES = {"export": "Size of the ONNX graph", "build": "Size of the engine plan", "weights": "Size of the weights as stored"}
+SIZES = {
+    "export": "Size of the ONNX graph",
+    "build": "Size of the engine plan",
+    "pack": "Size of the packed weights",
+    "weights": "Size of the weights as stored",
+}
 
 
 def sizes(rows: list[Row]) -> Cost | None:

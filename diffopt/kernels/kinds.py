@@ -1,0 +1,7 @@
+"""Every kind of kernel, by the name that files have for it."""
+
+from diffopt.kernels.fp8 import Fp8Linear
+from diffopt.kernels.int8 import Int8Linear
+from diffopt.kernels.kernel import Kernel
+
+KINDS: dict[str, type[Kernel]] = {c.kind: c for c in (Fp8Linear, Int8Linear)}
