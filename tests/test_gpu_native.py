@@ -1,5 +1,7 @@
 """On a GPU: the native runtime's kernels against float64, and a backbone of compiled blocks against what is simulated."""
 
+import copy
+
 import pytest
 import torch
 from test_packed import packed
@@ -7,7 +9,8 @@ from tiny import bench, call, emoji
 
 import diffopt
 from diffopt.files.native import NativeFile
-from diffopt.kernels import fp8, int8
+from diffopt.kernels import fp8, int4, int8, mxfp8, nvfp4
+from diffopt.kernels.capability import CAPABILITY
 from diffopt.kernels.convert import convert
 from diffopt.quantization import checkpoint
 from diffopt.runtimes import RUNTIMES
@@ -53,6 +56,27 @@ def test_pictures_of_compiled_blocks_are_those_that_are_simulated(name: str) -> 
             drawn = run.pipe("apple", generator=torch.Generator().manual_seed(1), output_type="latent", **size)
             latents.append(drawn.images.float())
     assert off(latents[1], latents[0].double()) < 0.02
+
+
+@pytest.mark.parametrize(("rows", "depth", "out"), SHAPES)
+def test_products_in_blocks_are_those_of_the_codes_in_float64(rows: int, depth: int, out: int) -> None:
+    if torch.cuda.get_device_capability() < CAPABILITY["nvfp4"]:
+        pytest.skip("needs a GPU of compute capability 10.0")
+    weight, x = torch.randn(out, depth, device="cuda").bfloat16() / 50, torch.randn(rows, depth, device="cuda").bfloat16()
+    added = torch.randn(out, device="cuda").bfloat16()
+    four = nvfp4.Nvfp4Linear(weight, added, weight.abs().max(), x.abs().max())
+    eight = mxfp8.Mxfp8Linear(weight, added)
+    for made in (four, eight, torch.compile(four), torch.compile(eight)):
+        exact = copy.deepcopy(getattr(made, "_orig_mod", made)).cpu()(x.cpu().float()).double()
+        assert off(made(x).cpu(), exact) < BF16
+
+
+def test_int4_weights_are_the_same_compiled_and_on_a_cpu() -> None:
+    weight, x = torch.randn(640, 1280, device="cuda").half() / 50, torch.randn(77, 1280, device="cuda").half()
+    made = int4.Int4Linear(weight, None, weight.unflatten(1, (-1, 128)).abs().amax(-1))
+    cpu = copy.deepcopy(made).cpu().numbers(torch.float16)
+    assert torch.equal(made.numbers(torch.float16).cpu(), cpu)
+    assert off(torch.compile(made)(x).cpu(), x.cpu().double() @ cpu.double().T) < BF16
 
 
 def test_loading_takes_of_the_gpu_what_the_file_has() -> None:

@@ -25,6 +25,7 @@ from diffopt.files.native import NativeFile
 from diffopt.kernels.capability import KIND
 from diffopt.kernels.convert import convert
 from diffopt.kernels.kernel import Kernel
+from diffopt.kernels.packed import _apart
 from diffopt.quantization import checkpoint
 from diffopt.runtimes import RUNTIMES
 from diffopt.stages.pack import ShardView, pack
@@ -109,6 +110,15 @@ def test_a_large_model_is_split_and_read_from_its_files() -> None:
     assert len([*made.path.glob("model-*.safetensors")]) > 2
     whole, split = (diffopt.load(packed(b, "fp8", shard).path, "cpu") for shard in ("10GB", "2MB"))
     assert {n: x.tolist() for n, x in tensors(whole).items()} == {n: x.tolist() for n, x in tensors(split).items()}
+
+
+def test_tensors_that_share_memory_are_each_in_the_file() -> None:
+    both = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)})
+    both["b"].weight = both["a"].weight
+    found = _apart(both.state_dict())
+    assert [*found] == ["a.weight", "a.bias", "b.weight", "b.bias"]
+    assert found["a.weight"].data_ptr() != found["b.weight"].data_ptr()
+    assert torch.equal(found["a.weight"], found["b.weight"])
 
 
 def test_of_several_backbones_each_is_loaded_alone_or_all_by_name() -> None:

@@ -15,9 +15,9 @@ from torch import nn
 
 from diffopt.errors import GateError
 from diffopt.graph.packing import pack
-from diffopt.graph.packing.block import e2m1_codes, exponents
 from diffopt.graph.packing.packed import Packed
 from diffopt.graph.tensor import nibbles, tensor
+from diffopt.quantization.block_codes import e2m1, exponents
 from diffopt.quantization.block_fake_quant import simulated
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -162,7 +162,7 @@ def test_codes_of_e2m1_are_those_of_the_nearest_value() -> None:
     values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     x = torch.cat([torch.linspace(-7, 7, 4001), torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])])
     theirs = x.numpy().astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
-    codes = e2m1_codes(x)
+    codes = e2m1(x)
     ours = values[(codes & 7).long()] * torch.where(codes >= 8, -1, 1)
     assert np.array_equal(ours.numpy(), theirs)
 

@@ -1,10 +1,18 @@
 """Which formats have kernels, and on which GPUs. Imports no torch."""
 
-KIND = {"fp8": "fp8", "int8": "int8", "int8_sq": "int8"}
+KIND = {
+    "fp8": "fp8",
+    "int8": "int8",
+    "int8_sq": "int8",
+    "int4_awq": "int4",
+    "nvfp4": "nvfp4",
+    "nvfp4_svdquant": "nvfp4",
+    "mxfp8": "mxfp8",
+}
 """By format, the kind of kernel that its linear layers get."""
 
-CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
-"""By kind, the compute capability of the first GPUs that have its products: Ada and Ampere."""
+CAPABILITY = {"fp8": (8, 9), "int8": (8, 0), "int4": (7, 0), "nvfp4": (10, 0), "mxfp8": (10, 0)}
+"""By kind, the compute capability of the first GPUs that have its products: Ada, Ampere, any, and Blackwell."""
 
 ANY = (7, 0)
 """That of full precision."""

@@ -11,8 +11,10 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 
 from diffopt.kernels.attention import Fp8Attention
 from diffopt.kernels.attention_backend import attach
+from diffopt.kernels import blocks
 from diffopt.kernels.fp8 import Fp8Linear
 from diffopt.kernels.int8 import Int8Linear
+from diffopt.quantization.block_fake_quant import simulated
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def convert(model: torch.nn.Module) -> Converted:
             kind, kernel = _kernel(layer)
         except ValueError as e:
             left[name] = str(e)
-            layer.weight.data = layer.weight_quantizer(layer.weight.data)
+            with simulated():
+                layer.weight.data = _rounded(layer)
             continue
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, kernel)
@@ -55,7 +58,8 @@ def convert(model: torch.nn.Module) -> Converted:
 def _plain(model: torch.nn.Module) -> None:
     """Leave nothing of modelopt's."""
     for module in [m for m in model.modules() if isinstance(m, DynamicModule)]:
-        module.export()
+        while isinstance(module, DynamicModule):  # SVDQuant's layers are those of another such class
+            module.export()
     for module in list(model.modules()):
         for name in [n for n, m in module.named_children() if isinstance(m, TensorQuantizer)]:
             delattr(module, name)
@@ -86,6 +90,15 @@ def _head(attention: Any) -> int:
     return int(found)
 
 
+def _rounded(layer: Any) -> torch.Tensor:
+    """The weight of a layer that falls back, with all that modelopt computes around it but the rounding of the input."""
+    quantizer, smoothing = layer.weight_quantizer, getattr(layer.input_quantizer, "pre_quant_scale", None)
+    weight: torch.Tensor = quantizer(layer.weight.data)
+    a, b = (getattr(quantizer, f"svdquant_lora_{x}", None) for x in "ab")
+    weight = weight if a is None or b is None else weight + b @ a
+    return weight if smoothing is None else weight * smoothing
+
+
 def _enabled(module: Any, quantizer: str) -> bool:
     return bool(getattr(getattr(module, quantizer, None), "is_enabled", False))
 
@@ -95,6 +108,11 @@ def _kernel(layer: Any) -> tuple[str, torch.nn.Module]:
     if not isinstance(layer, torch.nn.Linear):
         raise ValueError("it is a convolution, for which there is no kernel")
     weight, entering = layer.weight_quantizer, layer.input_quantizer
+    if blocks.in_blocks(weight):
+        made = blocks.kernel(layer)
+        return made.kind, made
+    if not isinstance(weight, TensorQuantizer):
+        raise ValueError("no library that is installed multiplies INT4 weights by FP8 inputs")
     if not (isinstance(weight, TensorQuantizer) and isinstance(entering, TensorQuantizer) and entering.is_enabled):
         raise ValueError("its input is not quantized")
     amax = weight.amax, entering.amax

@@ -14,7 +14,6 @@ common/nvfp4_quant.py, tensor_quant_mx.cu), since it decides the last bits.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import modelopt.torch.quantization.tensor_quant as tensor_quant
 import torch
 
 E2M1_MAX, E4M3_MAX = 6.0, 448.0
@@ -25,9 +24,9 @@ _MIDDLES = (VALUES[1:] + VALUES[:-1]) / 2
 _BOUNDARIES = _MIDDLES.clone()
 _BOUNDARIES[1::2] = torch.nextafter(_MIDDLES[1::2], torch.zeros(3))
 # The tensor scale is made by torch on the GPU, which divides by a number by multiplying with its FP32 reciprocal.
-_RECIPROCAL = 1 / torch.tensor(E2M1_MAX * E4M3_MAX)
+RECIPROCAL = 1 / torch.tensor(E2M1_MAX * E4M3_MAX)
 # A scale below this the kernel takes for 1, which leaves nothing of so small a block.
-_SMALLEST = 1e-5
+SMALLEST = 1e-5
 
 
 def e2m1(x: torch.Tensor) -> torch.Tensor:
@@ -47,10 +46,10 @@ def nvfp4(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     returns x's dtype.
     """
     blocks = _blocks(x, BLOCK)
-    tensor_scale = amax.float().max() * _RECIPROCAL
+    tensor_scale = amax.float().max() * RECIPROCAL
     tensor_scale = torch.where(tensor_scale > 0, tensor_scale, 1e-12)
     scale = e4m3(blocks.abs().amax(-1, keepdim=True) / (E2M1_MAX * tensor_scale)) * tensor_scale
-    scale = torch.where(scale < _SMALLEST, 1, scale)  # NaN stays NaN
+    scale = torch.where(scale < SMALLEST, 1, scale)  # NaN stays NaN
     return _joined(e2m1(blocks / scale) * scale, x)
 
 
@@ -81,6 +80,8 @@ def _joined(blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def simulated() -> Iterator[None]:
     """Within it, modelopt's dynamic block quantization of a CPU tensor is computed here; undone afterwards."""
+    import modelopt.torch.quantization.tensor_quant as tensor_quant  # not where only the arithmetic is wanted
+
     kernel = tensor_quant.dynamic_block_quantize_op
 
     def dispatch(
