@@ -23,4 +23,5 @@ def load(directory: str | PathLike[str], device: Any = None, dtype: Any = None) 
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(Path(directory).expanduser(), torch.device(device), dtype)
+    named = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return load(Path(directory).expanduser(), torch.device(device), named)

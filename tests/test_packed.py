@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusers import FluxPipeline
 from manual import page
 from PIL import Image
 from safetensors import safe_open
+from test_quickstart import diffopt as diffopt_command
 from tiny import LAYERS, Bench, bench, call, emoji, folder
 from tiny_pipelines import TINY
 
@@ -22,11 +24,15 @@ from diffopt import models
 from diffopt.artifact import NativeCheckpoint
 from diffopt.errors import ConfigError, PlanError, SourceError
 from diffopt.files.native import NativeFile
+from diffopt.jobs import objective
 from diffopt.kernels.capability import KIND
 from diffopt.kernels.convert import convert
-from diffopt.kernels.kernel import Kernel
-from diffopt.kernels.packed import _apart
+from diffopt.kernels.kernel import Buffer, Kernel
+from diffopt.kernels.kinds import KINDS
+from diffopt.kernels.packed import _apart, kernels, save
 from diffopt.quantization import checkpoint
+from diffopt.report.run_directory import Run
+from diffopt.report.run_page import summary
 from diffopt.runtimes import RUNTIMES
 from diffopt.stages.pack import ShardView, pack
 
@@ -181,7 +187,7 @@ def test_a_directory_that_is_none_is_refused_in_one_line() -> None:
 def test_another_precision_is_refused_in_one_line() -> None:
     said = refused(packed(bench(), "fp8").path, ConfigError, dtype=torch.float16)
     assert said.startswith("diffopt.load: what is not quantized is in float32 (got dtype float16); leave dtype out")
-    assert diffopt.load(packed(bench(), "fp8").path, "cpu", torch.float32)
+    assert all(diffopt.load(packed(bench(), "fp8").path, "cpu", same) for same in (torch.float32, "float32"))
 
 
 def test_what_a_newer_diffopt_has_packed_is_refused_in_one_line() -> None:
@@ -261,3 +267,41 @@ def test_a_pipelines_own_backbone_is_replaced_in_one_call() -> None:
     drawn = b.draw(pipe, ["apple"], [1], 2)
     with RUNTIMES["native"].running(b.context(), b.pipeline(), b.checkpoint("int8"), None, texts=True) as run:
         assert (drawn == b.draw(run.pipe, ["apple"], [1], 2)).mean() > 0.99  # sums on a CPU have other last bits
+
+
+def test_a_run_packs_a_model_that_the_store_copies_out_whole(tmp_path: Path) -> None:
+    small = ("calib.size=2", "calib.chunk=2", "calib.batch_size=2", "calib.n_steps=1", "eval=null", "export.max_shard_size=4MB")
+    diffopt_command(tmp_path, "+recipe=emoji_fp8", "export=native", *small)
+    (run,) = (tmp_path / "outputs/runs/emoji_fp8").iterdir()
+    (kept,) = (tmp_path / "outputs/store/native").iterdir()
+    diffopt_command(tmp_path, "store", "export", f"native/{kept.name}", "out")
+    own, copied = (diffopt.load(path, "cpu").state_dict() for path in (run / "pack", tmp_path / "out"))
+    assert own.keys() == copied.keys()
+    assert not [n for n in own if not torch.equal(own[n], copied[n])]
+    head, about = NativeFile.read(tmp_path / "out"), Run(run)
+    assert sum(x.nbytes for x in own.values()) == head.bytes
+    assert about.size_of("pack").bytes == sum(p.stat().st_size for p in kept.iterdir() if p.name != "record.json")
+    assert [line for line in summary(run) if line.startswith("packed") and "of the source's" in line]
+    assert objective.of(about, "bytes") == about.size_of("pack").bytes
+
+
+class Beside(Kernel):
+    """A kernel that is put beside layers."""
+
+    kind, adds = "beside", True
+
+    @classmethod
+    def layout(cls, layer: Any) -> dict[str, Buffer]:
+        assert layer is None
+        return {"scales": Buffer((3,), torch.float32)}
+
+
+def test_a_kernel_may_stand_beside_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(KINDS, "beside", Beside)
+    real, name = converted(bench(), "fp8"), "transformer_blocks.0.attn.products"
+    Beside.of(None, {"scales": torch.arange(3.0)}).put(real, name)
+    head = NativeFile.read(packed(bench(), "fp8").path)
+    save(tmp_path, real, replace(head, layers=kernels(real)), "10GB")
+    loaded = diffopt.load(tmp_path, "cpu")
+    assert type(loaded.get_submodule(name)) is Beside
+    assert loaded.get_submodule(name).scales.tolist() == [0, 1, 2]
