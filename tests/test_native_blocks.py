@@ -146,6 +146,17 @@ def test_the_product_takes_the_codes_and_the_scales_by_torchs_own_checks(kind: A
                     made(x)
 
 
+def test_layers_are_compiled_without_a_break() -> None:
+    weight, x, smoothing = torch.randn(48, 64), torch.randn(2, 21, 64), torch.rand(64) + 0.5
+    low_rank = torch.randn(8, 64), torch.randn(48, 8)
+    for made in (
+        Int4Linear(weight, None, weight.unflatten(1, (-1, 32)).abs().amax(-1), smoothing),
+        Nvfp4Linear(weight, None, weight.abs().max(), x.abs().max(), smoothing, low_rank),
+        Mxfp8Linear(weight, None),
+    ):
+        assert torch.equal(torch.compile(made, backend="aot_eager", fullgraph=True)(x), made(x))
+
+
 # conversion
 
 
