@@ -3,23 +3,33 @@
 On Hopper cuDNN gives FP8 alone, which is what a quantized linear layer after it wants.
 """
 
+import logging
 import math
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, ClassVar
 
 import torch
 
 from diffopt.kernels.fp8 import E4M3, LARGEST, rounded
+from diffopt.kernels.kernel import Buffer, Kernel
+
+log = logging.getLogger("diffopt")
 
 HEAD = 128
 """Most channels of a head that cuDNN takes on Hopper, in multiples of 16."""
 
 
-class Fp8Attention(torch.nn.Module):
+class Fp8Attention(Kernel):
     """softmax(q k^T scale) v of q, k, v [batch, tokens, heads, channels], as diffusers lays them out.
 
     q, k and v are rounded as modelopt's fake quantization rounds them. So is the result, for the linear layer that follows:
     by its own scale, or, where it has none, by that of v, which no mean of v's exceeds.
     """
 
+    kind: ClassVar[str] = "fp8_attention"
+    adds: ClassVar[bool] = True
+    cast: ClassVar[frozenset[str]] = frozenset()
     inverse: torch.Tensor
     """FP32 [3]: 448 / amax of q, k and v."""
     scales: torch.Tensor
@@ -37,6 +47,17 @@ class Fp8Attention(torch.nn.Module):
         fixed = torch.tensor([1 / LARGEST, LARGEST], device=amax.device)
         self.register_buffer("scales", torch.cat([amax / LARGEST, fixed, 1 / after.reshape(1)]))
         self.register_buffer("output_scale", after.clone())
+
+    @classmethod
+    def layout(cls, layer: Any) -> dict[str, Buffer]:
+        lengths = {"inverse": (3,), "scales": (6,), "output_scale": ()}
+        return {name: Buffer(shape, torch.float32) for name, shape in lengths.items()}
+
+    def put(self, model: torch.nn.Module, name: str) -> None:
+        """Into the attention layer that it is a child of."""
+        from diffopt.kernels.attention_backend import attach
+
+        attach(model.get_submodule(name.rpartition(".")[0]), self)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
         """Codes of the result, E4M3 [batch, tokens, heads, channels]."""
@@ -60,7 +81,7 @@ class Fp8Attention(torch.nn.Module):
 @torch.library.custom_op("diffopt::fp8_attention", mutates_args=())
 def fp8_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scales: torch.Tensor, scale: float) -> torch.Tensor:
     """Codes [batch, tokens, heads, channels] of q, k and v; `scales` as Fp8Attention's: codes of the result."""
-    if q.is_cuda:
+    if q.is_cuda and _cudnn():
         from diffopt.kernels.cudnn_attention import attention
 
         found = attention(q, k, v, scales, scale)
@@ -72,6 +93,15 @@ def fp8_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scales: tor
 @fp8_attention.register_fake
 def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scales: torch.Tensor, scale: float) -> torch.Tensor:
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+@cache
+def _cudnn() -> bool:
+    """Whether cuDNN's front end is here; that it is not is said once."""
+    found = find_spec("cudnn") is not None
+    if not found:
+        log.warning("native: no nvidia-cudnn-frontend: FP8 attention is computed in 16 bits; pip install 'diffopt[native]'")
+    return found
 
 
 def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scales: torch.Tensor, scale: float) -> torch.Tensor:

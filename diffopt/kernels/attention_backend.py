@@ -15,8 +15,8 @@ CHILD = "fp8_attention"
 MULTIPLE = 16
 
 
-def attach(attention: Any, products: Fp8Attention, head: int) -> None:
-    """Make `attention`, a layer of diffusers' with heads of `head` channels, compute its products by these.
+def attach(attention: Any, products: Fp8Attention) -> None:
+    """Make `attention`, a layer of diffusers', compute its products by these.
 
     A processor hands its `_attention_backend` to diffusers' `dispatch_attention_fn`, beside q, k and v. Here that is the layer
     with the scales, which the function is taught to know. Raises ValueError where the processor calls torch itself.
@@ -25,6 +25,7 @@ def attach(attention: Any, products: Fp8Attention, head: int) -> None:
     module: Any = sys.modules[type(processor).__module__]
     if not (hasattr(processor, "_attention_backend") and hasattr(module, "dispatch_attention_fn")):
         raise ValueError(f"{type(processor).__name__} does not ask diffusers for its attention")
+    head = int(getattr(attention, "head_dim", None) or attention.inner_dim // attention.heads)
     if head % MULTIPLE or head > HEAD:
         raise ValueError(f"its heads have {head} channels, not a multiple of {MULTIPLE} up to {HEAD}")
     if not hasattr(module.dispatch_attention_fn, "__wrapped__"):

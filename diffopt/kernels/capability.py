@@ -11,8 +11,9 @@ KIND = {
 }
 """By format, the kind of kernel that its linear layers get."""
 
-CAPABILITY = {"fp8": (8, 9), "int8": (8, 0), "int4": (7, 0), "nvfp4": (10, 0), "mxfp8": (10, 0)}
-"""By kind, the compute capability of the first GPUs that have its products: Ada, Ampere, any, and Blackwell."""
+CAPABILITY = {"fp8": (8, 9), "int8": (8, 0), "int4": (7, 0), "nvfp4": (10, 0), "mxfp8": (10, 0), "fp8_attention": (8, 9)}
+"""By kind, the compute capability of the first GPUs that have its products: Ada, Ampere, any, and Blackwell. Where cuDNN
+has no FP8 attention its codes are multiplied in 16 bits."""
 
 ANY = (7, 0)
 """That of full precision."""

@@ -9,9 +9,9 @@ import torch
 from modelopt.torch.opt.dynamic import DynamicModule
 from modelopt.torch.quantization.nn import TensorQuantizer
 
+from diffopt.kernels import blocks
 from diffopt.kernels.attention import Fp8Attention
 from diffopt.kernels.attention_backend import attach
-from diffopt.kernels import blocks
 from diffopt.kernels.fp8 import Fp8Linear
 from diffopt.kernels.int8 import Int8Linear
 from diffopt.quantization.block_fake_quant import simulated
@@ -78,16 +78,10 @@ def _attend(attention: Any, amax: torch.Tensor) -> str | None:
     outs = getattr(attention, "to_out", None)
     after = outs[0] if outs is not None else None
     try:
-        attach(attention, Fp8Attention(amax, after.input_scale if isinstance(after, Fp8Linear) else None), _head(attention))
+        attach(attention, Fp8Attention(amax, after.input_scale if isinstance(after, Fp8Linear) else None))
     except ValueError as e:
         return str(e)
     return None
-
-
-def _head(attention: Any) -> int:
-    """Channels of a head."""
-    found = getattr(attention, "head_dim", None) or attention.inner_dim // attention.heads
-    return int(found)
 
 
 def _rounded(layer: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ from diffopt import __version__
 from diffopt.errors import ConfigError, PlanError, SourceError, StoreError
 from diffopt.files.native import NativeFile
 from diffopt.kernels.capability import shortfall
+from diffopt.kernels.fuse import fuse
 from diffopt.kernels.kinds import KINDS
 from diffopt.kernels.packed import CONFIG, INDEX, WEIGHTS
 
@@ -42,7 +43,10 @@ def load(directory: Path, device: torch.device, dtype: torch.dtype | None) -> An
         _put(directory, model, name, kind, tensors)
     _fill(directory, model, tensors)
     # What is in no file is made by the model's class: tables that follow from its config.
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if device.type == "cuda":
+        fuse(model)
+    return model
 
 
 def _head(directory: Path) -> NativeFile:
