@@ -177,6 +177,12 @@ class Latency(Artifact):
     kind = "latency"
 
 
+class Parity(Artifact):
+    """`parity.json`: what the kernels of the native runtime compute beside what is simulated, step by step, layer by layer."""
+
+    kind = "parity"
+
+
 class Metrics(Artifact):
     """`metrics.json` and `difference/000.png` ...: the candidate against the reference, image by image."""
 

@@ -98,3 +98,10 @@ RUN = {
     "schema": "diffopt.run/1", "name": "a", "overrides": [], "config": "model: {}", "notes": [], "wanted": ["load"],
     "steps": [STEP],
 }  # fmt: skip
+PARITY = {
+    "schema": "diffopt.parity/1", "format": "fp8", "prompts": 1, "compiled": True,
+    "steps": [{"relative_error": 0.01, "cosine": 0.9999}, {"relative_error": 0.02, "cosine": 0.999}], "expected": [0.01, 0.01],
+    "layer_steps": [1, 2],
+    "layers": [{"name": "a", "kind": "fp8", "steps": [{"relative_error": 0.0, "cosine": 1.0}]}], "latents": [0.01, 0.03],
+    "pictures": 0.02, "psnr": [41.5],
+}  # fmt: skip

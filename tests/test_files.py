@@ -22,6 +22,7 @@ from contents import (
     MIX,
     MIXED,
     NATIVE,
+    PARITY,
     PICTURE,
     PIPELINE,
     PLAN,
@@ -48,6 +49,7 @@ from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricsFile
 from diffopt.files.mix import MixFile
 from diffopt.files.native import NativeFile
+from diffopt.files.parity import ParityFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.files.ratios import MagRatiosFile
@@ -145,6 +147,7 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
         (NativeFile, NATIVE),
         (OnnxGraphFile, GRAPH),
         (OnnxGraphFile, CUT),
+        (ParityFile, PARITY),
         (PipelineFile, PIPELINE),
         (PipelineFile, PIPELINE | {"lora": [ADAPTER]}),
         (RunFile, RUN),

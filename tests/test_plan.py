@@ -374,6 +374,7 @@ def test_the_installed_stages_are_the_built_in_ones_in_their_order():
         "search",
         "sample",
         "alternative",
+        "parity",
         "time",
         "score",
         "compare",

@@ -44,6 +44,18 @@ def _alone(choices: Choices) -> str | None:
     return "without a format that is the reference itself" if plain else None
 
 
+def _real(choices: Choices) -> str | None:
+    if choices.format is None:
+        return "there is no format, so nothing is simulated"
+    plain = choices.eval is None or choices.eval.runtime == "torch"
+    return "torch simulates already, so that is the candidate itself" if plain else None
+
+
+def _by_torch(choices: Choices) -> Choices:
+    assert choices.eval is not None
+    return replace(choices, eval=choices.eval.model_copy(update={"runtime": "torch"}))
+
+
 def _fewer(images: ImagesFile) -> str:
     many = images.steps
     return f"{many} step{'' if many == 1 else 's'} without a cache, {images.arithmetic:.1%} of the arithmetic"
@@ -75,6 +87,14 @@ ALTERNATIVES = {
             _alone,
             lambda c: replace(c, cache=None),
             lambda images: "all steps without a cache",
+        ),
+        Alternative(
+            "simulated",
+            "the same checkpoint by the torch runtime, which simulates it",
+            "the real kernels",
+            _real,
+            _by_torch,
+            lambda images: "the same checkpoint, simulated by torch",
         ),
     )
 }

@@ -35,7 +35,7 @@ AlternativeName = Annotated[str, AfterValidator(_known)]
 
 
 class Eval(Group):
-    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "metrics", "latency", "gates", "compare"})
+    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "metrics", "latency", "gates", "compare", "parity"})
     readers: ClassVar[dict[str, str]] = {"frames": "a model of videos"}
 
     prompts: Prompts
@@ -61,16 +61,26 @@ class Eval(Group):
     features: ScorerSource | None
     """The model whose features fid and cmmd compare: a directory, `asset:DIR` or hub id of transformers' image models."""
     compare: list[AlternativeName] = Field(default_factory=list)
-    """Further candidates of the same report, by the names of groups/alternatives.py: `ptq`, `fewer_steps`, `uncached`."""
+    """Further candidates of the same report, by the names of groups/alternatives.py: `ptq`, `fewer_steps`, `uncached`,
+    `simulated`."""
     gates: dict[str, float | str]
-    """What must be reached, by metric: `20` the candidate's mean, `-0.5%` its change from the reference's mean; and for
-    `latency` the speedup over the baseline, `1.0x`. A broken gate fails the run, which keeps all that it made."""
+    """What must be reached, by metric: `20` the candidate's mean, `-0.5%` its change from the reference's mean; for
+    `latency` the speedup over the baseline, `1.0x`; and for `parity` the largest relative error of a denoising step. A broken
+    gate fails the run, which keeps all that it made."""
+    parity: bool = True
+    """Compare the native runtime's backbone with the simulated one, in every layer and step of one batch; other runtimes have
+    nothing to compare."""
     latency: bool
     """Time the candidate beside its full-precision baseline, where the runtime has kernels for the format."""
     warmup: int = Field(ge=1)
     """Pipeline calls of each before timing."""
     repeats: int = Field(ge=3)
     """Timed pipeline calls of each, in turn."""
+
+    @property
+    def compares_kernels(self) -> bool:
+        """Whether there is a parity to measure, where there is a format."""
+        return self.parity and self.runtime == "native"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -83,7 +93,7 @@ class Eval(Group):
             for source in metric.needs:
                 if getattr(self, source) is None:
                     raise ValueError(f"{source}: the metric {metric.name} needs it (got None); give {SOURCES[source]}")
-        gates.check(self.gates, self.metrics, self.latency)
+        gates.check(self.gates, self.metrics, latency=self.latency, parity=self.compares_kernels)
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"metrics: names one twice (got {self.metrics}); name each once")
         if len(set(self.compare)) != len(self.compare):

@@ -16,6 +16,7 @@ from diffopt.groups.lora_file import Shapes, fit, plain, shapes
 from diffopt.kernels.capability import KIND, shortfall
 from diffopt.machine.environment import Environment, gpus, package
 from diffopt.metrics import METRICS, SOURCES
+from diffopt.quality.limit import PARITY
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
 
@@ -286,6 +287,11 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
         yield f"eval.runtime: {runtime.name} has no kernels for {name} (got {runtime.name}); set eval.runtime=torch"
     elif runtime.name == "native" and (reason := _no_kernels(name, gpus())):
         yield f"eval.runtime: {reason}; set eval.runtime=torch, which simulates"
+    if runtime.name == "native" and name is None and PARITY in choices.eval.gates:
+        yield (
+            f"eval.gates.{PARITY}: without a format nothing is simulated, so there is nothing to compare with "
+            f"(got {choices.eval.gates[PARITY]!r}); choose format=OPTION, or drop it"
+        )
     if runtime.name == "onnxruntime":
         if environment["onnxruntime"] is None:
             yield "eval.runtime: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"

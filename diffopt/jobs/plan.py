@@ -14,6 +14,8 @@ from diffopt.artifact import (
     Images,
     Latency,
     Metrics,
+    OnnxGraph,
+    Parity,
     Sensitivity,
 )
 from diffopt.caches import Settings
@@ -103,6 +105,8 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
         found += [Metrics] if choices.eval.metrics else []
         found += [Comparison] if choices.eval.compare else []
         notes += [f"compared with {name}: {alternatives.ALTERNATIVES[name].about}" for name in choices.eval.compare]
+        if choices.eval.compares_kernels and choices.format:
+            found.append(Parity)
         runtime, name = RUNTIMES[choices.eval.runtime], choices.format.name if choices.format else None
         if choices.eval.latency and name in runtime.kernels:
             found.append(Latency)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
-from math import gcd
+from math import gcd, prod
 from shutil import disk_usage
 
 from diffopt import formats, models
@@ -38,6 +38,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
         *_format(choices, layers, kept),
         *_cache(ctx, choices, pinned),
         *_memory(pinned),
+        *_parity(choices, pinned, without(layers, kept)),
         *_train(choices, pipeline),
         *_disk(ctx, choices, pinned),
     ]
@@ -110,6 +111,24 @@ def _memory(pinned: PipelineFile) -> Iterator[str]:
         yield (
             f"model: its backbone weighs {size(need)} in {pinned.dtype}, but RAM and GPU have {size(have)} together "
             f"(got {pinned.parameters / 1e9:.1f} billion parameters); use a larger machine, or a 16-bit model.dtype"
+        )
+
+
+def _parity(choices: Choices, pinned: PipelineFile, layers: Sequence[Layer]) -> Iterator[str]:
+    """The simulated backbone beside the one with kernels, whose linear layers take a byte a weight."""
+    gpus = environment.gpus()
+    if not (choices.eval and choices.eval.compares_kernels and choices.format and gpus):
+        return
+    from diffopt.pipeline.placement import ROOM, SPARE
+
+    plain = BYTES[pinned.dtype]
+    packed = sum(prod(x.shape) for x in without(layers, choices.format.exclude) if x.kind == "linear")
+    simulated, native = pinned.parameters * plain, (pinned.parameters - packed) * plain + packed
+    need, have = int(simulated * ROOM) + SPARE + native, gpus[0]["memory"]
+    if need > have:
+        yield (
+            f"eval.parity: holds the simulated backbone of {size(simulated)} beside the native one of {size(native)} and takes "
+            f"about {size(need)}, but the GPU has {size(have)} (got true); set eval.parity=false"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from diffopt.errors import ConfigError
 from diffopt.files.metrics import MetricResult
-from diffopt.quality.limit import Limit
+from diffopt.quality.limit import LATENCY, PARITY, Limit
 
 NAME = re.compile(r"[A-Za-z][\w.-]*")
 
@@ -39,8 +39,8 @@ def parse(text: str) -> Limit:
 def _floor(name: str, amount: float | str) -> Limit:
     try:
         found = Limit.parse(name, amount)
-        if found.kind == "speedup":
-            raise ValueError("is a gate's limit, no floor's; set eval.gates.latency")
+        if found.metric in (LATENCY, PARITY):
+            raise ValueError(f"is a gate's limit, no floor's; set eval.gates.{name}")
     except ValueError as e:
         what, _, advice = str(e).partition("; ")
         raise ConfigError(f"floor: {what} (got {f'{name}={amount}'!r}); {advice}") from None

@@ -3,17 +3,21 @@
 from collections.abc import Mapping
 
 from diffopt.metrics import METRICS
-from diffopt.quality.limit import LATENCY, Limit
+from diffopt.quality.limit import LATENCY, PARITY, Limit
 
 
-def check(gates: Mapping[str, float | str], metrics: list[str], latency: bool) -> None:
+def check(gates: Mapping[str, float | str], metrics: list[str], *, latency: bool, parity: bool) -> None:
     """Raises ValueError, in the words of a group's check, for a gate on what is not measured, and for what is no limit."""
     for name, value in gates.items():
         if name == LATENCY and not latency:
             raise ValueError(f"gates.{name}: nothing is timed (got {value!r} with latency: false); set latency, or drop it")
-        if name != LATENCY and name not in metrics:
+        if name == PARITY and not parity:
+            raise ValueError(
+                f"gates.{name}: nothing is compared (got {value!r}); set runtime=native and parity=true, or drop it"
+            )
+        if name not in (LATENCY, PARITY, *metrics):
             if name not in METRICS:
-                there = ", ".join([*METRICS, LATENCY])
+                there = ", ".join([*METRICS, LATENCY, PARITY])
                 raise ValueError(f"gates.{name}: is no metric (got the limit {value!r}); there are {there}")
             measured = ", ".join([*metrics, LATENCY])
             raise ValueError(f"gates.{name}: is not measured (got {value!r}; measured {measured}); add it to eval.metrics")

@@ -3,6 +3,7 @@
     psnr: 20        the candidate's own mean: at least this, at most where lower is better
     clip: -0.5%     its change from the reference's mean, as a share of that mean's size
     latency: 1.0x   the least speedup; of gates alone
+    parity: 0.05    the largest relative error of a denoising step at most; of gates alone
 
 A change has a sign. `-0.5%` lets the mean fall by so much, `+1%` asks that it rises; where lower is better `+2%` lets it rise.
 The share is of the size of the reference's mean over all pictures, and so is the same for each of them, also of a metric whose
@@ -21,6 +22,7 @@ from diffopt.metrics import METRICS
 from diffopt.quality.direction import sign
 
 LATENCY = "latency"
+PARITY = "parity"
 Kind = Literal["value", "change", "speedup"]
 KINDS: dict[str, Kind] = {"": "value", "%": "change", "x": "speedup"}
 FORM = re.compile(r"(?P<number>(?P<sign>[+-]?)(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)(?P<unit>%|x|)")
@@ -44,6 +46,8 @@ class Limit:
         if found is None or kind is None or (metric == LATENCY) != (kind == "speedup"):
             forms = "the least speedup, such as 1.0x" if metric == LATENCY else "a mean such as 20, or a change such as -0.5%"
             raise ValueError(f"is not a limit; write {forms}")
+        if metric == PARITY and kind != "value":
+            raise ValueError("is not a limit; write the largest relative error of a step, such as 0.05")
         if kind == "change" and metric in METRICS and METRICS[metric].judges != "picture":
             raise ValueError("is a distance from the reference already; give its own limit, without %")
         if kind == "change" and not found["sign"]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from diffopt.errors import GateError
 from diffopt.files.metrics import MetricResult
-from diffopt.quality.limit import Limit
+from diffopt.files.parity import ParityFile
+from diffopt.quality.limit import PARITY, Limit
 from diffopt.report.run_directory import Run
 from diffopt.text import signed, with_interval
 
@@ -34,10 +35,18 @@ def _outcome(run: Run, name: str, value: float | str) -> Outcome:
         speedup = run.speedup
         holds = speedup is not None and speedup.mean >= gate.amount
         return Outcome(name, str(gate), holds, f"{with_interval(speedup)} x" if speedup else f"no speedup, {run.unclaimed}")
+    if gate.metric == PARITY:
+        parity = run.parity
+        holds = parity is not None and parity.largest <= gate.amount
+        return Outcome(name, str(gate), holds, largest(parity) if parity else "nothing, it was not measured")
     if name not in run.metrics:
         return Outcome(name, str(gate), False, "nothing, it was not measured")
     metric = run.metrics[name]
     return Outcome(name, str(gate), gate.keeps(metric), _reached(gate, metric))
+
+
+def largest(parity: ParityFile) -> str:
+    return f"{parity.largest:.3g} in step {parity.worst_step} of {len(parity.steps)}"
 
 
 def _reached(gate: Limit, metric: MetricResult) -> str:

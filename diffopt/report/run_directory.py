@@ -20,6 +20,7 @@ from diffopt.files.json_file import JsonFile
 from diffopt.files.latency import LatencyFile
 from diffopt.files.metrics import MetricResult, MetricsFile
 from diffopt.files.native import NativeFile
+from diffopt.files.parity import ParityFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.files.run import RunFile
@@ -107,6 +108,10 @@ class Run:
     @cached_property
     def latency(self) -> LatencyFile | None:
         return self.stored("time", LatencyFile)
+
+    @cached_property
+    def parity(self) -> ParityFile | None:
+        return self.stored("parity", ParityFile)
 
     @property
     def speedup(self) -> Interval | None:

@@ -16,9 +16,12 @@ from diffopt.files.ratios import MagRatiosFile
 from diffopt.files.search import CacheSearchFile
 from diffopt.files.sensitivity import SensitivityFile
 from diffopt.files.training import TrainingFile
+from diffopt.quality.limit import PARITY
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes
 from diffopt.report.html import PAGE, render
+from diffopt.report.parity import summary as parity_said
+from diffopt.report.parity import worst_layers
 from diffopt.report.plot_cache import drawn
 from diffopt.report.run_directory import Run
 from diffopt.report.sensitivity import WORST, Reading
@@ -54,6 +57,9 @@ def write(directory: Path, inline: bool = False) -> Path:
         "maps": _maps(run, reading) if reading else [],
         "worst": WORST,
         "plots": _plots(run),
+        "agreed": _agreed(run),
+        "parity_layers": worst_layers(run.parity) if run.parity else [],
+        "parity_said": parity_said(run.parity) if run.parity else "",
         "outcomes": outcomes(run),
         "searches": _searches(run),
         "chosen_text": explanation.chosen,
@@ -89,6 +95,22 @@ def _plots(run: Run) -> dict[str, str]:
         return {name: differences(m) for name, m in metrics.items()}
 
     return drawn(run.directory / "score", plain(metrics), draw) if metrics else {}
+
+
+def _agreed(run: Run) -> str:
+    """An SVG of the parity in every step; empty where there is none."""
+    parity = run.parity
+    if parity is None:
+        return ""
+    given = (run.config["eval"].get("gates") or {}).get(PARITY)
+    gate = None if given is None else float(given)
+
+    def draw() -> dict[str, str]:
+        from diffopt.report.plots.agreement import agreement
+
+        return {"steps": agreement(parity, gate)}
+
+    return drawn(run.directory / "parity", [plain(parity), gate], draw)["steps"]
 
 
 def _searches(run: Run) -> list[str]:
@@ -134,6 +156,8 @@ def summary(directory: Path) -> list[str]:
         rows.append(("mix", f"{mix.bits:.3f} bits per weight: " + ", ".join(f"{n} {f}" for f, n in counted.most_common())))
     if training := run.stored("train", TrainingFile):
         rows.append(("training", trained(training)))
+    if run.parity:
+        rows.append(("parity", parity_said(run.parity)))
     rows.append(("speed", speed(run)))
     rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in outcomes(run)]
     width = max(len(title) for title, _ in rows)

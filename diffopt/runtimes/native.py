@@ -45,27 +45,41 @@ def running(
 
 def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, texts: bool) -> Under:
     """The same under several caches in turn; one that never hits is let through."""
-    backbone = fast_backbone(ctx, pipeline, subject)
-    pipe = open_pipeline(ctx, pipeline, backbone, texts=texts)
-    backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
-    return lambda cache: _graphed(pipe, pipeline, backbones, cache)
+    backbone, _ = read(ctx, pipeline, subject)
+    return ready(ctx, pipeline, backbone, texts=texts)
 
 
-def fast_backbone(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None) -> torch.nn.Module:
-    """The backbone with kernels, fused, its blocks compiled on a GPU; without a checkpoint that of full precision."""
-    keep(ctx.compiled)
+def read(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None) -> tuple[torch.nn.Module, Converted | None]:
+    """The backbone, fused but not compiled yet, and what became of a checkpoint's layers."""
     if subject is None:
-        backbone = open_backbone(ctx, pipeline)
-    else:
-        backbone = restore(ctx, pipeline, subject)
-        _tell(convert(backbone))
+        return fused(ctx, pipeline, open_backbone(ctx, pipeline)), None
+    backbone, made = _converted(ctx, pipeline, subject)
+    return fused(ctx, pipeline, backbone), made
+
+
+def converted(ctx: Context, pipeline: Pipeline, subject: Checkpoint) -> torch.nn.Module:
+    """The backbone with kernels, its layers where and as they were."""
+    return _converted(ctx, pipeline, subject)[0]
+
+
+def fused(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module) -> torch.nn.Module:
+    """The same with its layers fused, and laid out as its GPU wants them, in place."""
     for each in by_name(PipelineFile.read(pipeline.path), backbone).values():
         fuse(each)
-        if ctx.device == "cuda":
-            if type(each).__name__ in GRAPHS:
-                each.to(memory_format=torch.channels_last)  # as cuDNN's convolutions take it
-            compile_blocks(each, family_of(pipeline).blocks)
+        if ctx.device == "cuda" and type(each).__name__ in GRAPHS:
+            each.to(memory_format=torch.channels_last)  # as cuDNN's convolutions take it
     return backbone
+
+
+def ready(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module, *, texts: bool) -> Under:
+    """The pipeline around a fused backbone, which is compiled in place on a GPU."""
+    keep(ctx.compiled)
+    pipe = open_pipeline(ctx, pipeline, backbone, texts=texts)
+    backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
+    if ctx.device == "cuda":
+        for module in backbones.values():
+            compile_blocks(module, family_of(pipeline).blocks)
+    return lambda cache: _graphed(pipe, pipeline, backbones, cache)
 
 
 @contextmanager
@@ -77,6 +91,13 @@ def _graphed(pipe: Any, pipeline: Pipeline, backbones: dict[str, Any], cache: Ca
                 backbone.forward = Graphed(backbone.forward)
                 stack.callback(delattr, backbone, "forward")
         yield stack.enter_context(cached(pipe, pipeline, backbones, cache))
+
+
+def _converted(ctx: Context, pipeline: Pipeline, subject: Checkpoint) -> tuple[torch.nn.Module, Converted]:
+    backbone = restore(ctx, pipeline, subject)
+    made = convert(backbone)
+    _tell(made)
+    return backbone, made
 
 
 def _tell(made: Converted) -> None:
