@@ -45,6 +45,7 @@ PROBES: dict[str, Any] = {
     "onnx": "1.21.0",
     "onnxruntime": "1.24.0",
     "tensorrt": {"flavour": "tensorrt_rtx", "version": "1.7.1.116"},
+    "simulation": None,
     "machine": {"host": "00000000", "cpu": "a CPU", "cores": 2, "gpus": []},
     "scorers": {"scikit-image": "0.25.0", "pytorch-msssim": "1.0.0", "torchmetrics": "1.9.0", "open-clip-torch": "3.3.0"},
 }

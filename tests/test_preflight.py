@@ -166,7 +166,7 @@ def test_two_copies_that_no_gpu_holds_are_refused_where_kernels_are_compared(
     monkeypatch.setattr(environment, "gpus", lambda: ({"memory": 6 << 30},))
     choices, large = chosen(*FINE, "eval.runtime=native"), changed(bench(), tmp_path, parameters=5 * 10**8)
     said = refused(bench(), choices, large)
-    assert said.startswith("eval.parity: holds the simulated backbone of 1.9 GiB beside the native one of 1.9 GiB and takes about")
+    assert said.startswith("eval.parity: holds the simulated backbone of 1.9 GiB beside the native one of 1.9 GiB and takes")
     assert said.endswith("but the GPU has 6.0 GiB (got true); set eval.parity=false")
     preflight.check(bench().context(), chosen(*FINE, "eval.runtime=native", "eval.parity=false"), large)
     preflight.check(bench().context(), chosen(*FINE), large)

@@ -304,14 +304,15 @@ class _Planner:
             parents[param] = [p.fingerprint for p in value] if isinstance(value, list) else value and value.fingerprint
         probes = stage.probes
         if any(len(p.types) > 1 for p in stage.params) and choices.eval:
-            probes += RUNTIMES[choices.eval.runtime].probes
+            runtime = RUNTIMES[choices.eval.runtime]
+            probes += runtime.probes + (runtime.simulating if choices.format else ())
         identity = {
             "stage": stage.name,
             "version": stage.version,
             "config": config,
             **({"seed": choices.seed} if any(p.role == "seed" for p in stage.params) else {}),
             "inputs": parents,
-            "environment": {probe: self.environment[probe] for probe in probes},
+            "environment": self.environment.of(probes),
         }
         step = Step(name, stage, views, used, inputs, identity, pending)
         return self.steps.setdefault(step.fingerprint, step)

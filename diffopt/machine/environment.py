@@ -3,7 +3,7 @@
 import os
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -129,8 +129,11 @@ PROBES: dict[str, Callable[[], Any]] = {
     "onnxruntime": onnxruntime,
     "tensorrt": tensorrt,
     "machine": machine,
+    "simulation": lambda: "compiled 1" if gpus() else None,  # the version of diffopt/runtimes/simulation.py's arithmetic
     "scorers": lambda: {name: package(name) for name in ("scikit-image", "pytorch-msssim", "torchmetrics", "open-clip-torch")},
 }
+SILENT = frozenset({"simulation"})
+"""Probes that came when artifacts were in stores already, which they leave as they are on machines that they do not concern."""
 
 
 @dataclass
@@ -141,3 +144,8 @@ class Environment:
 
     def __getitem__(self, name: str) -> Any:
         return self.probes[name]()
+
+    def of(self, names: Iterable[str]) -> dict[str, Any]:
+        """What enters an identity: a probe of `SILENT` that finds nothing is left out of it."""
+        found = {name: self[name] for name in names}
+        return {name: value for name, value in found.items() if value is not None or name not in SILENT}

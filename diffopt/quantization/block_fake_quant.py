@@ -19,19 +19,18 @@ import torch
 E2M1_MAX, E4M3_MAX = 6.0, 448.0
 BLOCK, MX_BLOCK = 16, 32
 VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-_MIDDLES = (VALUES[1:] + VALUES[:-1]) / 2
-# bucketize puts a value equal to a boundary below it; a tie whose even neighbour is above needs a boundary just below.
-_BOUNDARIES = _MIDDLES.clone()
-_BOUNDARIES[1::2] = torch.nextafter(_MIDDLES[1::2], torch.zeros(3))
 # The tensor scale is made by torch on the GPU, which divides by a number by multiplying with its FP32 reciprocal.
-RECIPROCAL = 1 / torch.tensor(E2M1_MAX * E4M3_MAX)
+RECIPROCAL = float(1 / torch.tensor(E2M1_MAX * E4M3_MAX))
 # A scale below this the kernel takes for 1, which leaves nothing of so small a block.
 SMALLEST = 1e-5
 
 
 def e2m1(x: torch.Tensor) -> torch.Tensor:
     """The nearest E2M1 value, of any shape; beyond 6 it saturates."""
-    return torch.sign(x) * VALUES[torch.bucketize(x.abs(), _BOUNDARIES)]
+    size = x.abs()
+    # Its values are 0.5 apart up to 2, 1 apart up to 4, and 2 apart up to 6; the doublings are exact.
+    nearest = torch.where(size < 2, (size * 2).round() * 0.5, torch.where(size < 4, size.round(), (size * 0.5).round() * 2))
+    return torch.sign(x) * nearest.clamp(max=E2M1_MAX)
 
 
 def e4m3(x: torch.Tensor) -> torch.Tensor:
@@ -45,9 +44,18 @@ def nvfp4(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     `amax` is the tensor's calibrated absolute maximum (any shape; its largest element counts). Computes in FP32 and
     returns x's dtype.
     """
+    return nvfp4_by(x, tensor_scale(amax))
+
+
+def tensor_scale(amax: torch.Tensor) -> torch.Tensor:
+    """FP32 [], of the largest of `amax`."""
+    found = amax.float().max() * RECIPROCAL
+    return torch.where(found > 0, found, 1e-12)
+
+
+def nvfp4_by(x: torch.Tensor, tensor_scale: torch.Tensor) -> torch.Tensor:
+    """The same by the tensor's scale, FP32 []. Without a branch on what x holds or a table, for compilers."""
     blocks = _blocks(x, BLOCK)
-    tensor_scale = amax.float().max() * RECIPROCAL
-    tensor_scale = torch.where(tensor_scale > 0, tensor_scale, 1e-12)
     scale = e4m3(blocks.abs().amax(-1, keepdim=True) / (E2M1_MAX * tensor_scale)) * tensor_scale
     scale = torch.where(scale < SMALLEST, 1, scale)  # NaN stays NaN
     return _joined(e2m1(blocks / scale) * scale, x)
@@ -63,8 +71,13 @@ def mxfp8(x: torch.Tensor) -> torch.Tensor:
     mantissa, exponent = torch.frexp(peak / E4M3_MAX)
     exponent = (exponent - (mantissa == 0.5).int()).clamp(-127, 127)  # the ceiling of its binary logarithm
     exponent = torch.where((peak == 0) | ~torch.isfinite(peak), 0, exponent)
-    one = torch.ones(())
-    return _joined(e4m3(blocks * torch.ldexp(one, -exponent)) * torch.ldexp(one, exponent), x)
+    return _joined(e4m3(blocks * _power(-exponent)) * _power(exponent), x)
+
+
+def _power(exponent: torch.Tensor) -> torch.Tensor:
+    """2 to whole exponents of -127 to 127, FP32, exactly: the product of two whose bits are those of a normal number."""
+    half = exponent >> 1
+    return ((half + 127) << 23).view(torch.float32) * ((exponent - half + 127) << 23).view(torch.float32)
 
 
 def _blocks(x: torch.Tensor, size: int) -> torch.Tensor:

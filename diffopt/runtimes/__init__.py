@@ -37,6 +37,8 @@ class Runtime:
     """Whether it can run a format that it has no kernels for, by fake quantization."""
     probes: tuple[str, ...]
     """What of the environment decides its results, besides the numerics of torch."""
+    simulating: tuple[str, ...] = ()
+    """And what decides those of a format that it simulates."""
 
     def running(self, *arguments: Any, texts: bool) -> AbstractContextManager[Running]:
         """`running(ctx, pipeline, subject, cache, texts=)` of the module diffopt.runtimes.NAME.
@@ -56,7 +58,7 @@ class Runtime:
 RUNTIMES = {
     r.name: r
     for r in (
-        Runtime("torch", Checkpoint, frozenset({None}), simulates=True, probes=("modelopt",)),
+        Runtime("torch", Checkpoint, frozenset({None}), simulates=True, probes=("modelopt",), simulating=("simulation",)),
         Runtime("native", Checkpoint, frozenset({None, *KIND}), simulates=False, probes=("modelopt",)),
         # FP8 is computed wrongly by onnxruntime's default optimisations or refused, so it is not in the list.
         Runtime("onnxruntime", OnnxGraph, frozenset({None, "int8", "int8_sq"}), simulates=False, probes=("onnxruntime",)),

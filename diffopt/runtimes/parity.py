@@ -16,6 +16,7 @@ from diffopt.metrics.psnr import psnr
 from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.checkpoint import quantized_layers, restore
+from diffopt.quantization.folding import fold
 from diffopt.runtimes import native
 from diffopt.runtimes.agreement import Call, latents, noisy, relative_error, replayed, watched
 from diffopt.stage import Context
@@ -50,6 +51,7 @@ class SideBySide:
     def simulate(self) -> Simulated:
         fake = restore(self.ctx, self.pipeline, self.checkpoint)
         names = quantized_layers(fake)
+        fold(fake, self.ctx.device)
         pipe = open_pipeline(self.ctx, self.pipeline, fake, texts=False)
         with (
             simulated(),

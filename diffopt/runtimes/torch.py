@@ -13,8 +13,10 @@ from diffopt.groups.cache import CacheView
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.checkpoint import restore
+from diffopt.quantization.folding import fold
 from diffopt.runtimes import Running, Under
 from diffopt.runtimes.hits import check_hits
+from diffopt.runtimes.simulation import compiled
 from diffopt.stage import Context
 
 
@@ -34,8 +36,14 @@ def running(
 
 def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, texts: bool) -> Under:
     """The same under several caches in turn; one that never hits is let through."""
-    pipe = open_pipeline(ctx, pipeline, restore(ctx, pipeline, subject) if subject else None, texts=texts)
+    backbone = None
+    if subject:
+        backbone = restore(ctx, pipeline, subject)
+        fold(backbone, ctx.device)
+    pipe = open_pipeline(ctx, pipeline, backbone, texts=texts)
     backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
+    if subject:
+        compiled(pipeline, backbones, ctx.device)
     return lambda cache: _simulated(pipe, pipeline, backbones, cache)
 
 
