@@ -118,6 +118,16 @@ def test_a_block_is_compiled_without_a_break(name: str) -> None:
     assert torch.equal(call(model, inputs), wanted)
 
 
+def test_query_key_and_value_share_a_rounding_where_it_is_the_same() -> None:
+    for name, shares in (("fp8", True), ("nvfp4", True), ("int8_sq", False)):  # SmoothQuant gives each its own scales
+        model = restored(bench(), name)
+        fold(model)
+        traceable(model)
+        attn = model.transformer_blocks[0].attn
+        assert (attn.to_q.entering is attn.to_k.entering is attn.to_v.entering) == shares
+        assert attn.to_q.entering is not attn.add_q_proj.entering
+
+
 def test_layers_of_a_kind_share_what_is_compiled() -> None:
     b = bench()
     model = restored(b, "fp8", mha=True)

@@ -26,6 +26,11 @@ class Rounding(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.rounded(self.smooth(x))
 
+    def same(self, other: "Rounding") -> bool:
+        """Whether both compute the same."""
+        ours, theirs = dict(self.named_buffers()), dict(other.named_buffers())
+        return type(self) is type(other) and ours.keys() == theirs.keys() and all(ours[n].equal(theirs[n]) for n in ours)
+
     def smooth(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.smoothing is None else x * self.smoothing
 
@@ -56,16 +61,17 @@ class Int8Rounding(Rounding):
 
     scale: torch.Tensor
     divisor: torch.Tensor
+    least: torch.Tensor
 
     def __init__(self, smoothing: torch.Tensor | None, amax: torch.Tensor, narrow: bool):
         super().__init__(smoothing)
         scale = torch.full_like(amax, 127) / amax  # 127 / amax would be by the reciprocal
         self.register_buffer("scale", torch.where(amax <= NOTHING, 0.0, scale))
         self.register_buffer("divisor", torch.where(amax <= NOTHING, 1.0, scale))
-        self.least = -127 if narrow else -128
+        self.register_buffer("least", torch.full_like(scale, -127 if narrow else -128))
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        codes = (x.contiguous().float() * self.scale).round().clamp(self.least, 127)
+        codes = (x.contiguous().float() * self.scale).round().clamp(max=127).maximum(self.least)
         return (codes / self.divisor).to(x.dtype)
 
 

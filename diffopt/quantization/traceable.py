@@ -12,6 +12,8 @@ from modelopt.torch.opt.dynamic import DynamicModule
 from diffopt.quantization.rounding import Rounding, rounding
 
 DISPATCH = "dispatch_attention_fn"
+SIBLINGS = 8
+"""Layers before one, among which those are sought that round the same tensor."""
 
 
 def traceable(model: torch.nn.Module) -> None:
@@ -27,6 +29,7 @@ def traceable(model: torch.nn.Module) -> None:
                 raise ValueError(f"{name} has a {kind}")
     attention = {m: _operands(m) for m in model.modules() if _rounds_products(m)}
     low_rank = {m: _low_rank(m) for m in layers}
+    layers = _shared({n: m for n, m in model.named_modules() if m in layers}, layers)
     for module in [m for m in model.modules() if isinstance(m, DynamicModule)]:
         while isinstance(module, DynamicModule):
             module.export()
@@ -40,6 +43,21 @@ def traceable(model: torch.nn.Module) -> None:
         module.rounded_operands = operands
         own: Any = module.processor
         module.processor = _processor(own.__class__)(own, operands)
+
+
+def _shared(names: dict[str, Any], roundings: dict[Any, Rounding | None]) -> dict[Any, Rounding | None]:
+    """One rounding for the layers of one parent that have the same: query, key and value round one tensor, and a compiler sees
+    that it is the same only where the scales are one tensor too."""
+    known: list[tuple[str, Rounding]] = []
+    found: dict[Any, Rounding | None] = {}
+    for name, layer in names.items():
+        own, parent = roundings[layer], name.rpartition(".")[0]
+        if own is not None:
+            twins = (r for p, r in known[-SIBLINGS:] if p == parent and own.same(r))
+            own = next(twins, own)
+            known.append((parent, own))
+        found[layer] = own
+    return found
 
 
 def _rounds_products(module: Any) -> bool:
