@@ -25,7 +25,7 @@ from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.folding import fold
 from diffopt.quantization.observer import observed
 from diffopt.quantization.traceable import traceable
-from diffopt.runtimes.native import compile_blocks
+from diffopt.runtimes.compiled import compile_blocks
 
 WARMUP, ROUNDS, ALPHA = 3, 10, 0.8
 FORMATS = ("nvfp4", "fp8", "int8_sq")

@@ -15,7 +15,7 @@ from diffopt.quantization.extremes import quantizers
 from diffopt.quantization.folding import fold
 from diffopt.quantization.rounding import Rounding, rounding
 from diffopt.quantization.traceable import traceable
-from diffopt.runtimes.native import compile_blocks
+from diffopt.runtimes.compiled import compile_blocks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

@@ -29,6 +29,6 @@ def compiled(pipeline: Pipeline, backbones: dict[str, Any], device: str) -> None
         except ValueError as e:
             log.info("torch: %s is simulated without a compiler: %s", name, e)
             continue
-        from diffopt.runtimes.native import compile_blocks  # which imports this room's torch
+        from diffopt.runtimes.compiled import compile_blocks  # which imports this room's torch
 
         compile_blocks(backbone, family_of(pipeline).blocks)
