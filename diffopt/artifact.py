@@ -183,6 +183,12 @@ class Parity(Artifact):
     kind = "parity"
 
 
+class Bench(Artifact):
+    """`bench.json`: ways to run one model timed in turn on one named machine, beside the floor of its arithmetic."""
+
+    kind = "bench"
+
+
 class Metrics(Artifact):
     """`metrics.json` and `difference/000.png` ...: the candidate against the reference, image by image."""
 

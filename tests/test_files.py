@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from contents import (
     ADAPTER,
+    BENCHED,
     BESIDE,
     CHECKPOINT,
     CUT,
@@ -39,6 +40,7 @@ from contents import (
 
 from diffopt import files
 from diffopt.errors import StoreError
+from diffopt.files.bench import BenchFile
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import ComparisonFile
 from diffopt.files.evaluation import EvaluationFile
@@ -128,6 +130,8 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
+        (BenchFile, BENCHED),
+        (BenchFile, BENCHED | {"before": None, "work": None, "rates": [], "headline": None, "contenders": []}),
         (CheckpointFile, CHECKPOINT),
         (CheckpointFile, MIXED),
         (CacheSearchFile, SEARCH),

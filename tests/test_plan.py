@@ -376,6 +376,7 @@ def test_the_installed_stages_are_the_built_in_ones_in_their_order():
         "alternative",
         "parity",
         "time",
+        "bench",
         "score",
         "compare",
     ]

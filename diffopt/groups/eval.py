@@ -1,5 +1,6 @@
 """`eval=`: the pictures that are drawn, by which runtime, what is measured on them, and what they must reach."""
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -23,6 +24,7 @@ def _installed(name: str) -> str:
 
 MetricName = Annotated[str, AfterValidator(_installed)]
 RuntimeName = Literal["torch", "native", "onnxruntime"]
+ContenderName = Literal["eager", "compiled", "native", "onnxruntime"]
 
 
 def _known(name: str) -> str:
@@ -35,7 +37,7 @@ AlternativeName = Annotated[str, AfterValidator(_known)]
 
 
 class Eval(Group):
-    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "metrics", "latency", "gates", "compare", "parity"})
+    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "metrics", "latency", "bench", "gates", "compare", "parity"})
     readers: ClassVar[dict[str, str]] = {"frames": "a model of videos"}
 
     prompts: Prompts
@@ -72,6 +74,9 @@ class Eval(Group):
     nothing to compare."""
     latency: bool
     """Time the candidate beside its full-precision baseline, where the runtime has kernels for the format."""
+    bench: list[ContenderName] = Field(default_factory=list)
+    """Ways to run the model that are timed in turn: `eager`, torch as it is; `compiled`, its blocks compiled; `native`, the
+    chosen format by its kernels; `onnxruntime`, the exported graph. A cache is put on top of them as further ones."""
     warmup: int = Field(ge=1)
     """Pipeline calls of each before timing."""
     repeats: int = Field(ge=3)
@@ -93,11 +98,15 @@ class Eval(Group):
             for source in metric.needs:
                 if getattr(self, source) is None:
                     raise ValueError(f"{source}: the metric {metric.name} needs it (got None); give {SOURCES[source]}")
-        gates.check(self.gates, self.metrics, latency=self.latency, parity=self.compares_kernels)
+        gates.check(self.gates, self.metrics, latency=self.latency or bool(self.bench), parity=self.compares_kernels)
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"metrics: names one twice (got {self.metrics}); name each once")
         if len(set(self.compare)) != len(self.compare):
             raise ValueError(f"compare: names one twice (got {self.compare}); name each once")
+        if len(set(self.bench)) != len(self.bench):
+            raise ValueError(f"bench: names one twice (got {self.bench}); name each once")
+        if self.bench and not {"eager", "compiled"} & {*self.bench}:
+            raise ValueError(f"bench: has nothing to compare with (got {self.bench}); add compiled, or eager")
         if self.compare and not self.metrics:
             raise ValueError(
                 f"compare: compares in eval.metrics, of which there are none (got {self.compare}); name some, or drop it"
@@ -142,3 +151,30 @@ class RuntimeView(DrawView, of=Eval):
     def used(cls, choices: Choices) -> frozenset[str]:
         graph = choices.eval is not None and choices.eval.runtime == "onnxruntime"
         return super().used(choices) - ({"batch_size"} if graph else set())
+
+
+class BenchView(View, of=Eval):
+    """What is timed side by side; a graph among it brings the batch size of all."""
+
+    prompts: Prompts
+    batch_size: int
+    steps: int
+    warmup: int
+    repeats: int
+    bench: list[ContenderName]
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        return cls.fields_read() - ({"batch_size"} if benches("onnxruntime")(choices) else set())
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        """Of the prompts only a batch: their number does not change the time."""
+        assert isinstance(group, Eval)
+        others = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
+        return [cls(prompts=group.prompts.part(0, 16), **others)]
+
+
+def benches(name: ContenderName) -> Callable[[Choices], bool]:
+    """Whether that contender is in the bench."""
+    return lambda choices: choices.eval is not None and name in choices.eval.bench

@@ -48,6 +48,7 @@ def check(choices: Choices, environment: Environment) -> None:
         *_data(choices),
         *_export(choices, environment),
         *_runtime(choices, environment),
+        *_bench(choices, environment),
         *_compare(choices),
     ]
     if reasons:
@@ -293,21 +294,44 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
             f"(got {choices.eval.gates[PARITY]!r}); choose format=OPTION, or drop it"
         )
     if runtime.name == "onnxruntime":
-        if environment["onnxruntime"] is None:
-            yield "eval.runtime: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
-        if choices.cache and not cuts(choices):
-            yield (
-                "cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand, but "
-                f"{choices.cache.model_dump()['method']} decides while it runs (got eval.runtime=onnxruntime); "
-                "choose cache=cachify, or set eval.runtime=torch"
-            )
-        if choices.export is None or choices.export.kind != "graph":
-            yield "export: the onnxruntime runtime runs an ONNX graph (got none); choose export=onnx"
-        elif (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":
-            yield (
-                "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "
-                "set export.high_precision_dtype=float32"
-            )
+        yield from _graphs(choices, environment, "eval.runtime", "set eval.runtime=torch")
+
+
+def _graphs(choices: Choices, environment: Environment, where: str, otherwise: str) -> Iterator[str]:
+    """What onnxruntime needs of the choices. `where` names the field that asks for it."""
+    if environment["onnxruntime"] is None:
+        yield f"{where}: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
+    if choices.cache and not cuts(choices):
+        yield (
+            "cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand, but "
+            f"{choices.cache.model_dump()['method']} decides while it runs (got {where}=onnxruntime); "
+            f"choose cache=cachify, or {otherwise}"
+        )
+    if choices.export is None or choices.export.kind != "graph":
+        yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"
+    elif (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":
+        yield (
+            "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "
+            "set export.high_precision_dtype=float32"
+        )
+
+
+def _bench(choices: Choices, environment: Environment) -> Iterator[str]:
+    """Contenders that this machine, or the format, cannot have: a line each."""
+    there = choices.eval.bench if choices.eval else []
+    name = choices.format.name if choices.format else None
+    for way in there:
+        if way == "compiled" and not gpus():
+            yield "eval.bench: blocks are compiled for an NVIDIA GPU, and there is none (got compiled); leave it out"
+        if way == "native" and name is None:
+            yield "eval.bench: native computes a format by its kernels, and none is chosen (got native); choose format=OPTION"
+        elif way in ("native", "onnxruntime") and name not in RUNTIMES[way].kernels:
+            with_kernels = ", ".join(sorted(f for f in RUNTIMES[way].kernels if f))
+            yield f"eval.bench: {way} has no kernels for {name} (got {way}); leave it out, or choose one of {with_kernels}"
+        elif way == "native" and (reason := _no_kernels(name, gpus())):
+            yield f"eval.bench: {reason}; leave it out"
+        if way == "onnxruntime":
+            yield from _graphs(choices, environment, "eval.bench", "leave onnxruntime out of eval.bench")
 
 
 def _compare(choices: Choices) -> Iterator[str]:

@@ -9,12 +9,12 @@ from pydantic import BaseModel
 
 from diffopt.artifact import (
     Artifact,
+    Bench,
     Checkpoint,
     Comparison,
     Images,
     Latency,
     Metrics,
-    OnnxGraph,
     Parity,
     Sensitivity,
 )
@@ -112,7 +112,8 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             found.append(Latency)
         elif choices.eval.latency:
             notes.append(f"{name} is simulated by the {runtime.name} runtime: its pictures count, its speed does not")
-        if not {Metrics, Latency} & {*found} and not _random(choices):
+        found += [Bench] if choices.eval.bench else []
+        if not {Metrics, Latency, Bench} & {*found} and not _random(choices):
             found.append(Images)
     if isinstance(choices.cache, Settings) and choices.eval:
         notes += choices.cache.notes(choices.eval.size, choices.eval.steps)

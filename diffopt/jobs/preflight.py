@@ -17,6 +17,7 @@ from diffopt.groups.data import STEPS, Data
 from diffopt.groups.model import BYTES
 from diffopt.machine import environment
 from diffopt.quantization.layers import without
+from diffopt.runtimes.room import estimate
 from diffopt.stage import Context
 from diffopt.text import size
 from diffopt.training.processes import arranged
@@ -39,6 +40,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
         *_cache(ctx, choices, pinned),
         *_memory(pinned),
         *_parity(choices, pinned, without(layers, kept)),
+        *_bench(choices, pinned),
         *_train(choices, pipeline),
         *_disk(ctx, choices, pinned),
     ]
@@ -129,6 +131,19 @@ def _parity(choices: Choices, pinned: PipelineFile, layers: Sequence[Layer]) -> 
         yield (
             f"eval.parity: holds the simulated backbone of {size(simulated)} beside the native one of {size(native)} and takes "
             f"about {size(need)}, but the GPU has {size(have)} (got true); set eval.parity=false"
+        )
+
+
+def _bench(choices: Choices, pinned: PipelineFile) -> Iterator[str]:
+    """Weights that are on the GPU at once: what is moved there as it is needed has no speed of its own."""
+    bench, gpus = choices.eval.bench if choices.eval else [], environment.gpus()
+    if not bench or not gpus:
+        return
+    need = estimate(bench, pinned, choices.format.name if choices.format else None)
+    if need > gpus[0]["memory"]:
+        yield (
+            f"eval.bench: the backbones' weights take about {size(need)} at once, but the GPU has {size(gpus[0]['memory'])} "
+            f"(got {', '.join(bench)}); name fewer, or use a larger GPU"
         )
 
 

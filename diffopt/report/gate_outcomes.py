@@ -32,7 +32,7 @@ def _outcome(run: Run, name: str, value: float | str) -> Outcome:
     except ValueError as e:  # of a run that an older version made
         return Outcome(name, f"{name}: {value}", False, f"nothing, it {e}")
     if gate.kind == "speedup":
-        speedup = run.speedup
+        speedup = run.gated_speedup
         holds = speedup is not None and speedup.mean >= gate.amount
         return Outcome(name, str(gate), holds, f"{with_interval(speedup)} x" if speedup else f"no speedup, {run.unclaimed}")
     if gate.metric == PARITY:

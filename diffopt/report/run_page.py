@@ -62,6 +62,7 @@ def write(directory: Path, inline: bool = False) -> Path:
         "parity_said": parity_said(run.parity) if run.parity else "",
         "outcomes": outcomes(run),
         "searches": _searches(run),
+        "bars": _bars(run),
         "chosen_text": explanation.chosen,
         "cliff_text": explanation.cliff,
         "floors_text": floors_text,
@@ -127,6 +128,20 @@ def _searches(run: Run) -> list[str]:
     return [*drawn(run.directory / "search", plain(found), draw).values()]
 
 
+def _bars(run: Run) -> str:
+    """An SVG of a bench's steps."""
+    found = run.bench
+    if found is None:
+        return ""
+
+    def draw() -> dict[str, str]:
+        from diffopt.report.plots.contenders import contenders
+
+        return {"bars": contenders(found)}
+
+    return drawn(run.directory / "bench", plain(found), draw)["bars"]
+
+
 def summary(directory: Path) -> list[str]:
     """The run in a few lines for the console: metrics, size, speed."""
     run = Run(directory)
@@ -158,7 +173,11 @@ def summary(directory: Path) -> list[str]:
         rows.append(("training", trained(training)))
     if run.parity:
         rows.append(("parity", parity_said(run.parity)))
-    rows.append(("speed", speed(run)))
+    if run.bench:
+        rows += [("bench", c.verdict) for c in run.bench.contenders if c.verdict]
+        rows += [(f"no {name}", why) for name, why in run.bench.absent.items()]
+    if run.latency or not run.bench:
+        rows.append(("speed", speed(run)))
     rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in outcomes(run)]
     width = max(len(title) for title, _ in rows)
     return [f"{title:{width}}  {text}" for title, text in rows]

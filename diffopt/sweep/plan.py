@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt.artifact import Latency
+from diffopt.artifact import Bench, Latency
 from diffopt.errors import DiffoptError, PlanError
 from diffopt.groups import PICKS
 from diffopt.jobs.job import Job, prepare
@@ -214,10 +214,11 @@ def _timed_in_company(jobs: list[Planned], config: DictConfig) -> Iterator[str]:
     local = str(launcher._target_).rpartition(".")[2] in (*worker.LOCAL, "RayLauncher") and not _elsewhere(config)
     many = int(launcher.get("n_jobs") or worker.jobs())
     if local and not environment.gpus() and many > 1 and len(jobs) > 1:
-        timed = [s for j in jobs if j.job for s in j.job.plan.wanted if s.kind == Latency.kind]
-        if timed:
-            yield (
-                "eval.latency: cannot be measured while other jobs run on the same cores (got "
-                f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}); set eval.latency=false, or "
-                f"{worker.JOBS}=1 in the environment"
-            )
+        there = {s.kind for j in jobs if j.job for s in j.job.plan.wanted}
+        for kind, field, off in ((Latency.kind, "eval.latency", "false"), (Bench.kind, "eval.bench", "[]")):
+            if kind in there:
+                yield (
+                    f"{field}: cannot be measured while other jobs run on the same cores (got "
+                    f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}); set {field}={off}, or "
+                    f"{worker.JOBS}=1 in the environment"
+                )
