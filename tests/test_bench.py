@@ -187,8 +187,9 @@ def test_one_step_has_no_time_between_steps() -> None:
             "eval.bench: native compiles kernels for an NVIDIA GPU, and there is none (got native); leave it out",
         ),
         (
-            ["eval.bench=[eager,native]", "format=nvfp4"],
-            "eval.bench: native has no kernels for nvfp4 (got native); leave it out, or choose one of fp8, int8, int8_sq",
+            ["eval.bench=[eager,native]", "format=w4a8_awq"],
+            "eval.bench: native has no kernels for w4a8_awq (got native); leave it out, or choose one of fp8, int4_awq, int8, "
+            "int8_sq, mxfp8, nvfp4, nvfp4_svdquant",
         ),
         (
             ["eval.bench=[eager,native]", "format=null", "calib=null"],

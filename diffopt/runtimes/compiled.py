@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 KINDS = 64
@@ -35,5 +36,5 @@ def keep(directory: Path | None) -> None:
 
     torch knows the code, the versions and the GPU by hashes of its own; Triton's kernels lie beside.
     """
-    if directory is not None and VARIABLE not in os.environ:
+    if directory is not None and os.environ.get(VARIABLE) in (None, default_cache_dir()):  # torch sets its default there
         os.environ[VARIABLE] = str(directory.absolute())
