@@ -1,9 +1,9 @@
 """A linear layer with INT4 weights: two codes a byte, a scale for a block of inputs; AWQ's scales before it.
 
 It saves memory, not time. The weight is made again in the input's precision each time, a layer at a time, and multiplied by the
-library that multiplies a plain layer. torch's own INT4 product (`_weight_int4pack_mm`, which torchao takes) is for the few rows
-of a language model's next token: for the thousands of rows of a picture it would make every number again for every 16 of them,
-it takes BF16 alone, and rounds the scales to BF16.
+library that multiplies a plain layer. torch's own INT4 product (`_weight_int4pack_mm`, torchao's too) takes BF16 alone
+and rounds the scales to it. It is made for the few rows of a language model's next token; at a picture's thousands it was
+not measured.
 """
 
 from typing import Any, ClassVar
