@@ -2,8 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from diffopt.kernels.capability import shortfall
 from diffopt.kernels.fuse import fuse
 from diffopt.kernels.kinds import KINDS
 from diffopt.kernels.packed import CONFIG, INDEX, WEIGHTS
+from diffopt.pipeline.open import default_dtype
 
 Tensors = dict[str, torch.Tensor]
 LINE = 64
@@ -91,21 +91,10 @@ def _empty(directory: Path, head: NativeFile) -> Any:
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         cls = getattr(diffusers, config["_class_name"])
-        with _default(getattr(torch, head.dtype)), init_empty_weights():
+        with default_dtype(getattr(torch, head.dtype)), init_empty_weights():
             return cls.from_config(config)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
         raise _unreadable(directory / CONFIG, e) from None
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    """Tables that a class makes are in its weights' precision, as in from_pretrained."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _tensors(directory: Path, device: torch.device) -> dict[str, Tensors]:

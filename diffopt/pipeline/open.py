@@ -155,7 +155,7 @@ def _class(ctx: Context, pinned: PipelineFile, component: str) -> Any:
 def _random(ctx: Context, pinned: PipelineFile, component: str, device: str) -> torch.nn.Module:
     """A component with random weights, the same ones each time on one kind of device."""
     cls, dtype = _class(ctx, pinned, component), getattr(torch, pinned.dtype)
-    with torch.random.fork_rng(), _default(dtype), torch.device(device):
+    with torch.random.fork_rng(), default_dtype(dtype), torch.device(device):
         torch.manual_seed(0)
         module: torch.nn.Module = cls.from_config(config(ctx, pinned, component))
     wide = getattr(cls, "_keep_in_fp32_modules", None) or []
@@ -166,7 +166,8 @@ def _random(ctx: Context, pinned: PipelineFile, component: str, device: str) -> 
 
 
 @contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tables that a class makes are in its weights' precision, as in from_pretrained."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
