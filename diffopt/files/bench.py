@@ -29,7 +29,8 @@ class Rate:
     """How fast one product is on this machine, measured in the same run."""
 
     kind: str
-    """`plain`, a linear layer in the model's precision; `kernel`, one of the format's kernels; or `attention`."""
+    """`plain`, a linear layer in the model's precision; `kernel`, one of the format's kernels; `attention`; or
+    `fp8_attention`, the same in FP8."""
     shape: tuple[int, ...]
     """Rows, inputs and outputs of a linear layer; batch, heads, queries, keys and channels of attention."""
     flops: float
@@ -48,10 +49,17 @@ class Work:
     """Of the others."""
     convolution: float
     attention: float
+    """Of attention that no contender has in FP8."""
+    fp8_attention: float = 0.0
+    """Of attention that the native contender has in FP8."""
+
+    @property
+    def attended(self) -> float:
+        return self.attention + self.fp8_attention
 
     @property
     def total(self) -> float:
-        return self.kernel + self.linear + self.convolution + self.attention
+        return self.kernel + self.linear + self.convolution + self.attended
 
 
 @dataclass(frozen=True)

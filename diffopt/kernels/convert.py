@@ -25,8 +25,8 @@ class Converted:
     """By format, how many compute by its kernel."""
     left: dict[str, str] = field(default_factory=dict)
     """By name, those that compute in the model's own precision with rounded weights, and why."""
-    attention: int = 0
-    """Attention layers whose products are in FP8."""
+    attention: tuple[str, ...] = ()
+    """Names of attention layers whose products are in FP8."""
     attention_left: dict[str, str] = field(default_factory=dict)
     """By name, those whose products were to be and are in the model's precision, and why."""
 
@@ -52,7 +52,7 @@ def convert(model: torch.nn.Module) -> Converted:
         counts[kind] += 1
     _plain(model)
     reasons = {name: reason for name, amax in attention.items() if (reason := _attend(model.get_submodule(name), amax))}
-    return Converted(dict(counts), left, len(attention) - len(reasons), reasons)
+    return Converted(dict(counts), left, tuple(name for name in attention if name not in reasons), reasons)
 
 
 def _plain(model: torch.nn.Module) -> None:

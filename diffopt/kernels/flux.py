@@ -19,9 +19,9 @@ from diffopt.kernels import flux_ops
 from diffopt.kernels.attention import Fp8Attention
 from diffopt.kernels.attention_backend import CHILD
 from diffopt.kernels.fp8 import Fp8Linear, JoinedFp8Linear
-from diffopt.kernels.int8 import Int8Linear, JoinedInt8Linear
+from diffopt.kernels.int8 import Int8Linear
+from diffopt.kernels.projections import ADDED, QKV, joined
 
-QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 Rotary = tuple[torch.Tensor, torch.Tensor]
 Kernel = Fp8Linear | Int8Linear
 
@@ -46,8 +46,8 @@ class Entering(torch.nn.Module):
     def __init__(self, layers: Sequence[Any]):
         super().__init__()
         self.widths = [layer.weight.shape[0] for layer in layers]
-        joined = _joined(layers)
-        self.layers = torch.nn.ModuleList([joined] if joined else layers)
+        one = joined(layers)
+        self.layers = torch.nn.ModuleList([one] if one else layers)
 
     def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """What each layer gives, still to be multiplied by its `columns` and to have its `added` where there are such."""
@@ -58,18 +58,6 @@ class Entering(torch.nn.Module):
             return list(layer(x).split(self.widths, -1)), [], []
         together = layer.sums(layer.enter(x), x.dtype).split(self.widths, -1)
         return list(together), list(layer.columns.split(self.widths)), list(layer.added.split(self.widths))
-
-
-def _joined(layers: Sequence[Any]) -> torch.nn.Module | None:
-    """One layer that gives what these give, side by side; None where there can be none."""
-    for kind, joined in ((Fp8Linear, JoinedFp8Linear), (Int8Linear, JoinedInt8Linear)):
-        if all(type(layer) is kind for layer in layers):
-            try:
-                found: torch.nn.Module = joined(layers)
-            except ValueError:
-                return None
-            return found
-    return None
 
 
 def _fuse_attention(attention: FluxAttention) -> None:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-FUSIONS = {"FluxTransformer2DModel": "flux"}
+FUSIONS = {"FluxTransformer2DModel": "flux", "UNet2DConditionModel": "unet", "WanTransformer3DModel": "wan"}
 """By the class of a backbone its file here, with a function `fuse(backbone)` that fuses in place."""
 
 

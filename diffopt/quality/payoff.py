@@ -7,13 +7,16 @@ from diffopt.text import with_interval
 
 
 def floor_milliseconds(work: Work, rates: tuple[Rate, ...], kernels: bool) -> float | None:
-    """What the arithmetic of a step takes at these rates. With `kernels` those layers that have one are at its rate.
+    """What the arithmetic of a step takes at these rates. With `kernels` what has one is at its rate.
 
     Convolutions are taken at the rate of a linear layer: they are such products. None where a rate is not there.
     """
     best = {rate.kind: rate.flops for rate in sorted(rates, key=lambda r: r.flops)}
-    plain = work.linear + work.convolution + (0 if kernels else work.kernel)
-    parts = [("plain", plain), ("attention", work.attention), ("kernel", work.kernel if kernels else 0)]
+    parts = [("plain", work.linear + work.convolution), ("attention", work.attention)]
+    parts += [
+        ("kernel" if kernels else "plain", work.kernel),
+        ("fp8_attention" if kernels else "attention", work.fp8_attention),
+    ]
     if any(many and kind not in best for kind, many in parts):
         return None
     return 1e3 * sum(many / best[kind] for kind, many in parts if many)

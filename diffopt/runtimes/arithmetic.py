@@ -65,10 +65,11 @@ class Shapes:
 
 
 def counted(ctx: Context, pipeline: Pipeline, seen: Seen, steps: int, kernels: set[str]) -> tuple[Work, Shapes]:
-    """Of the calls that were seen. `kernels` are names of linear layers, as a checkpoint has them, that have a kernel."""
+    """Of the calls that were seen. `kernels` are names of layers, as a checkpoint has them, that have a kernel: linear ones,
+    and attention layers whose products are in FP8."""
     pinned = PipelineFile.read(pipeline.path)
     plain: Mapping[str, Any] = by_name(pinned, empty_backbone(ctx, pipeline))
-    sums: dict[str, float] = dict.fromkeys(("kernel", "linear", "convolution", "attention"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(("kernel", "linear", "convolution", "attention", "fp8_attention"), 0.0)
     by_shape: dict[str, dict[tuple[int, ...], float]] = {"kernel": {}, "linear": {}}
     with _Attention() as attention:
         for name, call in seen.first.items():
@@ -76,13 +77,18 @@ def counted(ctx: Context, pipeline: Pipeline, seen: Seen, steps: int, kernels: s
             prefix = f"{name}." if len(plain) > 1 else ""
             rest: float = found[""]
             for layer, module in plain[name].named_modules():
-                if not isinstance(module, (torch.nn.Linear, *CONVOLUTIONS)) or not (flops := found.get(layer, 0)):
+                flops: float = found.get(layer, 0)
+                if not isinstance(module, (torch.nn.Linear, *CONVOLUTIONS)):
+                    if layer and prefix + layer in kernels:
+                        attended = flops - sum(found.get(f"{layer}.{n}", 0) for n in _products(module))
+                        sums["fp8_attention"] += attended * many
+                        rest -= attended
                     continue
                 rest -= flops
                 kind = "convolution" if isinstance(module, CONVOLUTIONS) else "linear"
                 kind = "kernel" if kind == "linear" and prefix + layer in kernels else kind
                 sums[kind] += flops * many
-                if isinstance(module, torch.nn.Linear):
+                if flops and isinstance(module, torch.nn.Linear):
                     wide, out = module.in_features, module.out_features
                     shape = (round(flops / (2 * wide * out)), wide, out)
                     by_shape[kind][shape] = by_shape[kind].get(shape, 0) + flops * many
@@ -93,22 +99,29 @@ def counted(ctx: Context, pipeline: Pipeline, seen: Seen, steps: int, kernels: s
     return work_, Shapes(most["kernel"] + most["linear"], most["kernel"], largest)
 
 
+def _products(module: torch.nn.Module) -> list[str]:
+    """Names within `module` of what computes products with weights."""
+    return [name for name, m in module.named_modules() if isinstance(m, (torch.nn.Linear, *CONVOLUTIONS))]
+
+
 def measured(
     ctx: Context, pipeline: Pipeline, seen: Seen, steps: int, kernels: set[str], format: str | None
 ) -> tuple[Work, tuple[Rate, ...]]:
     """The arithmetic of a step, and the rates of its largest products now, on the run's device."""
     found, largest = counted(ctx, pipeline, seen, steps, kernels)
     dtype = getattr(torch, PipelineFile.read(pipeline.path).dtype)
-    return found, rates(largest, dtype, format, ctx.device)
+    return found, rates(largest, dtype, format, ctx.device, found.fp8_attention > 0)
 
 
-def rates(shapes: Shapes, dtype: torch.dtype, format: str | None, device: str) -> tuple[Rate, ...]:
+def rates(shapes: Shapes, dtype: torch.dtype, format: str | None, device: str, attends: bool = False) -> tuple[Rate, ...]:
     """Measured now on the device, on numbers of a normal distribution: zeros would run at a higher clock."""
     found = [_linear(shape, dtype, device) for shape in shapes.linear[:TRIED]]
     if format and shapes.kernel:
         found += [_kernel(shape, dtype, format, device) for shape in shapes.kernel[:TRIED]]
     if shapes.attention:
         found.append(_sdpa(shapes.attention, dtype, device))
+        if attends:
+            found.append(_fp8_attention(shapes.attention, device))
     return tuple(found)
 
 
@@ -154,6 +167,19 @@ def _sdpa(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Rate:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             found = max(found, _rate(run, _attended(shape), device))
     return Rate("attention", shape, found)
+
+
+def _fp8_attention(shape: tuple[int, ...], device: str) -> Rate:
+    """The products alone: what rounds q, k and v is none."""
+    from diffopt.kernels.attention import Fp8Attention
+
+    batch, heads, queries, keys, channels = shape
+    products = Fp8Attention(torch.full((3,), 4.0, device=device))
+    q, k, v = (
+        _normal(batch, n, heads, channels, device=device).clamp(-4, 4).mul(112).to(torch.float8_e4m3fn)
+        for n in (queries, keys, keys)
+    )
+    return Rate("fp8_attention", shape, _rate(lambda: products.attend(q, k, v), _attended(shape), device))
 
 
 def _attended(shape: tuple[int, ...]) -> int:

@@ -106,6 +106,6 @@ def _tell(made: Converted) -> None:
     for name, why in made.left.items():
         log.debug("native: %s falls back: %s", name, why)
     if made.attention or made.attention_left:
-        log.info("native: FP8 attention in %d layers; %d stay in 16 bits", made.attention, len(made.attention_left))
+        log.info("native: FP8 attention in %d layers; %d stay in 16 bits", len(made.attention), len(made.attention_left))
     for why, n in Counter(made.attention_left.values()).items():
         log.info("native: %d attention layers stay in 16 bits: %s", n, why)

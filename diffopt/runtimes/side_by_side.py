@@ -101,11 +101,11 @@ class Opener(ExitStack):
         return lambda: encode(self.ctx, self._texts, self.pipeline, prompts, model), True
 
     def kernels(self) -> set[str]:
-        """Names of the linear layers that the native contender computes by a kernel."""
+        """Names of the layers that the native contender computes by a kernel: linear ones, and attention in FP8."""
         read = self._read.get(True)
         if read is None or read.made is None or self.checkpoint is None:
             return set()
-        return {*CheckpointFile.read(self.checkpoint.path).layers} - {*read.made.left}
+        return {*CheckpointFile.read(self.checkpoint.path).layers, *read.made.attention} - {*read.made.left}
 
     def _weights(self, quantized: bool) -> _Read:
         if quantized not in self._read:

@@ -16,7 +16,7 @@ from diffopt.runtimes.room import room
 from diffopt.stage import MAIN, Context, Under, stage
 
 
-@stage(version=1, when="eval", probes=("numerics", "machine", "modelopt", "onnxruntime"))
+@stage(version=2, when="eval", probes=("numerics", "machine", "modelopt", "onnxruntime"))
 def bench(
     ctx: Context,
     model: CallView,
