@@ -36,11 +36,13 @@ def plain(b: Bench) -> Plain:
     return Plain(b.backbone(), partial(empty_backbone, b.context(), b.pipeline()))
 
 
-def both(b: Bench, name: str, alpha: float, mha: bool, extremes: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+def both(
+    b: Bench, name: str, alpha: float, mha: bool, extremes: dict[str, torch.Tensor], share: bool = False
+) -> tuple[dict, dict]:
     chosen, model = rules(b, name, mha), b.backbone()
-    checkpoint.quantize(model, chosen, formats.method(name).calibration(alpha), extremes)
+    checkpoint.quantize(model, chosen, formats.method(name).calibration(alpha), extremes, share)
     opened = plain(b)
-    return scales(opened.backbone, opened.switched_on(chosen), extremes, alpha), checkpoint.state(model)
+    return scales(opened.backbone, opened.switched_on(chosen), extremes, alpha, share), checkpoint.state(model)
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:

@@ -185,6 +185,7 @@ class Bench:
         steps: int = STEPS,
         percentile: float = 1.0,
         collect: Collect = "default",
+        share: bool = False,
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
             method = formats.method(name)
@@ -192,6 +193,7 @@ class Bench:
                 name=name,
                 exclude=list(exclude),
                 quantize_mha=mha,
+                share_scales=share,
                 block_size=method.block_size and BLOCK,
                 rank=method.rank and RANK,
             )
@@ -203,7 +205,7 @@ class Bench:
             quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
             return Checkpoint(ctx.out, "checkpoint")
 
-        return self._once((name, alpha, exclude, mha, size, steps, percentile, collect), make)
+        return self._once((name, alpha, exclude, mha, size, steps, percentile, collect, share), make)
 
     def graph(
         self,

@@ -18,6 +18,8 @@ class CheckpointFile(JsonFile):
     block_size: int | None
     rank: int | None = later(None)
     """Of the part of the weights that is kept beside them."""
+    share_scales: bool = False
+    """Whether layers of one input have the same scales."""
     rules: list[dict[str, Any]]
     """modelopt's `quant_cfg`; what JSON makes of its tuples is undone where a checkpoint is restored."""
     algorithm: str | dict[str, Any] | list[Any] | None

@@ -48,6 +48,12 @@ class Method:
         return self.algorithm in ("max", "smoothquant")
 
     @property
+    def shares(self) -> bool:
+        """Whether layers of one input can be given the same scales, and have others without."""
+        by_channel = isinstance(self.weight, dict) and self.weight.get("axis") is not None
+        return self.algorithm == "smoothquant" or (self.algorithm == "max" and not by_channel)
+
+    @property
     def records(self) -> bool:
         """Whether it searches with activations, and so is calibrated on recorded backbone inputs."""
         return self.algorithm in ("awq_lite", "svdquant")

@@ -1,7 +1,7 @@
 """`format=`: the number format that the backbone is quantized to."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -83,6 +83,7 @@ class Format(Group):
     readers: ClassVar[dict[str, str]] = {
         "block_size": "a format whose blocks can be chosen (int4_awq, w4a8_awq)",
         "rank": "SVDQuant",
+        "share_scales": "a format that is calibrated on maxima (int8_sq, fp8, nvfp4)",
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
         "candidates": "format=auto",
         "budget": "format=auto",
@@ -94,6 +95,8 @@ class Format(Group):
     """Globs over module names (`transformer_blocks.0.*`) kept in full precision, besides the family's own."""
     quantize_mha: bool = False
     """Quantize the query, key and value of attention to FP8 too."""
+    share_scales: bool = False
+    """Give layers of one input, such as q, k and v, the same scales, as what has them in one product reads them."""
     block_size: int | None = Field(default=None, ge=16)
     """Weights that share a scale, along a layer's input features; null takes the format's default."""
     rank: int | None = Field(default=None, ge=1)
@@ -124,6 +127,7 @@ class FormatView(View, of=Format):
     name: Name
     exclude: list[str]
     quantize_mha: bool
+    share_scales: bool = False
     block_size: int | None = None
     rank: int | None = None
 
@@ -132,7 +136,12 @@ class FormatView(View, of=Format):
         if choices.format is None:
             return cls.fields_read()
         method = formats.method(choices.format.name)
-        reads = {"quantize_mha": method.attention, "block_size": method.block_size, "rank": method.rank}
+        reads = {
+            "quantize_mha": method.attention,
+            "share_scales": method.shares and choices.format.name != "auto",
+            "block_size": method.block_size,
+            "rank": method.rank,
+        }
         return cls.fields_read() - {name for name, read in reads.items() if not read}
 
     @classmethod
@@ -144,10 +153,16 @@ class FormatView(View, of=Format):
                 name=group.name,
                 exclude=group.exclude,
                 quantize_mha=group.quantize_mha,
+                share_scales=group.share_scales,
                 block_size=method.block_size and (group.block_size or method.block_size),
                 rank=method.rank and (group.rank or method.rank),
             )
         ]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        """Without `share_scales` where they are not shared: checkpoints from before there was such a choice stay known."""
+        found = super().identity(used)
+        return found if self.share_scales else {n: x for n, x in found.items() if n != "share_scales"}
 
 
 class MixView(View, of=Format):

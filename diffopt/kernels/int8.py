@@ -78,7 +78,7 @@ class JoinedInt8Linear(Int8Linear):
         """Raises ValueError for layers whose inputs are rounded or smoothed differently."""
         torch.nn.Module.__init__(self)
         first = layers[0]
-        if len({float(layer.inverse) for layer in layers}) > 1 or any(layer.smoothing is not None for layer in layers):
+        if not all(_same(layer.smoothing, first.smoothing) and _same(layer.inverse, first.inverse) for layer in layers):
             raise ValueError("their inputs are smoothed or rounded by different scales")
         zeros = [torch.zeros_like(layer.scale) if layer.bias is None else layer.bias.float() for layer in layers]
         dtype = next((layer.bias.dtype for layer in layers if layer.bias is not None), torch.float32)
@@ -86,7 +86,11 @@ class JoinedInt8Linear(Int8Linear):
         self.register_buffer("scale", torch.cat([layer.scale for layer in layers]))
         self.register_buffer("bias", torch.cat(zeros).to(dtype))
         self.register_buffer("inverse", first.inverse)
-        self.register_buffer("smoothing", None)
+        self.register_buffer("smoothing", first.smoothing)
+
+
+def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def rounded(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,8 @@ from diffopt.quantization.awq_svdquant import DerivedError, Found, rebuild
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import Extremes, quantizers, replay
 from diffopt.quantization.layers import expected_layers
-from diffopt.quantization.scales import AMAX, Quantizer, check_finite
+from diffopt.quantization.scales import AMAX, HIGHEST, LOWEST, Quantizer, check_finite
+from diffopt.quantization.shared_scales import share_weights, smooth
 from diffopt.stage import Context
 
 EXTREMES, STATE, WEIGHTS = "extremes.safetensors", "quantizers.safetensors", "weights.safetensors"
@@ -31,17 +32,24 @@ EXTREMES, STATE, WEIGHTS = "extremes.safetensors", "quantizers.safetensors", "we
 __all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "save_trained", "state"]
 
 
-def quantize(model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor]) -> None:
+def quantize(
+    model: torch.nn.Module, rules: list[Rule], algorithm: Any, extremes: Mapping[str, torch.Tensor], share: bool = False
+) -> None:
     """Quantize `model` in place with modelopt, calibrated on recorded extremes.
 
-    A list of algorithms is of a mix of formats: each calibrates those layers that are its own. Raises
-    GateError as `check_finite` does.
+    With `share` layers of one input have the same scales, as shared_scales.py says. A list of algorithms is of a mix of
+    formats: each calibrates those layers that are its own. Raises GateError as `check_finite` does.
     """
     check_finite(extremes)
     in_turn = algorithm if isinstance(algorithm, list) else []
     with torch.no_grad(), simulated():
-        config = {"quant_cfg": copy.deepcopy(rules), "algorithm": None if in_turn else algorithm}
+        smooths = share and isinstance(algorithm, dict)
+        config = {"quant_cfg": copy.deepcopy(rules), "algorithm": None if in_turn or smooths else algorithm}
         mtq.quantize(model, config, replay(extremes))
+        if smooths:
+            smooth(model, extremes, algorithm["alpha"], (LOWEST, HIGHEST))
+        elif share:
+            share_weights(model, extremes)
         smoothed = _smoothed(model) if in_turn else set()
         for step in in_turn:
             with _only(model, smoothed, smoothing=step != "max"):
@@ -174,7 +182,7 @@ def _derive(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         except DerivedError as e:
             raise StoreError(_otherwise(checkpoint, str(e))) from None
         return
-    quantize(model, rules, head.algorithm, load_file(checkpoint.path / EXTREMES))
+    quantize(model, rules, head.algorithm, load_file(checkpoint.path / EXTREMES), head.share_scales)
     derived = state(model)
     wrong = [n for n in {*stored, *derived} if n not in stored or n not in derived or not torch.equal(stored[n], derived[n])]
     if wrong:

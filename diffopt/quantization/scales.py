@@ -18,6 +18,7 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from diffopt.errors import GateError
 from diffopt.formats.method import Rule
 from diffopt.quantization.extremes import Extremes, quantizers
+from diffopt.quantization.shared_scales import groups, smoothing
 
 AMAX, SMOOTHING = "_amax", "_pre_quant_scale"
 DEAD = 2.0**-31
@@ -65,24 +66,33 @@ class Plain:
 
 @torch.no_grad()
 def scales(
-    backbone: torch.nn.Module, found: Iterable[Quantizer], extremes: Mapping[str, torch.Tensor], alpha: float | None
+    backbone: torch.nn.Module,
+    found: Iterable[Quantizer],
+    extremes: Mapping[str, torch.Tensor],
+    alpha: float | None,
+    share: bool = False,
 ) -> Extremes:
     """amax and pre-quant scale of every quantizer in `found`, by buffer name and on the CPU, as `checkpoint.state` has them.
 
-    `backbone` is the plain one, and stays it. Raises GateError as `check_finite` does, and for a layer that cannot be smoothed.
+    With `share` layers of one input have the same, as shared_scales.py says. `backbone` is the plain one, and stays it. Raises
+    GateError as `check_finite` does, and for a layer that cannot be smoothed.
     """
     check_finite(extremes)
     known = {q.name: q for q in found if q.scaled}
+    weighted = [q.layer for q in known.values() if q.weight]
+    together = {name: group for group in groups(weighted, extremes) for name in group} if share else {}
     state: Extremes = {}
     for q in known.values():
+        weights = [_weight(backbone, name) for name in together.get(q.layer, [q.layer])] if q.weight or q.by_channel else []
         if not q.weight and q.by_channel:
             assert alpha is not None
             if q.name in extremes:
-                state |= _smoothed(q, _weight(backbone, q), extremes[q.name], alpha)
+                state |= _smoothed(q, _weight(backbone, q.layer), weights, extremes[q.name], alpha)
         elif q.weight:
             entering = known.get(f"{q.layer}.input_quantizer")
             if not (entering and entering.by_channel and entering.name in extremes):
-                state[f"{q.name}.{AMAX}"] = _amax(_weight(backbone, q), q.by_channel)
+                own = [_weight(backbone, q.layer)] if q.by_channel else weights
+                state[f"{q.name}.{AMAX}"] = torch.stack([_amax(weight, q.by_channel) for weight in own]).amax(0)
         elif q.name in extremes:
             state[f"{q.name}.{AMAX}"] = extremes[q.name].amax()
     return {name: x.cpu().contiguous() for name, x in sorted(state.items())}
@@ -104,16 +114,18 @@ def _amax(weight: torch.Tensor, by_channel: bool) -> torch.Tensor:
     return found.squeeze() if found.numel() == 1 else found
 
 
-def _weight(backbone: torch.nn.Module, quantizer: Quantizer) -> torch.Tensor:
-    layer: Any = backbone.get_submodule(quantizer.layer)
+def _weight(backbone: torch.nn.Module, name: str) -> torch.Tensor:
+    layer: Any = backbone.get_submodule(name)
     found: torch.Tensor = layer.weight
     return found
 
 
-def _smoothed(entering: Quantizer, weight: torch.Tensor, peak: torch.Tensor, alpha: float) -> Extremes:
+def _smoothed(
+    entering: Quantizer, weight: torch.Tensor, together: list[torch.Tensor], peak: torch.Tensor, alpha: float
+) -> Extremes:
     """In the order of operations, and the types, of modelopt 0.47's `smoothquant`, since they decide the last bits."""
     peak = peak.to(weight.device).float()
-    scale = weight.abs().amax(0).pow(1 - alpha) / peak.pow(alpha)
+    scale = smoothing(together, peak, alpha)
     if scale.min() <= DEAD:
         raise GateError(
             f"quantize: {entering.layer} has an input channel that no weight reads (got a smoothing scale of "

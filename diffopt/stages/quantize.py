@@ -61,6 +61,7 @@ def quantize(
         weight_bits=scheme.weight_bits,
         block_size=format.block_size,
         rank=format.rank,
+        share_scales=format.share_scales,
         rules=scheme.rules,
         algorithm=scheme.algorithm,
         mix=scheme.mix,
@@ -74,6 +75,6 @@ def quantize(
     else:
         extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
         known = plain.switched_on(scheme.rules)
-        state = scales(backbone, known, extremes, alpha)
+        state = scales(backbone, known, extremes, alpha, format.share_scales)
         checkpoint.check_scales(known, state, scheme.layers)
         checkpoint.save(ctx.out, head(layers=tuple(q.layer for q in known if q.weight)), known, extremes, state)
