@@ -147,6 +147,15 @@ class NativeCheckpoint(Artifact):
     kind = "native"
 
 
+class HuggingFaceCheckpoint(Artifact):
+    """`huggingface.json`, and a folder each backbone as diffusers has them: quantized weights in Model-Optimizer's layout.
+
+    vLLM-Omni, SGLang and TensorRT-LLM load it.
+    """
+
+    kind = "huggingface"
+
+
 class ReferenceImages(Artifact):
     """`000.png` ... and `images.json`: full precision, no cache, the evaluation's prompts and seeds."""
 

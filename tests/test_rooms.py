@@ -27,7 +27,7 @@ stage
 pipeline
 quantization
 graph kernels training
-runtimes
+layouts runtimes
 tuning
 stages report
 jobs

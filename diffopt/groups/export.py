@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from diffopt.artifact import Artifact, EnginePlan, NativeCheckpoint, OnnxGraph
+from diffopt.artifact import Artifact, EnginePlan, HuggingFaceCheckpoint, NativeCheckpoint, OnnxGraph
 from diffopt.schema import Group
 
 GRAPH = ("engine", "opset", "batch_size", "max_batch_size", "high_precision_dtype", "builder_optimization_level")
@@ -17,11 +17,11 @@ class Export(Group):
     steers: ClassVar[frozenset[str]] = frozenset({"kind", "engine"})
     readers: ClassVar[dict[str, str]] = {
         **dict.fromkeys(GRAPH, "a graph (export=onnx, export=tensorrt)"),
-        **dict.fromkeys(PACKED, "export=native"),
+        **dict.fromkeys(PACKED, "weights (export=native, export=huggingface)"),
     }
 
-    kind: Literal["graph", "native"] = "graph"
-    """An ONNX graph, or safetensors of real low-precision weights for torch."""
+    kind: Literal["graph", "native", "huggingface"] = "graph"
+    """An ONNX graph, or safetensors of real low-precision weights: for `diffopt.load`, or as servers load them."""
     engine: bool = False
     """Build a TensorRT engine plan from the graph."""
     opset: int = Field(ge=19, le=21, default=20)
@@ -48,17 +48,19 @@ class Export(Group):
     @property
     def makes(self) -> type[Artifact]:
         """The kind of artifact that is wanted."""
-        if self.kind == "native":
-            return NativeCheckpoint
+        if self.kind != "graph":
+            return NativeCheckpoint if self.kind == "native" else HuggingFaceCheckpoint
         return EnginePlan if self.engine else OnnxGraph
 
     def unread(self) -> Mapping[str, str]:
-        return dict.fromkeys(GRAPH, "there is no graph") if self.kind == "native" else {}
+        return dict.fromkeys(GRAPH, "there is no graph") if self.kind != "graph" else {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.kind == "native" and self.engine:
-            raise ValueError("engine: is built of a graph, which kind=native makes none of (got true); choose export=tensorrt")
+        if self.kind != "graph" and self.engine:
+            raise ValueError(
+                f"engine: is built of a graph, which kind={self.kind} makes none of (got true); choose export=tensorrt"
+            )
         if self.max_batch_size is not None and self.max_batch_size < self.batch_size:
             raise ValueError(
                 f"max_batch_size: is less than export.batch_size={self.batch_size} (got {self.max_batch_size}); raise it, "

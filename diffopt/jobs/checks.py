@@ -237,8 +237,13 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
     export, picked = choices.export, choices.format
     if export is None or choices.model is None:
         return
-    if export.kind == "native":
-        if picked and picked.name not in KIND:
+    if export.kind != "graph":
+        if export.kind == "huggingface" and picked and picked.quantize_mha:
+            yield (
+                "format.quantize_mha: the layout that servers load has no place for quantized attention (got true); "
+                "set format.quantize_mha=false, or drop export=huggingface"
+            )
+        if export.kind == "native" and picked and picked.name not in KIND:
             there = " or ".join(f"format={name}" for name in KIND)
             yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
         return

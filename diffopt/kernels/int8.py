@@ -39,9 +39,9 @@ class Int8Linear(Kernel):
         super().__init__()
         amax = weight_amax.detach().float().reshape(-1, 1).to(weight.device)
         entering = input_amax.detach().float().reshape(()).to(weight.device)
-        self.register_buffer("weight", rounded(weight.detach(), LARGEST / amax))
+        self.register_buffer("weight", rounded(weight.detach(), inverse(amax)))
         self.register_buffer("scale", (amax.flatten().expand(len(weight)) / LARGEST * (entering / LARGEST)).contiguous())
-        self.register_buffer("inverse", LARGEST / entering)
+        self.register_buffer("inverse", inverse(entering))
         self.register_buffer("smoothing", None if smoothing is None else smoothing.detach().flatten())
         self.register_buffer("bias", None if bias is None else bias.detach())
 
@@ -91,6 +91,11 @@ class JoinedInt8Linear(Int8Linear):
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def inverse(amax: torch.Tensor) -> torch.Tensor:
+    """Codes of a number. A tensor divided by one, as modelopt does: torch makes another last bit of a number by a tensor."""
+    return torch.full_like(amax, LARGEST) / amax
 
 
 def rounded(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

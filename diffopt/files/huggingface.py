@@ -1,0 +1,31 @@
+"""`huggingface.json`: what of a checkpoint in the layout of servers is quantized, and what it takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffopt.files.json_file import JsonFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceFile(JsonFile):
+    NAME = "huggingface.json"
+    SCHEMA: ClassVar[str | None] = "diffopt.huggingface/1"
+
+    family: str
+    format: str
+    backbones: tuple[str, ...]
+    """Each has a folder of its own."""
+    source: str
+    """The digest of the pipeline's files."""
+    weights: str
+    dtype: str
+    """Precision of what is not quantized."""
+    layers: Mapping[str, str]
+    """By name the format of the quantized layers; of several backbones with the backbone's name before."""
+    share_scales: bool
+    """Whether q, k and v have the same scales, as readers that fuse them take them."""
+    bytes: int
+    """Of all tensors."""
+    versions: Mapping[str, str]
+    """Of the packages that made it."""

@@ -1,0 +1,1 @@
+"""Files of quantized backbones as other programs read them: one file a layout."""
