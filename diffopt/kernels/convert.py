@@ -85,12 +85,16 @@ def _attend(attention: Any, amax: torch.Tensor) -> str | None:
 
 
 def _rounded(layer: Any) -> torch.Tensor:
-    """The weight of a layer that falls back, with all that modelopt computes around it but the rounding of the input."""
-    quantizer, smoothing = layer.weight_quantizer, getattr(layer.input_quantizer, "pre_quant_scale", None)
-    weight: torch.Tensor = quantizer(layer.weight.data)
+    """The weight of a layer that falls back, with all that modelopt computes around it but the rounding of the input.
+
+    On the CPU, where modelopt rounds without the CUDA extension that it takes half a minute to compile.
+    """
+    device = layer.weight.device
+    quantizer, smoothing = layer.weight_quantizer.cpu(), getattr(layer.input_quantizer.cpu(), "pre_quant_scale", None)
+    weight: torch.Tensor = quantizer(layer.weight.data.cpu())
     a, b = (getattr(quantizer, f"svdquant_lora_{x}", None) for x in "ab")
     weight = weight if a is None or b is None else weight + b @ a
-    return weight if smoothing is None else weight * smoothing
+    return (weight if smoothing is None else weight * smoothing).to(device)
 
 
 def _enabled(module: Any, quantizer: str) -> bool:
