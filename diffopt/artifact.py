@@ -147,13 +147,12 @@ class NativeCheckpoint(Artifact):
     kind = "native"
 
 
-class HuggingFaceCheckpoint(Artifact):
-    """`huggingface.json`, and a folder each backbone as diffusers has them: quantized weights in Model-Optimizer's layout.
-
-    vLLM-Omni, SGLang and TensorRT-LLM load it.
+class DeployedCheckpoint(Artifact):
+    """`deploy.json`, and each backbone as another program loads it: a folder of diffusers with quantized weights in
+    Model-Optimizer's layout, or a file for ComfyUI.
     """
 
-    kind = "huggingface"
+    kind = "deploy"
 
 
 class ReferenceImages(Artifact):

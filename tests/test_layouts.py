@@ -1,5 +1,6 @@
 """Files for other programs: what is written is what was scored, and readers that are not ours find the same numbers."""
 
+import inspect
 import json
 from typing import Any
 
@@ -9,28 +10,29 @@ from matrix_table import FORMATS
 from safetensors.torch import load_file
 from tiny import Bench, bench
 
-from diffopt.artifact import HuggingFaceCheckpoint
+from diffopt.artifact import DeployedCheckpoint
 from diffopt.errors import GateError, PlanError
-from diffopt.files.huggingface import HuggingFaceFile
-from diffopt.layouts import modelopt
+from diffopt.files.deploy import DeployFile
+from diffopt.layouts import comfyui, flux_names, modelopt
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
-from diffopt.stages.huggingface import FileView, huggingface
+from diffopt.stages.deploy import LayoutView, deploy
 
-SHARD = FileView(max_shard_size="10GB")
+FOLDER = LayoutView(kind="huggingface", max_shard_size="10GB")
+FILE = LayoutView(kind="comfyui", max_shard_size="10GB")
 LAST_BIT = 2.0**-7
 """Relative: of BF16."""
 
 
-def made(b: Bench, name: str, **how: Any) -> HuggingFaceCheckpoint:
-    def make(ctx: Any) -> HuggingFaceCheckpoint:
-        huggingface.run(ctx, SHARD, b.pipeline(), b.checkpoint(name, **how))
-        return HuggingFaceCheckpoint(ctx.out, "huggingface")
+def made(b: Bench, name: str, **how: Any) -> DeployedCheckpoint:
+    def make(ctx: Any) -> DeployedCheckpoint:
+        deploy.run(ctx, FOLDER, b.pipeline(), b.checkpoint(name, **how))
+        return DeployedCheckpoint(ctx.out, "deploy")
 
     return b._once(("huggingface", name, *how.items()), make)
 
 
-def tensors(found: HuggingFaceCheckpoint, backbone: str = "transformer") -> dict[str, torch.Tensor]:
+def tensors(found: DeployedCheckpoint, backbone: str = "transformer") -> dict[str, torch.Tensor]:
     return load_file(found.path / backbone / "diffusion_pytorch_model.safetensors")
 
 
@@ -64,7 +66,7 @@ def test_weights_stand_for_exactly_what_was_scored(name: str, dtype: str) -> Non
 @pytest.mark.parametrize("name", ["fp8", "nvfp4"])
 def test_all_that_is_not_quantized_is_as_it_was(name: str) -> None:
     b = bench("bfloat16")
-    written, head, plain = tensors(made(b, name)), HuggingFaceFile.read(made(b, name).path), b.backbone().state_dict()
+    written, head, plain = tensors(made(b, name)), DeployFile.read(made(b, name).path), b.backbone().state_dict()
     rest = {n: x for n, x in written.items() if n.rpartition(".")[0] not in head.layers}
     assert rest
     assert all(x.equal(plain[n]) for n, x in rest.items())
@@ -80,7 +82,7 @@ def test_the_config_names_what_is_quantized_and_what_is_not_by_both_readings() -
     assert (described["quant_method"], described["quant_algo"]) == ("modelopt", "FP8")
     (group,) = described["config_groups"].values()
     assert group["input_activations"]["dynamic"] is group["weights"]["dynamic"] is False
-    layers, ignored = HuggingFaceFile.read(made(bench(), "fp8").path).layers, described["ignore"]
+    layers, ignored = DeployFile.read(made(bench(), "fp8").path).layers, described["ignore"]
     assert "x_embedder" in ignored
     assert not [(i, n) for i in ignored for n in layers if n.startswith(i)]
     plain = {n for n, m in bench().backbone().named_modules() if isinstance(m, torch.nn.Linear)}
@@ -104,7 +106,7 @@ def test_diffusers_own_reader_finds_the_same_nvfp4_weights() -> None:
 
     found = made(bench("bfloat16"), "nvfp4")
     written = tensors(found)
-    for layer in HuggingFaceFile.read(found.path).layers:
+    for layer in DeployFile.read(found.path).layers:
         own = of(layer, written)
         theirs = dequantize_nvfp4(own["weight"], own["weight_scale"], own["weight_scale_2"]).float()
         ours = modelopt.numbers(own, "nvfp4")
@@ -123,7 +125,7 @@ def test_modelopts_own_export_has_the_same_keys_types_and_codes() -> None:
             export_hf_checkpoint(model, export_dir=(out := b.context().out / f"theirs_{name}"))
         theirs = load_file(out / "diffusion_pytorch_model.safetensors")
         assert {n: (x.dtype, x.shape) for n, x in ours.items()} == {n: (x.dtype, x.shape) for n, x in theirs.items()}
-        for layer in HuggingFaceFile.read(made(b, name, share=True).path).layers:
+        for layer in DeployFile.read(made(b, name, share=True).path).layers:
             a, z = modelopt.numbers(of(layer, ours), name), modelopt.numbers(of(layer, theirs), name)
             # It divides by the scale in BF16, which turns codes at the edge between two.
             assert float((a - z).norm() / a.norm()) < 0.05, layer
@@ -148,23 +150,111 @@ def test_a_quantized_convolution_is_refused_by_name_and_nothing_is_written() -> 
     with pytest.raises(
         GateError, match=r"export: \S*conv\S* is a convolution, .*leave it out by format\.exclude \(got huggingface\)"
     ):
-        huggingface.run(ctx, SHARD, b.pipeline(), b.checkpoint("fp8"))
+        deploy.run(ctx, FOLDER, b.pipeline(), b.checkpoint("fp8"))
     assert not list(ctx.out.iterdir())
 
 
 def test_each_of_several_backbones_has_its_folder() -> None:
     found = made(bench(family="wan"), "fp8")
-    for name in HuggingFaceFile.read(found.path).backbones:
+    for name in DeployFile.read(found.path).backbones:
         config = json.loads((found.path / name / "config.json").read_text())
         assert config["quantization_config"]["quant_algo"] == "FP8"
         assert [x for x in tensors(found, name).values() if x.dtype == torch.float8_e4m3fn]
 
 
 def test_it_is_a_step_of_a_recipe_and_quantized_attention_is_refused_beforehand(plan: Any) -> None:
-    assert "huggingface" in [s.name for s in plan("+recipe=emoji_fp8", "export=huggingface").steps]
-    with pytest.raises(PlanError, match=r"format\.quantize_mha: the layout that servers load has no place"):
+    assert "deploy" in [s.name for s in plan("+recipe=emoji_fp8", "export=huggingface").steps]
+    with pytest.raises(PlanError, match=r"format\.quantize_mha: other programs' layouts have no place"):
         plan("model=flux_dev", "format=fp8", "calib=images", "export=huggingface", "format.quantize_mha=true")
 
 
 def test_every_format_has_a_writer() -> None:
     assert {*modelopt.WRITERS} == {*modelopt.ALGORITHM} == {*FORMATS}
+
+
+# ComfyUI
+
+
+def comfy(b: Bench, name: str, **how: Any) -> dict[str, torch.Tensor]:
+    def make(ctx: Any) -> DeployedCheckpoint:
+        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name, **how))
+        return DeployedCheckpoint(ctx.out, "deploy")
+
+    return load_file(b._once(("comfyui", name, *how.items()), make).path / "transformer.safetensors")
+
+
+@pytest.mark.parametrize("name", comfyui.FORMATS)
+def test_comfyuis_own_reader_finds_what_was_scored(name: str) -> None:
+    from comfy_kitchen.backends.eager import quantization
+
+    b = bench("bfloat16")
+    written, scored = comfy(b, name, share=True), checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, share=True))
+    linear = {n for n, m in scored.named_modules() if isinstance(m, torch.nn.Linear)}
+    quantized, seen = {*checkpoint.quantized_layers(scored)}, 0
+    for there, ours in flux_names.layers(linear).items():
+        if not {*ours} & quantized:
+            continue
+        own = of(there, written)
+        assert json.loads(bytes(own["comfy_quant"].tolist())) == {"format": comfyui.FORMATS[name]}
+        if name == "nvfp4":
+            found = quantization.dequantize_nvfp4(own["weight"], own["weight_scale_2"], own["weight_scale"], torch.float32)
+        elif name == "mxfp8":
+            found = quantization.dequantize_mxfp8(own["weight"], own["weight_scale"], torch.float32)
+        else:
+            found = quantization.dequantize_per_tensor_fp8(own["weight"], own["weight_scale"], torch.float32)
+        with simulated(), torch.no_grad():
+            layers: list[Any] = [scored.get_submodule(n) for n in ours]
+            expected = torch.cat([x.weight_quantizer(x.weight) for x in layers]).float()
+        assert ((found - expected).abs() <= expected.abs() * LAST_BIT).all(), there
+        seen += len(ours)
+    assert seen == len(quantized)
+
+
+def test_diffusers_finds_every_layer_under_the_names_that_comfyui_has() -> None:
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    b = bench("bfloat16")
+    model = b.backbone()
+    file = b.context().out / "plain.safetensors"
+    comfyui.write(file, model, {})
+    read = _as_diffusers_reads(convert_flux_transformer_checkpoint_to_diffusers, load_file(file), model.inner_dim)
+    plain = model.state_dict()
+    assert {*read} == {*plain}
+    assert all(x.equal(plain[n]) for n, x in read.items())
+
+
+def _as_diffusers_reads(convert: Any, tensors: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
+    """It takes FLUX.1's width and blocks for granted."""
+    source = (
+        inspect.getsource(convert)
+        .replace("inner_dim = 3072", f"inner_dim = {width}")
+        .replace("num_layers = 19", "num_layers = 1")
+    )
+    source = source.replace("num_single_layers = 38", "num_single_layers = 1")
+    there: dict[str, Any] = {"torch": torch}
+    exec(source, there)
+    found: dict[str, torch.Tensor] = there[convert.__name__](tensors)
+    return found
+
+
+def test_layers_that_are_one_for_comfyui_are_refused_with_several_scales() -> None:
+    b = bench("bfloat16")
+    with pytest.raises(
+        GateError, match=r"to_q and \S+ are one layer for ComfyUI, with one scale; set format\.share_scales=true"
+    ):
+        deploy.run(b.context(), FILE, b.pipeline(), b.checkpoint("fp8"))
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "line"),
+    [
+        ("flux", "int8_sq", r"to_q is in int8_sq, which ComfyUI does not read; it reads fp8, nvfp4, mxfp8 \(got comfyui\)"),
+        ("wan", "fp8", r"WanTransformer3DModel has no table of ComfyUI's names here; FluxTransformer2DModel has one"),
+    ],
+)
+def test_what_comfyui_does_not_read_is_refused(family: str, name: str, line: str) -> None:
+    b = bench("bfloat16", family=family) if family == "flux" else bench(family=family)
+    ctx = b.context()
+    with pytest.raises(GateError, match=line):
+        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name))
+    assert not list(ctx.out.iterdir())

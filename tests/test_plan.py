@@ -367,7 +367,7 @@ def test_the_installed_stages_are_the_built_in_ones_in_their_order():
     built_in += [
         "export",
         "pack",
-        "huggingface",
+        "deploy",
         "build",
         "encode",
         "reference",

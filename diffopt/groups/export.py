@@ -6,11 +6,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from diffopt.artifact import Artifact, EnginePlan, HuggingFaceCheckpoint, NativeCheckpoint, OnnxGraph
+from diffopt.artifact import Artifact, DeployedCheckpoint, EnginePlan, NativeCheckpoint, OnnxGraph
 from diffopt.schema import Group
 
 GRAPH = ("engine", "opset", "batch_size", "max_batch_size", "high_precision_dtype", "builder_optimization_level")
 PACKED = ("max_shard_size",)
+LAYOUTS = ("huggingface", "comfyui")
+"""Kinds that other programs load."""
 
 
 class Export(Group):
@@ -20,8 +22,9 @@ class Export(Group):
         **dict.fromkeys(PACKED, "weights (export=native, export=huggingface)"),
     }
 
-    kind: Literal["graph", "native", "huggingface"] = "graph"
-    """An ONNX graph, or safetensors of real low-precision weights: for `diffopt.load`, or as servers load them."""
+    kind: Literal["graph", "native", "huggingface", "comfyui"] = "graph"
+    """An ONNX graph, or safetensors of real low-precision weights: for `diffopt.load`, or as
+    other programs load them."""
     engine: bool = False
     """Build a TensorRT engine plan from the graph."""
     opset: int = Field(ge=19, le=21, default=20)
@@ -49,7 +52,7 @@ class Export(Group):
     def makes(self) -> type[Artifact]:
         """The kind of artifact that is wanted."""
         if self.kind != "graph":
-            return NativeCheckpoint if self.kind == "native" else HuggingFaceCheckpoint
+            return NativeCheckpoint if self.kind == "native" else DeployedCheckpoint
         return EnginePlan if self.engine else OnnxGraph
 
     def unread(self) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from diffopt.caches.knob_search import KnobSearch
 from diffopt.errors import PlanError
 from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
+from diffopt.groups.export import LAYOUTS
 from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
 from diffopt.kernels.capability import KIND, shortfall
@@ -238,10 +239,10 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
     if export is None or choices.model is None:
         return
     if export.kind != "graph":
-        if export.kind == "huggingface" and picked and picked.quantize_mha:
+        if export.kind in LAYOUTS and picked and picked.quantize_mha:
             yield (
-                "format.quantize_mha: the layout that servers load has no place for quantized attention (got true); "
-                "set format.quantize_mha=false, or drop export=huggingface"
+                "format.quantize_mha: other programs' layouts have no place for quantized attention (got true); "
+                f"set format.quantize_mha=false, or drop export={export.kind}"
             )
         if export.kind == "native" and picked and picked.name not in KIND:
             there = " or ".join(f"format={name}" for name in KIND)

@@ -1,4 +1,4 @@
-"""`huggingface.json`: what of a checkpoint in the layout of servers is quantized, and what it takes."""
+"""`deploy.json`: what of a checkpoint in the layout of another program is quantized, and what it takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,21 +8,23 @@ from diffopt.files.json_file import JsonFile
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFaceFile(JsonFile):
-    NAME = "huggingface.json"
-    SCHEMA: ClassVar[str | None] = "diffopt.huggingface/1"
+class DeployFile(JsonFile):
+    NAME = "deploy.json"
+    SCHEMA: ClassVar[str | None] = "diffopt.deploy/1"
 
+    layout: str
+    """`huggingface` or `comfyui`."""
     family: str
     format: str
     backbones: tuple[str, ...]
-    """Each has a folder of its own."""
+    """Each has a folder of its own, or a file."""
     source: str
     """The digest of the pipeline's files."""
     weights: str
     dtype: str
     """Precision of what is not quantized."""
     layers: Mapping[str, str]
-    """By name the format of the quantized layers; of several backbones with the backbone's name before."""
+    """By name in diffusers the format of the quantized layers; of several backbones with the backbone's name before."""
     share_scales: bool
     """Whether q, k and v have the same scales, as readers that fuse them take them."""
     bytes: int

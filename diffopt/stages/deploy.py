@@ -1,27 +1,36 @@
-"""huggingface: the checkpoint as vLLM-Omni, SGLang and TensorRT-LLM load it, a folder of diffusers each backbone."""
+"""deploy: the checkpoint as other programs load it: vLLM-Omni, SGLang and TensorRT-LLM, or ComfyUI."""
 
-from diffopt.artifact import Checkpoint, HuggingFaceCheckpoint, Pipeline
+from typing import Literal
+
+from diffopt.artifact import Checkpoint, DeployedCheckpoint, Pipeline
 from diffopt.errors import GateError
 from diffopt.files.checkpoint import CheckpointFile
-from diffopt.files.huggingface import HuggingFaceFile
+from diffopt.files.deploy import DeployFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Export
+from diffopt.groups.export import LAYOUTS
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, View
 
 
-class FileView(View, of=Export):
+class LayoutView(View, of=Export):
+    kind: Literal["graph", "native", "huggingface", "comfyui"]
     max_shard_size: str
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        whole = choices.export is not None and choices.export.kind == "comfyui"  # it reads one file
+        return cls.fields_read() - ({"max_shard_size"} if whole else set())
 
 
 def wanted(choices: Choices) -> bool:
-    return choices.export is not None and choices.export.kind == "huggingface"
+    return choices.export is not None and choices.export.kind in LAYOUTS
 
 
 @stage(version=1, when="export", only=wanted, probes=("numerics", "modelopt"))
-def huggingface(ctx: Context, export: FileView, pipeline: Pipeline, checkpoint: Checkpoint) -> HuggingFaceCheckpoint:
+def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Checkpoint) -> DeployedCheckpoint:
     from diffopt import __version__
-    from diffopt.layouts import folder
+    from diffopt.layouts import comfyui, folder
     from diffopt.machine.environment import package
     from diffopt.pipeline.open import by_name
     from diffopt.quantization.checkpoint import quantized_layers, restore
@@ -34,10 +43,15 @@ def huggingface(ctx: Context, export: FileView, pipeline: Pipeline, checkpoint: 
         prefix = f"{name}." if len(pinned.backbones) > 1 else ""
         own = {n.removeprefix(prefix): f for n, f in formats.items() if n.startswith(prefix)}
         try:
-            taken += folder.write(ctx.out / name, backbone, own, head, package("nvidia-modelopt") or "", export.max_shard_size)
+            if export.kind == "comfyui":
+                taken += comfyui.write(ctx.out / f"{name}.safetensors", backbone, own)
+            else:
+                made_by = package("nvidia-modelopt") or ""
+                taken += folder.write(ctx.out / name, backbone, own, head, made_by, export.max_shard_size)
         except ValueError as e:
-            raise GateError(f"export: {e} (got huggingface)") from None
-    HuggingFaceFile(
+            raise GateError(f"export: {e} (got {export.kind})") from None
+    DeployFile(
+        layout=export.kind,
         family=pinned.family,
         format=head.format,
         backbones=pinned.backbones,
