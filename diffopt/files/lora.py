@@ -2,17 +2,27 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "lora.json"
-Hits = Mapping[str, Sequence[str]]
-"""By component, names of its layers."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Of one adapter."""
+
+    layers: Mapping[str, Sequence[str]]
+    """By component, names of its layers."""
+    alphas: Mapping[str, Mapping[str, float]]
+    """By component and layer, the number that over the rank scales a product, where the file has such numbers."""
 
 
 def read_hits(folder: Path) -> list[Hits]:
     """Of a Pipeline's directory."""
-    return [row["layers"] for row in json.loads((folder / NAME).read_text())]
+    return [Hits(row["layers"], row.get("alphas", {})) for row in json.loads((folder / NAME).read_text())]
 
 
 def write_hits(folder: Path, adapters: Sequence[Hits]) -> None:
-    (folder / NAME).write_text(json.dumps([{"layers": hits} for hits in adapters], indent=1))
+    rows = [{"layers": x.layers} | ({"alphas": x.alphas} if x.alphas else {}) for x in adapters]
+    (folder / NAME).write_text(json.dumps(rows, indent=1))

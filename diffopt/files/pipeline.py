@@ -20,6 +20,8 @@ class FusedAdapter:
     """Of several, the one that it is for; None is the first."""
     hits: Mapping[str, int]
     """By component, how many layers it changes."""
+    idle: tuple[str, ...] = ()
+    """Keys of its file that are left out and would change nothing."""
 
 
 @dataclass(frozen=True)

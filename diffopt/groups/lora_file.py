@@ -131,9 +131,11 @@ def fit(keys: Shapes, layers: Mapping[str, Shapes | None]) -> Fit:
         if not {*HALVES} <= set(found):
             strangers += [k for k in keys if _parts(k)[:2] == (component, layer)]
             continue
-        (rank, *inner), (outer, *_) = found["lora_A"], found["lora_B"]
-        if (outer, *inner) != weight or found["lora_B"][1] != rank:
-            misfits.append(f"{component}.{layer}: {_sides((outer, *inner))}, in the model {_sides(weight)}")
+        down, up = found["lora_A"], found["lora_B"]
+        if len(down) != len(weight) or len(up) != len(weight):
+            misfits.append(f"{component}.{layer}: {_sides(up)} by {_sides(down)}, in the model {_sides(weight)}")
+        elif (up[0], *down[1:]) != weight or up[1] != down[0]:
+            misfits.append(f"{component}.{layer}: {_sides((up[0], *down[1:]))}, in the model {_sides(weight)}")
         else:
             hit.setdefault(component, []).append(layer)
     return Fit(hit, strangers, misfits)
@@ -152,7 +154,7 @@ def _parts(key: str) -> tuple[str, str, str | None]:
 
 
 def _sides(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+    return " x ".join(map(str, shape)) or "a number"
 
 
 def plain(keys: Iterable[str], components: Iterable[str]) -> bool:

@@ -1,9 +1,11 @@
 """Adapters fused into what they were trained for, by diffusers' own loaders: checked by name, then nothing of them is left."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import diffusers
 import torch
@@ -22,16 +24,12 @@ from safetensors.torch import load_file
 
 from diffopt.artifact import Pipeline
 from diffopt.errors import GateError, PlanError
-from diffopt.files.lora import read_hits
+from diffopt.files.lora import Hits, read_hits
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import HALVES, Adapter, Fit, fit
 from diffopt.models import Family, family
+from diffopt.pipeline.lora_keys import Account, Tensors, Traced, account, culprits, stem
 from diffopt.stage import Context
-
-INNER = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
-ENDS = (*INNER, ".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight", ".alpha")
-"""Of keys: the half of a product that is never zero when training begins, and all there are."""
-Tensors = dict[str, torch.Tensor]
 
 
 def components(kind: Family) -> list[str]:
@@ -47,35 +45,94 @@ def text_encoder(directory: Path, name: str) -> torch.nn.Module:
     return found
 
 
+@dataclass(frozen=True)
+class Match:
+    """How an adapter meets a model."""
+
+    hits: Hits
+    idle: list[str]
+    """Keys of its file that are left out and would change nothing."""
+
+
 def matched(
     adapter: Adapter, path: Path, kind: Family, modules: Mapping[str, torch.nn.Module], absent: list[str], where: str
-) -> dict[str, list[str]]:
-    """By component, the layers that an adapter changes. Computes nothing; `modules` may be without their weights.
+) -> Match:
+    """Which layers an adapter changes. Computes nothing; `modules` may be without their weights.
 
-    `absent` names components that the model has but not here. Raises PlanError for an adapter that does not fit.
+    `absent` names components that the model has but not here. Raises PlanError for an adapter that does not fit, and for
+    one of which a key would be left out that changes something.
     """
-    pipeline = getattr(diffusers, kind.pipeline)
-    tensors: Tensors = {key: _Traced.of(x, key) for key, x in load_file(path).items()}
-    try:
-        state, alphas, _ = _converted(pipeline, tensors, modules)
-    except (ValueError, LookupError, AttributeError, RuntimeError) as e:  # how its converters fail on keys they do not know
-        reason = (" ".join(str(e).split()) or type(e).__name__)[:160]
-        raise PlanError(
-            f"{where}: diffusers cannot read it for {kind.name}: {reason} (got {adapter.path.name!r}); "
-            "give an adapter that was trained on this model"
-        ) from None
-    own = _for_backbone(state, kind, adapter.backbone)
+    tensors, name = load_file(path), adapter.path.name
+    broken = [k for k, x in tensors.items() if not x.float().isfinite().all()]
+    if broken:
+        what = f"{len(broken)} of its {len(tensors)} tensors have values that are not finite, the first {broken[0]}"
+        raise PlanError(f"{where}: {what} (got {name!r}); download it again, or give another adapter")
+    found = _read(tensors, kind, modules, where, name)
+    own = _for_backbone(found.state, kind, adapter.backbone)
     peft: Tensors = {}
     for component in dict.fromkeys(k.partition(".")[0] for k in own):
         peft |= {f"{component}.{k}": x for k, x in _peft(own, component, kind, modules.get(component)).items()}
     layers = {name: _weights(module) for name, module in modules.items()} | dict.fromkeys(absent)
-    found = fit({k: tuple(x.shape) for k, x in peft.items()}, layers)
-    strangers = {o for k in found.strangers if k in peft for o in _Traced.origins(peft[k])}
-    strangers |= _dropped(tensors, [*own.values(), *alphas.values()], [*own, *alphas])
-    named = Fit(found.layers, [k for k in tensors if k in strangers], found.misfits)
-    if problem := named.problem(adapter.path.name, len(tensors)):
+    met = fit({k: tuple(x.shape) for k, x in peft.items()}, layers)
+    strangers = {*found.lost} | {o for k in met.strangers if k in peft for o in Traced.origins(peft[k])}
+    misfits = [*met.misfits, *_other_biases(peft, met.layers, modules)]
+    named = Fit(met.layers, [k for k in tensors if k in strangers], misfits)
+    if problem := named.problem(name, len(tensors)):
         raise PlanError(f"{where}: {problem}")
-    return found.layers
+    if found.unscaled:
+        raise PlanError(
+            f"{where}: diffusers leaves out {len(found.unscaled)} of its alphas for {kind.name} and would fuse what they scale "
+            f"too strongly or too weakly, the first {found.unscaled[0]} (got {name!r}); multiply each into its product by "
+            "alpha / rank and take it out of the file"
+        )
+    return Match(Hits(met.layers, _alphas(peft, met.layers, found) if found.alphas else {}), found.idle)
+
+
+def _read(tensors: Tensors, kind: Family, modules: Mapping[str, torch.nn.Module], where: str, name: str) -> Account:
+    """An adapter's tensors in diffusers' layout. Raises PlanError where it cannot read them, naming those that it cannot."""
+
+    def convert(given: Tensors) -> tuple[Tensors, dict[str, Any]]:
+        return _converted(getattr(diffusers, kind.pipeline), given, modules)[:2]
+
+    try:
+        return account(tensors, convert)
+    except Exception as e:  # its converters assert, index and compute their way through keys that they do not know
+        reason = (" ".join(str(e).split()) or type(e).__name__)[:160]
+    bad = culprits(tensors, convert)
+    what = f"diffusers cannot read it for {kind.name}: {reason}"
+    if len(bad) < len(tensors):
+        what = (
+            f"diffusers cannot read {len(bad)} of its {len(tensors)} keys for {kind.name}, the first {bad[0]}" if bad else what
+        )
+    else:
+        name = f"{name!r}: {len(tensors)} keys, the first {next(iter(tensors), None)}"
+        raise PlanError(f"{where}: {what} (got {name}); give an adapter that was trained on this model")
+    raise PlanError(
+        f"{where}: {what} (got {name!r}); give an adapter that was trained on this model, or take them out of the file"
+    )
+
+
+def _other_biases(peft: Tensors, hit: Mapping[str, list[str]], modules: Mapping[str, torch.nn.Module]) -> Iterator[str]:
+    """Layers whose bias cannot be added to: of another size, or not there in a component of which the adapter has biases."""
+    for component in dict.fromkeys(k.partition(".")[0] for k in peft if k.endswith(".lora_B.bias")):
+        for layer in hit.get(component, ()):
+            there = modules[component].get_submodule(layer).bias
+            given = peft.get(f"{component}.{layer}.lora_B.bias")
+            if not isinstance(there, torch.Tensor):
+                yield f"{component}.{layer}: a bias, in the model none"
+            elif given is not None and given.shape != there.shape:
+                yield f"{component}.{layer}: a bias of {given.numel()}, in the model {there.numel()}"
+
+
+def _alphas(peft: Tensors, hit: Mapping[str, list[str]], found: Account) -> dict[str, dict[str, float]]:
+    """By component and layer, the alpha that the file says; the rank, where it says none."""
+    made: dict[str, dict[str, float]] = {}
+    for component, layers in hit.items():
+        for layer in layers:
+            inner = peft[f"{component}.{layer}.lora_A.weight"]
+            own = {found.alphas[s] for k in Traced.origins(inner) if (s := stem(k)) in found.alphas}
+            made.setdefault(component, {})[layer] = own.pop() if len(own) == 1 else float(inner.shape[0])
+    return made
 
 
 def fuse(ctx: Context, pipeline: Pipeline, modules: Mapping[str, torch.nn.Module]) -> None:
@@ -90,24 +147,38 @@ def fuse(ctx: Context, pipeline: Pipeline, modules: Mapping[str, torch.nn.Module
     kind = family(pinned.family)
     scales: dict[str, dict[str, float]] = {}
     for i, (adapter, expected) in enumerate(zip(pinned.lora, read_hits(pipeline.path), strict=True)):
-        here = [c for c in expected if c in modules]
+        here, name = [c for c in expected.layers if c in modules], f"lora_{i}"
         if not here:
             continue
         state, alphas, metadata = _converted(getattr(diffusers, kind.pipeline), str(ctx.locate(adapter.source)), modules)
         own = _for_backbone(state, kind, adapter.backbone)
         about = [_for_backbone(x or {}, kind, adapter.backbone) or None for x in (alphas, metadata)]
         for component in here:
-            _load(getattr(diffusers, kind.pipeline), modules[component], component, own, *about, name=f"lora_{i}")
-            hit = {n for n, m in modules[component].named_modules() if f"lora_{i}" in getattr(m, "scaling", {})}
-            if hit != (wanted := {*expected[component]}):
+            with _told(adapter.name, component):
+                _load(getattr(diffusers, kind.pipeline), modules[component], component, own, *about, name=name)
+            hit = {n: m for n, m in modules[component].named_modules() if name in getattr(m, "scaling", {})}
+            if {*hit} != (wanted := {*expected.layers[component]}):
                 raise GateError(
                     f"lora: {adapter.name} hits {len(hit)} layers of {component}, but fits {len(wanted)} "
-                    f"(got {min(hit ^ wanted)} otherwise); report it"
+                    f"(got {min({*hit} ^ wanted)} otherwise); report it"
                 )
-            scales.setdefault(component, {})[f"lora_{i}"] = adapter.scale
+            for layer, alpha in expected.alphas.get(component, {}).items():  # diffusers mixes up those that differ
+                hit[layer].lora_alpha[name] = alpha
+            scales.setdefault(component, {})[name] = adapter.scale
     for component, scaled in scales.items():
-        _merge(modules[component], scaled)
+        with _told(", ".join(x.name for x in pinned.lora), component):
+            _merge(modules[component], scaled)
         check(modules[component], component)
+
+
+@contextmanager
+def _told(name: str, component: str) -> Iterator[None]:
+    """Raises GateError for whatever diffusers and peft raise of an adapter that was found to fit."""
+    try:
+        yield
+    except Exception as e:
+        reason = (" ".join(str(e).split()) or type(e).__name__)[:160]
+        raise GateError(f"lora: diffusers cannot fuse it into {component}: {reason} (got {name}); report it") from e
 
 
 def check(module: torch.nn.Module, component: str) -> None:
@@ -178,57 +249,3 @@ def _weights(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Sizes of the weights that an adapter can change, by layer."""
     kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     return {n: tuple(m.weight.shape) for n, m in module.named_modules() if isinstance(m, kinds)}
-
-
-def _dropped(tensors: Tensors, made: list[Any], names: list[str]) -> set[str]:
-    """Keys of which nothing was made, but for those that would change nothing: a product with a half of zeros.
-
-    An alpha is a number in the end; it goes with the product that it scales.
-    """
-    used = {k for x in made for k in _Traced.origins(x)} | {*names}
-    stems = {_stem(k) for k in used}
-    lost = {k for k in tensors if k not in used and not (k.endswith(".alpha") and _stem(k) in stems)}
-    idle = {_stem(k) for k in lost if not k.endswith((*INNER, ".alpha")) and not tensors[k].any()}
-    acting = {_stem(k) for k in lost if not k.endswith((*INNER, ".alpha")) and tensors[k].any()}
-    return {k for k in lost if _stem(k) not in idle - acting}
-
-
-def _stem(key: str) -> str:
-    """The layer's name in a key, in any layout."""
-    return next((key.removesuffix(end) for end in ENDS if key.endswith(end)), key)
-
-
-class _Traced(torch.Tensor):
-    """A tensor that knows of which keys of a file it was made: loaders rename, split, join and scale what they read."""
-
-    keys: frozenset[str]
-    _none: ClassVar[frozenset[str]] = frozenset()
-
-    @classmethod
-    def of(cls, x: torch.Tensor, key: str) -> "_Traced":
-        traced = x.as_subclass(cls)
-        traced.keys = frozenset({key})
-        return traced
-
-    @classmethod
-    def origins(cls, x: Any) -> frozenset[str]:
-        return getattr(x, "keys", cls._none) if isinstance(x, cls) else cls._none
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-        found = cls._none.union(*(cls.origins(x) for x in _leaves((args, kwargs or {}))))
-        for x in _leaves(out):
-            if isinstance(x, cls):
-                x.keys = found
-        return out
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _leaves(inner)
-    elif isinstance(value, dict):
-        yield from _leaves([*value.values()])
-    else:
-        yield value

@@ -150,6 +150,7 @@ class Run:
             for adapter in pipeline.lora:
                 hits = ", ".join(f"{n} layers of {component}" for component, n in adapter.hits.items())
                 note += f"; {Path(adapter.name).name} at scale {adapter.scale:g} fused into {hits}"
+                note += f", {len(adapter.idle)} keys that change nothing left out" if adapter.idle else ""
             rows.append(Form("load", "Source backbone", many * BYTES.get(dtype, 4), note))
         if checkpoint and (taken := self.taken("quantize")):
             note = "only what differs from the source: scales and extremes, no weights"

@@ -1,6 +1,7 @@
 """load: pin the source and its adapters, and read from it what later stages, checks and the report say of the model."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +22,8 @@ from diffopt.view import Choices, Group, View
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("diffopt")
 
 
 class LoadView(View, of=Model):
@@ -111,7 +114,7 @@ def _adapters(
     texts = [name for name in lora.components(family) if name in classes and name not in modules]
     if model.weights != "random":
         there |= {name: lora.text_encoder(directory / name, classes[name]) for name in texts}
-    rows, layers = [], []
+    rows, all_hits = [], []
     for i, adapter in enumerate(model.lora):
         where = f"model.lora.{i}"
         if adapter.backbone is not None and adapter.backbone not in modules:
@@ -120,8 +123,11 @@ def _adapters(
             )
         digest = ctx.digest(adapter.path)
         absent = [name for name in texts if name not in there]
-        layers.append(lora.matched(adapter, ctx.locate(digest), family, there, absent, where))
-        hits = {component: len(names) for component, names in layers[-1].items()}
-        rows.append(FusedAdapter(adapter.path.name, digest, adapter.scale, adapter.backbone, hits))
-    write_hits(ctx.out, layers)
+        match = lora.matched(adapter, ctx.locate(digest), family, there, absent, where)
+        if match.idle:
+            log.info("%s: %d keys are left out, and would change nothing: %s", where, len(match.idle), ", ".join(match.idle))
+        all_hits.append(match.hits)
+        hits = {component: len(names) for component, names in match.hits.layers.items()}
+        rows.append(FusedAdapter(adapter.path.name, digest, adapter.scale, adapter.backbone, hits, tuple(match.idle)))
+    write_hits(ctx.out, all_hits)
     return tuple(rows)
