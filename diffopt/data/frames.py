@@ -1,8 +1,6 @@
 """Pictures and frames of videos as files have them, decoded and cut to what a model draws."""
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -11,24 +9,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from diffopt.data.extent import Extent
-
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises of a file that is no picture, or half of one."""
+from diffopt.data.picture import upright
 
 
 def fitted(picture: Image.Image, extent: Extent) -> np.ndarray:
-    """Scaled by Lanczos until it just covers the extent, and its middle cut out: uint8 [height, width, 3].
-
-    Transparent parts are laid on white.
-    """
-    if picture.has_transparency_data:
-        shown = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-    return np.asarray(ImageOps.fit(picture.convert("RGB"), (extent.width, extent.height), Image.Resampling.LANCZOS))
+    """Scaled by Lanczos until it just covers the extent, and its middle cut out: uint8 [height, width, 3]."""
+    return np.asarray(ImageOps.fit(upright(picture), (extent.width, extent.height), Image.Resampling.LANCZOS))
 
 
 def frames(stored: Any, many: int | None) -> Iterator[Image.Image]:
-    """The first `many` frames of a video, which is a list of pictures or one with several; of a picture the one. Upright.
+    """The first `many` frames of a video, which is a list of pictures or one with several; of a picture the one. In RGB.
 
     `stored` is as the library `datasets` keeps it: the file's content in `bytes`, or its `path`. Raises one of BROKEN.
     """
@@ -38,7 +28,7 @@ def frames(stored: Any, many: int | None) -> Iterator[Image.Image]:
             for i in range(1 if listed else min(getattr(picture, "n_frames", 1), many or 1)):
                 picture.seek(i)
                 picture.load()
-                yield ImageOps.exif_transpose(picture)
+                yield upright(picture)
 
 
 def _opened(stored: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from diffopt.data.extent import Extent, Small
-from diffopt.data.frames import BROKEN, fitted, frames
+from diffopt.data.frames import fitted, frames
+from diffopt.data.picture import BROKEN
 from diffopt.data.prompt_sets import COLUMNS
 from diffopt.errors import PlanError
 

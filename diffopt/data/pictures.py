@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffopt.data.picture import pixels
 from diffopt.errors import GateError
 from diffopt.files.images import Drawn, ImagesFile, VideoFiles
 
@@ -89,12 +90,11 @@ def save_differences(folder: Path, ours: Sequence[Path], theirs: Sequence[Path],
     """Write `NNN.png`, `gain` x the absolute difference of each pair, into the new `folder`."""
     folder.mkdir()
     for i, pair in enumerate(zip(ours, theirs, strict=True)):
-        left, right = (np.asarray(Image.open(p).convert("RGB")).astype(np.int16) for p in pair)
+        left, right = (pixels(p).astype(np.int16) for p in pair)
         Image.fromarray((np.abs(left - right) * gain).clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.png")
 
 
 def read(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Prompt and picture, uint8 [height, width, 3], in order."""
     for row in ImagesFile.read(folder).images:
-        with Image.open(folder / row.file) as picture:
-            yield row.prompt, np.asarray(picture.convert("RGB"))
+        yield row.prompt, pixels(folder / row.file)

@@ -19,7 +19,9 @@ MOST = 10_000  # prompts taken of a data set, from its first row: a set of capti
 
 
 TABLES = {".csv": ",", ".tsv": "\t"}
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+STRANGE = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw")
+"""Pictures of phones and cameras that Pillow does not read."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def read(value: object) -> PromptSet:
 
 
 def _pictures(value: str, folder: Path) -> PromptSet:
+    if strange := sorted(p.name for p in folder.iterdir() if p.suffix.lower() in STRANGE):
+        raise ValueError(
+            f"holds {len(strange)} pictures of a kind that is not read here, the first {strange[0]}; save them as "
+            f"{PICTURES[0]} or {PICTURES[1]}, or take them out"
+        )
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
     if not files:
         raise ValueError(f"is a directory without a picture; put {', '.join(PICTURES)} files into it, or give a file of texts")

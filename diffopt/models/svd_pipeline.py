@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from diffopt.data import picture
 from diffopt.errors import PlanError
 
 Plain: Any = diffusers.StableVideoDiffusionPipeline
@@ -42,10 +43,10 @@ class StableVideoDiffusionPipeline(Plain):  # type: ignore[misc]
 def fitted(path: str, width: int, height: int) -> Image.Image:
     """The picture in the size that is drawn, cropped about its middle. Raises PlanError for a file that is no picture."""
     try:
-        with Image.open(path) as picture:
-            return ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    except OSError as e:
-        raise PlanError(f"prompts: a picture cannot be read: {e} (got {path!r}); mend or remove it") from None
+        return ImageOps.fit(picture.opened(path), (width, height), Image.Resampling.LANCZOS)
+    except picture.BROKEN as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
+        raise PlanError(f"prompts: a picture cannot be read: {reason} (got {path!r}); mend or remove it") from None
 
 
 def pixels(pictures: Sequence[Image.Image]) -> torch.Tensor:

@@ -90,14 +90,12 @@ def _read(rows: list[Sequence[Path]], prepares: list[Any]) -> list[Read]:
 
 def _decoded(paths: Sequence[Path]) -> tuple[list[np.ndarray], str | None]:
     """Uint8 [height, width, 3] each; or none, and why."""
-    from PIL import Image
+    from diffopt.data import picture
 
     pictures = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                # An array of its own: torch warns of what is read-only.
-                pictures.append(np.array(image if image.mode == "RGB" else image.convert("RGB")))
+            pictures.append(picture.pixels(path))
         except FileNotFoundError:
             return [], f"{path}: is not there"
         except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture

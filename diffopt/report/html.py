@@ -17,6 +17,7 @@ PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW = 512
 """Pixels of the longer side. A larger picture is inlined as a JPEG of this size: 64 of 1024 x 1024 would be 300 MB."""
+HEAD = 1 << 14  # bytes in which a PNG says how its camera was turned
 
 
 def render(template: str, script: str = "", **content: Any) -> str:
@@ -58,28 +59,28 @@ def picture(path: Path, limit: int = PREVIEW) -> dict[str, Any]:
     width, height = _extent(data)
     smaller = max(width, height) > limit
     if smaller:
-        from PIL import Image
+        from PIL.Image import Resampling
+
+        from diffopt.data.picture import opened
 
         out, kind = BytesIO(), "jpeg"
-        with Image.open(BytesIO(data)) as image:
-            image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
-            image.convert("RGB").save(out, "JPEG", quality=90)
+        image = opened(BytesIO(data))
+        image.thumbnail((limit, limit), Resampling.LANCZOS)
+        image.save(out, "JPEG", quality=90)
         data = out.getvalue()
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"uri": uri, "width": width, "height": height, "smaller": smaller}
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels; of what is no PNG, by Pillow."""
+    """Width and height in pixels, of the upright picture; of what is no plain PNG, by Pillow."""
     with path.open("rb") as file:
-        head = file.read(24)
-    if head[:4] == b"\x89PNG":
+        head = file.read(HEAD)
+    if head[:4] == b"\x89PNG" and b"eXIf" not in head:
         return _extent(head)
-    from PIL import Image
+    from diffopt.data.picture import extent
 
-    with Image.open(path) as image:
-        width, height = image.size
-        return width, height
+    return extent(path)
 
 
 def _extent(head: bytes) -> tuple[int, int]:

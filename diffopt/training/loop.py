@@ -6,13 +6,12 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
-from PIL import Image
 
+from diffopt.data.picture import pixels
 from diffopt.errors import GateError
 from diffopt.files.json_file import typed
 from diffopt.files.training import Validation
@@ -211,7 +210,7 @@ class Training:
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 rows_last = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({"validation": np.asarray(Image.open(sheet))[None]}, step=step, **rows_last)
+                tracker.log_images({"validation": pixels(sheet)[None]}, step=step, **rows_last)
 
     @torch.no_grad()
     def _settle(self) -> None:
