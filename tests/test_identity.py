@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from diffopt.stage import stages
+from diffopt.store import assets
 from diffopt.store.fingerprint import fingerprint
 from diffopt.store.source import Sources
 from diffopt.store.store import Store
@@ -252,12 +253,12 @@ def test_the_models_precision_changes_everything(fp8):
     assert changed(before, after) == set(keys(before))
 
 
-def test_the_content_of_a_model_directory_is_in_and_its_path_is_out(fp8, tmp_path, pipeline_directory):
-    one = pipeline_directory(tmp_path / "one")
-    same = tmp_path / "elsewhere" / "same"
-    shutil.copytree(one, same)
-    other = pipeline_directory(tmp_path / "other")
-    (other / "transformer" / "weights.safetensors").write_bytes(b"WEIGHTS")
+def test_the_content_of_a_model_directory_is_in_and_its_path_is_out(fp8, tmp_path):
+    one, same, other = tmp_path / "one", tmp_path / "elsewhere" / "same", tmp_path / "other"
+    for where in (one, same, other):
+        shutil.copytree(assets.locate("asset:emoji/emoji-flux"), where)
+    with (other / "transformer" / "config.json").open("a") as file:
+        file.write("\n")
     digest = Sources(tmp_path / "memory.json", dry=True).digest
     first, second, third = (fp8(f"model.source={p}", digest=digest) for p in (one, same, other))
     assert keys(first) == keys(second)

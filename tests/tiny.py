@@ -96,6 +96,7 @@ class Bench:
     family: str = "flux"
     weights: str = "pretrained"
     lora: list[Any] = field(default_factory=list)
+    variant: str | None = None
     made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,7 +110,7 @@ class Bench:
     def pipeline(self) -> Pipeline:
         def make(ctx: Context) -> Pipeline:
             source = {"source": Source(self.source), "weights": self.weights, "dtype": self.dtype, "lora": self.lora}
-            view = LoadView(family=self.family, scheduler=None, **source)
+            view = LoadView(family=self.family, scheduler=None, variant=self.variant, **source)
             load.run(ctx, view)
             return Pipeline(ctx.out, "pipeline")
 

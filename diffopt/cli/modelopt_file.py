@@ -9,7 +9,7 @@ mto.restore(backbone, "modelopt.pt")    # the plain backbone, e.g. FluxTransform
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import Adapter
-from diffopt.store.source import Source, Sources, read
+from diffopt.store.source import HUB, VARIANT, Source, Sources, read
 from diffopt.store.store import ROOTS, Entry, Store
 
 FILE = "modelopt.pt"
@@ -88,7 +88,11 @@ def _found(sources: Sources, digest: str, candidates: Iterable[Source]) -> bool:
 
 def _sources(digest: str, named: Iterable[Any]) -> Iterator[Source]:
     """Models that may be the one: a commit of the hub, else those that were named."""
-    for name in [digest.removeprefix("hub:")] if digest.startswith("hub:") else named:
+    if digest.startswith(HUB):
+        name, _, variant = digest.removeprefix(HUB).partition(VARIANT)
+        yield replace(read(name), variant=variant or None)
+        return
+    for name in named:
         with suppress(ValueError):
             yield read(name)
 

@@ -46,4 +46,6 @@ class PipelineFile(JsonFile):
     """Most pixels of a side."""
     size_step: int
     """Pixels that a side is a multiple of."""
+    variant: str | None = None
+    """Of the weights that are read as *.VARIANT.*, where the parts have it; None are plain ones."""
     lora: tuple[FusedAdapter, ...] = ()

@@ -28,6 +28,7 @@ class Model(Group):
     readers: ClassVar[dict[str, str]] = {
         "source": "a model with pretrained weights",
         "architecture": "a model with random weights",
+        "variant": "a model with pretrained weights",
         "negative_prompt": "a model that is guided (model.guidance_scale above 1)",
     }
 
@@ -39,6 +40,8 @@ class Model(Group):
     """Its configs alone, for random weights: a directory laid out as the source, without weights."""
     weights: Weights = "pretrained"
     """`random` are random weights of the architecture's size: for planning, timing and testing, never for quality."""
+    variant: str | None = Field(default=None, pattern=r"^[\w-]+$")
+    """Of weights that are there as *.VARIANT.*, such as fp16; null are plain ones, or the only variant that there is."""
     dtype: Dtype
     """What the weights are cast to when loaded."""
     lora: list[Adapter] = Field(default_factory=list)

@@ -17,6 +17,7 @@ from diffopt.groups.lora_file import Shapes, fit, plain, shapes
 from diffopt.kernels.capability import KIND, shortfall
 from diffopt.machine.environment import Environment, gpus, package
 from diffopt.metrics import METRICS, SOURCES
+from diffopt.models.parts import Parts
 from diffopt.quality.limit import PARITY
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
@@ -40,6 +41,7 @@ TRACKERS = {
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
     reasons = [
+        *_source(choices),
         *_lora(choices),
         *_prompts(choices),
         *_format(choices),
@@ -54,6 +56,18 @@ def check(choices: Choices, environment: Environment) -> None:
     ]
     if reasons:
         raise PlanError("\n".join(reasons))
+
+
+def _source(choices: Choices) -> Iterator[str]:
+    """What a local model's directory lacks, by its index and the headers of its weights; `load` tells it of the hub's."""
+    model = choices.model
+    if model is None or (directory := model.origin.directory) is None:
+        return
+    pretrained = model.weights == "pretrained"
+    parts = Parts(directory, models.family(model.family), model.variant if pretrained else None)
+    for what, advice in parts.problems(pretrained=pretrained):
+        where = "source" if model.origin is model.source else "architecture"
+        yield f"model.{where}: {what} (got {model.origin.name!r}); {advice}"
 
 
 def _lora(choices: Choices) -> Iterator[str]:

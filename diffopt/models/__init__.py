@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 
 from diffopt.models.family import Family
 
-HELPERS = ("example", "family", "svd_pipeline", "unet")
+HELPERS = ("example", "family", "parts", "svd_pipeline", "unet")
 
 
 @cache

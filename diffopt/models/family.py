@@ -61,6 +61,10 @@ class Family:
     the graph. `nested` ones stand beside the others: see `call`."""
     backbones: tuple[str, ...] = ("transformer",)
     """The pipeline's attributes that denoise, and the sub-folders they are stored in; a source may lack the later ones."""
+    spare: tuple[str, ...] = ()
+    """Text encoders and tokenizers that the pipeline can do without; a source leaves them out by null in its index."""
+    misfit: Callable[[Mapping[str, Json]], str | None] = lambda _: None
+    """Why a model's parts do not go together, from their configs by name; None where they do."""
     ends: int = 0
     """So many blocks at either end of the first of `blocks` stay in full precision too."""
     frame_step: int | None = None

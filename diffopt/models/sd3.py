@@ -78,6 +78,7 @@ FAMILY = Family(
     blocks=("transformer_blocks",),
     keep=("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out"),
     size_step=16,
+    spare=("text_encoder_3", "tokenizer_3"),
     largest=largest,
     block_cache=False,
     cached=("*", "!transformer_blocks.-[1-8]"),  # Model-Optimizer's default: of SD3's 24 blocks not 16 to 23

@@ -62,6 +62,15 @@ def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> di
     return {"encoder_hidden_states": texts["prompt_embeds"], "text_embeds": texts["pooled_prompt_embeds"]}
 
 
+def misfit(configs: Mapping[str, Json]) -> str | None:
+    """A model may have been trained with one text encoder: then the UNet takes as many features as that gives."""
+    texts = [c["hidden_size"] for name, c in configs.items() if name.startswith("text_encoder") and "hidden_size" in c]
+    takes = configs.get("unet", {}).get("cross_attention_dim")
+    if not texts or takes is None or sum(texts) == takes:
+        return None
+    return f"its text encoders give {sum(texts)} features together, but its unet takes {takes}"
+
+
 FAMILY = Family(
     name="sdxl",
     pipeline="StableDiffusionXLPipeline",
@@ -70,6 +79,8 @@ FAMILY = Family(
     blocks=unet.BLOCKS,
     keep=unet.KEEP,
     size_step=unet.SIZE_STEP,
+    spare=("text_encoder", "tokenizer"),
+    misfit=misfit,
     reads=unet.READS,
     convolutions=True,
     unbatched=("timestep",),

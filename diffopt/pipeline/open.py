@@ -1,9 +1,10 @@
 """Opening a pinned pipeline: whole, or only those of its parts that a stage computes with."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -16,6 +17,7 @@ from diffopt.errors import SourceError
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
 from diffopt.models import Family, family, svd_pipeline
+from diffopt.models.parts import Parts
 from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
@@ -43,7 +45,10 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
 def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
     pinned = PipelineFile.read(pipeline.path)
-    return place(_assemble(ctx, pipeline, dict.fromkeys([*pinned.backbones, "vae"])), ctx.device)
+    pipe = place(_assemble(ctx, pipeline, dict.fromkeys([*pinned.backbones, "vae"])), ctx.device)
+    if {*_parts(ctx, pinned).left_out} & {*family_of(pipeline).spare}:  # zeros stand for it, as wide as the backbone takes
+        setattr(pipe, pinned.backbones[0], SimpleNamespace(config=SimpleNamespace(**config(ctx, pinned, pinned.backbones[0]))))
+    return pipe
 
 
 def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
@@ -76,7 +81,8 @@ def open_vae(ctx: Context, pipeline: Pipeline) -> Any:
     if pinned.weights == "random":
         return _random(ctx, pinned, "vae", ctx.device).float().eval()
     cls, directory = _class(ctx, pinned, "vae"), ctx.locate(pinned.source)
-    return _read(cls, directory, subfolder="vae", torch_dtype=torch.float32).to(ctx.device).eval()
+    variant = _parts(ctx, pinned).variant_of("vae")
+    return _read(cls, directory, subfolder="vae", torch_dtype=torch.float32, variant=variant).to(ctx.device).eval()
 
 
 def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
@@ -94,7 +100,8 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
             found[name] = _random(ctx, pinned, name, device)
         else:
             cls = getattr(diffusers, family_of(pipeline).backbone_class)
-            how = {"subfolder": name, "torch_dtype": getattr(torch, pinned.dtype)}
+            variant = _parts(ctx, pinned).variant_of(name)
+            how = {"subfolder": name, "torch_dtype": getattr(torch, pinned.dtype), "variant": variant}
             found[name] = _read(cls, directory, **how)
         # Pretrained weights are read to the CPU: fused there they are the same on every device, and a GPU holds them once.
         fuse(ctx, pipeline, {name: found[name]})
@@ -128,24 +135,32 @@ def by_name(pinned: PipelineFile, module: torch.nn.Module) -> dict[str, torch.nn
 
 def _texts(ctx: Context, pinned: PipelineFile) -> list[str]:
     """What the pipeline has besides backbones, VAE and scheduler: tokenizers, text encoders and what goes with them."""
-    index = json.loads((ctx.locate(pinned.source) / "model_index.json").read_text())
-    parts = [k for k, v in index.items() if isinstance(v, list) and v[0]]
-    return [k for k in parts if k not in (*pinned.backbones, "vae", "scheduler")]
+    return [k for k in _parts(ctx, pinned).named if k not in (*pinned.backbones, "vae", "scheduler")]
+
+
+def _parts(ctx: Context, pinned: PipelineFile) -> Parts:
+    return Parts(ctx.locate(pinned.source), family(pinned.family), pinned.variant)
 
 
 def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     """The pipeline of the components `own`, those that are None left out, and the source's for the rest, adapters fused."""
     pinned = PipelineFile.read(pipeline.path)
     directory = ctx.locate(pinned.source)
-    own = own | {"scheduler": scheduler(directory, pinned.scheduler)}
+    parts = _parts(ctx, pinned)
+    own = dict.fromkeys(parts.left_out) | own | {"scheduler": scheduler(directory, pinned.scheduler)}
     kind = family(pinned.family)
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
     cls = getattr(svd_pipeline if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
-    pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned.dtype), **own)
+    pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned.dtype), variant=_asked(parts, own), **own)
     pipe.set_progress_bar_config(disable=True)
     read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}
     fuse(ctx, pipeline, read)
     return pipe
+
+
+def _asked(parts: Parts, own: Mapping[str, Any]) -> str | None:
+    """The variant, where a part that is read has it: diffusers refuses one of which it finds nothing."""
+    return next((parts.variant for n in parts.named if n not in own and parts.variant_of(n)), None)
 
 
 def _class(ctx: Context, pinned: PipelineFile, component: str) -> Any:
@@ -179,7 +194,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _read(cls: Any, directory: Path, **how: Any) -> Any:
     try:
         return cls.from_pretrained(directory, **how)
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
+    except (OSError, ValueError, LookupError, SafetensorError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
 

@@ -110,7 +110,8 @@ def check_length(pipe: Any, prompts: Sequence[str], model: Any, where: str) -> N
     `pipe` has tokenizers; `where` names the prompts' field.
     """
     tokenizer = next(t for n in ("tokenizer_3", "tokenizer_2", "tokenizer") if (t := getattr(pipe, n, None)) is not None)
-    most = model.max_sequence_length or tokenizer.model_max_length
+    long = model.max_sequence_length if getattr(pipe, "tokenizer_3", tokenizer) is not None else None  # SD3's T5 left out
+    most = long or tokenizer.model_max_length
     for prompt in prompts:
         if (length := len(tokenizer(prompt, truncation=False, verbose=False).input_ids)) > most:
             shown = prompt if len(prompt) < 60 else prompt[:57] + "..."

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +17,7 @@ from diffopt.files.lora import write_hits
 from diffopt.files.pipeline import FusedAdapter, PipelineFile
 from diffopt.groups.lora_file import Adapter
 from diffopt.groups.model import Dtype, Model, Weights
+from diffopt.models.parts import INDEX, Parts
 from diffopt.stage import Context, stage
 from diffopt.store.source import ModelSource
 from diffopt.view import Choices, Group, View
@@ -31,6 +33,7 @@ class LoadView(View, of=Model):
     source: ModelSource
     """Of the pipeline's files: the architecture, for random weights."""
     weights: Weights
+    variant: str | None = None
     dtype: Dtype
     scheduler: str | None
     lora: list[Adapter] = Field(default_factory=list)
@@ -42,16 +45,20 @@ class LoadView(View, of=Model):
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         random = choices.model is not None and choices.model.weights == "random"
-        return cls.fields_read() - {"source" if random else "architecture"}
+        return cls.fields_read() - ({"source", "variant"} if random else {"architecture"})
 
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Model)
-        return [cls(**{n: getattr(group, n) for n in cls.model_fields} | {"source": group.origin})]
+        variant = group.variant if group.weights == "pretrained" else None
+        source = group.origin if group.origin.local else replace(group.origin, variant=variant)
+        return [cls(**{n: getattr(group, n) for n in cls.model_fields} | {"source": source, "variant": variant})]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         found = self.model_dump(mode="json")
         adapters = found.pop("lora")
+        if found["variant"] is None:  # as it was before there were any
+            del found["variant"]
         if adapters:  # by what they are: a digest has the file within the repository, null is the first backbone
             first = models.family(self.family).backbones[0]
             rows = [{"path": a["path"], "scale": a["scale"], "backbone": a["backbone"] or first} for a in adapters]
@@ -69,23 +76,19 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
 
     digest = ctx.digest(model.source)
     directory = ctx.locate(digest)
-    index = json.loads((directory / "model_index.json").read_text())
     family = models.family(model.family)
+    parts = Parts(directory, family, model.variant)
+    _check(parts, model)
     scheduler(directory, model.scheduler)
-    backbones = [name for name in family.backbones if isinstance(index.get(name), list) and index[name][0]]
-    configs = {}
-    for name in [*(backbones or family.backbones[:1]), "vae"]:
-        path = directory / name / "config.json"
-        if not path.is_file():
-            raise PlanError(f"model.source: has no {name}/config.json (got {model.source.name!r}); download it again")
-        configs[name] = json.loads(path.read_text())
+    backbones = [name for name in family.backbones if name in parts.named]
+    configs = {name: json.loads((directory / name / "config.json").read_text()) for name in [*backbones, "vae"]}
     vae = configs.pop("vae")
     modules = {}
     with torch.device("meta"):  # buffers too: SD3.5 medium's table of positions took 9 s
         for name, config in configs.items():
             modules[name] = getattr(diffusers, family.backbone_class).from_config(config)
     first = next(iter(modules.values()))
-    components = {k: v[1] for k, v in index.items() if isinstance(v, list) and v[0]}
+    components = parts.named
     PipelineFile(
         source=digest,
         family=model.family,
@@ -98,10 +101,29 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
         blocks={name: len(getattr(first, name)) for name in family.blocks},
         largest=family.largest(next(iter(configs.values()))),
         size_step=family.coarser(next(iter(configs.values())), vae) or family.size_step,
+        variant=parts.variant if model.weights == "pretrained" else None,
         lora=_adapters(ctx, model, directory, components, modules) if model.lora else (),
     ).write(ctx.out)
     prefixed = {f"{name}." if len(modules) > 1 else "": module for name, module in modules.items()}
     write_layers(ctx.out, (layer for prefix, module in prefixed.items() for layer in layers_of(module, prefix)))
+
+
+def _check(parts: Parts, model: LoadView) -> None:
+    """Raises PlanError, a line for each part that is missing or not whole; says which optional ones are left out."""
+    import diffusers
+
+    pretrained = model.weights == "pretrained"
+    index = json.loads((parts.directory / INDEX).read_text())
+    cls: Any = getattr(diffusers, parts.family.opened(index.get("_class_name", "")) or parts.family.pipeline)
+    needed, _ = cls._get_signature_keys(cls)
+    optional = {*cls._optional_components} - {*parts.family.backbones}
+    flaws = list(parts.problems(pretrained=pretrained, needed=[n for n in needed if n not in optional]))
+    if flaws:
+        raise PlanError("\n".join(f"model.source: {what} (got {model.source.name!r}); {advice}" for what, advice in flaws))
+    if pretrained and parts.variant and parts.variant != model.variant:
+        log.info("model.source: its weights are there as the variant %s alone, which is read", parts.variant)
+    if pretrained and (gone := [n for n in parts.left_out if parts.index.get(n, [None])[0]]):
+        log.info("model.source: %s is not there, and left out: the pipeline does without", ", ".join(gone))
 
 
 def _adapters(

@@ -33,6 +33,8 @@ DATA = ["*.parquet", "*.arrow", "*.csv", "*.json", "*.jsonl", "README.md", *PICT
 """Files of a hub repository of a data set, and the card that says which of them are which."""
 LOCAL = "the path of a local copy"
 """What can be given for a source that the hub does not give: the end of the advice."""
+VARIANT = ":variant="
+"""In a digest of the hub, before the variant of the weights."""
 QUICK = 256 << 20  # bytes that planning may hash without being slow: about half a second
 
 
@@ -45,6 +47,8 @@ class Source:
     """It scores pictures: its files on the hub are not in the folders of a pipeline."""
     adapter: str | None = None
     """It is a LoRA adapter: a local file, or on the hub the one that this glob names."""
+    variant: str | None = None
+    """It is a model whose weights are wanted as *.VARIANT.*; matters on the hub alone, where others need no download."""
     data: bool = False
     """It is a data set: `name` is a directory, or `hub:ORG/NAME[@REVISION]`, which is another repository than a model's."""
 
@@ -179,7 +183,8 @@ class Sources:
             if source.data:
                 return download(DATA, [])
             if not source.scores:
-                found = download([source.adapter] if source.adapter else WANTED, [] if source.adapter else UNWANTED)
+                unwanted = [] if source.adapter else _unwanted(repo, commit, source.variant)
+                found = download([source.adapter] if source.adapter else WANTED, unwanted)
                 return _only_file(found, source) if source.adapter else found
             found = download(SCORER, [])
             if not [*found.glob("*.safetensors"), *found.glob("*.pt")]:  # an older repository
@@ -207,7 +212,7 @@ class Sources:
     def _hub(self, source: Source) -> str | None:
         repo, revision = source.hub
         repo = (DATA_SETS if source.data else "") + repo
-        file = f":{source.adapter}" if source.adapter else ""
+        file = f":{source.adapter}" if source.adapter else f"{VARIANT}{source.variant}" if source.variant else ""
         if COMMIT.fullmatch(revision):
             return f"{HUB}{repo}@{revision}{file}"
         known = self._remembered()
@@ -250,6 +255,21 @@ def _files(root: Path) -> list[Path]:
         below[:] = [d for d in below if not d.startswith(".") and (here / d).resolve() not in entered]
         found += [here / n for n in names if not n.startswith(".") and (here / n).is_file()]
     return sorted(found)
+
+
+def _unwanted(repo: str, commit: str, variant: str | None) -> list[str]:
+    """Patterns of a repository's files that are not read: weights in other forms, plain ones where the variant is there."""
+    from huggingface_hub import HfApi, constants
+
+    if variant is None:
+        return UNWANTED
+    others = [p for p in UNWANTED if p != f"*.{variant}.*"]
+    if constants.HF_HUB_OFFLINE:
+        return others
+    files = HfApi().list_repo_files(repo, revision=commit)
+    own = {f.rpartition("/")[0] for f in files if f".{variant}" in f}
+    plain = [f for f in files if f.endswith(SUFFIX) and f.rpartition("/")[0] in own and f".{variant}" not in f]
+    return others + plain
 
 
 def _only_file(directory: Path, source: Source) -> Path:
