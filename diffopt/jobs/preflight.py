@@ -16,6 +16,7 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.data import STEPS, Data
 from diffopt.groups.model import BYTES
 from diffopt.machine import environment
+from diffopt.models.parts import Parts
 from diffopt.quantization.layers import without
 from diffopt.runtimes.room import estimate
 from diffopt.stage import Context
@@ -23,6 +24,8 @@ from diffopt.text import size
 from diffopt.training.processes import arranged
 from diffopt.view import Choices
 
+FLOAT16 = 65504.0
+"""Its largest number."""
 HEAD_STEP = 16  # channels; FP8 attention kernels take heads of multiples of it
 
 
@@ -38,6 +41,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
         *_size(choices, pinned.largest, pinned.size_step),
         *_format(choices, layers, kept),
         *_cache(ctx, choices, pinned),
+        *_range(ctx, choices, pinned, [x.name for x in without(layers, kept)]),
         *_memory(pinned),
         *_parity(choices, pinned, without(layers, kept)),
         *_bench(choices, pinned),
@@ -103,6 +107,31 @@ def _cache(ctx: Context, choices: Choices, pinned: PipelineFile) -> Iterator[str
     middle = "down_blocks" in family.blocks and json.loads(path.read_text()).get("mid_block_type", True) is not None
     if mismatch := choices.cache.filled(family).mismatch(block_names(pinned.blocks, middle)):
         yield f"cache.{mismatch}"
+
+
+def _range(ctx: Context, choices: Choices, pinned: PipelineFile, layers: Sequence[str]) -> Iterator[str]:
+    """Weights that FP16 cannot hold, where the model is opened or exported in it: they would be infinite."""
+    exported = choices.export.high_precision_dtype if choices.export and choices.export.kind == "graph" else None
+    given = {"model.dtype": pinned.dtype, "export.high_precision_dtype": exported}
+    field = next((name for name, dtype in given.items() if dtype == "float16"), None)
+    if field is None or pinned.weights == "random":
+        return
+    from diffopt.quantization.narrow import beyond
+
+    parts = Parts(ctx.locate(pinned.source), models.family(pinned.family), pinned.variant)
+    excluded = choices.format.exclude if choices.format else []
+    for backbone in pinned.backbones:
+        prefix = f"{backbone}." if len(pinned.backbones) > 1 else ""
+        found = [(prefix + name, peak) for name, peak in beyond(parts.weights(backbone), FLOAT16)]
+        for name, peak in found[:1]:
+            layer, _, kind = name.rpartition(".")
+            scaled = choices.format and kind == "weight" and layer in layers and not any(fnmatch(layer, g) for g in excluded)
+            what = f"{layer}.weight_quantizer has an amax of" if scaled else f"{name} has values up to"
+            more = f"; {len(found)} such weights" if found[1:] else ""
+            yield (
+                f"{field}: {what} {peak:.6g}, which float16 cannot hold (got float16, up to {FLOAT16:.0f}{more}); "
+                f"set {field}=bfloat16 or float32"
+            )
 
 
 def _memory(pinned: PipelineFile) -> Iterator[str]:

@@ -66,6 +66,12 @@ class Parts:
         """The same of one part: None where it has plain weights alone."""
         return self.variant if self.variant in self._variants(name) else None
 
+    def weights(self, name: str) -> list[Path]:
+        """The safetensors files of a part that are read."""
+        return [
+            p for p in sorted((self.directory / name).glob("*.safetensors")) if _variant(p.name) == (self.variant_of(name),)
+        ]
+
     def problems(self, *, pretrained: bool = True, needed: Collection[str] = ()) -> Iterator[tuple[str, str]]:
         """What is wrong, and what to do. `needed` are parts that the pipeline's class takes.
 
@@ -149,8 +155,8 @@ class Parts:
             if found and found["variant"] == variant and (lacking := _lacking(listing)):
                 more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
                 yield f"lacks {name}/{lacking[0]}{more}, which {name}/{listing.name} names", "download what is missing"
-        for path in sorted(folder.glob("*.safetensors")):
-            if _variant(path.name) == (variant,) and (reason := _broken(path, path.stat().st_size, path.stat().st_mtime_ns)):
+        for path in self.weights(name):
+            if reason := _broken(path, path.stat().st_size, path.stat().st_mtime_ns):
                 yield f"has a broken {name}/{path.name}: {reason}", "download that file again"
 
     def _asked_problems(self) -> Iterator[tuple[str, str]]:

@@ -58,11 +58,12 @@ def export(
     from diffopt.graph.calls import Calls
     from diffopt.pipeline.open import config, family_of, tokens
     from diffopt.quantization.checkpoint import restore
+    from diffopt.quantization.narrow import narrow
 
     family, head = family_of(pipeline), CheckpointFile.read(checkpoint.path) if checkpoint else None
     pinned = PipelineFile.read(pipeline.path)
     whole = restore(ctx, pipeline, checkpoint)
-    _convert(whole, getattr(torch, export.high_precision_dtype or pinned.dtype))
+    narrow(whole, getattr(torch, export.high_precision_dtype or pinned.dtype))
     several = isinstance(whole, torch.nn.ModuleDict)
     layers = head.layers if head else ()
     described = partial(
@@ -144,18 +145,3 @@ def _check(found: int, expected: int, what: str, operators: Mapping[str, int]) -
             f"export: {found} matrix products of the graph have a quantized {what}, but {expected} layers of the checkpoint do "
             f"(got {operators}); nothing was kept"
         )
-
-
-def _convert(backbone: "torch.nn.Module", dtype: "torch.dtype") -> None:
-    """In place, tensor by tensor. Raises GateError for a weight that is beyond the range of `dtype`."""
-    import torch
-
-    if all(p.dtype == dtype for p in backbone.parameters() if p.is_floating_point()):
-        return
-    torch.nn.Module.to(backbone, dtype)  # diffusers' own `to` warns of modules that it wants in float32
-    for name, weight in backbone.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise GateError(
-                f"export: {name} has values that {str(dtype).removeprefix('torch.')} cannot hold (got inf or NaN); "
-                "set export.high_precision_dtype=bfloat16 or float32"
-            )
