@@ -10,8 +10,8 @@ SLOWER = "slower than its baseline"
 
 
 def digits(stat: Interval) -> int:
-    """Decimals that leave two figures of the interval's half width, or four of the mean where there is no interval."""
-    low, high = stat.ends or (0.0, 0.0)
+    """Decimals that leave two figures of half the width of the interval, or of the few values; of one value four figures."""
+    low, high = stat.ends or (min(stat.values or (0.0,)), max(stat.values or (0.0,)))
     scale, figures = ((high - low) / 2, 2) if high > low else (abs(stat.mean), 4)
     return min(max(figures - 1 - math.floor(math.log10(scale)), 0), 6) if 0 < scale < math.inf else 2
 
@@ -21,7 +21,7 @@ def number(value: float, decimals: int) -> str:
 
 
 def with_interval(stat: Interval, unit: str = "") -> str:
-    """Mean, unit and 95% interval, e.g. `33.7 dB [31.8, 35.5]`."""
+    """Mean, unit and 95% interval, e.g. `33.7 dB [31.8, 35.5]`; of few values `33.7 dB of 31.8, 35.5`."""
     return _written(stat, unit, lambda value: number(value, digits(stat)))
 
 
@@ -31,8 +31,23 @@ def signed(stat: Interval, unit: str = "") -> str:
 
 
 def _written(stat: Interval, unit: str, text: Callable[[float], str]) -> str:
-    ends = f" [{', '.join(map(text, stat.ends))}]" if stat.ends else ""
+    few = f" of {each}" if (each := _each(stat, text)) else ""
+    ends = f" [{', '.join(map(text, stat.ends))}]" if stat.ends else few
     return f"{text(stat.mean)}{' ' if unit else ''}{unit}{ends}"
+
+
+def few_values(stat: Interval) -> str:
+    """`31.8, 35.5`; empty where there is an interval instead, or the mean is the only value."""
+    return _each(stat, lambda value: number(value, digits(stat)))
+
+
+def _each(stat: Interval, text: Callable[[float], str]) -> str:
+    return ", ".join(map(text, stat.values)) if stat.values and len(stat.values) > 1 and not stat.ends else ""
+
+
+def about_means(stat: Interval) -> str:
+    """What stands beside the means of so many pictures."""
+    return "[95% bootstrap interval]" if stat.ends else f"of the values beside it: fewer than {stat.FEW} have no interval"
 
 
 def pace(speedup: Interval) -> str:

@@ -43,8 +43,8 @@ def curve(quality: Callable[[float], float], share: Callable[[float], float], se
     def evaluate(value: float) -> Point:
         seen.append(value)
         mean, computed = quality(value), share(value)
-        stats = Interval(mean, mean, mean, 3)
-        metric = MetricResult(title="PSNR", unit="dB", better="higher", candidate=stats, values=[mean] * 3)
+        stats = Interval(mean, mean, mean, 10)
+        metric = MetricResult(title="PSNR", unit="dB", better="higher", candidate=stats, values=[mean] * 10)
         margin = stats.mapped(lambda v: v - FLOOR)
         return Point(value, computed, round(100 * (1 - computed)), mean >= FLOOR, {"psnr": metric}, {"psnr": margin})
 
@@ -426,3 +426,6 @@ def test_the_page_shows_the_points_the_cliff_and_the_choice(tmp_path: Path) -> N
     svg = page(directory).split("arithmetic that mag_cache leaves out")[1].split("</svg>")[0]
     assert all(label in svg for label in ("floor: psnr=30", "chosen: threshold=0.2", "cliff", ">0.21<"))
     assert any("cache" in line and "threshold=0.2" in line for line in run_page.summary(directory))
+    points[1]["metrics"]["psnr"]["candidate"] |= {"n": 2, "low": None, "high": None, "values": [34.0, 36.0]}
+    (directory / "search" / "search.json").write_text(json.dumps(content))
+    assert "0.2 40.0 4 35.0 of 34.0, 36.0 kept by the mean; chosen 3" in words(page(directory))

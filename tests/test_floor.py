@@ -81,7 +81,7 @@ def test_a_share_of_the_reference_is_judged_by_the_paired_interval(
 @pytest.mark.parametrize("many", [1, 9])
 def test_a_few_pictures_show_nothing(tmp_path: Path, many: int) -> None:
     found = findings(job(tmp_path / "0", {"psnr": measured([50.0] * many)}).parent)
-    assert [v.says for v in judge(found.rows[0], [parse("psnr=40")])] == ["not shown"]
+    assert [v.says for v in judge(found.rows[0], [parse("psnr=40")])] == ["too few"]
 
 
 def test_where_lower_is_better_the_floor_is_a_ceiling(tmp_path: Path) -> None:
@@ -133,6 +133,16 @@ def test_where_only_means_keep_the_floor_that_is_said(tmp_path: Path) -> None:
     assert any("its mean keeps psnr=40, but 10 pictures cannot show it: margin 0.1 dB [" in line for line in said)
 
 
+def test_of_a_few_pictures_no_job_is_said_to_keep_a_floor_but_by_its_mean(tmp_path: Path) -> None:
+    job(tmp_path / "0", {"psnr": measured([44.0, 47.0])})
+    job(tmp_path / "1", {"psnr": measured([21.5, 24.5])})
+    first, second = conclusions.under(findings(tmp_path, "psnr=40"))
+    assert first == "best job whose mean keeps psnr=40: job 0; PSNR 45.5 dB of 44.0, 47.0"
+    assert second == "  its mean keeps psnr=40, but 2 pictures are too few to show it: margin 5.5 dB of 4.0, 7.0"
+    (nearest,) = conclusions.under(findings(tmp_path, "psnr=50"))
+    assert nearest == "no job's mean keeps psnr=50; nearest is job 0: psnr=50 by -4.5 dB of -6.0, -3.0"
+
+
 def test_every_floor_must_be_kept(tmp_path: Path) -> None:
     job(tmp_path / "0", psnr(45.0) | clip(-2.0))
     job(tmp_path / "1", psnr(42.0) | clip(0.0))
@@ -144,7 +154,7 @@ def test_where_none_keeps_the_floor_the_nearest_is_named(tmp_path: Path) -> None
     for name, mean in (("0", 30.0), ("1", 35.0)):
         job(tmp_path / name, psnr(mean))
     assert conclusions.under(findings(tmp_path, "psnr=40"))[0].startswith(
-        "no job keeps psnr=40; nearest is job 1: psnr=40 by -5.0 dB ["
+        "no job's mean keeps psnr=40; nearest is job 1: psnr=40 by -5.0 dB ["
     )
 
 

@@ -1,13 +1,15 @@
 """The best, what is not told apart from it, and the Pareto fronts."""
 
+import re
 from pathlib import Path
 
 import pytest
 from contents import CHECKPOINT, MACHINE, PIPELINE
 from sweeps import SPREAD, failed, findings, job, measured, psnr
-from test_report import artifact
+from test_report import artifact, words
 
-from diffopt.sweep import conclusions, cost
+from diffopt.sweep import conclusions, cost, page
+from diffopt.sweep.results import records
 from diffopt.sweep.weight_bytes import weight_bytes
 
 
@@ -131,3 +133,44 @@ def test_failed_jobs_and_twins_are_no_points(tmp_path: Path) -> None:
         job(tmp_path / name, psnr(40.0 - int(name)), same_as=same, graph=100 if name == "2" else 200)
     failed(tmp_path / "3")
     assert [r.job for r in findings(tmp_path).fronts["size"]] == ["2", "0"]
+
+
+def said_of(directory: Path, *floors: str) -> tuple[str, str]:
+    """The words of the sweep's page, with a star before a badge of praise, and the console's lines."""
+    found = findings(directory, *floors)
+    html = page.write(found).read_text()
+    return words(html.replace('tag best">', 'tag">*')), "\n".join(page.summary(found))
+
+
+def test_of_three_pictures_a_sweep_says_their_values_no_interval_and_no_badge_that_contradicts(tmp_path: Path) -> None:
+    for name, mean in (("0", 45.0), ("1", 23.0)):
+        job(tmp_path / name, {"psnr": measured([mean - 1.5, mean, mean + 1.5])}, graph=100 * (1 + int(name)))
+    html, lines = said_of(tmp_path, "psnr=40")
+    assert not re.search(r"\[[-+\d.]+, |95%|not shown|reaches to both sides|\*ship|\*best(?! mean)", html + lines)
+    assert "0 its mean keeps *best mean front 5.0 of 3.5, 5.0, 6.5 too few" in html
+    assert "1 -17.0 of -18.5, -17.0, -15.5 too few" in html
+    assert "PSNR 45.0 dB of 43.5, 45.0, 46.5" in lines
+
+
+def test_of_many_pictures_a_margin_beyond_the_floor_is_broken_and_not_said_to_be_not_shown(tmp_path: Path) -> None:
+    for name, mean in (("0", 50.0), ("1", 23.0)):
+        job(tmp_path / name, psnr(mean))
+    html, _ = said_of(tmp_path, "psnr=40")
+    assert "0 *ship *best 10.0 [" in html
+    assert "broken" in html
+    assert "not shown" not in html.lower()
+
+
+def test_a_pick_that_the_sample_does_not_show_is_not_marked_to_be_shipped(tmp_path: Path) -> None:
+    job(tmp_path / "0", psnr(40.1))
+    html, lines = said_of(tmp_path, "psnr=40")
+    assert "*ship" not in html
+    assert "its mean keeps" in html
+    assert "best job whose mean keeps psnr=40: job 0" in lines
+
+
+def test_results_of_a_few_pictures_have_no_ends(tmp_path: Path) -> None:
+    job(tmp_path / "0", {"psnr": measured([44.0, 46.0])})
+    (record,) = records(findings(tmp_path, "psnr=40"))
+    assert record["metrics"]["psnr"] == {"mean": 45.0, "low": None, "high": None, "n": 2}
+    assert record["floors"] == {"psnr=40": {"says": "too few", "mean": 5.0, "low": None, "high": None, "n": 2}}

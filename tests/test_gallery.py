@@ -123,7 +123,7 @@ def test_an_evaluations_prompt_is_as_bad_as_its_worst_model(tmp_path: Path) -> N
     assert found.kinds == ["base", "one", "two"]
 
 
-STAT = Interval(-1.0, -1.5, -0.5, 3)
+STAT = Interval(-1.0, -1.5, -0.5, 30)
 METRIC = MetricResult(title="CLIP score", unit="points", better="higher", candidate=STAT)
 
 

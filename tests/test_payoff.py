@@ -3,7 +3,7 @@
 import pytest
 
 from diffopt.files.bench import Contender, Memory, Rate, Work
-from diffopt.files.interval import Interval
+from diffopt.files.interval import CallInterval
 from diffopt.files.latency import Speedup, Spread
 from diffopt.quality.payoff import floor, floor_milliseconds, pays, verdict
 from diffopt.runtimes import contenders
@@ -44,7 +44,7 @@ def test_a_floor_beside_a_step() -> None:
     ],
 )
 def test_what_is_slower_does_not_pay(mean: float, low: float, high: float, said: str | None) -> None:
-    assert pays(Interval(mean, low, high, 7)) == said
+    assert pays(CallInterval(mean, low, high, 7)) == said
 
 
 def timed(name: str, title: str, base: Speedup | None, eager: Speedup | None) -> Contender:
@@ -56,7 +56,7 @@ def timed(name: str, title: str, base: Speedup | None, eager: Speedup | None) ->
 
 
 def ratio(step: float, whole: float) -> Speedup:
-    return Speedup(Interval(whole, whole - 0.01, whole + 0.01, 7), Interval(step, step - 0.01, step + 0.01, 7))
+    return Speedup(CallInterval(whole, whole - 0.01, whole + 0.01, 7), CallInterval(step, step - 0.01, step + 0.01, 7))
 
 
 def test_a_verdict_has_both_ratios_the_floor_and_eager_beside() -> None:

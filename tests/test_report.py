@@ -29,7 +29,8 @@ NOTE = "int8_sq is simulated by the torch runtime: its pictures count, its speed
 
 
 def stat(mean: float, spread: float = 1.0) -> dict[str, Any]:
-    return {"mean": mean, "low": mean - spread, "high": mean + spread, "n": len(PROMPTS)}
+    """As of many pictures, though a page here has few."""
+    return {"mean": mean, "low": mean - spread, "high": mean + spread, "n": 64}
 
 
 def artifact(directory: Path, step: str, files: dict[str, Any]) -> None:
@@ -145,8 +146,22 @@ def test_overrides_notes_and_config_are_escaped(tmp_path: Path) -> None:
 
 def test_metrics_are_given_with_interval_unit_reference_and_paired_difference(tmp_path: Path) -> None:
     text = words(page(scored(tmp_path)))
-    assert "PSNR 30.0 [29.0, 31.0] compared with it - dB higher 3" in text
-    assert "CLIP score 80.2 [79.2, 81.2] 82.5 [81.5, 83.5] -2.25 [-2.75, -1.75] - higher 3" in text
+    assert "PSNR 30.0 [29.0, 31.0] compared with it - dB higher 64" in text
+    assert "CLIP score 80.2 [79.2, 81.2] 82.5 [81.5, 83.5] -2.25 [-2.75, -1.75] - higher 64" in text
+
+
+def test_a_few_pictures_are_given_by_their_values_and_no_interval(tmp_path: Path) -> None:
+    path = scored(tmp_path) / "score/metrics.json"
+    content = json.loads(path.read_text())
+    few = {"mean": 30.0, "low": None, "high": None, "n": 3, "values": [31.0, 30.0, 29.0]}
+    content["metrics"]["psnr"]["candidate"] = few
+    content["metrics"]["clip"]["candidate"] |= {"n": 3}  # as an older version wrote it
+    path.write_text(json.dumps(content))
+    text = words(page(tmp_path))
+    assert "PSNR 30.0 of 31.0, 30.0, 29.0 compared with it - dB higher 3" in text
+    assert "CLIP score 80.25 82.5" in text
+    assert "Mean over the pictures of the values beside it: fewer than 10 have no interval." in text
+    assert run_page.summary(tmp_path)[:2] == ["PSNR        30.0 dB of 31.0, 30.0, 29.0  n=3", "CLIP score  80.25  n=3"]
 
 
 def test_the_worst_pair_by_the_first_metric_comes_first(tmp_path: Path) -> None:
@@ -263,8 +278,8 @@ def test_pairs_beyond_the_limit_are_counted_not_shown(tmp_path: Path, monkeypatc
 
 def test_the_summary_has_metrics_size_and_speed(tmp_path: Path) -> None:
     assert run_page.summary(scored(tmp_path / "a")) == [
-        "PSNR        30.0 dB [29.0, 31.0]  n=3",
-        "CLIP score  80.2 [79.2, 81.2]  n=3",
+        "PSNR        30.0 dB [29.0, 31.0]  n=64",
+        "CLIP score  80.2 [79.2, 81.2]  n=64",
         f"speed       not claimed: {NOTE}",
     ]
     assert run_page.summary(exported(tmp_path / "b", 1.5)) == [

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from diffopt.files.interval import Interval
-from diffopt.metrics.intervals import around, interval
+from diffopt.metrics.intervals import around, interval, of_calls
 
 
 def normal(n: int, seed: int = 0) -> np.ndarray:
@@ -53,14 +53,38 @@ def test_a_skewed_sample_has_a_skewed_interval() -> None:
 
 
 def test_one_value_has_no_interval() -> None:
-    assert interval(np.array([3.5])) == Interval(3.5, None, None, 1)
+    assert interval(np.array([3.5])) == Interval(3.5, None, None, 1, (3.5,))
 
 
-def test_two_values_have_one() -> None:
-    assert interval(np.array([1.0, 3.0])) == Interval(2.0, 1.0, 3.0, 2)
+@pytest.mark.parametrize("n", [2, 9])
+def test_fewer_than_ten_values_are_there_themselves_and_have_no_interval(n: int) -> None:
+    found = interval(normal(n))
+    assert (found.low, found.high, found.ends, found.values) == (None, None, None, tuple(normal(n)))
+    assert interval(normal(10)).values is None
+    assert interval(normal(10)).ends is not None
 
 
-@pytest.mark.parametrize("n", [2, 64])
+def test_an_interval_of_a_few_that_an_older_version_wrote_is_none() -> None:
+    assert Interval(-17.0, -18.5, -15.5, 2).ends is None
+    assert Interval(-17.0, -18.5, -15.5, 9).mapped(lambda v: -v) == Interval(17.0, None, None, 9)
+
+
+def test_what_is_few_is_less_of_timed_calls() -> None:
+    found = of_calls(np.array([1.1, 1.2, 1.4]))
+    assert found.ends is not None
+    assert found.ends[0] < found.mean < found.ends[1]
+    assert of_calls(np.array([1.1, 1.2])).ends is None
+
+
+def test_a_few_values_are_mapped_with_their_mean() -> None:
+    assert interval(np.array([1.0, 3.0])).mapped(lambda v: -2 * v) == Interval(-4.0, None, None, 2, (-2.0, -6.0))
+
+
+def test_a_distance_of_a_few_pictures_has_no_interval() -> None:
+    assert around(10.0, [9.0, 11.0, 10.0], 9) == Interval(10.0, None, None, 9)
+
+
+@pytest.mark.parametrize("n", [10, 64])
 def test_constant_values_have_an_interval_of_no_width(n: int) -> None:
     assert interval(np.full(n, 130.0)) == Interval(130.0, 130.0, 130.0, n)
 
@@ -70,7 +94,8 @@ def test_the_same_values_give_the_same_interval() -> None:
 
 
 def test_what_is_returned_is_plain_numbers() -> None:
-    assert {type(v) for v in vars(interval(normal(5).astype(np.float32))).values()} == {float, int}
+    assert {type(v) for v in vars(interval(normal(15).astype(np.float32))).values()} == {float, int, type(None)}
+    assert {type(v) for v in interval(normal(5).astype(np.float32)).values or ()} == {float}
 
 
 def test_ten_thousand_resamples_are_averaged_a_thousand_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,5 +119,5 @@ def test_a_sets_interval_is_around_its_own_value_whatever_the_bias_of_the_resamp
 
 
 def test_a_sets_interval_does_not_go_below_no_distance() -> None:
-    assert around(0.1, [0.0, 5.0, 9.0], 3).low == 0.0
+    assert around(0.1, [0.0, 5.0, 9.0], 30).low == 0.0
     assert around(0.1, [], 1).low is None

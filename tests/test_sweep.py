@@ -58,7 +58,7 @@ def test_a_row_for_every_job_in_the_order_of_their_numbers(tmp_path: Path) -> No
 def test_only_swept_keys_are_columns(tmp_path: Path) -> None:
     assert job_table.swept(job_table.table(swept(tmp_path))) == ["calib.alpha"]
     html = written(tmp_path)
-    assert rows(html)[0].startswith("0 0.0 30.0 [29.0, 31.0]")
+    assert rows(html)[0].startswith("0 as good? 0.0 30.0 [29.0, 31.0]")
 
 
 def test_a_key_that_a_job_did_not_override_has_the_recipes_value(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_results_are_there_as_data(tmp_path: Path) -> None:
         lines = list(csv.DictReader(f))
     assert [(x["job"], x["calib.alpha"], x["metrics.psnr.mean"]) for x in lines[2:4]] == [("2", "0.2", "35.0"), ("3", "7", "")]
     jobs = json.loads((tmp_path / "results.json").read_text())["jobs"]
-    assert jobs[2]["metrics"]["psnr"] == {"mean": 35.0, "low": 34.0, "high": 36.0, "n": 3}
+    assert jobs[2]["metrics"]["psnr"] == {"mean": 35.0, "low": 34.0, "high": 36.0, "n": 64}
     assert jobs[1]["fell_together_with"] == "0"
     assert jobs[3]["error"].startswith("calib.alpha:")
 
@@ -200,14 +200,14 @@ def test_the_command_writes_the_pages_of_the_sweep_and_of_its_jobs(tmp_path: Pat
     assert all((tmp_path / name / "report.html").is_file() for name in ("", "0", "10"))
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("sweep   6 jobs, 3 distinct, 2 failed; 5 artifacts made")
-    assert out[-2].startswith("best    PSNR 35.0 dB [34.0, 36.0], job 2: calib.alpha=0.2; 3 pictures are too few")
+    assert out[-2].startswith("best    PSNR 35.0 dB [34.0, 36.0], job 2: calib.alpha=0.2; the sample does not tell it apart")
     assert out[-1] == f"report  {tmp_path / 'report.html'}"
 
 
 def test_the_command_says_what_to_ship_under_the_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command([str(swept(tmp_path)), "--floor", "psnr=30", "--floor", "clip=-5%"])
     said = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("floor"))
-    assert "job that keeps psnr=30 and clip=-5%: job 2 (calib.alpha=0.2)" in said
+    assert "job whose mean keeps psnr=30 and clip=-5%: job 2 (calib.alpha=0.2)" in said  # 3 pictures
     assert "keeps psnr=30 and clip=-5%: job 2 (calib.alpha=0.2)" in words((tmp_path / "report.html").read_text())
 
 
@@ -228,7 +228,7 @@ def test_the_floor_that_a_sweep_was_given_is_the_reports_too(tmp_path: Path, cap
     (swept(tmp_path) / "multirun.yaml").write_text("hydra: {callbacks: {sweep: {floor: {psnr: 33, clip: -5%}}}}")
     WriteReport({"psnr": 33, "clip": "-5%"}).on_multirun_end(config(tmp_path))
     command([str(tmp_path)])
-    assert capsys.readouterr().out.count("floor   best job that keeps psnr=33 and clip=-5%: job 2") == 2
+    assert capsys.readouterr().out.count("floor   best job whose mean keeps psnr=33 and clip=-5%: job 2") == 2
 
 
 def test_a_floor_that_is_none_stops_a_sweep_before_it_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

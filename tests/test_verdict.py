@@ -42,6 +42,13 @@ def test_few_prompts_call_nothing_however_far_apart(n: int) -> None:
     assert verdict.of_difference(stat(-5, low, high, n), 1.0, "higher").startswith(f"too few to call at n={n}: -5")
 
 
+def test_a_verdict_on_a_few_has_their_values_and_no_interval() -> None:
+    few = interval(np.array([0.3, -0.1]))
+    assert verdict.of_difference(few, 1.0, "higher", "dB") == "too few to call at n=2: +0.10 dB of +0.30, -0.10"
+    assert verdict.of_alternative("training", few, "higher") == "too few to call at n=2: +0.10 of +0.30, -0.10"
+    assert verdict.of_distance(few, "dB", 0) == "distance from the reference at n=2: 0.10 dB of 0.30, -0.10"
+
+
 def test_equal_values_are_no_loss() -> None:
     assert verdict.of_difference(stat(0, 0, 0), 0.0, "higher").startswith("no loss at n=64")
 
@@ -65,4 +72,5 @@ def test_a_distance_is_given_with_its_identical_pictures() -> None:
 def test_two_models_are_put_in_order_only_where_the_sample_shows_it() -> None:
     assert verdict.of_order("fp8", "int4", stat(9, 8, 10), "dB") == "fp8 over int4: +9.0 dB [+8.0, +10.0], n=64"
     assert verdict.of_order("a", "b", stat(0.5, -1, 2)).startswith("a and b: no difference shown (+0.5")
-    assert verdict.of_order("a", "b", stat(9, 8, 10, 5)) == "a and b: too few to call (+9.0 [+8.0, +10.0], n=5)"
+    few = interval(np.array([8.0, 10.0]))
+    assert verdict.of_order("a", "b", few) == "a and b: too few to call at n=2: +9.0 of +8.0, +10.0"

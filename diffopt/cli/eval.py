@@ -13,7 +13,7 @@ from diffopt.report.gallery import SCRIPT, SHOWN, of_evaluation
 from diffopt.report.html import PAGE, render
 from diffopt.store.files import publish
 from diffopt.store.source import LOCAL, Sources, read_scorer
-from diffopt.text import with_interval
+from diffopt.text import about_means, digits, few_values, number, with_interval
 
 DEFAULTS = {
     "clip": "openai/clip-vit-large-patch14",
@@ -156,9 +156,12 @@ def table(content: EvaluationFile) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     n = len(content.prompts) - len(content.left_out)
-    lines.append(f"n={n} prompts; mean [95% bootstrap interval]")
+    stats = [entry.stat for metric in metrics.values() for entry in metric.models.values()]
+    lines.append(f"n={n} prompts; mean {about_means(stats[0]).replace('beside it', 'below') if stats else ''}".rstrip())
     for metric in metrics.values():
         for model, entry in metric.models.items():
+            if (each := few_values(entry.stat)) and (entry.difference or entry.verdict is None):  # else the verdict has them
+                lines.append(f"{metric.title}, {model}: {each}")
             if entry.verdict is not None:
                 lines.append(f"{metric.title}, {model}: {entry.verdict}")
         lines += [f"{metric.title}, order: {line}" for line in metric.order]
@@ -166,4 +169,7 @@ def table(content: EvaluationFile) -> list[str]:
 
 
 def _cell(entry: ModelResult | None) -> str:
-    return "-" if entry is None else with_interval(entry.stat)
+    """Without the values of a few: they would make a row too long to read, and stand below."""
+    if entry is None:
+        return "-"
+    return with_interval(entry.stat) if entry.stat.ends else number(entry.stat.mean, digits(entry.stat))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffopt.files.cache_summary import CacheSummary
-from diffopt.files.interval import Interval
+from diffopt.files.interval import CallInterval
 from diffopt.files.json_file import JsonFile
 from diffopt.files.machine import Machine
 
@@ -30,8 +30,8 @@ class Timing:
 class Speedup:
     """How many times faster the candidate is, call by call in turn."""
 
-    end_to_end: Interval
-    per_step: Interval | None
+    end_to_end: CallInterval
+    per_step: CallInterval | None
 
 
 @dataclass(frozen=True, kw_only=True)

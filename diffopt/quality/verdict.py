@@ -6,8 +6,6 @@ from diffopt.files.interval import Interval
 from diffopt.quality.direction import sign
 from diffopt.text import digits, signed, with_interval
 
-FEW = 10
-"""Pairs below which nothing is called: a bootstrap of so few covers too little."""
 SMALL = 0.2
 """Of the deviation between prompts: a difference below it is small (Cohen 1988)."""
 
@@ -21,7 +19,7 @@ def of_difference(difference: Interval, deviation: float, better: str, unit: str
     """
     n, said = difference.n, signed(difference, unit)
     ends = difference.mapped(lambda v: sign(better) * v).ends
-    if ends is None or n < FEW:
+    if ends is None:
         return f"too few to call at n={n}: {said}"
     (low, high), margin = ends, SMALL * deviation
     if low > 0:
@@ -56,9 +54,9 @@ def of_order(better: str, worse: str, difference: Interval, unit: str = "") -> s
 
     `difference` is that of the values, turned so that the mean is for `better`.
     """
+    if difference.ends is None:
+        return f"{better} and {worse}: too few to call at n={difference.n}: {signed(difference, unit)}"
     said = f"{signed(difference, unit)}, n={difference.n}"
-    if difference.ends is None or difference.n < FEW:
-        return f"{better} and {worse}: too few to call ({said})"
     return f"{better} over {worse}: {said}" if difference.ends[0] > 0 else f"{better} and {worse}: no difference shown ({said})"
 
 
@@ -66,7 +64,7 @@ def of_alternative(ours: str, difference: Interval, better: str, unit: str = "")
     """Of the difference candidate - further candidate, prompt by prompt: whether `ours` (the cache, training) won or lost."""
     n, said = difference.n, signed(difference, unit)
     ends = difference.mapped(lambda v: sign(better) * v).ends
-    if ends is None or n < FEW:
+    if ends is None:
         return f"too few to call at n={n}: {said}"
     if ends[0] > 0:
         return f"{ours} won at n={n}: {said}"

@@ -11,7 +11,7 @@ from typing import Any
 from diffopt import __version__
 from diffopt.files.json_file import typed
 from diffopt.files.machine import Machine
-from diffopt.text import digits, machine, number, pace, size, with_interval
+from diffopt.text import about_means, digits, few_values, machine, number, pace, size, with_interval
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,9 +40,10 @@ def _templates() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "machine": _machine, "pace": pace}
+    environment.filters |= {"size": size, "machine": _machine, "pace": pace, "about_means": about_means}
     environment.filters |= {"capitalize_first": lambda t: t[:1].upper() + t[1:], "lower_first": lambda t: t[:1].lower() + t[1:]}
-    for name, written in (("with_interval", with_interval), ("number", number)):  # a console may lack the sign
+    signs = (("with_interval", with_interval), ("number", number), ("few_values", few_values))
+    for name, written in signs:  # a console may lack the sign
         environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
     environment.globals |= {"picture": picture, "digits": digits, "version": __version__, "preview": PREVIEW}
     return environment

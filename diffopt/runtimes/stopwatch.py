@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffopt.files.interval import Interval
+from diffopt.files.interval import CallInterval
 from diffopt.files.latency import Speedup, Spread, Timing
-from diffopt.metrics.intervals import interval
+from diffopt.metrics.intervals import of_calls
 from diffopt.pipeline.draw import draw
 from diffopt.pipeline.texts import Texts
 from diffopt.runtimes import Running
@@ -70,14 +70,14 @@ def summary(watch: Stopwatch) -> Timing:
 def compare(baseline: Stopwatch, candidate: Stopwatch) -> Speedup:
     """How many times faster the candidate is, call by call in turn: mean ratio and its 95% interval."""
     ratios = np.array(baseline.calls) / np.array(candidate.calls)
-    return Speedup(interval(ratios), _step_ratio(baseline, candidate))
+    return Speedup(of_calls(ratios), _step_ratio(baseline, candidate))
 
 
-def _step_ratio(baseline: Stopwatch, candidate: Stopwatch) -> Interval | None:
+def _step_ratio(baseline: Stopwatch, candidate: Stopwatch) -> CallInterval | None:
     if not any(baseline.between):
         return None
     medians = [[float(np.median(call)) for call in watch.between] for watch in (baseline, candidate)]
-    return interval(np.array(medians[0]) / np.array(medians[1]))
+    return of_calls(np.array(medians[0]) / np.array(medians[1]))
 
 
 def _spread(values: list[float]) -> Spread:

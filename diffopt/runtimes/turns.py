@@ -11,7 +11,7 @@ from diffopt.files.latency import Speedup, Spread
 from diffopt.groups.cache import CacheView
 from diffopt.machine import gpu_state
 from diffopt.machine.memory import release
-from diffopt.metrics.intervals import interval
+from diffopt.metrics.intervals import of_calls
 from diffopt.quality.payoff import floor, floor_milliseconds, verdict
 from diffopt.runtimes.arithmetic import Seen
 from diffopt.runtimes.contenders import Entry
@@ -133,7 +133,7 @@ def speedup(base: Sequence[Lap], laps: Sequence[Lap]) -> Speedup:
     """How many times as fast, of the two calls of each turn: the mean ratio and its 95% interval."""
     whole = [a.seconds / b.seconds for a, b in zip(base, laps, strict=True)]
     steps = [a.step / b.step for a, b in zip(base, laps, strict=True) if a.step is not None and b.step is not None]
-    return Speedup(interval(np.array(whole)), interval(np.array(steps)) if steps else None)
+    return Speedup(of_calls(np.array(whole)), of_calls(np.array(steps)) if steps else None)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -40,7 +40,9 @@ def under(found: Findings) -> list[str]:
     if found.nearest is None:
         return [f"no job was measured in all of {stated}"]
     row, verdict = found.nearest
-    return [f"no job keeps {stated}; nearest is {_named(found, row)}: {verdict.floor.text} by {margin_text(row, verdict)}"]
+    return [
+        f"no job's mean keeps {stated}; nearest is {_named(found, row)}: {verdict.floor.text} by {margin_text(row, verdict)}"
+    ]
 
 
 def _merged(found: Findings, stated: str) -> list[str]:
@@ -50,7 +52,7 @@ def _merged(found: Findings, stated: str) -> list[str]:
         words = " and ".join(p.word for p in picks)
         costs = "".join(f", {p.cost.text(job)}" for p in picks if p.cost)
         measured = ", ".join(dict.fromkeys(found.measured(picks[0].row, f.metric) for f in found.floors))
-        lines.append(f"{words} job that keeps {stated}: {_named(found, picks[0].row)}{costs}; {measured}")
+        lines.append(f"{words} job {picks[0].keeps} {stated}: {_named(found, picks[0].row)}{costs}; {measured}")
         lines += [f"  {line}" for p in picks for line in caveats(found, p)]
     return list(dict.fromkeys(lines))
 
@@ -62,7 +64,8 @@ def caveats(found: Findings, pick: Pick) -> list[str]:
         doubted = [v for v in found.verdicts[pick.row.job] if v.says != "kept"]
         for v in doubted:
             many = _many(v.margin.n, "picture")
-            lines.append(f"its mean keeps {v.floor.text}, but {many} cannot show it: margin {margin_text(pick.row, v)}")
+            cannot = f"{'is' if v.margin.n == 1 else 'are'} too few to show it" if v.says == "too few" else "cannot show it"
+            lines.append(f"its mean keeps {v.floor.text}, but {many} {cannot}: margin {margin_text(pick.row, v)}")
     if pick.cheaper and pick.cost:
         lines.append(
             f"job {pick.cheaper.job} is {'smaller' if pick.cost.name == 'size' else 'faster'} "

@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 
 from diffopt.quality.limit import Limit
-from diffopt.quality.verdict import FEW
 from diffopt.sweep import cost, pick, ranking
 from diffopt.sweep.cost import Cost
 from diffopt.sweep.duplicates import Reason, reasons
@@ -45,7 +44,7 @@ class Findings:
     @property
     def few(self) -> bool:
         """Whether there are too few pictures to call anything."""
-        return bool(self.best and self.first and self.best.metrics[self.first].candidate.n < FEW)
+        return bool(self.best and self.first and self.best.metrics[self.first].candidate.ends is None)
 
     @cached_property
     def size(self) -> Cost | None:

@@ -7,7 +7,6 @@ from diffopt.errors import ConfigError
 from diffopt.files.interval import Interval
 from diffopt.quality.floor import share
 from diffopt.quality.limit import Limit
-from diffopt.quality.verdict import FEW
 from diffopt.sweep.cost import Cost
 from diffopt.sweep.job_table import Row
 from diffopt.sweep.ranking import first_metric, worth
@@ -25,10 +24,10 @@ class Verdict:
     """Mean over the pictures with its interval, in the metric's unit; positive is on the right side."""
 
     @property
-    def says(self) -> Literal["kept", "broken", "not shown"]:
-        """`not shown` where the interval reaches to both sides, and for fewer than FEW pictures."""
-        if self.margin.ends is None or self.margin.n < FEW:
-            return "not shown"
+    def says(self) -> Literal["kept", "broken", "not shown", "too few"]:
+        """`not shown` where the interval reaches to both sides, `too few` where there is none."""
+        if self.margin.ends is None:
+            return "too few"
         low, high = self.margin.ends
         return "kept" if low >= 0 else "broken" if high < 0 else "not shown"
 
@@ -69,6 +68,11 @@ class Pick:
     def word(self) -> str:
         return {"size": "smallest", "time": "fastest"}[self.cost.name] if self.cost else "best"
 
+    @property
+    def keeps(self) -> str:
+        """Of the job: what is known of it."""
+        return "that keeps" if self.shown else "whose mean keeps"
+
 
 def pick(rows: list[Row], verdicts: dict[str, list[Verdict]], cost: Cost | None) -> Pick | None:
     """The cheapest job shown to keep every floor, else the cheapest whose means keep them; the better one of equal costs."""
@@ -98,5 +102,5 @@ def nearest(rows: list[Row], verdicts: dict[str, list[Verdict]]) -> tuple[Row, V
 
 
 def margin_text(row: Row, verdict: Verdict) -> str:
-    """`0.12 [0.02, 0.22]` with the metric's unit."""
+    """`0.12 [0.02, 0.22]` with the metric's unit; of few pictures the margin of each."""
     return with_interval(verdict.margin, row.metrics[verdict.floor.metric].unit)

@@ -4,7 +4,6 @@ import math
 
 from diffopt.files.interval import Interval
 from diffopt.quality.direction import sign
-from diffopt.quality.verdict import FEW
 from diffopt.sweep.cost import Cost
 from diffopt.sweep.job_table import Row
 
@@ -57,7 +56,7 @@ def ties(rows: list[Row], top: Row) -> list[Row]:
             apart = ahead(top, row, name)
             ours, theirs = top.metrics[name].candidate.ends, row.metrics[name].candidate.ends
             if apart is not None:
-                same = apart.ends is None or apart.n < FEW or apart.ends[0] <= 0
+                same = apart.ends is None or apart.ends[0] <= 0
             else:
                 same = ours is None or theirs is None or (theirs[1] >= ours[0] and theirs[0] <= ours[1])
             found += [row] if same else []

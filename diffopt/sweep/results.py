@@ -10,10 +10,12 @@ A job's record:
     speedup                     {mean, low, high, n} over its baseline, end to end; None for a simulated format
     best, not_told_apart        by the first metric; whether the sample tells it apart from the best
     front.size, front.time      whether it is on that Pareto front; None where there is no such front
-    floors.TEXT                 {says: kept | broken | not shown, mean, low, high}: the margin on the right side
+    floors.TEXT                 {says: kept | broken | not shown | too few, mean, low, high, n}: the margin on the right side
     fell_together_with          the first job that is the same
     wanted                      fingerprint by step of what it was for
     error                       of a job that failed or was interrupted
+
+Of fewer than 10 pictures there is no interval: low and high are null.
 """
 
 import csv
@@ -22,7 +24,6 @@ from io import StringIO
 from typing import Any
 
 from diffopt.files.interval import Interval
-from diffopt.files.json_file import plain
 from diffopt.sweep.cost import size_of
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.job_table import Row
@@ -90,11 +91,11 @@ def _record(found: Findings, row: Row) -> dict[str, Any]:
             "alone": None if alone is None else round(alone, 3),
             "spent": round(found.savings.spent_by(row.job), 3) if row.run else None,
         },
-        "speedup": plain(row.speedup),
+        "speedup": _stat(row.speedup) if row.speedup else None,
         "best": first is found.best,
         "not_told_apart": first in found.ties,
         "front": {c: (first in found.fronts[c] if c in found.fronts else None) for c in ("size", "time")},
-        "floors": {v.floor.text: {"says": v.says, **plain(v.margin)} for v in found.verdicts.get(first.job, [])},
+        "floors": {v.floor.text: {"says": v.says, **_stat(v.margin)} for v in found.verdicts.get(first.job, [])},
         "fell_together_with": row.duplicate_of,
         "wanted": row.wanted,
         "error": row.error,
@@ -102,7 +103,12 @@ def _record(found: Findings, row: Row) -> dict[str, Any]:
 
 
 def _with(stat: Interval, difference: Interval | None) -> dict[str, Any]:
-    return {**plain(stat), **({"difference": plain(difference)} if difference else {})}
+    return {**_stat(stat), **({"difference": _stat(difference)} if difference else {})}
+
+
+def _stat(stat: Interval) -> dict[str, Any]:
+    low, high = stat.ends or (None, None)
+    return {"mean": stat.mean, "low": low, "high": high, "n": stat.n}
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

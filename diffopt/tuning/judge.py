@@ -14,7 +14,6 @@ from diffopt.metrics import METRICS, Weights
 from diffopt.quality.limit import Limit
 from diffopt.quality.scoring import measure
 from diffopt.quality.summary import entries
-from diffopt.quality.verdict import FEW
 from diffopt.stage import Context
 
 
@@ -57,5 +56,5 @@ class Judge:
         """Without metrics nothing is kept."""
         margins = {f.metric: f.margin(metrics[f.metric]) for f in self.floors} if metrics else {}
         keeps = bool(margins) and all(f.keeps(metrics[f.metric]) for f in self.floors)
-        shown = keeps and all(m.n >= FEW and m.ends is not None and m.ends[0] >= 0 for m in margins.values())
+        shown = keeps and all(m.ends is not None and m.ends[0] >= 0 for m in margins.values())
         return Verdict(margins, keeps, shown)
