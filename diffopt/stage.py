@@ -114,6 +114,19 @@ class Stage:
     makes: type[Artifact]
     only: Callable[[Choices], bool] | None = None
     """Under choices that do not pass it the stage is as if it were not installed."""
+    asked: Callable[[Choices], bool] | None = None
+    """Under choices that pass it, what the stage makes is wanted for its own sake."""
+
+    def called(self, choices: Choices) -> bool:
+        """Whether its group, if it has one, is chosen."""
+        return self.when is None or getattr(choices, self.when) is not None
+
+    def there(self, choices: Choices) -> bool:
+        return self.only is None or self.only(choices)
+
+    def wanted(self, choices: Choices) -> bool:
+        """Whether a plan ends in it, whatever else does."""
+        return self.asked is not None and self.there(choices) and self.called(choices) and self.asked(choices)
 
 
 def stage(
@@ -122,12 +135,15 @@ def stage(
     when: str | None = None,
     probes: tuple[str, ...] = (),
     only: Callable[[Choices], bool] | None = None,
+    asked: Callable[[Choices], bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Make a stage of a function `(ctx, views..., artifacts..., seed) -> kind`, which writes its artifact to `ctx.out`.
 
     After `ctx`, a parameter annotated with a `View` reads the config group of that name, one annotated with an
     `Artifact` is an input, and `seed: int` is the run's seed; the return annotation is the kind that is made.
     `when` names the group whose choice calls for the stage; under choices that do not pass `only` it is not there at all.
+    A stage runs where another one takes what it makes, or an option wants it; under choices that pass `asked` it runs for
+    its own sake, as one of a new kind must that no other stage takes.
     `probes` names what of the environment decides the result. Raise `version` when the code changes what it makes.
     """
 
@@ -143,7 +159,7 @@ def stage(
         groups = {f.name for f in fields(Choices)} - {"seed"}
         if wrong := [n for n in (when, *(p.name for p in params if p.role == "view")) if n is not None and n not in groups]:
             raise TypeError(f"{run.__qualname__}: {wrong[0]} is no config group; there are {', '.join(sorted(groups))}")
-        return Stage(run.__name__, run, version, when, probes, params, makes, only)
+        return Stage(run.__name__, run, version, when, probes, params, makes, only, asked)
 
     return wrap
 
@@ -176,6 +192,11 @@ def stages() -> list[Stage]:
 
     Raises PlanError where diffopt is not installed, or as another version, and, naming the package, for what is no stage.
     """
+    return [made for _, made in installed()]
+
+
+def installed() -> list[tuple[EntryPoint, Stage]]:
+    """The same with the entry point of each, which names its package."""
 
     def place(point: EntryPoint) -> tuple[int, str, str]:
         number, _, name = point.name.partition("_")
@@ -195,4 +216,4 @@ def stages() -> list[Stage]:
             both = f"{described(found[made.name][0])} and {described(point)}"
             raise PlanError(f"stages: two are called {made.name} (got {both}); rename one, or uninstall its package")
         found[made.name] = point, made
-    return [made for _, made in found.values()]
+    return [*found.values()]

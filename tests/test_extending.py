@@ -18,12 +18,17 @@ import other_packages
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from test_plan import refused
 
 from diffopt.artifact import Artifact, CalibStats, Pipeline
 from diffopt.caches import METHODS
+from diffopt.cli.searchpath import bundled
 from diffopt.errors import ConfigError, MetricError, PlanError
+from diffopt.groups.validate import choose
+from diffopt.jobs.plan import ENDS, wants
+from diffopt.jobs.reach import unreached
 from diffopt.metrics import METRICS
-from diffopt.stage import Context, stage, stages
+from diffopt.stage import Context, Stage, stage, stages
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tests" / "example_plugin"
@@ -103,6 +108,20 @@ def test_what_its_stage_makes_is_what_the_checkpoint_is_made_of(ran):
     assert all(np.allclose(after[name], before[name] * 4 / 3) for name in before)
     assert taken
     assert all(np.array_equal(taken[name], after[name]) for name in taken)
+
+
+def test_its_stage_of_a_kind_of_its_own_runs_for_its_own_sake(ran):
+    found = json.loads((ran / "outliers" / "outliers.json").read_text())
+    extremes = load_file(ran / "headroom" / "extremes.safetensors")
+    assert found.keys() == extremes.keys()
+    assert all(ratio >= 1 for ratio in found.values())
+    run = json.loads((ran / "run.json").read_text())
+    assert "outliers" in run["wanted"]
+    assert next(s["inputs"] for s in run["steps"] if s["name"] == "outliers") == ["headroom"]
+
+
+def test_the_doctor_has_nothing_to_say_of_its_stages(site, tmp_path):
+    assert "stages:" not in diffopt(site, tmp_path, "doctor").stdout
 
 
 def test_its_stage_is_not_there_under_choices_that_it_does_not_want(site, tmp_path):
@@ -185,6 +204,10 @@ class Note(Artifact):
     kind = "note"
 
 
+class Echo(Artifact):
+    kind = "echo"
+
+
 @stage(version=1, when="calib")
 def note(ctx: Context, pipeline: Pipeline) -> Note: ...
 
@@ -193,12 +216,116 @@ def note(ctx: Context, pipeline: Pipeline) -> Note: ...
 def noted(ctx: Context, note: Note, stats: CalibStats) -> CalibStats: ...
 
 
+def beside(*added: Stage, after: str = "merge") -> list[Stage]:
+    """Our stages and others' behind one of them."""
+    ours = stages()
+    place = [s.name for s in ours].index(after) + 1
+    return [*ours[:place], *added, *ours[place:]]
+
+
 @pytest.mark.parametrize(("added", "expected"), [([note, noted], {"note", "noted"}), ([note], set())])
 def test_a_kind_of_its_own_is_made_where_another_stage_takes_it(plan, added, expected):
-    ours = stages()
-    place = [s.name for s in ours].index("merge") + 1
-    made = plan("model=emoji_flux", "format=int8", "calib=emoji", installed=[*ours[:place], *added, *ours[place:]])
+    made = plan("model=emoji_flux", "format=int8", "calib=emoji", installed=beside(*added))
     assert {"note", "noted"} & {s.name for s in made.steps} == expected
+
+
+@stage(version=1, when="eval", asked=lambda choices: choices.eval is not None and choices.eval.size > 2)
+def remark(ctx: Context, pipeline: Pipeline) -> Note: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(["eval=emoji"], ["metrics", "note"]), (["eval=emoji", "eval.size=2"], ["metrics"]), (["export=onnx"], ["onnx"])],
+)
+def test_a_stage_says_which_choices_ask_for_it(plan, given, expected):
+    made = plan("model=emoji_flux", "format=int8", "calib=emoji", *given, installed=beside(remark))
+    assert [s.kind for s in made.wanted if s.kind != "latency"] == expected
+
+
+@stage(version=1, asked=lambda choices: True)
+def always(ctx: Context, pipeline: Pipeline) -> Note: ...
+
+
+def test_a_plan_may_end_in_it_alone(plan):
+    assert [s.name for s in plan("model=emoji_flux", installed=beside(always)).wanted] == ["always"]
+
+
+def test_what_a_stage_asks_for_and_cannot_have_is_refused(plan):
+    @stage(version=1, asked=lambda choices: True)
+    def eager(ctx: Context, stats: CalibStats) -> Note: ...
+
+    (line,) = refused(plan, "model=emoji_flux", "export=onnx", installed=beside(eager))
+    assert line == "eager: needs a calib-stats (got no calib); choose calib=OPTION"
+
+
+# what no plan comes to
+
+
+@stage(version=1, when="calib")
+def early(ctx: Context, pipeline: Pipeline) -> CalibStats: ...
+
+
+@stage(version=1, when="calib", only=lambda choices: False)
+def sometimes(ctx: Context, pipeline: Pipeline) -> CalibStats: ...
+
+
+@stage(version=1, when="calib", asked=lambda choices: True)
+def reader(ctx: Context, note: Note) -> Echo: ...
+
+
+UNREACHED = "which no stage takes and nothing asks for; give it `asked`, or a stage that takes it"
+
+
+@pytest.mark.parametrize(
+    ("added", "after", "said"),
+    [
+        ([], "merge", {}),
+        ([note], "merge", {"note": f"makes a note, {UNREACHED}"}),
+        ([note, noted], "merge", {}),
+        ([remark], "merge", {}),
+        (
+            [early],
+            "record",
+            {"early": "makes a calib-stats, and so does merge after it, which is taken; let merge take its calib-stats"},
+        ),
+        ([sometimes], "merge", {}),
+        ([reader], "merge", {"reader": "takes a note, which no stage before it makes; install one, or give it a later place"}),
+    ],
+    ids=["ours", "no taker", "taker", "asked", "hidden", "only", "lacking"],
+)
+def test_a_stage_that_no_plan_can_come_to_is_found(added, after, said):
+    assert unreached(beside(*added, after=after)) == said
+
+
+def test_the_doctor_names_an_installed_stage_that_never_runs_with_its_package(tmp_path):
+    (tmp_path / "lonely.py").write_text(
+        "from diffopt.artifact import Artifact, Pipeline\n"
+        "from diffopt.stage import Context, stage\n\n\n"
+        "class Note(Artifact):\n    kind = 'note'\n\n\n"
+        "@stage(version=1, when='calib')\n"
+        "def lonely(ctx: Context, pipeline: Pipeline) -> Note: ...\n"
+    )
+    install(tmp_path, "a-plug-in", "1.2", {"diffopt.stages": {"26_lonely": "lonely:lonely"}})
+    said = diffopt(tmp_path, tmp_path, "doctor")
+    assert said.returncode == 0
+    assert f"stages: lonely never runs (got lonely:lonely of a-plug-in 1.2): it makes a note, {UNREACHED}" in said.stdout
+
+
+def test_the_doctor_names_a_package_whose_stage_cannot_be_loaded(tmp_path):
+    install(tmp_path, "a-plug-in", "1.2", {"diffopt.stages": {"26_bad": "nowhere:x"}})
+    said = diffopt(tmp_path, tmp_path, "doctor")
+    assert "stages: nowhere:x of a-plug-in 1.2 cannot be loaded" in said.stdout
+
+
+@pytest.mark.parametrize("option", sorted(p.stem for p in (bundled("conf") / "export").glob("*.yaml")))
+def test_a_kind_that_an_option_asks_for_is_known_as_such(config, option):
+    chosen = choose(config("model=emoji_flux", "format=int8_sq", "calib=emoji", f"export={option}"))
+    assert {*wants(chosen)[0]} <= {*ENDS}
+
+
+def test_the_page_has_every_kind_that_an_option_asks_for():
+    told = PROSE.split("ours ask for")[1].split(". A stage")[0]
+    assert {*re.findall(r"`(\w+)`", told)} == {kind.__name__ for kind in ENDS}
 
 
 # the page

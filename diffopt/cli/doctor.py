@@ -10,6 +10,7 @@ from pathlib import Path
 from diffopt import __version__, formats
 from diffopt.cli.arguments import Parser
 from diffopt.cli.searchpath import bundled
+from diffopt.errors import PlanError
 from diffopt.machine import environment, installation
 from diffopt.machine.environment import package
 from diffopt.runtimes import RUNTIMES
@@ -40,12 +41,13 @@ def command(arguments: list[str]) -> None:
 
 
 def lines() -> list[str]:
-    flaw = installation.flaw(entry_points(group=installation.STAGES))
+    points = entry_points(group=installation.STAGES)
+    flaw = installation.flaw(points)
     cpu, gpus, builder = environment.cpu(), environment.gpus(), environment.tensorrt()
     found = [
         f"diffopt {__version__}, Python {platform.python_version()} ({sys.executable})",
         f"code      {installation.CODE}{_elsewhere()}",
-        *([flaw] if flaw else []),
+        *([flaw] if flaw else _idle_stages() if installation.others(points) else []),
         f"CPU       {cpu['model']}, {len(os.sched_getaffinity(0))} cores, {' '.join(cpu['flags']) or 'no vector extensions'}",
         *(f"GPU       {g['name']}, compute capability {g['capability']}, {g['memory'] >> 30} GiB" for g in gpus),
         *([] if gpus else ["GPU       none"]),
@@ -64,6 +66,28 @@ def lines() -> list[str]:
     if not builder:
         found += ["", "No engine plans: pip install 'diffopt[tensorrt-rtx]' builds them without a GPU."]
     return found
+
+
+def _idle_stages() -> list[str]:
+    """A line for each stage of another package that no plan can come to, or for the one that cannot be loaded.
+
+    Ours that another hides are as its package wants it.
+    """
+    from diffopt.jobs.reach import unreached
+    from diffopt.registry import described
+    from diffopt.stage import installed
+
+    try:
+        found = installed()
+    except PlanError as e:
+        return str(e).splitlines()
+    theirs = installation.others(point for point, _ in found)
+    points = {made.name: point for point, made in found if point in theirs}
+    return [
+        f"stages: {name} never runs (got {described(points[name])}): it {why}"
+        for name, why in unreached([made for _, made in found]).items()
+        if name in points
+    ]
 
 
 def _elsewhere() -> str:

@@ -12,9 +12,13 @@ from diffopt.artifact import (
     Bench,
     Checkpoint,
     Comparison,
+    DeployedCheckpoint,
+    EnginePlan,
     Images,
     Latency,
     Metrics,
+    NativeCheckpoint,
+    OnnxGraph,
     Parity,
     Sensitivity,
 )
@@ -28,6 +32,22 @@ from diffopt.stage import Param, Stage
 from diffopt.store.fingerprint import fingerprint
 from diffopt.store.source import Source
 from diffopt.view import Choices, Group, View
+
+ENDS: tuple[type[Artifact], ...] = (
+    Sensitivity,
+    OnnxGraph,
+    EnginePlan,
+    NativeCheckpoint,
+    DeployedCheckpoint,
+    Metrics,
+    Comparison,
+    Latency,
+    Bench,
+    Parity,
+    Images,
+    Checkpoint,
+)
+"""Kinds that options of ours ask for. What else is made is asked for by its own stage, or taken by another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +105,20 @@ def make_plan(
     `digest` resolves a source, or returns None where it was never resolved: the steps that depend on it are pending.
     """
     wanted, notes = wants(choices)
+    asked = [s for s in stages if s.wanted(choices)]
+    if not wanted and not asked:
+        raise PlanError("recipe: nothing to make (no format, sense, export or eval chosen); `diffopt --help` lists the recipes")
     planner = _Planner(stages, environment, digest)
     targets = [planner.make(kind, choices, [kind.kind])[0] for kind in wanted]
-    plan = Plan(list(planner.steps.values()), targets, notes)
+    targets += [step for s in asked for step in planner.steps_of(s, choices, [s.name])]
+    plan = Plan(list(planner.steps.values()), [*dict.fromkeys(targets)], notes)
     if idle := _idle_groups(choices, plan):
         raise PlanError("\n".join(idle))
     return plan
 
 
 def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
-    """The kinds that the choices ask for, and notes on what they cannot have."""
+    """The kinds that the choices ask for, all of ENDS, and notes on what they cannot have."""
     found: list[type[Artifact]] = []
     notes: list[str] = []
     if choices.sense:
@@ -126,8 +150,6 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
         notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not {*found} - {Sensitivity} and choices.format:
         found.append(Checkpoint)
-    if not found:
-        raise PlanError("recipe: nothing to make (no format, sense, export or eval chosen); `diffopt --help` lists the recipes")
     return found, notes
 
 
@@ -212,15 +234,16 @@ class _Planner:
         `before` is a stage that takes the kind it makes, as training does: only earlier stages can give it that.
         """
         makers = self._makers(kind, choices, before)
-        called = [s for s in makers if s.when is None or getattr(choices, s.when) is not None]
+        called = [s for s in makers if s.called(choices)]
         if not called:
             if makers:
                 groups = " or ".join(f"{s.when}=OPTION" for s in makers)
                 raise PlanError(f"{path[-1]}: needs a {kind.kind} (got no {makers[-1].when}); choose {groups}")
             raise PlanError(f"{path[-1]}: needs a {kind.kind}, which no installed stage makes; install one")
-        return self._steps(called[-1], choices, path, baseline)
+        return self.steps_of(called[-1], choices, path, baseline)
 
-    def _steps(self, stage: Stage, choices: Choices, path: list[str], baseline: bool) -> list[Step]:
+    def steps_of(self, stage: Stage, choices: Choices, path: list[str], baseline: bool = False) -> list[Step]:
+        """Those of one stage, with all that they need."""
         alternatives: list[dict[str, View | None]] = [{}]
         used: set[str] = set()
         for param in (p for p in stage.params if p.role == "view"):
@@ -265,7 +288,7 @@ class _Planner:
         # A runtime that runs full precision as it is needs no artifact; one that runs a graph always does.
         spare = len(param.types) == 1 or kinds[0] is Checkpoint
         before = stage if issubclass(stage.makes, kinds[0]) else None
-        called = [s for s in self._makers(kinds[0], choices, before) if s.when is None or getattr(choices, s.when) is not None]
+        called = [s for s in self._makers(kinds[0], choices, before) if s.called(choices)]
         if param.optional and spare and not called and not param.under:
             return None
         found = self.make(kinds[0], choices, [*path, stage.name], baseline=baseline, before=before)
@@ -273,7 +296,7 @@ class _Planner:
 
     def _makers(self, kind: type[Artifact], choices: Choices, before: Stage | None) -> list[Stage]:
         stages = self.stages[: self.stages.index(before)] if before else self.stages
-        return [s for s in stages if issubclass(s.makes, kind) and (s.only is None or s.only(choices))]
+        return [s for s in stages if issubclass(s.makes, kind) and s.there(choices)]
 
     def _step(
         self,

@@ -29,6 +29,11 @@ def flaw(points: Iterable[EntryPoint]) -> str | None:
     return f"diffopt: another version is installed than the code in {CODE} (got {got}); {_advice()}"
 
 
+def others(points: Iterable[EntryPoint]) -> list[EntryPoint]:
+    """Those of packages of others."""
+    return [p for p in points if not p.value.startswith(f"{STAGES}.")]
+
+
 def installed() -> Path | None:
     """The package that is installed, which need not be the one that runs; None where none is."""
     try:
