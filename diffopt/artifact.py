@@ -162,7 +162,10 @@ class ReferenceImages(Artifact):
 
 
 class Images(Artifact):
-    """`000.png` ... and `images.json`: the candidate's pictures of the same prompts and seeds."""
+    """`000.png` ... and `images.json`: the candidate's pictures of the same prompts and seeds.
+
+    And `ranges.json`, where inputs that leave their calibrated range could be counted meanwhile.
+    """
 
     kind = "images"
 

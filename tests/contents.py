@@ -77,6 +77,13 @@ RATIOS = {
     "schema": "diffopt.mag-ratios/1", "prompts": 2, "steps": 3, "ratios": {"transformer": {"cond": [1.0, 0.9]}},
     "deviation": {"transformer": {"cond": [0.0, 0.1]}},
 }  # fmt: skip
+RANGES = {
+    "schema": "diffopt.ranges/1", "prompts": 4, "steps": 20,
+    "inputs": [{
+        "name": "a", "calls": 2, "calls_beyond": 1, "values": 64, "beyond": 3, "peak": 2.5, "energy": 9.0, "error": 1.5,
+        "clipped": 1.0,
+    }],
+}  # fmt: skip
 OF_LAYER = {"name": "blocks.0", "kind": "linear"}
 MIX = {
     "schema": "diffopt.mix/1", "layers": [OF_LAYER | {"format": "fp8", "weights": 4, "error": 0.1}], "error": 0.1, "bits": 8.0,

@@ -27,6 +27,7 @@ from contents import (
     PICTURE,
     PIPELINE,
     PLAN,
+    RANGES,
     RATIOS,
     RUN,
     SAVED,
@@ -54,6 +55,7 @@ from diffopt.files.native import NativeFile
 from diffopt.files.parity import ParityFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.files.ranges import RangesFile
 from diffopt.files.ratios import MagRatiosFile
 from diffopt.files.run import RunFile
 from diffopt.files.search import CacheSearchFile
@@ -154,6 +156,7 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
         (ParityFile, PARITY),
         (PipelineFile, PIPELINE),
         (PipelineFile, PIPELINE | {"lora": [ADAPTER]}),
+        (RangesFile, RANGES),
         (RunFile, RUN),
         (SensitivityFile, SENSED),
         (TrainingFile, TRAINED),

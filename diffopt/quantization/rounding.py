@@ -9,6 +9,7 @@ import torch
 from modelopt.torch.quantization.nn import SequentialQuantizer, TensorQuantizer
 
 from diffopt.quantization.block_fake_quant import BLOCK, E4M3_MAX, MX_BLOCK, mxfp8, nvfp4_by, tensor_scale
+from diffopt.quantization.tally import Tally
 
 NOTHING = 1 / (1 << 24)
 """An amax up to this is none to modelopt: FP8 then takes 1 for it, and INT8 rounds everything to 0."""
@@ -18,13 +19,25 @@ class Rounding(torch.nn.Module):
     """Smooths by channel where it has scales for that, and rounds."""
 
     smoothing: torch.Tensor | None
+    range: torch.Tensor | None = None
+    """The amax, of one that has a static scale."""
+    tally: Tally | None
+    """Counts what is beyond the range, where it is to be counted."""
 
     def __init__(self, smoothing: torch.Tensor | None):
         super().__init__()
         self.register_buffer("smoothing", smoothing)
+        self.register_module("tally", None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.rounded(self.smooth(x))
+        return self.smoothed(self.smooth(x))
+
+    def smoothed(self, x: torch.Tensor) -> torch.Tensor:
+        """Of what is smoothed already."""
+        found = self.rounded(x)
+        if self.tally is not None:
+            self.tally(x, found)
+        return found
 
     def same(self, other: "Rounding") -> bool:
         """Whether both compute the same."""
@@ -50,6 +63,7 @@ class Fp8Rounding(Rounding):
         scale = E4M3_MAX / torch.where(amax <= NOTHING, 1.0, amax)
         self.register_buffer("scale", scale)
         self.register_buffer("inverse", 1 / scale)
+        self.range = amax
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         codes = (x.contiguous().float() * self.scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
@@ -69,6 +83,7 @@ class Int8Rounding(Rounding):
         self.register_buffer("scale", torch.where(amax <= NOTHING, 0.0, scale))
         self.register_buffer("divisor", torch.where(amax <= NOTHING, 1.0, scale))
         self.register_buffer("least", torch.full_like(scale, -127 if narrow else -128))
+        self.range = amax
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         codes = (x.contiguous().float() * self.scale).round().clamp(max=127).maximum(self.least)
@@ -83,6 +98,7 @@ class Nvfp4Rounding(Rounding):
     def __init__(self, smoothing: torch.Tensor | None, amax: torch.Tensor):
         super().__init__(smoothing)
         self.register_buffer("tensor_scale", tensor_scale(amax))
+        self.range = amax
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         return nvfp4_by(x.contiguous(), self.tensor_scale)

@@ -96,7 +96,7 @@ def _rounding(cls: type[torch.nn.Module], beside: bool) -> type[torch.nn.Module]
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             smooth = self.entering.smooth(input)
             low = torch.nn.functional.linear(torch.nn.functional.linear(smooth, self.down), self.up)
-            found: torch.Tensor = parent.forward(self, self.entering.rounded(smooth)) + low
+            found: torch.Tensor = parent.forward(self, self.entering.smoothed(smooth)) + low
             return found
 
     found: type[torch.nn.Module] = RoundedBesideLowRank if beside else Rounded

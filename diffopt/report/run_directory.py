@@ -24,11 +24,13 @@ from diffopt.files.native import NativeFile
 from diffopt.files.parity import ParityFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.files.ranges import RangesFile
 from diffopt.files.run import RunFile
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
 from diffopt.report.form import Form, parts
 from diffopt.report.pair import RunPair, VideoPaths, identical, values_of
+from diffopt.report.ranges import Ranges
 
 RUN = RunFile.NAME
 File = TypeVar("File", bound=JsonFile)
@@ -109,6 +111,12 @@ class Run:
     @cached_property
     def latency(self) -> LatencyFile | None:
         return self.stored("time", LatencyFile)
+
+    @cached_property
+    def ranges(self) -> Ranges | None:
+        """Of the candidate's inputs, where a runtime counted them."""
+        found = self.stored("sample", RangesFile)
+        return Ranges(found, self.config) if found else None
 
     @cached_property
     def parity(self) -> ParityFile | None:

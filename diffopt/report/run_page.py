@@ -23,6 +23,7 @@ from diffopt.report.html import PAGE, render
 from diffopt.report.parity import summary as parity_said
 from diffopt.report.parity import worst_layers
 from diffopt.report.plot_cache import drawn
+from diffopt.report.ranges import percent
 from diffopt.report.run_directory import Run
 from diffopt.report.sensitivity import WORST, Reading
 from diffopt.store.files import publish
@@ -56,6 +57,7 @@ def write(directory: Path, inline: bool = False) -> Path:
         "reading": reading,
         "maps": _maps(run, reading) if reading else [],
         "worst": WORST,
+        "percent": percent,
         "plots": _plots(run),
         "agreed": _agreed(run),
         "parity_layers": worst_layers(run.parity) if run.parity else [],
@@ -158,6 +160,8 @@ def summary(directory: Path) -> list[str]:
             rows.append((what, size(row.bytes) + share))
     if (row := run.size_of("pack")) and (source := run.size_of("load")):
         rows.append(("packed", f"{size(row.bytes)}, {row.bytes / source.bytes:.1%} of the source's {size(source.bytes)}"))
+    if run.ranges and (line := run.ranges.line):
+        rows.append(("ranges", line))
     if sensed := run.stored("sense", SensitivityFile):
         reading = Reading(sensed)
         for name in reading.formats:

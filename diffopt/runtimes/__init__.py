@@ -8,7 +8,11 @@ from typing import Any
 
 from diffopt.artifact import Artifact, Checkpoint, OnnxGraph
 from diffopt.caches.statistics import Statistics
+from diffopt.files.ranges import InputRange
 from diffopt.kernels.capability import KIND
+
+Counting = Callable[[], AbstractContextManager[Callable[[], list[InputRange]]]]
+"""Within it, inputs that leave their calibrated range are counted; yields what gives the counts so far."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Running:
     """The only batch size that it can run, or None for any."""
     saved: Callable[[], Statistics | None] = lambda: None
     """What its cache saved so far; None without a cache."""
+    counted: Counting | None = None
+    """To be entered before anything is drawn. None of what has no quantizers, or has them out of reach in a graph or kernel."""
 
 
 Under = Callable[[Any], AbstractContextManager[Running]]

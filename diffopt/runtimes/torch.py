@@ -1,7 +1,9 @@
 """torch: the plain backbone, or the fake-quantized one (simulated: right pictures, no speed), with or without a cache."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from diffopt.artifact import Checkpoint, Pipeline
@@ -14,7 +16,8 @@ from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.checkpoint import restore
 from diffopt.quantization.folding import fold
-from diffopt.runtimes import Running, Under
+from diffopt.quantization.range_counter import counted
+from diffopt.runtimes import Counting, Running, Under
 from diffopt.runtimes.hits import check_hits
 from diffopt.runtimes.simulation import compiled
 from diffopt.stage import Context
@@ -44,13 +47,14 @@ def opened(ctx: Context, pipeline: Pipeline, subject: Checkpoint | None, *, text
     backbones = {name: getattr(pipe, name) for name in PipelineFile.read(pipeline.path).backbones}
     if subject:
         compiled(pipeline, backbones, ctx.device)
-    return lambda cache: _simulated(pipe, pipeline, backbones, cache)
+    counting = partial(counted, backbones) if subject else None
+    return lambda cache: _simulated(cached(pipe, pipeline, backbones, cache), counting)
 
 
 @contextmanager
-def _simulated(pipe: Any, pipeline: Pipeline, backbones: dict[str, Any], cache: CacheView | None) -> Iterator[Running]:
-    with simulated(), cached(pipe, pipeline, backbones, cache) as run:
-        yield run
+def _simulated(running: AbstractContextManager[Running], counting: Counting | None) -> Iterator[Running]:
+    with simulated(), running as run:
+        yield replace(run, counted=counting)
 
 
 @contextmanager

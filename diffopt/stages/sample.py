@@ -24,14 +24,21 @@ def sample(
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
 ) -> Images:
+    from contextlib import nullcontext
+
     from diffopt.data import pictures
+    from diffopt.files.ranges import RangesFile
     from diffopt.runtimes.candidate import Drawing, about, draw_all
 
     drawing = Drawing(model, eval, pipeline, texts, seed)
     cache = cache and cache.applied(ratios, search)
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False) as run:
-        rows = draw_all(ctx, run, drawing, eval.steps)
+        with run.counted() if run.counted else nullcontext(list) as counts:
+            rows = draw_all(ctx, run, drawing, eval.steps)
+            inputs = counts()
         saved = run.saved()
+    if inputs:
+        RangesFile(len(drawing.prompts), eval.steps, tuple(inputs)).write(ctx.out)
     header = replace(about(eval, subject), cache=saved.summary() if saved else None)
     pictures.check_distinct(ctx.out, drawing.prompts)
     pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)
