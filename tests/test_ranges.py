@@ -275,10 +275,8 @@ def test_the_page_and_the_console_name_the_worst_inputs_what_clipping_costs_and_
         "or choose format=mxfp8 calib=null, whose ranges are found as it computes",
     ]
     text = words(page(tmp_path))
-    assert (
-        "2 of 3 quantized inputs left the range that they were calibrated for. Clipping sets the inputs off by 42.5%, rounding by 14.1%."
-        in text
-    )
+    assert "2 of 3 quantized inputs left the range that they were calibrated for." in text
+    assert sets.capitalize() in text
     assert "b 3.000 50 3.00 73.48 14.14 c 0.100 12 3.00 3.16 14.14" in text
     assert "format: exclude: - kept - b" in text
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import PICKS
 from diffopt.groups.validate import choose, unresolved
-from diffopt.jobs import objective
+from diffopt.jobs import objective, schedule
 from diffopt.jobs.checks import check
 from diffopt.jobs.plan import Plan, idle_overrides, make_plan
 from diffopt.machine.environment import Environment
@@ -82,6 +82,8 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     plan = make_plan(choices, stages(), environment, sources.digest)
     if not sweep and (idle := idle_overrides(plan, choices, overrides)):
         raise PlanError("\n".join(idle))
+    if reach := schedule.planned(choices):
+        plan = replace(plan, notes=[*plan.notes, *reach])
     return Job(choices, plan, store, sources, OmegaConf.to_yaml(visible))
 
 

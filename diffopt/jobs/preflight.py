@@ -15,6 +15,7 @@ from diffopt.files.layers import Layer, read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.data import STEPS, Data
 from diffopt.groups.model import BYTES
+from diffopt.jobs import schedule
 from diffopt.machine import environment
 from diffopt.models.parts import Parts
 from diffopt.quantization.layers import without
@@ -50,6 +51,7 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
     ]
     if reasons:
         raise PlanError("\n".join(reasons))
+    schedule.told(choices, ctx.locate(pinned.source), pinned.backbones)  # of a model that planning had not here
     _steps_and_prompts(ctx, choices, pipeline)
 
 

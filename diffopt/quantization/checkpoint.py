@@ -4,6 +4,7 @@ The weights are derived again from the source; a trained checkpoint has its own 
 """
 
 import copy
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ from diffopt.quantization.extremes import Extremes, quantizers, replay
 from diffopt.quantization.layers import expected_layers
 from diffopt.quantization.scales import AMAX, HIGHEST, LOWEST, Quantizer, check_finite
 from diffopt.quantization.shared_scales import share_weights, smooth
+from diffopt.quantization.zeros import refuse
 from diffopt.stage import Context
 
+_END = re.compile(r"\.\w+_quantizer(\.\d+)?$")
+"""What follows the layer in a quantizer's name."""
 EXTREMES, STATE, WEIGHTS = "extremes.safetensors", "quantizers.safetensors", "weights.safetensors"
 
 __all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "save_trained", "state"]
@@ -117,9 +121,14 @@ def check_scales(known: list[Quantizer], found: Extremes, expected: list[str]) -
 def _gate(expected: list[str], quantized: set[str], scaled: Mapping[str, torch.Tensor | None]) -> None:
     if lost := sorted(set(expected) - quantized):
         raise GateError(f"quantize: {len(lost)} of {len(expected)} layers were not quantized (got {lost[0]} ...); report it")
-    for name, amax in scaled.items():
-        if amax is None or not torch.isfinite(amax).all() or not (amax > 0).any():
-            raise GateError(f"quantize: {name} has no usable scale (got amax {amax}); calibrate on more prompts")
+    places = {name: _END.sub("", name) for name in scaled}
+    refuse(
+        [places[n] for n, amax in scaled.items() if "weight_quantizer" in n and amax is not None and not amax.any()],
+        [places[n] for n, amax in scaled.items() if "weight_quantizer" not in n and amax is not None and not amax.any()],
+        [places[n] for n, amax in scaled.items() if amax is None],
+    )
+    if broken := [n for n, amax in scaled.items() if amax is not None and not torch.isfinite(amax).all()]:
+        raise GateError(f"quantize: {broken[0]} has a scale of inf or NaN (got {len(broken)} such); set another model.dtype")
 
 
 def save(

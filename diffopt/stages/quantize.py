@@ -23,6 +23,11 @@ def mixes(choices: Choices) -> bool:
     return choices.format is not None and choices.format.name == "auto"
 
 
+def _scaled(name: str) -> bool:
+    """Whether a format takes scales of weights, and does not find them as it rounds."""
+    return formats.method(name).algorithm is not None
+
+
 @stage(version=2, when="format", probes=("numerics", "modelopt"))
 def quantize(
     ctx: Context,
@@ -35,7 +40,7 @@ def quantize(
 ) -> Checkpoint:
     from diffopt.machine.memory import release
     from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
-    from diffopt.quantization import checkpoint
+    from diffopt.quantization import checkpoint, zeros
     from diffopt.quantization.awq_svdquant import calibrate
     from diffopt.quantization.recorded_calls import count, replay
     from diffopt.quantization.scales import Plain, scales
@@ -66,6 +71,8 @@ def quantize(
         algorithm=scheme.algorithm,
         mix=scheme.mix,
     )
+    extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
+    zeros.check(backbone, [n for n in scheme.layers if _scaled(scheme.mix[n] if scheme.mix else method.name)], extremes)
     if method.records:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:
@@ -73,7 +80,6 @@ def quantize(
         checkpoint.check(backbone, scheme.layers, inputs=method.input is not None)
         checkpoint.save_found(ctx.out, head(layers=tuple(checkpoint.quantized_layers(backbone))), found)
     else:
-        extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
         known = plain.switched_on(scheme.rules)
         state = scales(backbone, known, extremes, alpha, format.share_scales)
         checkpoint.check_scales(known, state, scheme.layers)

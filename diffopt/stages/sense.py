@@ -1,5 +1,7 @@
 """sense: one pass of the full-precision model, every layer of it tried in several formats beside."""
 
+import logging
+
 from diffopt import formats
 from diffopt.artifact import CalibStats, Embeddings, Pipeline, Sensitivity
 from diffopt.data.prompts import PromptSet
@@ -9,6 +11,8 @@ from diffopt.files.sensitivity import SensedLayer, SensitivityFile
 from diffopt.groups import CallView, ChunkView
 from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.stage import Context, stage
+
+log = logging.getLogger("diffopt")
 
 
 @stage(version=1, when="sense", probes=("numerics", "modelopt"))
@@ -26,14 +30,19 @@ def sense(
     from diffopt.quantization.layer_errors import variants, watched
     from diffopt.quantization.layers import taken
     from diffopt.quantization.step_extremes import extremes_of
+    from diffopt.quantization.zeros import zero_inputs, zero_weights
 
     run, pinned = Calibration(ctx, pipeline), PipelineFile.read(pipeline.path)
     kept = run.family.kept(pinned.blocks, pinned.backbones)
     known = read_layers(pipeline.path)
     methods = [formats.method(n) for n in sense.formats]
     there = {m.name: taken(known, kept, run.family.convolutions and bool(m.convolution)) for m in methods}
-    modules = {x.name: run.backbone.get_submodule(x.name) for layers in there.values() for x in layers}
     extremes = extremes_of(stats.path, calib.percentile, calib.collect_method)
+    names = {x.name for layers in there.values() for x in layers}
+    if idle := {*zero_weights(run.backbone, names), *zero_inputs(names, extremes)}:  # in no format they are off by anything
+        log.info("sense: left out since all their weights or inputs are zero: %s", ", ".join(sorted(idle)))
+        there = {name: [x for x in layers if x.name not in idle] for name, layers in there.items()}
+    modules = {x.name: run.backbone.get_submodule(x.name) for layers in there.values() for x in layers}
     made = {m.name: variants({x.name: modules[x.name] for x in there[m.name]}, m, calib.alpha, extremes) for m in methods}
     chunks = _chunks(calib)
     with watched(modules, made) as errors, ctx.progress(sum(c.calls for c in chunks)) as tick:
