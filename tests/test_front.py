@@ -10,7 +10,6 @@ from test_report import artifact, words
 
 from diffopt.sweep import conclusions, cost, page
 from diffopt.sweep.results import records
-from diffopt.sweep.weight_bytes import weight_bytes
 
 
 def test_pairs_tell_apart_what_intervals_do_not(tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ def test_without_graphs_the_size_is_that_of_the_weights_as_stored(tmp_path: Path
     artifact(tmp_path / "2", "load", {"pipeline.json": pipeline})
     (tmp_path / "2/load/layers.json").write_text("[]")
     found = findings(tmp_path)
-    assert [weight_bytes(r.run) for r in found.rows if r.run] == [800 + 450, 800 + 450 + 200, 2000]
+    assert [r.run.weight_bytes for r in found.rows if r.run] == [800 + 450, 800 + 450 + 200, 2000]
     assert found.size is not None
     assert found.size.title == "Size of the weights as stored"
 

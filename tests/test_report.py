@@ -109,7 +109,7 @@ def page(directory: Path) -> str:
 
 def words(html: str) -> str:
     """The page's text without its tags, in ASCII, spaces made one."""
-    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL)
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", html.replace("<wbr>", ""), flags=re.DOTALL)
     return re.sub(r"\s+", " ", unescape(text).translate({0x2013: "-", 0x2212: "-", 0xD7: "x"}))
 
 

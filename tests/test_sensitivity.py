@@ -1,14 +1,11 @@
 """How far each layer is off in each format: the figures are those of the shipped arithmetic, step by step."""
 
-import base64
 import json
 import math
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -224,25 +221,31 @@ def test_one_layer_with_most_of_the_error_is_excluded_alone() -> None:
     assert found.worst("fp8")[0].error == pytest.approx(math.sqrt(0.5))
 
 
-def svg(uri: str) -> Iterator[str]:
-    """The texts of a plot."""
-    tree = ElementTree.fromstring(base64.b64decode(uri.removeprefix("data:image/svg+xml;base64,")))
-    for element in tree.iter("{http://www.w3.org/2000/svg}text"):
-        yield "".join(element.itertext()).strip()
+def texts(svg: str) -> str:
+    """Of a plot; a label's lines are joined."""
+    return " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
 
 
-@pytest.mark.parametrize("draw", [sensitivity_plot.heat, sensitivity_plot.bars])
+@pytest.mark.parametrize("draw", [sensitivity_plot.heats, sensitivity_plot.bars])
 def test_a_plot_names_formats_layers_and_units(draw: Any) -> None:
     found = reading()
-    texts = " ".join(svg(draw(found)))
-    assert "relative output error, %" in texts
-    assert all(name in texts for name in MEASURABLE)
-    assert found.worst("fp8")[0].name in texts
-    assert draw is sensitivity_plot.bars or "denoising step" in texts
+    plots = draw(found)
+    assert [*plots] == found.formats == [*MEASURABLE]
+    for name, svg in plots.items():
+        assert "relative output error, %" in texts(svg)
+        assert name in texts(svg)
+        assert found.worst(name)[0].name in texts(svg).replace(" .", ".")
+        assert draw is sensitivity_plot.bars or "denoising step" in texts(svg)
+
+
+def test_every_layer_of_a_small_model_is_named_whole_on_the_map() -> None:
+    found = reading()
+    for svg in sensitivity_plot.heats(found).values():
+        assert {x.name for x in found.content.layers} <= set(texts(svg).replace(" .", ".").split())
 
 
 def test_a_plot_has_the_same_bytes_every_time() -> None:
-    assert sensitivity_plot.heat(reading()) == sensitivity_plot.heat(reading())
+    assert sensitivity_plot.heats(reading()) == sensitivity_plot.heats(reading())
 
 
 def test_the_page_shows_the_worst_layers_the_plots_and_the_exclusions(tmp_path: Path) -> None:
@@ -254,5 +257,7 @@ def test_the_page_shows_the_worst_layers_the_plots_and_the_exclusions(tmp_path: 
         worst = found.worst(name)[0]
         assert f"{worst.name} {100 * worst.error:.2f} " in words(html)
         assert found.block(name) in html
-    assert len(re.findall('src="data:image/svg', html)) == 2
+    for name in MEASURABLE:
+        assert f'aria-label="Relative output error of every layer in every denoising step, {name}"' in html
+        assert f'aria-label="Relative output error, {name}: the worst ' in html
     assert not re.search(r"https?://", html)

@@ -11,6 +11,7 @@ from typing import Any
 from diffopt import __version__
 from diffopt.files.json_file import typed
 from diffopt.files.machine import Machine
+from diffopt.report.columns import labelled
 from diffopt.text import about_means, digits, few_values, machine, number, pace, size, with_interval
 
 PAGE = "report.html"
@@ -25,7 +26,7 @@ def render(template: str, script: str = "", **content: Any) -> str:
     code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     found: str = _templates().get_template(template).render(content, script=code, script_digest=digest)
-    return found
+    return labelled(found)
 
 
 @cache
@@ -40,6 +41,7 @@ def _templates() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     environment.filters |= {"size": size, "machine": _machine, "pace": pace, "about_means": about_means}
     environment.filters |= {"capitalize_first": lambda t: t[:1].upper() + t[1:], "lower_first": lambda t: t[:1].lower() + t[1:]}
     signs = (("with_interval", with_interval), ("number", number), ("few_values", few_values))
@@ -47,6 +49,13 @@ def _templates() -> Any:
         environment.filters[name] = lambda *given, written=written: written(*given).replace("-", "\N{MINUS SIGN}")
     environment.globals |= {"picture": picture, "digits": digits, "version": __version__, "preview": PREVIEW}
     return environment
+
+
+def breakable(name: str) -> Any:
+    """A dotted name, as a layer's, that a narrow table may break at its dots and underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>.").join(Markup("_<wbr>").join(map(escape, part.split("_"))) for part in name.split("."))
 
 
 def _machine(about: Machine | Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from diffopt.files.images import Drawn, ImagesFile
 from diffopt.files.interval import Interval
 from diffopt.files.json_file import JsonFile
 from diffopt.files.latency import LatencyFile
+from diffopt.files.layers import read_layers
 from diffopt.files.metrics import MetricResult, MetricsFile
 from diffopt.files.native import NativeFile
 from diffopt.files.parity import ParityFile
@@ -28,9 +29,10 @@ from diffopt.files.ranges import RangesFile
 from diffopt.files.run import RunFile
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
-from diffopt.report.form import Form, parts
+from diffopt.report.form import Form, code, parts
 from diffopt.report.pair import RunPair, VideoPaths, identical, values_of
 from diffopt.report.ranges import Ranges
+from diffopt.report.weight_bytes import weight_bytes
 
 RUN = RunFile.NAME
 File = TypeVar("File", bound=JsonFile)
@@ -147,11 +149,54 @@ class Run:
             return simulated[0] if simulated else "the format is simulated"
         return "it was not measured"
 
+    @property
+    def weight_bytes(self) -> int | None:
+        """Of all weights in the run's format, as a runtime with its kernels keeps them; None for a run without a source."""
+        pipeline, checkpoint = self.stored("load", PipelineFile), self.stored("quantize", CheckpointFile)
+        if pipeline is None:
+            return None
+        return weight_bytes(pipeline, checkpoint, read_layers(self.directory / "load") if checkpoint else [])
+
     @cached_property
     def sizes(self) -> list[Form]:
-        """The forms of the backbone."""
-        pipeline, checkpoint = self.stored("load", PipelineFile), self.stored("quantize", CheckpointFile)
+        """The forms of the backbone: first those that are deployed, then what they are made from."""
+        rows = self._deployed()
+        checkpoint = self.stored("quantize", CheckpointFile)
+        if checkpoint and not rows and (taken := self.weight_bytes):
+            note = f"what a runtime with kernels for {checkpoint.format} keeps; nothing was exported, export=OPTION makes it"
+            rows.append(Form("weights", "Weights as stored", taken, note))
+        rows += self._sources()
+        if checkpoint and (taken := self.taken("quantize")):
+            note = "only what differs from the source: scales and extremes, no weights"
+            rows.append(Form("quantize", "Checkpoint", taken, note))
+        base = next((r for step in ("export.baseline", "load") for r in rows if r.step == step), None)
+        return [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
+
+    def _deployed(self) -> list[Form]:
+        """Packed weights, engine plan, ONNX graph: those that there are."""
         rows: list[Form] = []
+        if (packed := self.stored("pack", NativeFile)) and (taken := self.taken("pack")):
+            fallen = f"; {len(packed.fell_back)} layers fall back" if packed.fell_back else ""
+            rows.append(Form("pack", "Packed weights", taken, f"{packed.format}, the rest in {packed.dtype}{fallen}"))
+        graph, plan = self.stored("export", OnnxGraphFile), self.stored("build", EnginePlanFile)
+        if plan and (taken := self.taken("build", plan.NAME)):
+            source = self.stored("load", PipelineFile)
+            said = [plan.format or "full precision", *parts(plan)]
+            if graph:
+                plain = source.parameters * BYTES.get(source.dtype, 4) if source else None
+                said += code(plan, taken, graph.bytes, self.taken("export", graph.NAME), plain)
+            rows.append(Form("build", "Engine plan", taken, ", ".join(said)))
+        if graph and (taken := self.taken("export", graph.NAME)):
+            rows.append(Form("export", "ONNX graph", taken, ", ".join([graph.format or "full precision", *parts(graph)])))
+        return rows
+
+    def _sources(self) -> list[Form]:
+        """The plain graph, and the backbone that the model's own files hold."""
+        rows: list[Form] = []
+        plain, pipeline = self.stored("export.baseline", OnnxGraphFile), self.stored("load", PipelineFile)
+        if plain and (taken := self.taken("export.baseline", plain.NAME)):
+            note = ", ".join([plain.format or "full precision", *parts(plain)])
+            rows.append(Form("export.baseline", "ONNX graph, plain", taken, note))
         if pipeline:
             many, dtype = pipeline.parameters, pipeline.dtype
             note = f"{many / 1e6:,.1f} million parameters in {dtype}"
@@ -160,23 +205,7 @@ class Run:
                 note += f"; {Path(adapter.name).name} at scale {adapter.scale:g} fused into {hits}"
                 note += f", {len(adapter.idle)} keys that change nothing left out" if adapter.idle else ""
             rows.append(Form("load", "Source backbone", many * BYTES.get(dtype, 4), note))
-        if checkpoint and (taken := self.taken("quantize")):
-            note = "only what differs from the source: scales and extremes, no weights"
-            rows.append(Form("quantize", "Checkpoint", taken, note))
-        heads: tuple[tuple[str, str, type[OnnxGraphFile | EnginePlanFile]], ...] = (
-            ("export.baseline", "ONNX graph, plain", OnnxGraphFile),
-            ("export", "ONNX graph", OnnxGraphFile),
-            ("build", "Engine plan", EnginePlanFile),
-        )
-        for step, what, kind in heads:
-            if (head := self.stored(step, kind)) and (taken := self.taken(step, kind.NAME)):
-                note = ", ".join([head.format or "full precision", *parts(head)])
-                rows.append(Form(step, what, taken, note))
-        if (packed := self.stored("pack", NativeFile)) and (taken := self.taken("pack")):
-            fallen = f"; {len(packed.fell_back)} layers fall back" if packed.fell_back else ""
-            rows.append(Form("pack", "Packed weights", taken, f"{packed.format}, the rest in {packed.dtype}{fallen}"))
-        base = next((r for step in ("export.baseline", "load") for r in rows if r.step == step), None)
-        return [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
+        return rows
 
     def size_of(self, step: str) -> Form | None:
         return next((r for r in self.sizes if r.step == step), None)

@@ -55,7 +55,7 @@ def write(directory: Path, inline: bool = False) -> Path:
         "training": run.stored("train", TrainingFile),
         "pipeline": run.stored("load", PipelineFile),
         "reading": reading,
-        "maps": _maps(run, reading) if reading else [],
+        "maps": _maps(run, reading) if reading else {},
         "worst": WORST,
         "percent": percent,
         "plots": _plots(run),
@@ -73,19 +73,16 @@ def write(directory: Path, inline: bool = False) -> Path:
     return publish(directory / PAGE, text)
 
 
-def _maps(run: Run, reading: Reading) -> list[tuple[str, str]]:
-    """The plots of a sensitivity as data URIs, and what they show."""
+def _maps(run: Run, reading: Reading) -> dict[str, str]:
+    """SVGs of a sensitivity: by `heat` or `bars`, and the format, in the order in which they are shown."""
 
     def draw() -> dict[str, str]:
-        from diffopt.report.sensitivity_plot import bars, heat
+        from diffopt.report.sensitivity_plot import bars, heats
 
-        return {"heat": heat(reading), "bars": bars(reading)}
+        kinds = {"heat": heats(reading), "bars": bars(reading)}
+        return {f"{kind} {name}": svg for kind, found in kinds.items() for name, svg in found.items()}
 
-    found = drawn(run.directory / "sense", plain(reading.content), draw)
-    return [
-        (found["heat"], "Relative output error of every layer in every denoising step, a map for each format"),
-        (found["bars"], "The layers with the largest relative output error, sorted, for each format"),
-    ]
+    return drawn(run.directory / "sense", plain(reading.content), draw)
 
 
 def _plots(run: Run) -> dict[str, str]:
@@ -153,13 +150,15 @@ def summary(directory: Path) -> list[str]:
         for each in other.metrics.values():
             said = each.verdict or f"n={each.compared.n}"
             rows.append((f"  {each.title}", f"{with_interval(each.compared, each.unit)}  {said}"))
-    for step, what in (("export", "graph"), ("build", "plan"), ("quantize", "checkpoint")):
-        row, base = run.size_of(step), run.size_of("export.baseline")
-        if row and (step != "quantize" or not (run.size_of("export") or run.size_of("pack"))):
+    base = run.size_of("export.baseline")
+    for step, what in (("export", "graph"), ("build", "plan")):
+        if row := run.size_of(step):
             share = f", {row.share:.1%} of the plain graph's {size(base.bytes)}" if base else ""
             rows.append((what, size(row.bytes) + share))
-    if (row := run.size_of("pack")) and (source := run.size_of("load")):
-        rows.append(("packed", f"{size(row.bytes)}, {row.bytes / source.bytes:.1%} of the source's {size(source.bytes)}"))
+    for step, what in (("pack", "packed"), ("weights", "weights")):
+        if (row := run.size_of(step)) and (source := run.size_of("load")):
+            share = f"{size(row.bytes)}, {row.bytes / source.bytes:.1%} of the source's {size(source.bytes)}"
+            rows.append((what, share + ("; as its kernels would keep them, nothing was exported" if step == "weights" else "")))
     if run.ranges and (line := run.ranges.line):
         rows.append(("ranges", line))
     if sensed := run.stored("sense", SensitivityFile):

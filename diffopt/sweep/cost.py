@@ -8,7 +8,6 @@ from typing import Any
 
 from diffopt.files.latency import LatencyFile
 from diffopt.sweep.job_table import Row
-from diffopt.sweep.weight_bytes import weight_bytes
 
 ALIKE = 1e-3
 """Costs that differ by less than this share are one: names of tensors and scales folded or not move a graph's size."""
@@ -56,7 +55,7 @@ def size_of(row: Row, step: str) -> float | None:
     if not row.run:
         return None
     if step == "weights":
-        return weight_bytes(row.run)
+        return row.run.weight_bytes
     found = row.run.size_of(step)
     return found.bytes if found else None
 

@@ -1,12 +1,12 @@
 """How far the native backbone is from what is simulated, denoising step by step."""
 
 from diffopt.files.parity import ParityFile
-from diffopt.report.plots.canvas import COLOURS, INK, MARKERS, sheet
+from diffopt.report.plots.canvas import COLOURS, INK, MARKERS, SLIM, sheet
 
 
 def agreement(parity: ParityFile, gate: float | None) -> str:
     """Relative errors of the backbone's output given the simulated inputs, and of the latents that it leads itself to."""
-    with sheet("Relative error of the native backbone in every denoising step", 5.6, 3.2) as made:
+    with sheet("Relative error of the native backbone in every denoising step", SLIM, 3.2) as made:
         axes = made.axes()
         axes.grid(True)
         rows = {
@@ -22,5 +22,5 @@ def agreement(parity: ParityFile, gate: float | None) -> str:
         axes.set(xlabel="denoising step", ylabel="relative error, %")
         axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        made.figure.legend(loc="outside upper left", ncols=2)
+        made.figure.legend(loc="outside upper left", ncols=1)
     return made.svg

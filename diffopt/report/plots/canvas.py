@@ -1,10 +1,11 @@
 """A figure that becomes an SVG of the page: vector, text as text, in the page's own colours, light and dark."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from io import StringIO
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from diffopt.files.interval import Interval
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 INK, SOFT, LINE, ACCENT, CARD = "#010101", "#010102", "#010103", "#010104", "#010105"
 """Stand for the page's colours of these names: it has others at night."""
+SLIM = 3.9
+"""Inches that a phone's page has room for, 374 of the browser's pixels; a wide page has three of it beside each other."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito 2008: told apart by the colour-blind, and on light and dark."""
 MARKERS = "osD^vP"
@@ -55,7 +58,7 @@ class Sheet:
 @contextmanager
 def sheet(name: str, width: float, height: float) -> Iterator[Sheet]:
     """A figure of `width` x `height` inches; `name` says what it shows to those who cannot see it, and makes its ids."""
-    with styled({**STYLE, "svg.hashsalt": name}):
+    with styled({**STYLE, "svg.hashsalt": f"{name} {width:g}"}):
         from matplotlib.figure import Figure
 
         made = Sheet(Figure(figsize=(width, height), layout="constrained"))
@@ -65,6 +68,13 @@ def sheet(name: str, width: float, height: float) -> Iterator[Sheet]:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         made.figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     made.svg = _inline(out.getvalue(), name)
+
+
+def fitted(draw: Callable[[float], str], width: float) -> str:
+    """What `draw` makes `width` inches wide; beside that, where it is wide, a slim one, which the page shows on a phone."""
+    if width <= SLIM:
+        return draw(width)
+    return "\n".join(draw(w).replace("<svg ", f'<svg class="{kind}" ', 1) for kind, w in (("wide", width), ("slim", SLIM)))
 
 
 @contextmanager
@@ -153,6 +163,37 @@ def annotate(
         note.set(position=(right, up), ha="left" if right > 0 else "right" if right < 0 else "center")
         note.set_va("bottom" if up > 0 else "top")
         placed.append(box)
+
+
+@contextmanager
+def named_rows(name: str, labels: Sequence[str], points: float = 9) -> Iterator[tuple[Sheet, Any, list[float]]]:
+    """A slim figure with a row for each label, from the first down: the sheet, its axes, and where the rows' marks go.
+
+    A label stands over its mark from the frame's left side on, in as many lines as it takes: beside its mark a long one would
+    leave no room for the plot. Heights are in inches from the top; a mark has BAR.
+    """
+    letters = int(72 * SLIM * 0.9 / (0.6 * points))
+    lines = [wrap(label, letters, break_on_hyphens=False) for label in labels]
+    line, marks, down = 1.15 * points / 72, [], 0.06
+    for text in lines:
+        down += len(text) * line + 0.04 + BAR / 2
+        marks.append(down)
+        down += BAR / 2 + 0.1
+    with sheet(name, SLIM, down + 0.95) as made:
+        axes = made.axes()
+        axes.grid(True, axis="x")
+        axes.set_axisbelow(True)
+        axes.set(ylim=(down, 0))
+        axes.set_yticks([])
+        for text, mark in zip(lines, marks, strict=True):
+            style = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "linespacing": 1.0}
+            note = axes.annotate("\n".join(text), (0, mark - BAR / 2 - 0.03), (3, 0), va="bottom", fontsize=points, **style)
+            note.set_in_layout(False)
+        yield made, axes, marks
+
+
+BAR = 0.16
+"""Inches."""
 
 
 def _outside(box: Any, frame: Any) -> bool:

@@ -1,7 +1,7 @@
 """A metric's value of every pair, sorted: candidate - reference, or the distance of the two."""
 
 from diffopt.files.metrics import MetricResult
-from diffopt.report.plots.canvas import COLOURS, INK, sheet
+from diffopt.report.plots.canvas import COLOURS, INK, SLIM, sheet
 
 MARKED = 100
 """Pairs up to which each is a dot; more are a line."""
@@ -17,7 +17,7 @@ def differences(metric: MetricResult) -> str:
     theirs = metric.reference_values if metric.difference and metric.reference_values else [0.0] * len(metric.values)
     values = sorted((a - b for a, b in zip(metric.values, theirs, strict=True)), reverse=metric.better == "lower")
     title = f"{metric.title}, candidate \N{MINUS SIGN} reference" if paired else f"{metric.title} of each pair"
-    with sheet(title, 5.6, 3.0) as made:
+    with sheet(title, SLIM, 2.8) as made:
         axes, places = made.axes(), range(1, len(values) + 1)
         axes.grid(True, axis="y")
         axes.plot(places, values, "-", color=COLOURS[0], linewidth=1.2, zorder=3)

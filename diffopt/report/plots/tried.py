@@ -2,7 +2,7 @@
 
 from diffopt.caches.knob_search import floors_text
 from diffopt.files.search import CacheSearchFile
-from diffopt.report.plots.canvas import ACCENT, COLOURS, INK, annotate, reach, sheet, titled
+from diffopt.report.plots.canvas import ACCENT, COLOURS, INK, SLIM, annotate, reach, sheet, titled
 
 
 def tried(found: CacheSearchFile, name: str) -> str:
@@ -13,7 +13,7 @@ def tried(found: CacheSearchFile, name: str) -> str:
     points = [p for p in found.points if p.metrics and p.hits]
     metric = points[0].metrics[name]
     at = [(100 * (1 - p.computed), p.metrics[name].candidate) for p in points]
-    with sheet(f"{metric.title} against the arithmetic that {found.method} leaves out", 5.6, 3.8) as made:
+    with sheet(f"{metric.title} against the arithmetic that {found.method} leaves out", SLIM, 3.6) as made:
         axes = made.axes()
         axes.grid(True)
         axes.margins(0.08, 0.12)
@@ -44,7 +44,7 @@ def tried(found: CacheSearchFile, name: str) -> str:
         axes.axhline(_limit(found, name), color=INK, linestyle=":", linewidth=1.2, label=label)
         axes.set(xlabel="arithmetic left out, %", ylabel=f"{titled(metric)} ({metric.better} is better)")
         axes.ticklabel_format(useOffset=False)
-        made.figure.legend(loc="outside upper left", ncols=3)
+        made.figure.legend(loc="outside upper left", ncols=2)
         places = [(x, stat.mean) for x, stat in at]
         annotate(
             made.figure,

@@ -1,24 +1,51 @@
 """A metric over two swept numbers: as cells of a grid, or as coloured points where a search left no grid."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from diffopt.files.metrics import MetricResult
-from diffopt.report.plots.canvas import INK, LINE, SOFT, sheet
+from diffopt.report.plots.canvas import INK, LINE, SLIM, SOFT, fitted, sheet
 from diffopt.sweep.grid import Panel
 from diffopt.sweep.job_table import Row
 from diffopt.sweep.numeric import number
 
-CELL, LOW = (0.85, 0.5), 2.0
-"""Inches of a cell; of the lowest plot, in which the colour bar's title still has its place."""
+CELL, LOW, BESIDE = (0.85, 0.5), 2.0, 2.1
+"""Inches of a cell; of the lowest plot, in which the colour bar's title still has its place; of what is beside the cells."""
+FIGURE, LEAST = 0.65, 7.0
+"""Ems that a figure takes in width; points that can be read."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the cells of a map say."""
+
+    name: str
+    """The metric's, in a row's metrics."""
+    best: Row | None
+    decimals: int
 
 
 def heat(panel: Panel, metric: MetricResult, name: str, ends: tuple[float, float], best: Row | None, decimals: int) -> str:
     """`ends` are the lowest and highest mean of the whole sweep: all panels have one scale. The brighter the better."""
+    assert panel.x is not None
+    width = CELL[0] * len(panel.x.labels) + BESIDE
+    return fitted(lambda w: _map(panel, metric, ends, Written(name, best, decimals), w), width)
+
+
+def _map(panel: Panel, metric: MetricResult, ends: tuple[float, float], written: Written, width: float) -> str:
+    """`width` inches wide. Numbers for which a cell is too narrow stand upright."""
+    name, best, decimals = written.name, written.best, written.decimals
     x, y = panel.x, panel.y
     assert x is not None
     assert y is not None
-    size = (CELL[0] * len(x.labels) + 2.1, max(CELL[1] * len(y.labels) + 0.85 + 0.25 * bool(panel.title), LOW))
-    with sheet(_said(panel, metric, "Heat map"), *size) as made:
+    across = 72 * (width - BESIDE) / len(x.labels)
+    values = [f"{r.metrics[name].candidate.mean:.{decimals}f}" for r in panel.rows if name in r.metrics]
+    most = FIGURE * max(map(len, [*values, "failed"]))
+    points, upright = min(10.0, across / most), across / most < LEAST
+    if upright:
+        points = min(8.0, 72 * CELL[1] / most, across)
+    height = max(CELL[1] * len(y.labels) + 0.85 + 0.25 * bool(panel.title), LOW)
+    with sheet(_said(panel, metric, "Heat map"), width, height) as made:
         from matplotlib.patches import Rectangle
 
         axes, scale = made.axes(), _scale(metric, ends)
@@ -34,11 +61,22 @@ def heat(panel: Panel, metric: MetricResult, name: str, ends: tuple[float, float
             text = f"{value:.{decimals}f}" if there else "failed" if row.error else "\N{EN DASH}"
             colour = _legible(scale.to_rgba(value)) if there else INK
             bold = {"fontweight": "bold"} if row is best else {}
-            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=10 if there else 8, **bold)
+            axes.text(
+                j,
+                i,
+                text,
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=points if there else min(points, 8),
+                rotation=90 * upright,
+                **bold,
+            )
             if row is best:
                 axes.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, fill=False, edgecolor=colour, linewidth=2))
         axes.set(xlim=(-0.5, len(x.labels) - 0.5), ylim=(-0.5, len(y.labels) - 0.5), title=panel.title)
-        axes.set_xticks(range(len(x.labels)), x.labels)
+        turned = max(map(len, x.labels)) * 10 * FIGURE > across
+        axes.set_xticks(range(len(x.labels)), x.labels, rotation=90 * turned)
         axes.set_yticks(range(len(y.labels)), y.labels)
         axes.set(xlabel=x.key if x.values else "", ylabel=y.key if y.values else "")
         axes.tick_params(length=0)
@@ -52,7 +90,7 @@ def points(panel: Panel, metric: MetricResult, name: str, ends: tuple[float, flo
     x, y = panel.x, panel.y
     assert x is not None
     assert y is not None
-    with sheet(_said(panel, metric, "Points"), 5.6, 3.6) as made:
+    with sheet(_said(panel, metric, "Points"), SLIM, 3.4) as made:
         axes, scale = made.axes(), _scale(metric, ends)
         axes.grid(True)
         for row in panel.rows:

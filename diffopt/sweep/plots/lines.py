@@ -1,7 +1,7 @@
 """A metric over one swept number, a line for each of the other choices; or a dot a job where no number was swept."""
 
 from diffopt.files.metrics import MetricResult
-from diffopt.report.plots.canvas import COLOURS, INK, MARKERS, SOFT, reach, sheet, titled
+from diffopt.report.plots.canvas import COLOURS, INK, MARKERS, SLIM, SOFT, named_rows, reach, sheet, titled
 from diffopt.sweep.grid import Panel
 from diffopt.sweep.job_table import Row, settings
 from diffopt.sweep.numeric import number
@@ -11,7 +11,7 @@ def lines(panel: Panel, metric: MetricResult, name: str) -> str:
     """Means with their 95% intervals, and the mean of the references where the metric has one."""
     assert panel.x is not None
     key = panel.x.key
-    with sheet(f"{metric.title} over {key}" + (f", {panel.title}" if panel.title else ""), 5.6, 3.4) as made:
+    with sheet(f"{metric.title} over {key}" + (f", {panel.title}" if panel.title else ""), SLIM, 3.2) as made:
         axes = made.axes()
         axes.grid(True, axis="y")
         groups: dict[str, list[Row]] = {}
@@ -40,26 +40,22 @@ def lines(panel: Panel, metric: MetricResult, name: str) -> str:
         if len(panel.x.values) <= 8:
             axes.set_xticks(panel.x.values, panel.x.labels)
         if len(axes.get_legend_handles_labels()[1]) > 1:
-            made.figure.legend(loc="outside upper left", ncols=1 + (len(groups) > 3 and max(map(len, groups)) < 30))
+            made.figure.legend(loc="outside upper left", ncols=1 + (len(groups) > 3 and max(map(len, groups)) < 18))
     return made.svg
 
 
 def dots(panel: Panel, metric: MetricResult, name: str) -> str:
-    """A row a job from the first down: the mean and its 95% interval."""
-    rows = [r for r in panel.rows if name in r.metrics]
-    with sheet(f"{metric.title} of each job", 5.6, 0.9 + 0.32 * len(rows)) as made:
-        axes = made.axes()
-        axes.grid(True, axis="x")
-        for i, row in enumerate(rows):
+    """A row a job from the first down: its settings, in the whole width, and below them the mean and its 95% interval."""
+    jobs = [r for r in panel.rows if name in r.metrics]
+    labels = [f"{r.job}: {settings(r, list(panel.series))}" for r in jobs]
+    with named_rows(f"{metric.title} of each job", labels) as (made, axes, marks):
+        for row, mark in zip(jobs, marks, strict=True):
             stat, places = row.metrics[name].candidate, {"color": COLOURS[0], "capsize": 3}
-            axes.errorbar([stat.mean], [-i], xerr=reach([stat]), fmt="o", markersize=6, **places)
+            axes.errorbar([stat.mean], [mark], xerr=reach([stat]), fmt="o", markersize=6, **places)
         for value in _reference(panel.rows, name):
             axes.axvline(value, color=INK, linestyle=":", linewidth=1.2, label="full precision")
             made.figure.legend(loc="outside upper right")
-        labels = [f"{r.job}: {settings(r, list(panel.series))}" for r in rows]
-        axes.set_yticks([-i for i in range(len(rows))], labels)
-        axes.set(xlabel=titled(metric), ylim=(-len(rows) + 0.5, 0.5))
-        axes.tick_params(axis="y", length=0)
+        axes.set(xlabel=titled(metric))
         axes.spines["left"].set_color(SOFT)
     return made.svg
 

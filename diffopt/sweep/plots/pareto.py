@@ -3,17 +3,25 @@
 from textwrap import fill
 
 from diffopt.files.metrics import MetricResult
-from diffopt.report.plots.canvas import ACCENT, COLOURS, INK, MARKERS, annotate, reach, sheet, titled
+from diffopt.report.plots.canvas import ACCENT, COLOURS, INK, MARKERS, SLIM, annotate, fitted, reach, sheet, titled
 from diffopt.sweep.cost import Cost
 from diffopt.sweep.job_table import Row
 
 
 def trade(rows: list[Row], front: list[Row], metric: MetricResult, name: str, cost: Cost, keys: list[str]) -> str:
     """`keys` are the swept ones. Series are the values of the first that is no number, as the format."""
+    return fitted(lambda width: _drawn(rows, front, metric, name, cost, keys, width), 7.2)
+
+
+def _drawn(
+    rows: list[Row], front: list[Row], metric: MetricResult, name: str, cost: Cost, keys: list[str], width: float
+) -> str:
+    """`width` inches wide. A slim one has no room for settings: its labels are jobs, of which the table below says more."""
+    wide = width > SLIM
     there = [r for r in rows if r.job in cost.values and name in r.metrics]
     key = next((k for k in keys if len({r.value(k) for r in there}) > 1 and _words(there, k)), None)
     series = list(dict.fromkeys(r.value(key) if key else None for r in there))
-    with sheet(f"{metric.title} against {cost.title[0].lower()}{cost.title[1:]}, with the Pareto front", 7.2, 4.4) as made:
+    with sheet(f"{metric.title} against {cost.title[0].lower()}{cost.title[1:]}, with the Pareto front", width, 4.4) as made:
         axes = made.axes()
         axes.grid(True)
         axes.margins(0.08, 0.1)
@@ -47,10 +55,10 @@ def trade(rows: list[Row], front: list[Row], metric: MetricResult, name: str, co
             axes.axhline(*reference, color=INK, linestyle=":", linewidth=1.2, label="full precision")
         axes.plot([], [], "-", color=ACCENT, label="Pareto front")
         longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
-        made.figure.legend(loc="outside upper left", ncols=max(1, min(4, 84 // (longest + 8))))
+        made.figure.legend(loc="outside upper left", ncols=max(1, min(4, int(11.7 * width) // (longest + 8))))
         axes.set(xlabel=f"{cost.title}, {cost.unit} (less is better)", ylabel=f"{titled(metric)} ({metric.better} is better)")
         axes.ticklabel_format(useOffset=False)
-        labels = [(r, f"{r.job}: {_short(r, keys)}" if r in front else r.job) for r in front]
+        labels = [(r, f"{r.job}: {_short(r, keys)}" if r in front and wide else r.job) for r in front]
         labels += [(r, r.job) for r in there if r not in front]
         annotate(made.figure, axes, [(at[r.job], text, r in front) for r, text in labels], list(at.values()))
     return made.svg
