@@ -63,6 +63,14 @@ def machine(about: Machine) -> str:
     return " + ".join(named) or f"{about.cpu}, {about.cores} cores"
 
 
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `7 min`, `2 h 5 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def size(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):

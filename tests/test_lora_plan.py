@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 from diffopt import models
 from diffopt.cli.main import main
-from diffopt.cli.plan import differences, flat
 from diffopt.errors import ConfigError, PlanError, SourceError
 from diffopt.groups.lora_file import Adapter
+from diffopt.jobs.nearest import differences, flat
 from diffopt.store.source import Source, Sources, _only_file
 
 QUERY = "transformer.transformer_blocks.0.attn.to_q"

@@ -1,6 +1,6 @@
 """`diffopt plan`: what would run, what is cached, and why a step would run again."""
 
-from typing import Any
+import re
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
@@ -10,7 +10,9 @@ from omegaconf import DictConfig, open_dict
 
 from diffopt.cli.arguments import Parser
 from diffopt.cli.searchpath import bundled
+from diffopt.jobs.cost import cost, downloads
 from diffopt.jobs.job import Job, prepare, spelled
+from diffopt.jobs.nearest import Past, differences, flat, sources
 from diffopt.jobs.plan import Step
 from diffopt.jobs.runner import missing
 from diffopt.store.store import Store
@@ -55,52 +57,89 @@ def _hydra() -> Hydra:
 
 
 def table(job: Job) -> str:
-    """A line a step: name, fingerprint, state, and where it runs again, why."""
-    todo = missing(job.plan, job.store)
-    width = max(len(s.name) for s in job.plan.steps)
-    rows = []
-    for step in job.plan.steps:
-        if step.pending:
-            rows.append(f"{step.name:{width}}  {'-' * 16}  pending   its source was never resolved; running resolves it")
-        elif step in todo:
-            rows.append(f"{step.name:{width}}  {step.fingerprint}  to run    {reason(step, todo, job.store)}")
-        elif job.store.entry(step.kind, step.fingerprint):
-            rows.append(f"{step.name:{width}}  {step.fingerprint}  cached")
+    """A line a step, or a run of chunks: name, fingerprint, state, and where it runs again, why. Then what that costs."""
+    todo, past = missing(job.plan, job.store), Past(job.store)
+    rows = folded([(step, *_state(step, todo, job.store, past)) for step in job.plan.steps])
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"{name:{width}}  {key:16}  {state:8}  {why}".rstrip() for name, key, state, why in rows]
+    lines += [f"note: {n}" for n in job.plan.notes]
+    runs = [step for step in job.plan.steps if step in todo]
+    if runs:
+        lines += ["", *cost(runs, past).lines(job.store.root), *downloads(runs), ""]
+    lines.append(f"{len(job.plan.steps)} steps, {len(todo)} to run; store {job.store.root}")
+    return "\n".join(lines)
+
+
+def _state(step: Step, todo: set[Step], store: Store, past: Past) -> tuple[str, str]:
+    """And why."""
+    if step.pending:
+        return "pending", "its source was never resolved; running resolves it"
+    if step in todo:
+        return "to run", reason(step, todo, past)
+    return ("cached", "") if store.entry(step.kind, step.fingerprint) else ("spare", "nothing to run needs it")
+
+
+def folded(rows: list[tuple[Step, str, str]]) -> list[tuple[str, str, str, str]]:
+    """Name, fingerprint, state and reason; the chunks of a stage that are in one state for one reason are one row."""
+    groups: list[list[tuple[Step, str, str]]] = []
+    for row in rows:
+        last = groups[-1][-1] if groups else None
+        if last and _follows(last[0], row[0]) and _alike(last) == _alike(row):
+            groups[-1].append(row)
         else:
-            rows.append(f"{step.name:{width}}  {step.fingerprint}  spare     nothing to run needs it")
-    runs = len(todo)
-    rows += [f"note: {n}" for n in job.plan.notes]
-    rows.append(f"{len(job.plan.steps)} steps, {runs} to run; store {job.store.root}")
-    return "\n".join(rows)
-
-
-def reason(step: Step, todo: set[Step], store: Store) -> str:
-    """Why the step is not in the store: what differs from the most similar artifact of the same stage."""
-    changed = sorted(p.name for p in step.parents() if p in todo)
-    past = [e.record["identity"] for e in store.entries(step.kind) if e.record["identity"]["stage"] == step.stage.name]
-    if not past:
-        return "never made"
-    ours = flat(step.identity)
-    best = min((differences(flat(theirs), ours) for theirs in past), key=len)
-    own = [d for d in best if not d.startswith("inputs.")]
-    lines = own[:SHOWN] + ([f"and {len(own) - SHOWN} more"] if len(own) > SHOWN else [])
-    if len(own) < len(best) or not best:
-        lines.append(f"new {', '.join(changed)}" if changed else "another input")
-    return "; ".join(lines)
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts, and lists of them, as one of dotted keys; `config.` is left out of them."""
-    if isinstance(value, list) and value and all(isinstance(x, dict) for x in value):
-        value = {str(i): x for i, x in enumerate(value)}
-    if not isinstance(value, dict) or not value:
-        return {prefix.removeprefix("config."): value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= flat(inner, f"{prefix}.{key}" if prefix else key)
+            groups.append([row])
+    found = []
+    for group in groups:
+        (step, state, why), many = group[0], len(group)
+        name = step.name if many == 1 else f"{step.name}-{group[-1][0].name.partition('.')[2]}"
+        key = "-" * 16 if step.pending else step.fingerprint if many == 1 else f"{many} artifacts"
+        found.append((name, key, state, why))
     return found
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    keys = sorted({*old, *new})
-    return [f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
+def _follows(one: Step, other: Step) -> bool:
+    """Whether they are chunks of one stage, the one after the other."""
+    (name, _, number), (next_name, _, next_number) = one.name.partition("."), other.name.partition(".")
+    return name == next_name and number.isdigit() and next_number.isdigit() and int(next_number) == int(number) + 1
+
+
+def _alike(row: tuple[Step, str, str]) -> tuple[str, str]:
+    """State and reason; chunks differ in the values of settings, as in their prompts, and not in which."""
+    return row[1], re.sub(r"'[^']*' -> '[^']*'|\d+ -> \d+|\.\d+\b", "", row[2])
+
+
+def reason(step: Step, todo: set[Step], past: Past) -> str:
+    """Why the step is not in the store: what differs from the artifact of the same stage that is most like it."""
+    near = past.nearest(step)
+    if near is None:
+        return "never made"
+    if not near.same_model and sources(step):
+        return "never made of this model"
+    ours, theirs = flat(step.identity), flat(near.entry.record["identity"])
+    settings = [k for k in near.own if not k.startswith("inputs.")]
+    own = differences({k: theirs.get(k) for k in settings}, {k: ours.get(k) for k in settings})
+    lines = own[:SHOWN] + ([f"and {len(own) - SHOWN} more"] if len(own) > SHOWN else [])
+    others = [*near.inputs, *(k.split(".")[1] for k in near.own if k.startswith("inputs."))]
+    if others or not lines:
+        given = [p for p in _given(step, others) if p.fingerprint not in near.entry.inputs]
+        for what, after, some in (
+            ("new", "", [p for p in given if p in todo]),
+            ("another", " than before", [p for p in given if p not in todo]),
+        ):
+            lines += [f"{what} {_named(some)}{after}"] if some else []
+    return "; ".join(lines) or "another input"
+
+
+def _named(steps: list[Step]) -> str:
+    """Their names, those of chunks that follow each other as one."""
+    rows = folded([(step, "", "") for step in steps])
+    return ", ".join(sorted(name for name, *_ in rows))
+
+
+def _given(step: Step, inputs: list[str]) -> list[Step]:
+    """The steps that are these inputs of a step."""
+    found: list[Step] = []
+    for name in inputs:
+        value = step.inputs.get(name)
+        found += value if isinstance(value, list) else [value] if value else []
+    return found

@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from diffopt.artifact import Bench, Latency
 from diffopt.errors import DiffoptError, PlanError
 from diffopt.groups import PICKS
+from diffopt.jobs.cost import cost, downloads
 from diffopt.jobs.job import Job, prepare
+from diffopt.jobs.nearest import Past
 from diffopt.jobs.plan import Step, idle
 from diffopt.jobs.runner import missing
 from diffopt.machine import environment, worker
@@ -108,6 +110,8 @@ class SweepPlan:
             mine = [s for s in steps.values() if s.stage.name == name]
             lines.append(f"{name:12} {len(mine):8} {sum(s in todo for s in mine):7} {sum(users[s] for s in mine):11}")
         lines += self.errors()
+        needed = [s for s in steps.values() if s in todo]
+        lines += ["", *cost(needed, Past(store)).lines(store.root), *downloads(needed)] if needed else []
         end = f"{len(steps)} steps, {len(todo)} to run, {users.total()} if each job had a store of its own; store {store.root}"
         return "\n".join([*lines, "", f"{self.summary.removeprefix('sweep').strip()}; {end}"])
 
