@@ -29,6 +29,11 @@ NAMES = [
     "transformer_blocks.18.ff_context.net.0.proj",
     "proj_out",
 ]
+DEPLOYED = {
+    "schema": "diffopt.deploy/1", "layout": "comfyui", "family": "flux", "format": "fp8", "backbones": ["transformer"],
+    "source": "sha256:0", "weights": "pretrained", "dtype": "bfloat16", "layers": {"a": "fp8"}, "share_scales": False,
+    "bytes": 700, "versions": {},
+}  # fmt: skip
 LONG = "eval.prompts=../prompts/a_file_whose_name_takes_more_than_the_width_of_any_phone_that_there_is.txt"
 CHECKED = """(width) => {
   const said = (e) => e.tagName + '.' + (e.className.baseVal ?? e.className) + ' ' + (e.getAttribute('aria-label') ?? '');
@@ -254,3 +259,15 @@ def test_a_plan_that_is_larger_than_its_source_says_why(tmp_path: Path, weights:
     graph = tmp_path / "export/graph.json"
     graph.write_text(json.dumps(json.loads(graph.read_text()) | {"bytes": weights}))
     assert said in words(page(tmp_path))
+
+
+def test_weights_for_other_programs_are_what_is_deployed(tmp_path: Path) -> None:
+    artifact(tmp_path, "load", {"pipeline.json": PIPELINE})
+    artifact(tmp_path, "quantize", {"checkpoint.json": CHECKPOINT, "extremes.safetensors": 100})
+    artifact(tmp_path, "deploy", {"deploy.json": DEPLOYED, "transformer.safetensors": 700})
+    made(tmp_path, dict.fromkeys(("load", "quantize", "deploy"), "1" * 16))
+    text = words(page(tmp_path))
+    assert "Weights as stored" not in text
+    assert text.index("Deployed weights") < text.index("Source backbone") < text.index("only what differs")
+    assert "fp8, the rest in bfloat16, as comfyui lays it out" in text
+    assert run_page.summary(tmp_path)[0].startswith("deployed  ")

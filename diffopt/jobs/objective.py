@@ -72,7 +72,7 @@ def of(run: Run, objective: Any, floors: Sequence[Limit] = ()) -> float | list[f
 def _value(run: Run, name: str) -> float:
     value: float | None = None
     if name == "bytes":
-        form = run.size_of("export") or run.size_of("build") or run.size_of("pack")
+        form = run.size_of("export") or run.size_of("build") or run.size_of("pack") or run.size_of("deploy")
         value = form.bytes if form else None
     elif name == "seconds":
         timed = run.latency and run.latency.candidate

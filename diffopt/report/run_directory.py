@@ -14,6 +14,7 @@ from diffopt.errors import ConfigError, StoreError
 from diffopt.files.bench import BenchFile
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import Compared, ComparisonFile
+from diffopt.files.deploy import DeployFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import Drawn, ImagesFile
 from diffopt.files.interval import Interval
@@ -173,8 +174,11 @@ class Run:
         return [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
 
     def _deployed(self) -> list[Form]:
-        """Packed weights, engine plan, ONNX graph: those that there are."""
+        """Weights as other programs load them, packed weights, engine plan, ONNX graph: those that there are."""
         rows: list[Form] = []
+        if (deployed := self.stored("deploy", DeployFile)) and (taken := self.taken("deploy")):
+            note = f"{deployed.format}, the rest in {deployed.dtype}, as {deployed.layout} lays it out"
+            rows.append(Form("deploy", "Deployed weights", taken, note))
         if (packed := self.stored("pack", NativeFile)) and (taken := self.taken("pack")):
             fallen = f"; {len(packed.fell_back)} layers fall back" if packed.fell_back else ""
             rows.append(Form("pack", "Packed weights", taken, f"{packed.format}, the rest in {packed.dtype}{fallen}"))

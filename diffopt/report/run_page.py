@@ -155,7 +155,7 @@ def summary(directory: Path) -> list[str]:
         if row := run.size_of(step):
             share = f", {row.share:.1%} of the plain graph's {size(base.bytes)}" if base else ""
             rows.append((what, size(row.bytes) + share))
-    for step, what in (("pack", "packed"), ("weights", "weights")):
+    for step, what in (("deploy", "deployed"), ("pack", "packed"), ("weights", "weights")):
         if (row := run.size_of(step)) and (source := run.size_of("load")):
             share = f"{size(row.bytes)}, {row.bytes / source.bytes:.1%} of the source's {size(source.bytes)}"
             rows.append((what, share + ("; as its kernels would keep them, nothing was exported" if step == "weights" else "")))

@@ -63,6 +63,7 @@ def size_of(row: Row, step: str) -> float | None:
 SIZES = {
     "export": "Size of the ONNX graph",
     "build": "Size of the engine plan",
+    "deploy": "Size of the deployed weights",
     "pack": "Size of the packed weights",
     "weights": "Size of the weights as stored",
 }
