@@ -13,7 +13,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffopt.cli.main import COMMANDS, main
+from diffopt import __version__
+from diffopt.cli.commands import COMMANDS
+from diffopt.cli.main import main
 from diffopt.cli.searchpath import bundled, register
 from diffopt.jobs import job
 from diffopt.store.store import Store
@@ -103,9 +105,37 @@ def test_help_lists_every_recipe(help_text):
     assert line.removeprefix("recipe: ").split(", ") == RECIPES
 
 
-@pytest.mark.parametrize("command", ["plan", "report", "store", "eval", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_lists_every_command(help_text, command):
     assert f"\ndiffopt {command}" in help_text
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["-h"]], ids=str)
+def test_help_is_shown_to_who_says_nothing_and_to_who_asks(help_text, shell, arguments):
+    assert shell(*arguments) == Said(0, help_text, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_of_its_own(diffopt, command):
+    said = diffopt("help", command)
+    assert said.code == 0
+    assert said.out.startswith(f"usage: diffopt {command}")
+    assert said == diffopt(command, "--help")
+
+
+def test_an_action_of_a_command_has_help_too(diffopt):
+    assert diffopt("help", "store", "export").out.startswith("usage: diffopt store export")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["+recipe=quickstart", "--version"]], ids=" ".join)
+def test_the_version_is_that_of_diffopt(diffopt, arguments):
+    assert diffopt(*arguments) == Said(0, f"diffopt {__version__}\n", "")
+
+
+def test_the_table_of_commands_has_the_actions_that_the_parsers_have():
+    for command in COMMANDS.values():
+        below = command.module.parser()._subparsers
+        assert tuple(below._group_actions[0].choices if below else ()) == command.actions
 
 
 TENSORS = ["torch", "diffusers", "transformers", "modelopt", "onnx", "onnxruntime", "numpy", "huggingface_hub"]
@@ -123,8 +153,11 @@ JOBS = ["pydantic", "diffopt.groups", "diffopt.jobs"]
         (["doctor"], [*TENSORS, *PAGES, *SWEEPS, "diffopt.groups", "diffopt.jobs"]),
         (["store", "--help"], [*TENSORS, *PAGES, *SWEEPS]),
         (["eval", "--help"], [*TENSORS, *PAGES, *SWEEPS]),
+        (["--version"], [*TENSORS, *PAGES, *SWEEPS, *JOBS]),
+        (["ls"], [*TENSORS, *PAGES, *SWEEPS]),
+        (["copy", "quickstart", "recipes/mine.yaml"], [*TENSORS, *PAGES, *SWEEPS]),
     ],
-    ids=["plan", "help", "completion", "doctor", "store", "eval"],
+    ids=["plan", "help", "completion", "doctor", "store", "eval", "version", "ls", "copy"],
 )
 def test_what_must_be_quick_imports_nothing_that_it_does_without(tmp_path, arguments, idle):
     code = (
@@ -240,6 +273,9 @@ def test_plan_shows_a_hub_model_that_was_never_resolved_as_pending(diffopt):
         (["plan", "--no-such-flag"], ["--no-such-flag"]),
         (["store", "lss"], ["lss", "ls"]),
         (["store", "ls"], ["outputs/store"]),
+        (["help", "plna"], ["plna", "plan"]),
+        (["ls", "fromat"], ["fromat", "format"]),
+        (["copy", "quickstrat", "recipes/mine.yaml"], ["quickstrat", "quickstart"]),
         (["report", "nowhere"], ["nowhere"]),
     ],
     ids=lambda value: " ".join(value),
@@ -259,7 +295,7 @@ def test_a_recipe_that_extends_one_that_is_not_there_is_refused_by_name(diffopt,
 
 
 def test_a_run_without_a_recipe_is_refused(shell):
-    assert refused(shell(), "recipe", "diffopt --help")
+    assert refused(shell("seed=1"), "recipe", "diffopt --help")
 
 
 def test_a_run_of_a_recipe_that_is_not_there_is_refused(shell):
@@ -406,6 +442,17 @@ def test_the_store_is_where_the_variable_says(diffopt, tmp_path, monkeypatch):
     [
         ("diffopt pl", {"plan"}),
         ("diffopt store v", {"verify"}),
+        ("diffopt ev", {"eval"}),
+        ("diffopt eval --me", {"--metrics"}),
+        ("diffopt eval --data-path a.json --metrics psnr lp", {"lpips"}),
+        ("diffopt store export --", {"--help", "--source", "--lora", "--bare"}),
+        ("diffopt store export 0123", set()),
+        ("diffopt report --f", {"--floor"}),
+        ("diffopt plan --m", {"--multirun"}),
+        ("diffopt ls for", {"format"}),
+        ("diffopt copy quick", {"quickstart"}),
+        ("diffopt help st", {"store"}),
+        ("diffopt doctor ", set()),
         ("diffopt plan +recipe=qu", {"+recipe=quickstart"}),
         ("diffopt +recipe=emoji_int8_sq calib.al", {"calib.alpha="}),
         ("diffopt plan +recipe=emoji_int8_sq form", {"format.", "format="}),

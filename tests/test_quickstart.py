@@ -79,6 +79,30 @@ def test_a_run_has_its_files_where_its_user_looks(first: Path) -> None:
     assert not environment.tensorrt() or (run / "build/model.plan").stat().st_size > 1_000_000
 
 
+def test_whatever_is_copied_out_of_the_store_is_loaded_by_the_lines_that_are_printed(first: Path, tmp_path: Path) -> None:
+    said = {
+        kept: diffopt(first, "store", "export", f"{kept.parent.name}/{kept.name}", str(tmp_path / kept.name)).stdout
+        for kept in (first / "outputs/store").glob("*/*")
+        if (kept / "record.json").is_file()
+    }
+    code = {kept: [line.strip() for line in text.splitlines() if line.startswith("    ")] for kept, text in said.items()}
+    assert {kept.parent.name for kept, lines in code.items() if 0 < len(lines) <= 5} >= {
+        "checkpoint",
+        "onnx",
+        "images",
+        "metrics",
+    }
+    assert not [kept for kept, lines in code.items() if not 0 < len(lines) <= 5]
+    loads = [lines for kept, lines in code.items() if kept.parent.name != "engine"]  # which needs a GPU
+    diffopt(tmp_path, code="\n".join(f"exec({chr(10).join(lines)!r}, {{}})" for lines in loads))
+
+
+def test_the_list_of_the_store_names_the_recipe_and_the_model_of_each(first: Path) -> None:
+    rows = [line.split() for line in diffopt(first, "store", "ls").stdout.splitlines()[1:-1]]
+    assert len(rows) > 12
+    assert not [row for row in rows if row[-2] != "asset:emoji/emoji-flux" or row[-1] != "quickstart"]
+
+
 def test_a_second_run_makes_nothing_and_imports_no_large_library(first: Path, recipe: tuple[str, ...]) -> None:
     large = {"torch", "diffusers", "transformers", "modelopt", "onnx", "onnxruntime", "matplotlib", "numpy", "scipy", "PIL"}
     code = f"import sys; from diffopt.cli.main import main; main(); sys.exit(' '.join({large} & set(sys.modules)) or 0)"

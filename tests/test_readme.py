@@ -21,8 +21,7 @@ from test_matrix import MODELS
 
 from diffopt import formats
 from diffopt.cli.arguments import Parser
-from diffopt.cli.completion import SUBCOMMANDS
-from diffopt.cli.main import COMMANDS
+from diffopt.cli.commands import COMMANDS
 from diffopt.cli.searchpath import PLUGINS, bundled
 from diffopt.formats.auto import METHOD as AUTO
 from diffopt.groups import GROUPS, PICKS
@@ -147,15 +146,16 @@ def test_every_sub_command_and_flag_is_one(command: str, monkeypatch: pytest.Mon
         return
     assert name in COMMANDS
     if not rest or (name == "store" and len(rest) == 1):  # it is only spoken of
-        assert not rest or rest[0] in SUBCOMMANDS[name]
+        assert not rest or rest[0] in COMMANDS[name].actions
         return
-    parse = Parser.parse_args
+    for way in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(Parser, way)
 
-    def stop(self: Parser, arguments: list[str]) -> Any:
-        parse(self, arguments)
-        raise Parsed
+        def stop(self: Parser, arguments: list[str], parse: Any = parse) -> Any:
+            parse(self, arguments)
+            raise Parsed
 
-    monkeypatch.setattr(Parser, "parse_args", stop)
+        monkeypatch.setattr(Parser, way, stop)
     with pytest.raises(Parsed):
         COMMANDS[name](rest)
 

@@ -8,14 +8,20 @@ import re
 import signal
 import stat
 import subprocess
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
+import contents
 import pytest
 from waiting import until
 
 from diffopt.artifact import Artifact, Checkpoint
 from diffopt.cli.store import command
+from diffopt.cli.store_list import HEAD, RIGHT
 from diffopt.errors import PlanError, StoreError
+from diffopt.files.pipeline import PipelineFile
+from diffopt.files.run import RunFile
 from diffopt.jobs.plan import Plan, Step
 from diffopt.jobs.runner import run_plan
 from diffopt.stage import Stage
@@ -272,6 +278,18 @@ def run(store, *arguments):
     command(["--store", str(store.root), *arguments])
 
 
+def run_in(directory, name, artifacts, store, config="model: {}"):
+    """A run of a recipe that refers to these artifacts."""
+    directory.mkdir(parents=True)
+    replace(RunFile.of(contents.RUN), name=name, config=config).write(directory)
+    store.refer(directory, artifacts)
+
+
+def pipeline_in(store, fingerprint, source, family):
+    pinned = PipelineFile(source, family, "pretrained", "float32", None, {}, ("transformer",), 1, {}, None, 8)
+    publish(store, fingerprint, kind="pipeline", **{"pipeline.json": pinned.to_json().encode()})
+
+
 def test_verify_names_every_artifact_that_was_changed(store, capsys):
     publish(store)
     change(publish(store, OTHER) / "a.json", b"{}")
@@ -390,6 +408,44 @@ def test_ls_of_a_kind_lists_only_that_kind(store, capsys):
     said = capsys.readouterr().out
     assert OTHER in said
     assert FP not in said
+
+
+def test_a_line_of_ls_has_the_date_the_stage_the_model_and_the_recipe(store, capsys, tmp_path):
+    pipeline_in(store, "aa" * 8, "hub:org/name@" + "0" * 40, "flux")
+    with store.publish("eval-embeddings", OTHER, {"stage": "encode", "inputs": {"pipeline": "aa" * 8}}, {"seconds": 12345.6}):
+        pass
+    with store.publish("metrics", FP, {"stage": "score", "inputs": {"texts": [OTHER]}}, {"seconds": 0.1}):
+        pass
+    for name in ("mine", "yours"):
+        run_in(tmp_path / "runs" / name / "2026-01-01", name, [("metrics", FP)], store)
+    os.utime(store.root / "metrics" / FP / "record.json", (1.0e9, 1.0e9))
+    run(store, "ls")
+    head, *rows, total = capsys.readouterr().out.splitlines()
+    cells = {row.split()[0]: row for row in rows}
+    date = f"{datetime.fromtimestamp(1.0e9):%Y-%m-%d %H:%M}"
+    assert re.fullmatch(rf"metrics +{FP} +0 B +0\.1 s +{date} +score +org/name +(mine|yours) \+1", cells["metrics"])
+    assert re.search(r"encode +org/name +-$", cells["eval-embeddings"])
+    assert total.startswith("3 artifacts, ")
+    for i, name in enumerate(HEAD):  # each column begins, or ends, where its heading does
+        at = head.index(name)
+        end = at + len(name)
+        for row in rows:
+            assert (row[end - 1] != " " and row[end : end + 2] in ("  ", "")) if i in RIGHT else row[at - 2 : at].strip() == ""
+
+
+def test_a_local_model_is_called_as_its_runs_call_it_and_else_by_its_family(store, capsys, tmp_path):
+    pipeline_in(store, "aa" * 8, "sha256:0123456789abcdef", "sdxl")
+    run(store, "ls", "pipeline")
+    assert "sdxl (sha256:0123456789abcdef)" in capsys.readouterr().out
+    run_in(tmp_path / "runs/mine/2026", "mine", [("pipeline", "aa" * 8)], store, "model: {source: models/mine}")
+    run(store, "ls", "pipeline")
+    assert re.search(r" models/mine +mine$", capsys.readouterr().out.splitlines()[1])
+
+
+def test_ls_of_a_kind_that_there_is_not_is_refused(store):
+    publish(store)
+    with pytest.raises(StoreError, match=r"no such kind \(got 'onxn'\); did you mean onnx\?"):
+        run(store, "ls", "onxn")
 
 
 def test_show_prints_the_record(store, capsys):

@@ -1,14 +1,10 @@
-"""Shell completion: Hydra completes overrides; this adds the sub-commands in front of them."""
+"""Shell completion: Hydra completes overrides; this adds the sub-commands in front of them, and what follows one."""
 
+import argparse
 import os
+from collections.abc import Iterable
 
-SUBCOMMANDS: dict[str, list[str]] = {
-    "plan": [],
-    "report": [],
-    "eval": [],
-    "store": ["ls", "show", "verify", "gc", "export"],
-    "doctor": [],
-}
+from diffopt.cli.commands import COMMANDS
 
 
 def complete(arguments: list[str]) -> bool:
@@ -22,16 +18,33 @@ def complete(arguments: list[str]) -> bool:
     line = line.replace("python -m diffopt", "diffopt", 1)
     words = line.split()[1:] + ([""] if line.endswith(" ") or len(line.split()) == 1 else [])
     first = words[0] if words else ""
-    if len(words) == 1 and first and (found := [c for c in SUBCOMMANDS if c.startswith(first)]):
+    if len(words) == 1 and first and (found := [c for c in COMMANDS if c.startswith(first)]):
         print(" ".join(found))
         return True
     if len(words) <= 1 and not first:
-        print(" ".join([*SUBCOMMANDS, "+recipe="]))
+        print(" ".join([*COMMANDS, "+recipe="]))
         return True
-    if first == "plan":
+    if first == "plan" and not words[-1].startswith("-"):
         os.environ["COMP_LINE"] = line.replace(" plan ", " ", 1)
         return False
-    if first in SUBCOMMANDS:
-        print(" ".join(c for c in SUBCOMMANDS[first] if c.startswith(words[-1])) if len(words) == 2 else "")
+    if first in COMMANDS:
+        print(" ".join(c for c in _following(first, words[1:]) if c.startswith(words[-1])))
         return True
     return False
+
+
+def _following(name: str, words: list[str]) -> Iterable[str]:
+    """What may stand where the last of the words is; nothing where that is a file or a fingerprint."""
+    if len(words) == 1 and COMMANDS[name].actions:
+        return COMMANDS[name].actions
+    if len(words) == 1 and name == "help":
+        return COMMANDS
+    module = COMMANDS[name].module
+    parser: argparse.ArgumentParser = module.parser()
+    below = parser._subparsers and parser._subparsers._group_actions[0].choices  # of argparse, which offers no list
+    if isinstance(below, dict) and words[0] in below:
+        parser = below[words[0]]
+    if words[-1].startswith("-"):
+        return [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    asked = getattr(module, "offered", None)
+    return asked(words) if asked else ()

@@ -35,8 +35,12 @@ PACKAGES = (
 )
 
 
+def parser() -> Parser:
+    return Parser("diffopt doctor", description="What this machine can calibrate, build and run.")
+
+
 def command(arguments: list[str]) -> None:
-    Parser("diffopt doctor", description="What this machine can calibrate, build and run.").parse_args(arguments)
+    parser().parse_args(arguments)
     print("\n".join(lines()))
 
 

@@ -24,17 +24,27 @@ DEFAULTS = {
 DATA = '[{"prompt": ..., "images": {"MODEL": "PATH"}}], paths relative to the file; or directories of runs and sweeps'
 
 
+def parser() -> Parser:
+    made = Parser("diffopt eval", description="Score the pictures of any models; the first one named is the reference.")
+    made.add_argument("--data-path", type=Path, nargs="+", required=True, metavar="PATH", help=DATA)
+    made.add_argument("--metrics", nargs="+", default=["imagereward"], metavar="NAME", help=", ".join(METRICS))
+    made.add_argument("--reference", metavar="MODEL", help="what the others are compared with; `none` for no comparison")
+    made.add_argument("--root", type=Path, help="refuse pictures outside this directory")
+    made.add_argument("--output", type=Path, help=f"directory for {EvaluationFile.NAME} and {PAGE}")
+    for name, about in SOURCES.items():
+        made.add_argument(f"--{name}", default=DEFAULTS[name], metavar="MODEL", help=f"{about} ({DEFAULTS[name]})")
+    return made
+
+
+def offered(words: list[str]) -> list[str]:
+    """To complete: of --metrics the metrics."""
+    flag = next((w for w in reversed(words[:-1]) if w.startswith("-")), "")
+    return [m for m in METRICS if m not in words] if flag == "--metrics" else []
+
+
 def command(arguments: list[str]) -> None:
     """`diffopt eval`. Prints what could be measured; raises ConfigError or MetricError, whose lines say what could not."""
-    parser = Parser("diffopt eval", description="Score the pictures of any models; the first one named is the reference.")
-    parser.add_argument("--data-path", type=Path, nargs="+", required=True, metavar="PATH", help=DATA)
-    parser.add_argument("--metrics", nargs="+", default=["imagereward"], metavar="NAME", help=", ".join(METRICS))
-    parser.add_argument("--reference", metavar="MODEL", help="what the others are compared with; `none` for no comparison")
-    parser.add_argument("--root", type=Path, help="refuse pictures outside this directory")
-    parser.add_argument("--output", type=Path, help=f"directory for {EvaluationFile.NAME} and {PAGE}")
-    for name, about in SOURCES.items():
-        parser.add_argument(f"--{name}", default=DEFAULTS[name], metavar="MODEL", help=f"{about} ({DEFAULTS[name]})")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     listed = _listed(given.data_path, given.root)
     reference = _reference(given.reference, [*listed.pictures])
     _check_metrics(given.metrics, reference)

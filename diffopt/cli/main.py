@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from diffopt import __version__
+from diffopt.cli.commands import COMMANDS
 from diffopt.cli.completion import complete
 from diffopt.cli.searchpath import bundled, register
 from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError
@@ -79,18 +81,28 @@ def _main(arguments: list[str]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are the driver's, which environment.py reads
     logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no traceback on the terminal
-    register(_config_dir(arguments), ours=arguments[:1] == ["plan"])
+    register(_config_dir(arguments), ours=arguments[:1] in (["plan"], ["ls"], ["copy"]))
     if complete(arguments):
         return
-    command = next((c for c in arguments[:1] if c in COMMANDS), None)
-    if command:
-        COMMANDS[command](arguments[1:])
+    if "--version" in arguments and arguments[0] not in COMMANDS:
+        print(f"diffopt {__version__}")
         return
-    if arguments and not any(a.startswith("-") or "=" in a for a in arguments):
+    if not arguments:
+        overview()
+        return
+    if arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+        return
+    if not any(a.startswith("-") or "=" in a for a in arguments):
         from diffopt.cli import hydra_errors
 
         raise DiffoptError(hydra_errors.unknown_command(arguments[0], list(COMMANDS)))
     _hydra(arguments)
+
+
+def overview() -> None:
+    """What `diffopt --help` says."""
+    _hydra(["--help"])
 
 
 def _config_dir(arguments: list[str]) -> Path | None:
@@ -207,44 +219,6 @@ def _clear(directory: Path) -> None:
             break
         folder.rmdir()
 
-
-def _plan(arguments: list[str]) -> None:
-    from diffopt.cli import plan
-
-    plan.command(arguments)
-
-
-def _report(arguments: list[str]) -> None:
-    from diffopt.cli import report
-
-    report.command(arguments)
-
-
-def _store(arguments: list[str]) -> None:
-    from diffopt.cli import store
-
-    store.command(arguments)
-
-
-def _eval(arguments: list[str]) -> None:
-    from diffopt.cli import eval
-
-    eval.command(arguments)
-
-
-def _doctor(arguments: list[str]) -> None:
-    from diffopt.cli import doctor
-
-    doctor.command(arguments)
-
-
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "plan": _plan,
-    "report": _report,
-    "store": _store,
-    "eval": _eval,
-    "doctor": _doctor,
-}
 
 if __name__ == "__main__":
     main()

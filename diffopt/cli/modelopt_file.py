@@ -73,11 +73,12 @@ def write(origin: Origin, entry: Entry, out: Path) -> None:
     """Write a checkpoint's portable file into the directory `out`."""
     from diffopt.machine.environment import gpus
     from diffopt.machine.output import to_log
-    from diffopt.quantization.checkpoint import restore
     from diffopt.stage import Context
 
     context = Context(out, origin.sources.pinned, origin.sources.locate, "cuda" if gpus() else "cpu")
-    with to_log():
+    with to_log():  # what libraries say when they are imported too
+        from diffopt.quantization.checkpoint import restore
+
         portable(restore(context, origin.pipeline, Checkpoint(entry.path, entry.fingerprint)), out / FILE)
 
 

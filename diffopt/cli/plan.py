@@ -20,12 +20,16 @@ from diffopt.store.store import Store
 SHOWN = 3
 
 
+def parser() -> Parser:
+    made = Parser("diffopt plan", description="Show a recipe's steps; runs and writes nothing.")
+    made.add_argument("--config-dir", "-cd", help="a directory of your own groups and recipes")
+    made.add_argument("--multirun", "-m", action="store_true", help="plan every job of a sweep")
+    made.add_argument("overrides", nargs="*", metavar="+recipe=NAME key=value ...")
+    return made
+
+
 def command(arguments: list[str]) -> None:
-    parser = Parser("diffopt plan", description="Show a recipe's steps; runs and writes nothing.")
-    parser.add_argument("--config-dir", "-cd", help="a directory of your own groups and recipes")
-    parser.add_argument("--multirun", "-m", action="store_true", help="plan every job of a sweep")
-    parser.add_argument("overrides", nargs="*", metavar="+recipe=NAME key=value ...")
-    given = parser.parse_intermixed_args(arguments)
+    given = parser().parse_intermixed_args(arguments)
     asked = [spelled(o) for o in given.overrides]
     config = composed(asked, sweep=given.multirun)
     if config.hydra.mode == RunMode.MULTIRUN:

@@ -10,11 +10,10 @@ from diffopt.report.run_directory import RUN, Run
 SWEEP = "multirun.yaml"
 
 
-def command(arguments: list[str]) -> None:
-    """`diffopt report DIRECTORY`. Raises ConfigError for a directory that is neither a run's nor a sweep's."""
-    parser = Parser("diffopt report", description="Write the page of a run or of a sweep again.")
-    parser.add_argument("directory", type=Path, help="outputs/runs/NAME/DATE or outputs/sweeps/NAME/DATE")
-    parser.add_argument(
+def parser() -> Parser:
+    made = Parser("diffopt report", description="Write the page of a run or of a sweep again.")
+    made.add_argument("directory", type=Path, help="outputs/runs/NAME/DATE or outputs/sweeps/NAME/DATE")
+    made.add_argument(
         "--floor",
         action="append",
         default=[],
@@ -22,8 +21,13 @@ def command(arguments: list[str]) -> None:
         help="of a sweep: name the smallest and the fastest job that keeps it, as clip=-0.5%% for the change from the "
         "reference that is borne, or psnr=40 for the value itself; may be given several times",
     )
-    parser.add_argument("--inline", action="store_true", help="small copies of the pictures in the page, to pass it on alone")
-    given = parser.parse_args(arguments)
+    made.add_argument("--inline", action="store_true", help="small copies of the pictures in the page, to pass it on alone")
+    return made
+
+
+def command(arguments: list[str]) -> None:
+    """`diffopt report DIRECTORY`. Raises ConfigError for a directory that is neither a run's nor a sweep's."""
+    given = parser().parse_args(arguments)
     directory: Path = given.directory
     if (directory / RUN).is_file():
         if given.floor:

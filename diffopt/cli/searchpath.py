@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from diffopt.cli import commands, own_options
 from diffopt.errors import ConfigError
 from diffopt.machine import environment, worker
 
@@ -35,18 +37,17 @@ def bundled(name: str) -> Path:
 
 
 def recipe_dirs(config_dir: Path | None = None) -> list[Path]:
-    """Directories of recipes: ours, those that $DIFFOPT_RECIPES names, ./recipes, and `recipes` in --config-dir.
+    """Directories of recipes: ours, those that $DIFFOPT_RECIPES names, ./recipes, and `recipes` and `recipe` in --config-dir.
 
     Raises ConfigError when two of them have a recipe of the same name, of which Hydra would take one without a word.
     """
     named = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
     if gone := [p for p in named if not p.is_dir()]:
         raise ConfigError(f"{VARIABLE}: is not a directory (got {str(gone[0])!r}); mend the variable")
-    dirs = [bundled("recipes"), *named, Path("recipes"), *([config_dir / "recipes"] if config_dir else [])]
-    found = list(dict.fromkeys(d.resolve() for d in dirs if d.is_dir()))
-    served = [*found, *([(config_dir / GROUP).resolve()] if config_dir else [])]  # the last by Hydra itself
+    own = [config_dir / "recipes", config_dir / GROUP] if config_dir else []
+    found = list(dict.fromkeys(d.resolve() for d in [bundled("recipes"), *named, Path("recipes"), *own] if d.is_dir()))
     seen: dict[str, Path] = {}
-    for path in (p for d in served for p in sorted(d.glob("*.yaml"))):
+    for path in (p for d in found for p in sorted(d.glob("*.yaml"))):
         if path.name in seen:
             raise ConfigError(f"recipe: two are called {path.stem!r} (got {seen[path.name]} and {path}); rename one")
         seen[path.name] = path
@@ -54,14 +55,21 @@ def recipe_dirs(config_dir: Path | None = None) -> list[Path]:
 
 
 class RecipeSource(FileConfigSource):
-    """Serves a flat directory of YAML files as the config group `recipe`."""
+    """Serves a flat directory of YAML files as the config group `recipe`, and what one writes out as options of its groups."""
 
     @staticmethod
     def scheme() -> str:
         return "recipes"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        return super().load_config(config_path.removeprefix(f"{GROUP}/"))
+        group, _, name = config_path.rpartition("/")
+        recipe = super().load_config(name.removeprefix(own_options.PREFIX))
+        if group != GROUP:
+            return replace(recipe, config=recipe.config[group], header={"package": None})
+        if groups := own_options.whole(recipe.config):
+            assert isinstance(recipe.config, DictConfig)
+            recipe.config = own_options.picking(recipe.config, groups, name)
+        return recipe
 
     def available(self) -> bool:
         return os.path.isdir(self.path)
@@ -70,8 +78,13 @@ class RecipeSource(FileConfigSource):
         return config_path in ("", GROUP)
 
     def is_config(self, config_path: str) -> bool:
-        group, _, name = config_path.partition("/")
-        return group == GROUP and bool(name) and bool(super().is_config(name))
+        group, _, name = config_path.rpartition("/")
+        if group == GROUP:
+            return bool(name) and bool(super().is_config(name))
+        recipe = name.removeprefix(own_options.PREFIX)
+        if recipe == name or not super().is_config(recipe):
+            return False
+        return group in own_options.whole(super().load_config(recipe).config)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path == "":
@@ -104,8 +117,10 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
     "cores_per_job": lambda: max(1, len(os.sched_getaffinity(0)) // worker.jobs()),
     "at_once": lambda launcher: 1 if launcher.endswith("BasicLauncher") else worker.jobs(),
     "directions": _directions,
+    "commands": commands.lines,
 }
-"""What the launchers' and the sweeper's settings take from this machine and from the recipe: `${diffopt.jobs:}`."""
+"""What the launchers' and the sweeper's settings take from this machine and from the recipe, and the help from the table of
+commands: `${diffopt.jobs:}`."""
 
 
 def register(config_dir: Path | None = None, *, ours: bool = False) -> None:

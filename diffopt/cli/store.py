@@ -3,20 +3,27 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from diffopt.artifact import Checkpoint, NativeCheckpoint
 from diffopt.cli import modelopt_file
 from diffopt.cli.arguments import Parser
-from diffopt.errors import StoreError
-from diffopt.store.store import RECORD, Store
+from diffopt.cli.commands import COMMANDS
+from diffopt.errors import DiffoptError, StoreError
+from diffopt.store.store import RECORD, Entry, Store
 from diffopt.text import size
 
+SHOWN = 12
+"""Files that an export names."""
 
-def command(arguments: list[str]) -> None:
-    parser = Parser("diffopt store", description="The artifact store.")
-    parser.add_argument("--store", default=os.environ.get("DIFFOPT_STORE", "outputs/store"), help="its directory")
-    actions = parser.add_subparsers(required=True, metavar="ls | show | verify | gc | export")
-    ls = actions.add_parser("ls", help="every artifact, its size and what made it")
+
+def parser() -> Parser:
+    made = Parser("diffopt store", description="The artifact store.")
+    made.add_argument("--store", default=os.environ.get("DIFFOPT_STORE", "outputs/store"), help="its directory")
+    actions = made.add_subparsers(required=True, metavar=" | ".join(COMMANDS["store"].actions))
+    ls = actions.add_parser("ls", help="every artifact: its size, its date, what made it, of which model and for which recipe")
     ls.add_argument("kind", nargs="?", help="only this kind")
     ls.set_defaults(run=lambda store, a: _ls(store, a.kind))
     show = actions.add_parser("show", help="one artifact: its files, identity and provenance")
@@ -37,7 +44,11 @@ def command(arguments: list[str]) -> None:
     )
     export.add_argument("--bare", action="store_true", help="a checkpoint alone, without the file that mto.restore reads")
     export.set_defaults(run=lambda store, a: _export(store, a.id, a.directory, a.source, a.lora, a.bare))
-    given = parser.parse_args(arguments)
+    return made
+
+
+def command(arguments: list[str]) -> None:
+    given = parser().parse_args(arguments)
     store = Store(Path(given.store).expanduser())
     if not store.root.is_dir():
         store.check()
@@ -46,11 +57,9 @@ def command(arguments: list[str]) -> None:
 
 
 def _ls(store: Store, kind: str | None) -> None:
-    found = store.entries(kind)
-    for e in found:
-        made = e.record["provenance"]
-        print(f"{e.kind:12} {e.fingerprint}  {size(e.bytes):>10}  {made['seconds']:8.1f} s  {e.record['identity']['stage']}")
-    print(f"{len(found)} artifacts, {size(sum(e.bytes for e in found))}")
+    from diffopt.cli.store_list import Listing
+
+    print("\n".join(Listing(store, kind).lines()))
 
 
 def _show(store: Store, name: str) -> None:
@@ -101,7 +110,7 @@ def _export(store: Store, name: str, directory: Path, source: str | None, adapte
     if directory.exists():
         raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
     entry.check_sizes()
-    origin = modelopt_file.origin(store, entry, source, adapters) if entry.kind == "checkpoint" and not bare else None
+    origin = modelopt_file.origin(store, entry, source, adapters) if entry.kind == Checkpoint.kind and not bare else None
     try:
         directory.mkdir(parents=True)
         for name in [*sorted(entry.record["files"]), RECORD]:
@@ -112,4 +121,24 @@ def _export(store: Store, name: str, directory: Path, source: str | None, adapte
     except OSError as e:
         reason = (e.strerror or str(e)).lower()
         raise StoreError(f"store export: cannot be written ({reason}) (got {str(directory)!r}); give another") from None
-    print(directory)
+    if entry.kind == NativeCheckpoint.kind:
+        with suppress(DiffoptError):  # of a model that is not here any more the packed backbone is still whole
+            origin = modelopt_file.origin(store, entry, source, adapters)
+    print("\n".join(_exported(entry, directory, origin)))
+
+
+def _exported(entry: Entry, directory: Path, origin: modelopt_file.Origin | None) -> Iterator[str]:
+    """What was written, and how to load it."""
+    from diffopt.cli import loading
+
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    yield f"{directory}: {entry.kind} {entry.fingerprint}, {size(sum(p.stat().st_size for p in files))}"
+    for file in files[:SHOWN]:
+        yield f"  {file.relative_to(directory)!s:32} {size(file.stat().st_size):>10}"
+    if len(files) > SHOWN:
+        yield f"  and {len(files) - SHOWN} more files"
+    code, remark = loading.lines(entry, directory.resolve(), origin)
+    yield "to load it in Python:"
+    yield from (f"    {line}" for line in code)
+    if remark:
+        yield remark

@@ -35,7 +35,7 @@ def build(graph: Path, level: int, profile: Profile | None = None) -> Built:
     found = tensorrt()
     if found is None:
         raise PlanError("build: no engine builder is installed (got none); `pip install 'diffopt[tensorrt-rtx]'`")
-    trt = _module(found["flavour"])
+    trt = module(found["flavour"])
     logger = _Logger(trt)
     builder = trt.Builder(logger.sink)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -74,7 +74,8 @@ def _profiles(builder: Any, config: Any, network: Any, wanted: Profile) -> list[
     return [shapes]
 
 
-def _module(flavour: str) -> Any:
+def module(flavour: str) -> Any:
+    """TensorRT's Python module, `tensorrt` or `tensorrt_rtx`."""
     if flavour == "tensorrt":
         return importlib.import_module("tensorrt")
     # PyPI has the bindings and, inside onnxruntime's provider, the libraries; loaded first, their names satisfy the import.

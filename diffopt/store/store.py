@@ -209,13 +209,9 @@ class Store:
         """
         used: set[tuple[str, str]] = set()
         stale: list[Path] = []
-        for root in sorted((self.root / ROOTS).glob("*.json")):
-            try:
-                content = json.loads(root.read_text())
-            except ValueError:  # written when the disk ran full
-                content = {"run": "", "artifacts": []}
-            if content["run"] and Path(content["run"]).is_dir():
-                used |= {(kind, fp) for kind, fp in content["artifacts"]}
+        for root, (run, artifacts) in self._roots().items():
+            if run and Path(run).is_dir():
+                used |= set(artifacts)
             else:
                 stale.append(root)
         scratch = [
@@ -227,6 +223,21 @@ class Store:
         stale += [p for p in (self.root / PLOTS).glob("*") if p.name not in shown]
         stale += [p for p in (self.root / COMPILED).glob("*") if p != self.compiled]
         return [e for e in self.entries() if (e.kind, e.fingerprint) not in used], stale
+
+    def references(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Directories of runs, some perhaps gone, and the (kind, fingerprint) of what each refers to."""
+        return [found for found in self._roots().values() if found[0]]
+
+    def _roots(self) -> dict[Path, tuple[str, list[tuple[str, str]]]]:
+        """By file the run, and what it refers to; the run is empty where the file was written when the disk ran full."""
+        found: dict[Path, tuple[str, list[tuple[str, str]]]] = {}
+        for root in sorted((self.root / ROOTS).glob("*.json")):
+            try:
+                content = json.loads(root.read_text())
+                found[root] = content["run"], [(kind, fp) for kind, fp in content["artifacts"]]
+            except ValueError:
+                found[root] = "", []
+        return found
 
     def remove(self, path: Path) -> None:
         """Remove an artifact or a left-over; killed meanwhile, it leaves a left-over and no half an artifact."""
