@@ -1,10 +1,46 @@
 """diffopt: declarative recipes that make diffusion models small and fast, with the evidence."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffopt.errors import DiffoptError
+    from diffopt.report.outcome import Outcome
 
 __version__ = "0.1.0"
+__all__ = ["DiffoptError", "load", "run"]
+
+
+def run(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    config_dir: str | PathLike[str] | None = None,
+    quiet: bool = False,
+) -> "Outcome | None":
+    """Run a recipe as `diffopt +recipe=RECIPE key=value ...` does, and return the run: `.artifacts` by step, `.metrics` by
+    name, the path of its `.report`, its `.directory`.
+
+    `overrides` are fields and options by name: `{"calib.alpha": 0.5, "format": "fp8", "cache": None}`. `config_dir` is a
+    directory of your own groups and recipes. The lines that the command would print go to sys.stdout, unless `quiet`.
+
+    Raises `diffopt.DiffoptError` for all that the command refuses or stops at, with its text. Where several machines train
+    together, None on all but the first. The working directory, Hydra's state and logging are left as they were.
+    """
+    from diffopt.cli import call
+
+    return call.run(recipe, overrides or {}, Path(config_dir).expanduser() if config_dir is not None else None, quiet)
+
+
+def __getattr__(name: str) -> Any:
+    """`diffopt.DiffoptError`, without Hydra for who does not ask for it."""
+    if name == "DiffoptError":
+        from diffopt.errors import DiffoptError
+
+        return DiffoptError
+    raise AttributeError(f"module 'diffopt' has no attribute {name!r}")
 
 
 def load(directory: str | PathLike[str], device: Any = None, dtype: Any = None) -> Any:

@@ -55,11 +55,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         if e.errno not in UNWRITABLE:
             raise
-        where = e.filename or "outputs"
-        print(
-            f"outputs: cannot be written ({(e.strerror or str(e)).lower()}) (got {where!r}); run where you may write",
-            file=sys.stderr,
-        )
+        print(unwritable(e), file=sys.stderr)
         sys.exit(1)
     except (RecursionError, TypeError, ValueError) as e:
         from diffopt.cli import hydra_errors
@@ -73,6 +69,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
+
+
+def unwritable(error: OSError) -> str:
+    """For a disk or a directory that takes nothing."""
+    where, reason = error.filename or "outputs", (error.strerror or str(error)).lower()
+    return f"outputs: cannot be written ({reason}) (got {where!r}); run where you may write"
 
 
 def _main(arguments: list[str]) -> None:
@@ -172,7 +174,7 @@ def _job(config: DictConfig) -> float | list[float] | None:
         return job.run(config, overrides, directory, settings.job.name, sweep=False)
     except (DiffoptError, OSError) as e:
         if isinstance(e, ConfigError | PlanError):  # nothing was made; after any other error the log is worth keeping
-            _clear(directory)
+            clear(directory)
         _refused.append(e)
         return None
 
@@ -209,7 +211,7 @@ def _one_of_many(config: DictConfig, settings: Any, directory: Path, overrides: 
         return None
 
 
-def _clear(directory: Path) -> None:
+def clear(directory: Path) -> None:
     """Take away what Hydra put into a run's directory, and the directory if that was all: it may be the user's own."""
     shutil.rmtree(directory / ".hydra", ignore_errors=True)
     (directory / "diffopt.log").unlink(missing_ok=True)

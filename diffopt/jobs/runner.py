@@ -63,6 +63,12 @@ _held = Held()
 """Over the jobs of a sweep too: those that only quantize otherwise share a model."""
 
 
+def let_go() -> None:
+    """Free the model that the last step has opened, in a process that does more than run recipes."""
+    _held.drop()
+    release()
+
+
 def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> list[Done]:
     """Make what is missing, in order. A killed or failed run keeps every step that was finished.
 
