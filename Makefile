@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check golden matrix bench
@@ -9,19 +10,30 @@ BIN := $(VENV)/bin
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
+# $(call told,WHAT,COMMAND): say what, run it, and every 20 seconds how much is there.
+define told
+@echo "$(1)"; \
+(while sleep 20 >/dev/null 2>&1; do echo "  ... $$(du -sm $(VENV) | cut -f1) MB so far"; done) & \
+beat=$$!; $(2); code=$$?; kill $$beat 2>/dev/null; exit $$code
+endef
+
 # torch and torchvision first and by exact version: the newest of one does not always go with the other. The newest pip
 # unpacks in two thirds of the time of Python 3.11's; bytecode is compiled on every core, where pip compiles a file at a time. One
 # file of torch's is for a newer Python and does not compile, which pip ignores too.
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --no-compile torch==2.14.1 torchvision==0.29.1
-	$(BIN)/pip install --quiet --no-compile --editable '.[tensorrt-rtx,dev]'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' || { \
+	echo "make: Python 3.11 or newer is needed (got $$($(PYTHON) --version)); name one, as in: make demo PYTHON=python3.12"; exit 1; }
+	@echo "installing diffopt into $(VENV): about 8 GB, and a few minutes with a fast network"
+	$(call told,1 of 4: a virtual environment with $$($(PYTHON) --version) and the newest pip,$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgrade pip)
+	$(call told,2 of 4: torch 2.14.1 and torchvision 0.29.1: most of it,$(BIN)/pip install --quiet --no-compile torch==2.14.1 torchvision==0.29.1)
+	$(call told,3 of 4: diffopt$(comma) with the engine builder and what tests need,$(BIN)/pip install --quiet --no-compile --editable '.[tensorrt-rtx$(comma)dev]')
+	$(call told,4 of 4: bytecode of all that,$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true)
+	@touch $@
 
 demo: $(VENV)/installed  ## install, run the quickstart, print where its report is
-	$(BIN)/diffopt +recipe=quickstart
+	@echo "running diffopt +recipe=quickstart: a line for each step, one to three minutes on 2 cores"
+	@$(BIN)/diffopt +recipe=quickstart
+	@echo "the report is a page for a browser. To go on: source $(BIN)/activate, then diffopt ls"
 
 test: $(VENV)/installed  ## install, run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup

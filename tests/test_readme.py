@@ -109,6 +109,11 @@ def test_every_field_and_option_that_a_page_names_is_there(readme: Page) -> None
             assert set(pick[2].split(",")) <= options(pick[1]) | plugged(pick[1]) | {"null"}, f"{readme.name}: {word}"
 
 
+def test_the_table_of_extras_names_them_all() -> None:
+    there = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(README.column("extra")) == sorted(there)
+
+
 # commands
 
 

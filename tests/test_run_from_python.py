@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from manual import page
 from omegaconf.basecontainer import BaseContainer
+from test_progress import LINE
 
 import diffopt
 from diffopt.cli.call import override
@@ -50,6 +51,8 @@ with hydra.initialize_config_dir(os.getcwd(), version_base="1.3"):  # the notebo
 
     import diffopt
     assert "torch" not in sys.modules
+    from diffopt.machine import progress
+    progress.EVERY = 0.3
 
     class Cell(io.StringIO):  # a notebook's output has no file descriptor
         isatty = lambda self: False
@@ -99,8 +102,12 @@ def test_a_run_in_a_notebook_returns_what_was_made_and_leaves_no_trace(
     }
     assert found["psnr"] == json.loads((run / "score/metrics.json").read_text())["metrics"]["psnr"]["candidate"]["mean"]
     assert found["speedup"] is None
-    assert [line.split()[0] for line in found["said"].splitlines()][:9] == [s["name"] for s in kept["steps"]]
-    assert found["said"].splitlines()[-1].startswith("report  outputs/runs/emoji_int8_sq/")
+    lines = [x for x in found["said"].splitlines() if not LINE.fullmatch(x)]
+    assert [line.split()[0] for line in lines][:9] == [s["name"] for s in kept["steps"]]
+    going = {m.groups()[:3] for x in found["said"].splitlines() if (m := LINE.fullmatch(x))}
+    assert ("load", None, None) in going  # a step that counts nothing
+    assert {(name, total) for name, _, total in going} & {("reference", "2"), ("observe", "1")}
+    assert lines[-1].startswith("report  outputs/runs/emoji_int8_sq/")
     assert ":diffopt:" not in done.stderr  # the caller's handlers get none of it twice
     main(["plan", "+recipe=emoji_int8_sq", *(override(k, v) for k, v in given.items())])  # the same run to the command line
     assert "9 steps, 0 to run" in capsys.readouterr().out

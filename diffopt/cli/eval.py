@@ -93,11 +93,11 @@ def evaluate(
     """What was measured, and a line for each thing that was not."""
     from diffopt.machine.environment import gpus
     from diffopt.machine.output import to_log
-    from diffopt.machine.progress import bar
+    from diffopt.machine.progress import bar, step
     from diffopt.quality.scoring import BATCH, measure
     from diffopt.quality.summary import order, summarise
 
-    with to_log():
+    with to_log(), step("eval"):
         device = "cuda" if gpus() else "cpu"
         scorers, used, problems = _open(names, sources, device)
         with bar("eval", len(listed.pictures) * -(-len(listed.prompts) // BATCH)) as tick:

@@ -31,6 +31,8 @@ from diffopt.sweep.callback import Refused, WriteReport
 log = logging.getLogger("diffopt")
 CONFIG = "config"
 UNWRITABLE = {getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR")}
+ASKING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+"""Hydra's flags that show something, and run nothing."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -127,6 +129,8 @@ def _hydra(arguments: list[str]) -> None:
         raise DiffoptError(f"{wrong[0]}: no such flag (got {wrong[0]}); `diffopt --hydra-help` lists them")
     # Hydra's argparse takes one run of overrides only: `+recipe=x -m calib.alpha=1,2` is "unrecognized arguments".
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    if sys.stderr.isatty() and not ASKING & {*flags}:  # what follows takes seconds
+        print("loading ...", file=sys.stderr)
     sys.argv[1:] = [*map(_spelled, overrides), *(a for a in arguments if a not in overrides)]
     decorated: Callable[[], Any] = hydra.main(version_base="1.3", config_path=str(bundled("conf")), config_name=CONFIG)(_job)
     WriteReport.over = None

@@ -16,6 +16,7 @@ from diffopt.groups.validate import choose, unresolved
 from diffopt.jobs import objective, schedule
 from diffopt.jobs.checks import check
 from diffopt.jobs.plan import Plan, idle_overrides, make_plan
+from diffopt.machine import progress
 from diffopt.machine.environment import Environment
 from diffopt.quality.limit import Limit
 from diffopt.report.run_directory import Run
@@ -97,7 +98,8 @@ def run(
 
     if sweep:
         log.info("job %s  %s", directory.name, " ".join(overrides))
-    job = prepare(config, overrides, dry=False, sweep=sweep)
+    with progress.step("plan"):  # models are hashed, or asked for on the hub
+        job = prepare(config, overrides, dry=False, sweep=sweep)
     job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
     for note in job.plan.notes:
         log.info("note: %s", note)
@@ -105,7 +107,8 @@ def run(
     if done and done[-1].state == "helped":  # the first machine writes the page, perhaps into this same directory
         return None
     write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
-    page = run_page.write(directory)
+    with progress.step("report"):
+        page = run_page.write(directory)
     for line in [*run_page.summary(directory), f"report  {os.path.relpath(page)}"]:
         log.info("%s", line)
     enforce(Run(directory))

@@ -16,6 +16,7 @@ from diffopt.artifact import Artifact, Pipeline
 from diffopt.files.run import RunFile, RunStep, State
 from diffopt.jobs import preflight
 from diffopt.jobs.plan import Plan, Step
+from diffopt.machine import progress
 from diffopt.machine.environment import gpus, machine, package
 from diffopt.machine.memory import peaks, release
 from diffopt.machine.output import to_log
@@ -118,7 +119,7 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
 def _preflight(plan: Plan, choices: Choices, store: Store, sources: Sources) -> None:
     for step in plan.steps:
         if step.kind == Pipeline.kind and (entry := store.entry(step.kind, step.fingerprint)):
-            with to_log():
+            with to_log(), progress.step("check"):
                 nowhere = Context(store.root / "tmp", sources.pinned, sources.locate)
                 preflight.check(nowhere, choices, Pipeline(entry.path, entry.fingerprint))
 
@@ -161,7 +162,7 @@ def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int
     device = "cuda" if gpus() else "cpu"
     kept = store.kept(step.fingerprint)
     context = Context(out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled)
-    with to_log(), peaks() as peak:
+    with to_log(), progress.step(step.name), peaks() as peak:
         if "modelopt" in step.stage.probes:
             _libraries()
         step.stage.run(context, **arguments)

@@ -12,6 +12,7 @@ from typing import TextIO
 
 log = logging.getLogger("diffopt")
 _terminal: TextIO | None = None
+_printed: TextIO | None = None
 
 
 def terminal() -> TextIO:
@@ -19,15 +20,25 @@ def terminal() -> TextIO:
     return _terminal or sys.stderr
 
 
+def beyond(stream: TextIO) -> TextIO:
+    """Where `stream` leads when nothing is to_log: a notebook's own has no descriptor that could lead elsewhere."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return stream
+    return {1: _printed, 2: _terminal}.get(number) or stream
+
+
 @contextlib.contextmanager
 def to_log() -> Iterator[None]:
     """What is printed or warned within, by Python or by C++, goes to the log at debug level."""
-    global _terminal
+    global _terminal, _printed
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
     with (
         tempfile.TemporaryFile() as said,
+        os.fdopen(os.dup(1), "w") as _printed,
         os.fdopen(os.dup(2), "w") as _terminal,
         open(os.dup(said.fileno()), "w") as text,
         warnings.catch_warnings(record=True) as warned,
@@ -44,7 +55,7 @@ def to_log() -> Iterator[None]:
             for number, original in zip((1, 2), kept, strict=True):
                 os.dup2(original, number)
                 os.close(original)
-            _terminal = None
+            _terminal = _printed = None
             said.seek(0)
             for line in said.read().decode(errors="replace").splitlines():
                 log.debug("%s", line)

@@ -61,6 +61,11 @@ _held: list[int] = []
 """The lock of this process's place. It is held until the process ends, as torch never lets go of its GPU either."""
 
 
+def has_place() -> bool:
+    """Whether this process is one of several that run jobs at once."""
+    return bool(_held)
+
+
 def take_place() -> None:
     """Wait for a place on this machine and take it, before anything loads torch; a process that has one keeps it.
 
