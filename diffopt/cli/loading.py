@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffopt import models
-from diffopt.artifact import CalibStats, Checkpoint, EnginePlan, NativeCheckpoint, OnnxGraph
+from diffopt.artifact import CalibStats, Checkpoint, DeployedCheckpoint, EnginePlan, NativeCheckpoint, OnnxGraph
 from diffopt.cli.modelopt_file import FILE, Origin
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import ImagesFile
@@ -157,6 +157,7 @@ def _files(entry: Entry, directory: Path) -> tuple[list[str], str]:
         code += ["import json", f"contents = [json.load(open(file)) for file in {[str(directory / n) for n in texts]}]"]
     remark = {
         Checkpoint.kind: f"Only what differs from the model; without --bare there is a {FILE} that mto.restore reads.",
+        DeployedCheckpoint.kind: "In the layout of another program, which deploy.json tells of; these are its tensors.",
         CalibStats.kind: "The absolute maximum of every channel of every quantizer's input, by its name.",
     }.get(entry.kind, "")
     return code, remark
