@@ -158,7 +158,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     ) -> Any:
         values = PROBES | (probes or {})
         fixed = Environment({name: lambda value=value: value for name, value in values.items()})
-        sources = type("FixedSources", (), {"digest": staticmethod(digest)})()
+        sources = type("FixedSources", (), {"digest": staticmethod(digest), "at_hand": staticmethod(lambda x: x.local)})()
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             patch.setattr(job, "Environment", lambda: fixed)

@@ -154,10 +154,12 @@ def test_a_policy_that_fits_the_blocks_is_let_through(chosen: Any) -> None:
     preflight.check(bench().context(), chosen(*FINE, "cache=cachify"), bench().pipeline())
 
 
-def test_a_policy_may_name_the_middle_block_of_a_unet(chosen: Any) -> None:
+def test_a_policy_may_name_the_middle_block_of_a_unet(chosen: Any, tmp_path: Path) -> None:
     b = bench(family="sdxl")
     choices = chosen(*FINE, "cache=cachify", "cache.blocks=[mid_block]")
-    assert [*preflight._cache(b.context(), choices, PipelineFile.read(b.pipeline().path))] == []
+    pinned = PipelineFile.read(b.pipeline().path)
+    known = preflight.Known(b.context().locate(pinned.source), pinned, (), tmp_path)
+    assert [*preflight._cache(choices, known)] == []
 
 
 def test_two_copies_that_no_gpu_holds_are_refused_where_kernels_are_compared(

@@ -12,11 +12,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings
-from diffopt.caches.policy import Policy, Reuse, Scope, check_pattern
+from diffopt.caches.policy import MIDDLE, Policy, Reuse, Scope, check_pattern, stem
 from diffopt.models import Family
 
 if TYPE_CHECKING:
     from diffopt.caches.target import Attached, Target
+
+
+UNETS = ("down_blocks", MIDDLE, "up_blocks")
 
 
 def _pattern(text: str) -> str:
@@ -73,6 +76,27 @@ class Cachify(Settings):
             "reuse": reuse,
         }
         return self.model_copy(update=changes)
+
+    def unfit(self, family: Family) -> str | None:
+        unet = "down_blocks" in family.blocks
+        own = f"choose cache=cachify, which takes {family.name}'s own"
+        there = (*family.blocks, MIDDLE) if unet else family.blocks
+        for pattern in self.blocks or ():
+            named = stem(pattern)
+            if named is None or named in there:
+                continue
+            if named in UNETS:
+                unets = f"{family.name} has no {named}, which UNets have and cache=deepcache names"
+                return f"blocks: {unets} (got {pattern!r}); {own}"
+            return f"blocks: matches no block (got {pattern!r}); there are {', '.join(there)}"
+        if self.part == "cross_attention" and not family.cross_attention:
+            return (
+                f"part: {family.name} has no attention to the text alone, which cache=tgate reuses (got {self.part}); "
+                f"choose cache=cachify with cache.part=block, or drop the cache"
+            )
+        if self.reuse == "residual" and unet:
+            return f"reuse: the blocks of {family.name} give other shapes than they take (got residual); set cache.reuse=output"
+        return None
 
     def misfit(self, family: Family, steps: int) -> str | None:
         if self.blocks is None and self.part == "block" and not family.cached:

@@ -110,8 +110,12 @@ class Settings(Group):
         """With the family's own values where none were given; so one left out and one spelled out are the same."""
         return self
 
+    def unfit(self, family: Family) -> str | None:
+        """What is wrong with them for a family's blocks, as `FIELD: ... (got X); ...`; else None."""
+        return None
+
     def misfit(self, family: Family, steps: int) -> str | None:
-        """What is wrong with them for a run of so many denoising steps, as `FIELD: ... (got X); ...`; else None."""
+        """The same for a run of so many denoising steps."""
         return None
 
     def mismatch(self, names: Sequence[str]) -> str | None:

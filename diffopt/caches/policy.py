@@ -93,6 +93,13 @@ def block_names(blocks: Mapping[str, int], middle: bool = False) -> list[str]:
     return found
 
 
+def stem(pattern: str) -> str | None:
+    """The list of blocks that a pattern names in full, as `up_blocks` of `!up_blocks.-1`; None where it leaves that open."""
+    body = pattern.removeprefix(NOT)
+    name = body.partition(".")[0]
+    return name if name.isidentifier() and not body.startswith(REGEX) else None
+
+
 def matched(pattern: str, names: Sequence[str]) -> set[str]:
     """The blocks that a glob or a regular expression names."""
     aliases = _aliases(names)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings, Span, known_to_diffusers
 from diffopt.caches.pass_states import state_per_pass
+from diffopt.models import Family
 
 if TYPE_CHECKING:
     from diffopt.caches.loop import Loop
@@ -33,6 +34,11 @@ class PyramidAttention(Settings):
         if self.spatial is None and self.cross is None:
             raise ValueError("spatial: nothing is reused, and nothing of cross either (got None); give one of the two")
         return self
+
+    def unfit(self, family: Family) -> str | None:
+        if self.cross is not None and not family.cross_attention:
+            return f"cross: {family.name} has no attention to the text alone (got {self.cross}); set cache.cross=null"
+        return None
 
 
 def attach(target: "Target", settings: Any) -> "Attached":

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diffopt.cli import hydra_errors, main
+from diffopt.cli import hydra_errors, main, unforeseen
 from diffopt.cli.searchpath import GROUP, bundled, register
 from diffopt.cli.singletons import apart
 from diffopt.errors import ConfigError, DiffoptError, PlanError
@@ -59,11 +59,11 @@ def run(recipe: str, overrides: Mapping[str, Any], config_dir: Path | None, quie
     except (HydraException, OmegaConfBaseException, YAMLError) as e:
         raise ConfigError(hydra_errors.line(e, arguments)) from None
     except OSError as e:
-        if e.errno not in main.UNWRITABLE:
+        if (text := unforeseen.of_disk(e)) is None:
             raise
-        raise DiffoptError(main.unwritable(e)) from None
+        raise DiffoptError(text) from None
     except (RecursionError, TypeError, ValueError) as e:
-        if (text := hydra_errors.of_defaults(e, arguments)) is None:
+        if (text := hydra_errors.of_hydra(e, arguments)) is None:
             raise
         raise ConfigError(text) from None
 

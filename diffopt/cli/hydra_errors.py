@@ -17,6 +17,9 @@ from diffopt.errors import DiffoptError
 from diffopt.groups import GROUPS, PICKS
 from diffopt.groups.validate import dotted, nearest, said, unresolved
 
+MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+"""Hydra's flags of what to do, of which it takes one."""
+
 
 def line(error: Exception, arguments: list[str]) -> str:
     """The text for the user; an error of ours is already one."""
@@ -86,6 +89,14 @@ def _read(text: str, cause: BaseException | None, arguments: list[str]) -> str:
     if cause and str(cause) not in text:
         lines.append(str(cause).splitlines()[0])
     return "\n".join(lines)
+
+
+def of_hydra(error: Exception, arguments: list[str]) -> str | None:
+    """For what Hydra raises that is no exception of its own; None for an error of something else."""
+    if "Only one of --run" in str(error):  # its text alone tells
+        given = [a for a in arguments if a in MODES]
+        return f"flags: of --run, --multirun, --cfg and --info one goes at a time (got {' '.join(given)}); drop the others"
+    return of_defaults(error, arguments) if isinstance(error, RecursionError | TypeError | ValueError) else None
 
 
 def of_defaults(error: Exception, arguments: list[str]) -> str | None:

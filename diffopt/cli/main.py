@@ -1,7 +1,6 @@
 """The command line: Hydra composes and runs recipes; the small sub-commands look at what there is."""
 
 import argparse
-import errno
 import gc
 import logging
 import os
@@ -30,7 +29,6 @@ from diffopt.sweep.callback import Refused, WriteReport
 
 log = logging.getLogger("diffopt")
 CONFIG = "config"
-UNWRITABLE = {getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR")}
 ASKING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 """Hydra's flags that show something, and run nothing."""
 
@@ -51,32 +49,24 @@ def main(argv: list[str] | None = None) -> None:
 
         print(hydra_errors.line(e, arguments), file=sys.stderr)
         sys.exit(1)
-    except OSError as e:
-        if isinstance(e, BrokenPipeError):  # `diffopt store ls | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
-        if e.errno not in UNWRITABLE:
-            raise
-        print(unwritable(e), file=sys.stderr)
-        sys.exit(1)
-    except (RecursionError, TypeError, ValueError) as e:
-        from diffopt.cli import hydra_errors
-
-        if (text := hydra_errors.of_defaults(e, arguments)) is None:
-            raise
-        print(text, file=sys.stderr)
-        sys.exit(1)
+    except BrokenPipeError:  # `diffopt store ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
         sys.exit(130)
+    except Exception as e:
+        print(_said(e, arguments), file=sys.stderr)
+        sys.exit(1)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
 
 
-def unwritable(error: OSError) -> str:
-    """For a disk or a directory that takes nothing."""
-    where, reason = error.filename or "outputs", (error.strerror or str(error)).lower()
-    return f"outputs: cannot be written ({reason}) (got {where!r}); run where you may write"
+def _said(error: Exception, arguments: list[str]) -> str:
+    """The line for an error that is none of ours, nor one of the classes that are Hydra's."""
+    from diffopt.cli import hydra_errors, unforeseen
+
+    known = unforeseen.of_disk(error) if isinstance(error, OSError) else hydra_errors.of_hydra(error, arguments)
+    return known or unforeseen.line(error, arguments)
 
 
 def _main(arguments: list[str]) -> None:
@@ -160,7 +150,7 @@ def _spelled(override: str) -> str:
     return job.spelled(override)
 
 
-_refused: list[DiffoptError | OSError] = []
+_refused: list[Exception] = []
 """The error of a single run, past Hydra, which would put a line of its own in front of it."""
 
 
@@ -176,7 +166,7 @@ def _job(config: DictConfig) -> float | list[float] | None:
         return _one_of_many(config, settings, directory, overrides)
     try:
         return job.run(config, overrides, directory, settings.job.name, sweep=False)
-    except (DiffoptError, OSError) as e:
+    except Exception as e:
         if isinstance(e, ConfigError | PlanError):  # nothing was made; after any other error the log is worth keeping
             clear(directory)
         _refused.append(e)

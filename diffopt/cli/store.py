@@ -49,9 +49,10 @@ def parser() -> Parser:
 
 def command(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
-    store = Store(Path(given.store).expanduser())
-    if not store.root.is_dir():
-        store.check()
+    store = Store.at(given.store)
+    if not os.path.isdir(store.root):
+        if os.path.exists(store.root):
+            store.check()
         raise StoreError(f"store: there is none (got {str(store.root)!r}); run a recipe first, or set DIFFOPT_STORE")
     given.run(store, given)
 

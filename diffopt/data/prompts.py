@@ -103,6 +103,17 @@ def _pictures(value: str, folder: Path) -> PromptSet:
     return PromptSet(value, tuple(p.name for p in files), folder.resolve(), contents)
 
 
+def unreadable(path: str) -> str | None:
+    """Why a file is no picture, by its first bytes; None where it is one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return None
+    except OSError as e:
+        return e.strerror or "its format is not known"
+
+
 def _named(name: str) -> PromptSet:
     if name in prompt_sets.PACKAGED:
         return PromptSet(name, read(prompt_sets.PACKAGED[name]).prompts)

@@ -8,15 +8,21 @@ from typing import Any
 from diffopt import formats, models
 from diffopt.caches import METHODS, Settings
 from diffopt.caches.knob_search import KnobSearch
+from diffopt.data.prompts import unreadable
 from diffopt.errors import PlanError
+from diffopt.formats.auto import FULL
 from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
 from diffopt.groups.export import LAYOUTS
+from diffopt.groups.format import Budget, share
 from diffopt.groups.gpu_rates import PEAK
+from diffopt.groups.gpu_rates import share as rate
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
+from diffopt.groups.model import BYTES
 from diffopt.kernels.capability import KIND, shortfall
 from diffopt.machine.environment import Environment, gpus, package
 from diffopt.metrics import METRICS, SOURCES
+from diffopt.metrics.weight_files import lacking, reads_texts
 from diffopt.models.parts import Parts
 from diffopt.quality.limit import PARITY
 from diffopt.runtimes import RUNTIMES
@@ -133,6 +139,9 @@ def _prompts(choices: Choices) -> Iterator[str]:
             takes, kind = ("pictures", "texts") if family.animates else ("texts", "pictures")
             advice = "a directory of pictures" if family.animates else "a file of texts"
             yield f"{name}.prompts: {family.name} takes {takes}, not {kind} (got {group.prompts.where}); give {advice}"
+        for picture in (group.prompts.given().prompts if group and group.prompts.folder else ())[: group.size if group else 0]:
+            if reason := unreadable(picture):
+                yield f"{name}.prompts: a picture cannot be read: {reason} (got {picture!r}); mend or remove it"
     if family.animates and choices.eval:
         for metric in (m for m in choices.eval.metrics if METRICS[m].of_text):
             yield f"eval.metrics: {metric} compares with a text, and {family.name} has none (got {metric}); leave it out"
@@ -160,6 +169,8 @@ def _sense(choices: Choices) -> Iterator[str]:
                 f"format.candidates: {name} is not tried by sense.formats={sense.formats} (got {picked.candidates}); "
                 "add it there, or drop it here"
             )
+    if picked and picked.name == "auto" and picked.budget and choices.model:
+        yield from _budget(picked.budget, picked.candidates, 8.0 * BYTES[choices.model.dtype])
     if picked and picked.name == "auto" and picked.budget and picked.budget.gpu:
         gpu = picked.budget.gpu
         for name in (n for n in picked.candidates if n not in PEAK[gpu]):
@@ -167,6 +178,31 @@ def _sense(choices: Choices) -> Iterator[str]:
                 f"format.candidates: the tensor cores of {gpu} have no {name} (got {picked.candidates}); drop it, "
                 "or set another format.budget.gpu"
             )
+
+
+def _budget(budget: Budget, candidates: Sequence[str], plain: float) -> Iterator[str]:
+    """Limits that no mix of the candidates keeps, whatever the layers; and those that leave all of them as they are."""
+    named = [n for n in candidates if n != FULL]
+    bits = min(formats.method(n).bits(formats.method(n).block_size) for n in named)
+    limits = {"bits": (budget.bits, bits, plain, "")}
+    if isinstance(budget.bytes, str):
+        limits["bytes"] = (100 * share(budget.bytes), 100 * bits / plain, 100.0, "%")
+    if budget.time and budget.gpu:
+        there = [rate(budget.gpu, n) for n in named if n in PEAK[budget.gpu]]
+        limits["time"] = (100 * share(budget.time), 100 * min(there, default=0.0), 100.0, "%")
+    set_ = {name: x for name, x in limits.items() if x[0] is not None}
+    for name, (most, least, _, sign) in set_.items():
+        if most is not None and most < least * (1 - 1e-9):
+            yield (
+                f"format.budget.{name}: no mix of the candidates is so small, the least is {least:.4g}{sign} "
+                f"(got {most:.4g}{sign}); raise it, or add a smaller one to format.candidates"
+            )
+    whole = all(most is not None and most >= full for most, _, full, _ in set_.values())
+    if FULL in candidates and set_ and whole and not isinstance(budget.bytes, int):
+        yield (
+            f"format.budget: leaves every layer in full precision (got {list(candidates)}); lower it, or drop full "
+            "from format.candidates"
+        )
 
 
 def _cache(choices: Choices) -> Iterator[str]:
@@ -179,7 +215,9 @@ def _cache(choices: Choices) -> Iterator[str]:
         yield f"cache: {reason} (got cache={method.name}); {other}"
     if method.package and package(method.package[0]) is None:
         yield f"cache: {method.package[0]} is not installed (got cache={method.name}); `{method.package[1]}`"
-    if choices.cache.search:
+    if unfit := choices.cache.unfit(family):
+        yield f"cache.{unfit}"
+    elif choices.cache.search:
         yield from _search(choices, choices.cache, choices.cache.search)
     elif choices.eval and (misfit := choices.cache.misfit(family, choices.eval.steps)):
         yield f"cache.{misfit}"
@@ -302,6 +340,7 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
     if choices.model and models.family(choices.model.family).frame_step is None:
         for metric in (m for m in choices.eval.metrics if METRICS[m].of_video):
             yield f"eval.metrics: {metric} judges videos, {choices.model.family} draws pictures (got {metric}); leave it out"
+    yield from _scorers(choices)
     runtime = RUNTIMES[choices.eval.runtime]
     name = choices.format.name if choices.format else None
     if name not in runtime.kernels and not runtime.simulates:
@@ -315,6 +354,31 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
         )
     if runtime.name == "onnxruntime":
         yield from _graphs(choices, environment, "eval.runtime", "set eval.runtime=torch")
+
+
+def _scorers(choices: Choices) -> Iterator[str]:
+    """Metrics that the pictures are too small for, or whose models are no such models; those on the hub are left to scoring."""
+    eval, model = choices.eval, choices.model
+    assert eval is not None
+    asked = dict.fromkeys(eval.metrics, "eval.metrics")
+    if choices.cache and isinstance(choices.cache, Settings) and choices.cache.search:
+        asked |= {name: "cache.search.floor" for name in choices.cache.search.floor if name not in asked}
+    metrics = {name: METRICS[name] for name in asked}
+    for name, where in asked.items():
+        if model and min(model.height, model.width) < metrics[name].smallest:
+            yield (
+                f"{where}: {name} needs pictures of {metrics[name].smallest} pixels a side and more, and these have "
+                f"{model.width} x {model.height} (got {name}); leave it out"
+            )
+    for source in dict.fromkeys(s for m in metrics.values() for s in m.needs):
+        given = getattr(eval, source)
+        if given is None or given.directory is None:
+            continue
+        if reason := lacking(source, given.directory):
+            yield f"eval.{source}: {reason}"
+        elif source == "clip" and not reads_texts(given.directory):
+            for name in (n for n, m in metrics.items() if m.of_text and source in m.needs):
+                yield f"eval.clip: {name} needs a model with a text encoder (got {given.name!r}); give {SOURCES[source]}"
 
 
 def _graphs(choices: Choices, environment: Environment, where: str, otherwise: str) -> Iterator[str]:

@@ -10,12 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffopt.artifact import Pipeline
 from diffopt.errors import ConfigError, PlanError
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import PICKS
 from diffopt.groups.validate import choose, unresolved
 from diffopt.jobs import objective, schedule
 from diffopt.jobs.checks import check
 from diffopt.jobs.plan import Plan, idle_overrides, make_plan
+from diffopt.jobs.preflight import foresee
 from diffopt.machine import progress
 from diffopt.machine.environment import Environment
 from diffopt.quality.limit import Limit
@@ -75,17 +78,31 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     objective.check(plain.get("objective"), choices)
     environment = Environment()
     check(choices, environment)
-    store = Store(Path(plain["store"]).expanduser())
+    store = Store.at(plain["store"])
     store.check()
     if not dry:
         store.open()
     sources = sources or Sources(store.root / "sources.json", dry=dry)
     plan = make_plan(choices, stages(), environment, sources.digest)
-    if not sweep and (idle := idle_overrides(plan, choices, overrides)):
-        raise PlanError("\n".join(idle))
     if reach := schedule.planned(choices):
         plan = replace(plan, notes=[*plan.notes, *reach])
+    reasons = [] if sweep else idle_overrides(plan, choices, overrides)
+    reasons += _foreseen(choices, plan, store, sources)
+    if reasons:
+        raise PlanError("\n".join(reasons))
     return Job(choices, plan, store, sources, OmegaConf.to_yaml(visible))
+
+
+def _foreseen(choices: Choices, plan: Plan, store: Store, sources: Sources) -> list[str]:
+    """What the run would refuse when it has pinned the model, as far as it is known before; of a run that makes something."""
+    from diffopt.jobs.runner import missing
+
+    if all(step.kind == Pipeline.kind for step in missing(plan, store)):
+        return []
+    loads = [step for step in plan.steps if step.kind == Pipeline.kind and not step.pending]
+    entry = next((e for step in loads if (e := store.entry(step.kind, step.fingerprint))), None)
+    pinned = Pipeline(entry.path, entry.fingerprint) if entry and (entry.path / PipelineFile.NAME).is_file() else None
+    return foresee(choices, pinned, store.disk, sources.at_hand)
 
 
 def run(

@@ -1,9 +1,11 @@
-"""What can be refused once the model's configs are known, before anything computes: one line each."""
+"""What can be refused by what is known of a model, in the plan or once it is pinned, before anything computes: a line each."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import gcd, prod
+from pathlib import Path
 from shutil import disk_usage
 
 from diffopt import formats, models
@@ -18,9 +20,11 @@ from diffopt.groups.model import BYTES
 from diffopt.jobs import schedule
 from diffopt.machine import environment
 from diffopt.models.parts import Parts
+from diffopt.pipeline.outline import outline
 from diffopt.quantization.layers import without
 from diffopt.runtimes.room import estimate
 from diffopt.stage import Context
+from diffopt.store.source import Source
 from diffopt.text import size
 from diffopt.training.processes import arranged
 from diffopt.view import Choices
@@ -30,29 +34,66 @@ FLOAT16 = 65504.0
 HEAD_STEP = 16  # channels; FP8 attention kernels take heads of multiples of it
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model."""
+
+    directory: Path
+    """Its files."""
+    pinned: PipelineFile
+    """Its `parameters` are 0 where they are not known."""
+    layers: Sequence[Layer]
+    """Without attention, or none at all, where they are not known."""
+    store: Path
+    """A directory on the store's disk."""
+
+
 def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
-    """Raises PlanError with every reason why this model cannot do what is asked.
+    """Raises PlanError with every reason why this model cannot do what is asked, once it is pinned.
 
     `ctx` is of the run; its `out` lies on the store's disk.
     """
     pinned = PipelineFile.read(pipeline.path)
-    layers = read_layers(pipeline.path)
-    kept = models.family(pinned.family).kept(pinned.blocks, pinned.backbones)
-    reasons = [
-        *_size(choices, pinned.largest, pinned.size_step),
-        *_format(choices, layers, kept),
-        *_cache(ctx, choices, pinned),
-        *_range(ctx, choices, pinned, [x.name for x in without(layers, kept)]),
-        *_memory(pinned),
-        *_parity(choices, pinned, without(layers, kept)),
-        *_bench(choices, pinned),
-        *_train(choices, pipeline),
-        *_disk(ctx, choices, pinned),
-    ]
-    if reasons:
+    known = Known(ctx.locate(pinned.source), pinned, read_layers(pipeline.path), ctx.out)
+    if reasons := [*_refused(choices, known), *_range(choices, known)]:
         raise PlanError("\n".join(reasons))
-    schedule.told(choices, ctx.locate(pinned.source), pinned.backbones)  # of a model that planning had not here
-    _steps_and_prompts(ctx, choices, pipeline)
+    schedule.told(choices, known.directory, pinned.backbones)  # of a model that planning had not here
+    if reasons := [*_steps(choices, known.directory), *_prompts(choices, known.directory, lambda s: ctx.locate(ctx.digest(s)))]:
+        raise PlanError("\n".join(reasons))
+
+
+def foresee(choices: Choices, entry: Pipeline | None, store: Path, local: Callable[[Source], Path | None]) -> list[str]:
+    """The same reasons before anything is made, as far as they are known: of a model that was pinned before (`entry`), or by
+    its configs. `local` tells where a source's files are already; nothing is asked of a network.
+    """
+    assert choices.model is not None
+    directory = local(choices.model.origin)
+    if directory is None or not (directory / "model_index.json").is_file():
+        return []
+    if entry:
+        known: Known | None = Known(directory, PipelineFile.read(entry.path), read_layers(entry.path), store)
+    else:
+        found = outline(directory, choices.model)
+        known = Known(directory, found.pinned, found.layers, store) if found else None
+    return [
+        *(_refused(choices, known) if known else ()),
+        *_steps(choices, directory),
+        *_prompts(choices, directory, local),
+    ]
+
+
+def _refused(choices: Choices, known: Known) -> Iterator[str]:
+    pinned, layers = known.pinned, known.layers
+    kept = models.family(pinned.family).kept(pinned.blocks, pinned.backbones)
+    yield from _size(choices, pinned.largest, pinned.size_step)
+    yield from _format(choices, layers, kept)
+    yield from _cache(choices, known)
+    yield from _memory(pinned)
+    yield from _parity(choices, pinned, without(layers, kept))
+    yield from _bench(choices, pinned)
+    yield from _train(choices, known)
+    yield from _adapters(choices, without(layers, kept))
+    yield from _disk(choices, known)
 
 
 def _size(choices: Choices, largest: int | None, step: int) -> Iterator[str]:
@@ -67,7 +108,7 @@ def _size(choices: Choices, largest: int | None, step: int) -> Iterator[str]:
 def _format(choices: Choices, layers: Sequence[Layer], kept: list[str]) -> Iterator[str]:
     """The chosen format on the layers that it would quantize."""
     chosen = choices.format
-    if chosen is None:
+    if chosen is None or not layers:
         return
     method = formats.method(chosen.name)
     convolutions = any(m.convolution for m in formats.methods(chosen))
@@ -99,20 +140,22 @@ def _format(choices: Choices, layers: Sequence[Layer], kept: list[str]) -> Itera
             )
 
 
-def _cache(ctx: Context, choices: Choices, pinned: PipelineFile) -> Iterator[str]:
+def _cache(choices: Choices, known: Known) -> Iterator[str]:
     """The chosen cache on the blocks that the backbone has."""
     if choices.cache is None:
         return
     assert isinstance(choices.cache, Settings)
+    pinned = known.pinned
     family = models.family(pinned.family)
-    path = ctx.locate(pinned.source) / pinned.backbones[0] / "config.json"
+    path = known.directory / pinned.backbones[0] / "config.json"
     middle = "down_blocks" in family.blocks and json.loads(path.read_text()).get("mid_block_type", True) is not None
     if mismatch := choices.cache.filled(family).mismatch(block_names(pinned.blocks, middle)):
         yield f"cache.{mismatch}"
 
 
-def _range(ctx: Context, choices: Choices, pinned: PipelineFile, layers: Sequence[str]) -> Iterator[str]:
-    """Weights that FP16 cannot hold, where the model is opened or exported in it: they would be infinite."""
+def _range(choices: Choices, known: Known) -> Iterator[str]:
+    """Weights that FP16 cannot hold, where the model is opened or exported in it: they would be infinite. Reads them all."""
+    pinned = known.pinned
     exported = choices.export.high_precision_dtype if choices.export and choices.export.kind == "graph" else None
     given = {"model.dtype": pinned.dtype, "export.high_precision_dtype": exported}
     field = next((name for name, dtype in given.items() if dtype == "float16"), None)
@@ -120,7 +163,9 @@ def _range(ctx: Context, choices: Choices, pinned: PipelineFile, layers: Sequenc
         return
     from diffopt.quantization.narrow import beyond
 
-    parts = Parts(ctx.locate(pinned.source), models.family(pinned.family), pinned.variant)
+    family = models.family(pinned.family)
+    parts = Parts(known.directory, family, pinned.variant)
+    layers = {x.name for x in without(known.layers, family.kept(pinned.blocks, pinned.backbones))}
     excluded = choices.format.exclude if choices.format else []
     for backbone in pinned.backbones:
         prefix = f"{backbone}." if len(pinned.backbones) > 1 else ""
@@ -178,13 +223,13 @@ def _bench(choices: Choices, pinned: PipelineFile) -> Iterator[str]:
         )
 
 
-def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
+def _train(choices: Choices, known: Known) -> Iterator[str]:
     """What training takes beside the model's own weights, and what is to be trained or compared by name."""
-    train, gpus, pinned = choices.train, environment.gpus(), PipelineFile.read(pipeline.path)
+    train, gpus, pinned = choices.train, environment.gpus(), known.pinned
     if train is None:
         return
     try:
-        processes, need = arranged(train, pipeline, gpus)
+        processes, need = arranged(train, pinned, known.layers, gpus)
     except PlanError as e:
         yield str(e)
         return
@@ -217,55 +262,104 @@ def _train(choices: Choices, pipeline: Pipeline) -> Iterator[str]:
             yield f"train.distillation.blocks: matches no block (got {glob!r}); use a block's name, e.g. {there[0]!r}"
 
 
-def _disk(ctx: Context, choices: Choices, pinned: PipelineFile) -> Iterator[str]:
+def _adapters(choices: Choices, layers: Sequence[Layer]) -> Iterator[str]:
+    """The layers that LoRA is to train, by name, of those that are quantized."""
+    if choices.train is None or choices.train.lora is None or not layers:
+        return
+    left = without(layers, choices.format.exclude if choices.format else ())
+    linear = [x.name for x in left if x.kind == "linear"]
+    for glob in choices.train.lora.targets:
+        if not any(fnmatch(name, glob) for name in linear):
+            example = linear[0] if linear else "transformer_blocks.0.attn.to_q"
+            yield (
+                f"train.lora.targets: matches no quantized linear layer (got {glob!r}); use a layer's name, e.g. {example!r}"
+            )
+
+
+def _disk(choices: Choices, known: Known) -> Iterator[str]:
     """The graph or the packed weights that are to be written, every layer taken for quantized."""
     if choices.export is None:
         return
+    pinned = known.pinned
     plain = BYTES[choices.export.high_precision_dtype or pinned.dtype]
     packed = [m.bits(choices.format.block_size) for m in formats.methods(choices.format)] if choices.format else []
     bits = min(packed, default=8 * plain)
-    need, free = int(pinned.parameters * bits / 8), disk_usage(ctx.out).free
+    need, free = int(pinned.parameters * bits / 8), disk_usage(known.store).free
     what = "graph takes" if choices.export.kind == "graph" else "packed weights take"
     if need > free:
         yield (
             f"export: the {what} at least {size(need)}, but the store's disk has {size(free)} left "
-            f"(got {str(ctx.out.parent)!r}); free some by `diffopt store gc`, or set DIFFOPT_STORE to another disk"
+            f"(got {str(known.store)!r}); free some by `diffopt store gc`, or set DIFFOPT_STORE to another disk"
         )
 
 
-def _steps_and_prompts(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
-    """The scheduler with the numbers of steps, and the tokenizers with the prompts."""
-    from diffopt.pipeline.open import open_tokenizers
-    from diffopt.pipeline.scheduler import check_steps, scheduler
-    from diffopt.pipeline.texts import check_length
+def _steps(choices: Choices, directory: Path) -> Iterator[str]:
+    """The scheduler, and the numbers of denoising steps that it is asked for."""
+    from diffopt.pipeline.scheduler import check_steps, plain, recorded, scheduler, too_many
 
-    pinned = PipelineFile.read(pipeline.path)
-    own = scheduler(ctx.locate(pinned.source), pinned.scheduler)
-    sets = []
-    if choices.calib:
-        check_steps(own, choices.calib.n_steps, "calib.n_steps")
-        sets.append(("calib.prompts", choices.calib.prompts.prompts[: choices.calib.size]))
-    if choices.eval:
-        check_steps(own, choices.eval.steps, "eval.steps")
-        sets.append(("eval.prompts", choices.eval.prompts.prompts[: choices.eval.size]))
-    if choices.train:
-        data = choices.train.data
-        if data.synthetic:
-            check_steps(own, data.steps or STEPS, "train.data.steps")
-        where = "train.data.prompts" if data.synthetic else "train.data.source"
-        sets.append((where, tuple(dict.fromkeys(_trained(ctx, choices, data)))))
     assert choices.model is not None
-    texts = sets and pinned.weights != "random" and not models.family(pinned.family).animates
-    if texts and choices.model.long_prompts == "refuse":
-        pipe = open_tokenizers(ctx, pipeline)
-        for where, prompts in sets:
-            check_length(pipe, prompts, choices.model, where)
+    asked = {"calib.n_steps": choices.calib.n_steps} if choices.calib else {}
+    asked |= {"eval.steps": choices.eval.steps} if choices.eval else {}
+    if choices.train and choices.train.data.synthetic:
+        asked["train.data.steps"] = choices.train.data.steps or STEPS
+    if choices.train and choices.train.validation:
+        asked["train.validation.steps"] = choices.train.validation.steps
+    try:
+        config = recorded(directory)
+    except (OSError, ValueError):  # opening it says so
+        return
+    if plain(config, choices.model.scheduler):
+        yield from filter(None, (too_many(config, steps, where) for where, steps in asked.items()))
+        return
+    try:
+        own = scheduler(directory, choices.model.scheduler)
+    except PlanError as e:
+        yield str(e)
+        return
+    for where, steps in asked.items():
+        try:
+            check_steps(own, steps, where)
+        except PlanError as e:
+            yield str(e)
 
 
-def _trained(ctx: Context, choices: Choices, data: Data) -> Sequence[str]:
-    """The prompts that are trained on. Reads no picture of one's own, only which there are and their captions."""
+def _prompts(choices: Choices, directory: Path, local: Callable[[Source], Path | None]) -> Iterator[str]:
+    """The tokenizer with the prompts, and how many of those that are trained on are left of those that validate."""
+    from diffopt.pipeline.lengths import too_long
+
+    model, train = choices.model, choices.train
+    assert model is not None
+    sets: dict[str, Sequence[str]] = {}
+    if choices.calib:
+        sets["calib.prompts"] = choices.calib.prompts.prompts[: choices.calib.size]
+    if choices.eval:
+        sets["eval.prompts"] = choices.eval.prompts.prompts[: choices.eval.size]
+    if train:
+        try:
+            trained = _trained(choices, train.data, local)
+        except PlanError as e:
+            yield str(e)
+            trained = None
+        if trained is not None:
+            sets["train.data.prompts" if train.data.synthetic else "train.data.source"] = trained
+            held = train.validation.size if train.validation else 0
+            if held >= len(trained):
+                yield (
+                    f"train.validation.size: leaves none of the data's {len(trained)} prompts to train on (got {held}); "
+                    "lower it, or give more data"
+                )
+    if model.weights != "random" and not models.family(model.family).animates and model.long_prompts == "refuse":
+        yield from filter(None, (too_long(directory, prompts, model, where) for where, prompts in sets.items()))
+
+
+def _trained(choices: Choices, data: Data, local: Callable[[Source], Path | None]) -> Sequence[str] | None:
+    """The prompts that are trained on, each once; None where they are not there. Reads no picture of one's own, only which
+    there are and their captions."""
     from diffopt.data.imagefolder import ImageFolder
 
     if data.source is None:
-        return data.item_prompts(choices).prompts
-    return ImageFolder(ctx.locate(ctx.digest(data.source)), data.source.name, data.size, data.caption).captions
+        return tuple(dict.fromkeys(data.item_prompts(choices).prompts))
+    folder = local(data.source)
+    if folder is None:
+        return None
+    return tuple(dict.fromkeys(ImageFolder(folder, data.source.name, data.size, data.caption).captions))

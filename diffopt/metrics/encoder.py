@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import MetricError
+from diffopt.metrics.weight_files import OPEN_CLIP, lacking
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-OPEN_CLIP = "open_clip_config.json"
 
 
 @dataclass
@@ -69,7 +68,7 @@ def load(path: Path, device: str) -> Encoder:
     except Exception as e:  # transformers, open_clip and safetensors each have errors of their own
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise MetricError(f"{path.name}: cannot be loaded as a model of pictures ({reason}); download it again") from None
-    raise MetricError(f"{path.name}: has neither config.json nor {OPEN_CLIP} (got {str(path)!r}); give a model's directory")
+    raise MetricError(f"{path.name}: {lacking('features', path)}")
 
 
 def _prepared(processor: Any, pictures: "list[np.ndarray]") -> "Tensor":

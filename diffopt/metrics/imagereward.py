@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import MetricError
 from diffopt.metrics.metric import Metric, Scorer, Weights
+from diffopt.metrics.weight_files import BLIP, IMAGEREWARD, lacking
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-FILE, CONFIG, VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
+FILE, CONFIG, VOCABULARY = IMAGEREWARD, BLIP, "vocab.txt"
 TOKENIZER = "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"
 LENGTH = 35  # tokens
 HEAD_WIDTH = 64  # channels of an attention head, of BLIP's base and large vision transformers alike
@@ -49,11 +50,8 @@ UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.|.*position_ids$")
 class ImageReward(Scorer):
     def __init__(self, weights: Weights):
         path = weights.directory("imagereward")
-        if missing := [name for name in (FILE, CONFIG) if not (path / name).is_file()]:
-            raise MetricError(
-                f"imagereward: has no {' and no '.join(missing)} (got {str(path)!r}); "
-                "put both there from https://huggingface.co/THUDM/ImageReward"
-            )
+        if reason := lacking("imagereward", path):
+            raise MetricError(f"imagereward: {reason}")
         self.device = weights.device
         self.tokenizer = _tokenizer(path)
         self.model, self.side = load(path)

@@ -94,6 +94,8 @@ class Metric:
     of_video: bool = False
     """Its scorer is given videos, a list of prepared frames each. Without it each frame is scored as a picture, and a video
     has the mean of its frames."""
+    smallest: int = 1
+    """Pixels that a picture's sides have at least."""
 
     @property
     def paired(self) -> bool:

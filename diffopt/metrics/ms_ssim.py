@@ -35,4 +35,4 @@ class MsSsim(Scorer):
         return found
 
 
-METRIC = Metric("ms-ssim", "MS-SSIM", "", "higher", "pair", MsSsim)
+METRIC = Metric("ms-ssim", "MS-SSIM", "", "higher", "pair", MsSsim, smallest=SMALLEST)

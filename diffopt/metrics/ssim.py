@@ -35,4 +35,4 @@ def ssim(candidate: "np.ndarray", reference: "np.ndarray") -> float:
     return float(structural_similarity(reference, candidate, channel_axis=2, data_range=255, **window))
 
 
-METRIC = Metric("ssim", "SSIM", "", "higher", "pair", Ssim)
+METRIC = Metric("ssim", "SSIM", "", "higher", "pair", Ssim, smallest=WINDOW)

@@ -58,6 +58,7 @@ FAMILY = Family(
     pipeline="ChromaPipeline",
     backbone_class="ChromaTransformer2DModel",
     blocks=("transformer_blocks", "single_transformer_blocks"),
+    cross_attention=False,
     keep=("distilled_guidance_layer", "context_embedder", "x_embedder", "proj_out"),
     size_step=16,
     guidance="separate",

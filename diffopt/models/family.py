@@ -85,6 +85,8 @@ class Family:
     """Whether diffusers has a LoRA loader for its pipeline."""
     block_cache: bool = True
     """Whether diffusers' block caches know its blocks."""
+    cross_attention: bool = True
+    """Whether its blocks have attention to the text alone, beside or instead of that to all tokens."""
     cached: tuple[str, ...] = ()
     """Globs over block names (diffopt/caches/policy.py): what `cache=cachify` reuses where it names no blocks."""
     cached_every: int = 2

@@ -92,6 +92,7 @@ FAMILY = Family(
     pipeline="FluxPipeline",
     backbone_class="FluxTransformer2DModel",
     blocks=("transformer_blocks", "single_transformer_blocks"),
+    cross_attention=False,
     # Model-Optimizer's examples/diffusers excludes the same, by patterns that also hit every single block's proj_out.
     keep=("time_text_embed", "context_embedder", "x_embedder", "norm_out", "proj_out"),
     size_step=16,

@@ -84,6 +84,7 @@ FAMILY = Family(
     pipeline="QwenImagePipeline",
     backbone_class="QwenImageTransformer2DModel",
     blocks=("transformer_blocks",),
+    cross_attention=False,
     keep=("time_text_embed", "img_in", "txt_in", "norm_out", "proj_out"),
     ends=2,
     size_step=16,

@@ -76,6 +76,7 @@ FAMILY = Family(
     pipeline="StableDiffusion3Pipeline",
     backbone_class="SD3Transformer2DModel",
     blocks=("transformer_blocks",),
+    cross_attention=False,
     keep=("pos_embed", "time_text_embed", "context_embedder", "norm_out", "proj_out"),
     size_step=16,
     spare=("text_encoder_3", "tokenizer_3"),

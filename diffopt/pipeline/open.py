@@ -51,13 +51,6 @@ def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     return pipe
 
 
-def open_tokenizers(ctx: Context, pipeline: Pipeline) -> Any:
-    """The pipeline with nothing but its tokenizers. Not for random weights, which have none."""
-    pinned = PipelineFile.read(pipeline.path)
-    models = [name for name in _texts(ctx, pinned) if not name.startswith("tokenizer")]
-    return _assemble(ctx, pipeline, dict.fromkeys([*pinned.backbones, "vae", *models]))
-
-
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents.
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline, TrainTexts
 from diffopt.data.prompts import PromptSet
-from diffopt.errors import PlanError
 from diffopt.files.pipeline import PipelineFile
 from diffopt.models import family
 from diffopt.pipeline.open import open_texts
@@ -24,7 +23,7 @@ Texts = dict[str, torch.Tensor]
 def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], model: Any) -> Texts:
     """The embeddings of a batch of prompts, by a pipeline that has its text encoders.
 
-    A prompt that is too long is cut: `check_length` has refused it before, unless `model.long_prompts` is `cut`.
+    A prompt that is too long is cut: `lengths.too_long` has refused it before, unless `model.long_prompts` is `cut`.
     """
     pinned = PipelineFile.read(pipeline.path)
     if pinned.weights == "random":
@@ -102,23 +101,6 @@ def singly(batches: Sequence[Texts], many: int) -> list[Texts]:
 def padded(x: torch.Tensor, length: int) -> torch.Tensor:
     """[b, tokens, ...] with zeros behind the tokens, False in a mask."""
     return torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)
-
-
-def check_length(pipe: Any, prompts: Sequence[str], model: Any, where: str) -> None:
-    """Raises PlanError for a prompt of more tokens than the longest text encoder takes: the rest would be cut off.
-
-    `pipe` has tokenizers; `where` names the prompts' field.
-    """
-    tokenizer = next(t for n in ("tokenizer_3", "tokenizer_2", "tokenizer") if (t := getattr(pipe, n, None)) is not None)
-    long = model.max_sequence_length if getattr(pipe, "tokenizer_3", tokenizer) is not None else None  # SD3's T5 left out
-    most = long or tokenizer.model_max_length
-    for prompt in prompts:
-        if (length := len(tokenizer(prompt, truncation=False, verbose=False).input_ids)) > most:
-            shown = prompt if len(prompt) < 60 else prompt[:57] + "..."
-            raise PlanError(
-                f"{where}: {shown!r} has {length} tokens, but the text encoder takes {most} (got {length}); "
-                "shorten it, or set model.long_prompts=cut"
-            )
 
 
 def _random(ctx: Context, pinned: PipelineFile, prompts: Sequence[str], model: Any) -> Texts:

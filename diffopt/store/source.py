@@ -158,6 +158,21 @@ class Sources:
             self.resolved[found] = source
         return found
 
+    def at_hand(self, source: Source) -> Path | None:
+        """Where its files are already, by what is remembered and the hub's cache; None where they are not."""
+        if source.local:
+            return source.local
+        repo, revision = source.hub
+        repo = (DATA_SETS if source.data else "") + repo
+        commit = revision if COMMIT.fullmatch(revision) else self._remembered().get(f"{repo}@{revision}")
+        if not commit:
+            return None
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        kind = f"{source.repo_type}s--" + repo.removeprefix(DATA_SETS).replace("/", "--")
+        found = Path(HF_HUB_CACHE) / kind / "snapshots" / commit
+        return found if found.is_dir() else None
+
     def pinned(self, source: Source) -> str:
         """The digest of a source that this run's plan has resolved."""
         found = self.digest(source)

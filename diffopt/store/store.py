@@ -99,17 +99,56 @@ class Store:
     def __init__(self, root: Path):
         self.root = root.absolute()
 
+    @classmethod
+    def at(cls, path: str) -> "Store":
+        """The store in a directory as a user names it. Raises StoreError for what can be no path."""
+        try:
+            return cls(Path(path).expanduser())
+        except (RuntimeError, OSError) as e:  # the home of a user that there is not; a working directory that is gone
+            raise StoreError(f"store: {said(e)} (got {path!r}); set DIFFOPT_STORE to a directory") from None
+
     def open(self) -> None:
         """Make its directories. Raises StoreError where that cannot be."""
         try:
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise self._disk_trouble(e) or e from None
+            raise self._unwritable(e) from None
 
     def check(self) -> None:
-        """Raises StoreError where something else is in its place."""
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"store: is not a directory (got {str(self.root)!r}); set DIFFOPT_STORE to a directory")
+        """Raises StoreError where it cannot be written, as far as looking tells: where something else is in its place, or
+        what it lies in is read-only."""
+        try:
+            if self.root.exists() and not self.root.is_dir():
+                raise self._no_directory()
+            for folder in (self.disk, self.root / "tmp"):
+                if not folder.exists():
+                    continue
+                if not folder.is_dir():
+                    raise self._no_directory()
+                if os.statvfs(folder).f_flag & os.ST_RDONLY:
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+                # The kernel's own, as /proc: no blocks to put files in, and not even its owner has leave to.
+                kernels = os.statvfs(folder).f_blocks == 0 and not folder.stat().st_mode & 0o222
+                if kernels or not os.access(folder, os.W_OK | os.X_OK):
+                    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        except (OSError, ValueError) as e:
+            raise self._unwritable(e) from None
+
+    @property
+    def disk(self) -> Path:
+        """Its directory, or the nearest one above that there is."""
+        return next(p for p in (self.root, *self.root.parents) if os.path.exists(p))
+
+    def _no_directory(self) -> StoreError:
+        return StoreError(f"store: is not a directory (got {str(self.root)!r}); set DIFFOPT_STORE to a directory")
+
+    def _unwritable(self, error: OSError | ValueError) -> StoreError:
+        """Of an error that is the store's for sure."""
+        known = self._disk_trouble(error)
+        return known or StoreError(
+            f"store: cannot be written ({said(error)}) (got {str(self.root)!r}); "
+            "set DIFFOPT_STORE to a directory that you may write"
+        )
 
     def entry(self, kind: str, fingerprint: str) -> Entry | None:
         """The finished artifact, its files checked by size, or None. Raises StoreError when it was changed."""
@@ -183,7 +222,7 @@ class Store:
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
             f = (self.root / "tmp" / f"{fingerprint}.lock").open("w")
         except OSError as e:
-            raise self._disk_trouble(e) or e from None
+            raise self._unwritable(e) from None
         with f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
@@ -199,7 +238,7 @@ class Store:
             partial.write_text(text)
             partial.replace(self.root / ROOTS / f"{name}.json")
         except OSError as e:
-            raise self._disk_trouble(e) or e from None
+            raise self._unwritable(e) from None
 
     def garbage(self) -> tuple[list[Entry], list[Path]]:
         """Artifacts that no existing run refers to, their plots, and left-overs of killed runs that nobody holds a lock on.
@@ -247,7 +286,7 @@ class Store:
                 path = path.rename(self.root / "tmp" / f"{path.name}-removed-{os.getpid()}")
             _remove(path)
         except OSError as e:
-            raise self._disk_trouble(e) or e from None
+            raise self._unwritable(e) from None
 
     def _concerns(self, path: Path) -> bool:
         """Whether a path that an error names is the store's, or one that it lies in."""
@@ -288,8 +327,15 @@ class Store:
                 "set DIFFOPT_STORE to a directory that you may write"
             )
         if code == errno.ENOTDIR or code == errno.EEXIST:
-            return StoreError(f"store: is not a directory (got {str(self.root)!r}); set DIFFOPT_STORE to a directory")
+            return self._no_directory()
         return None
+
+
+def said(error: Exception) -> str:
+    """What an error says, for the middle of a line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    first = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first[0].lower() + first[1:]
 
 
 def _age(path: Path) -> float:

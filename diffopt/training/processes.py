@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffopt import models
-from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError
-from diffopt.files.layers import read_layers
+from diffopt.files.layers import Layer
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.train import Train, TrainView
 from diffopt.machine.environment import ram
@@ -79,13 +78,13 @@ def _check_shards(train: Train | TrainView) -> None:
         )
 
 
-def arranged(train: Train | TrainView, pipeline: Pipeline, gpus: Sequence[dict[str, Any]]) -> tuple[Processes, Footprint]:
-    """Who trains this pipeline on a machine with these GPUs, and what each of them takes.
+def arranged(
+    train: Train | TrainView, pinned: PipelineFile, layers: Sequence[Layer], gpus: Sequence[dict[str, Any]]
+) -> tuple[Processes, Footprint]:
+    """Who trains this pipeline of these layers on a machine with these GPUs, and what each of them takes.
 
     Raises PlanError as `arrange` does.
     """
-    pinned = PipelineFile.read(pipeline.path)
-    layers = read_layers(pipeline.path)
     kept = models.family(pinned.family).kept(pinned.blocks, pinned.backbones)
     about = train, pinned.parameters, adapted(train, layers, kept), pinned.dtype, bool(gpus)
     whole = footprint(*about)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from accelerate.utils import gather_object
 
+from diffopt.files.layers import read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.training import TrainingFile
 from diffopt.files.trainset import TrainSetFile
@@ -38,7 +39,8 @@ from diffopt.training.validation import Validator
 def run(ctx: Context, task: Task) -> None:
     """Write the trained checkpoint to `ctx.out`, in this process or in several; goes on from `ctx.kept` where a run was
     killed."""
-    processes, _ = arranged(task.train, task.pipeline, gpus() if ctx.device == "cuda" else ())
+    pinned, layers = PipelineFile.read(task.pipeline.path), read_layers(task.pipeline.path)
+    processes, _ = arranged(task.train, pinned, layers, gpus() if ctx.device == "cuda" else ())
     ctx = replace(ctx, kept=ctx.kept or ctx.out.with_name(f"{ctx.out.name}-kept"))
     if processes.how == "single":
         work(ctx, "single", task)

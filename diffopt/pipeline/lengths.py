@@ -1,0 +1,90 @@
+"""How many tokens prompts have, by the tokenizer of the longest text encoder. Imports no torch until one may be too long."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+from diffopt.groups.model import Model
+
+NAMES = ("tokenizer_3", "tokenizer_2", "tokenizer")
+"""Of a pipeline's tokenizers, that of the encoder which takes the longest prompts first."""
+AROUND = 8
+"""Tokens that a tokenizer adds at most, such as the beginning and the end."""
+
+
+def too_long(directory: Path, prompts: Sequence[str], model: Model, where: str) -> str | None:
+    """Of a prompt with more tokens than the text encoder takes, whose rest would be cut off; None where all fit.
+
+    `where` names the prompts' field. The tokenizer is the pipeline's own, by transformers; it is only asked of prompts that a
+    quicker look does not clear.
+    """
+    name = _last(directory)
+    if name is None:
+        return None
+    spared = "tokenizer_3" in _index(directory) and name != "tokenizer_3"  # SD3 without its T5, which the length is for
+    most = (None if spared else model.max_sequence_length) or _declared(directory / name)
+    doubtful = [p for p in prompts if most is None or not _clears(directory / name, p, most)]
+    if not doubtful:
+        return None
+    tokenizer = _tokenizer(directory, name)
+    most = most or int(tokenizer.model_max_length)
+    for prompt in doubtful:
+        if (length := len(tokenizer(prompt, truncation=False, verbose=False).input_ids)) > most:
+            shown = prompt if len(prompt) < 60 else prompt[:57] + "..."
+            return (
+                f"{where}: {shown!r} has {length} tokens, but the text encoder takes {most} (got {length}); "
+                "shorten it, or set model.long_prompts=cut"
+            )
+    return None
+
+
+def _index(directory: Path) -> dict[str, Any]:
+    found = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _last(directory: Path) -> str | None:
+    index = _index(directory)
+    there = [n for n in NAMES if isinstance(index.get(n), list) and index[n][0] and (directory / n).is_dir()]
+    return next(iter(there), None)
+
+
+def _declared(folder: Path) -> int | None:
+    """The most tokens, as the tokenizer's own config says."""
+    try:
+        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _clears(folder: Path, prompt: str, most: int) -> bool:
+    """Whether a prompt fits for sure: a token is a byte of its normal form at least; or by the tokenizer's file alone."""
+    if len(normalize("NFKC", prompt).encode()) + AROUND <= most:
+        return True
+    path = folder / "tokenizer.json"
+    count = _counter(path, path.stat().st_mtime_ns) if path.is_file() else None
+    return count is not None and count(prompt) <= most
+
+
+@lru_cache(maxsize=8)
+def _counter(path: Path, _changed: int) -> Callable[[str], int] | None:
+    from tokenizers import Tokenizer
+
+    try:
+        found = Tokenizer.from_file(str(path))
+    except Exception:  # the library's errors are plain exceptions; transformers is asked then
+        return None
+    found.no_truncation()
+    found.no_padding()
+    return lambda prompt: len(found.encode(prompt).ids)
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(directory: Path, name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, _index(directory)[name][1]).from_pretrained(directory / name)
