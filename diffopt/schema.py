@@ -1,7 +1,7 @@
 """What checks a user's choices: the schema of a config group."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -43,3 +43,18 @@ class Group(BaseModel):
     def unread(self) -> Mapping[str, str]:
         """Fields that have no effect beside the others' values, and why."""
         return {}
+
+
+def parts(annotation: Any) -> list[type[BaseModel]]:
+    """The schemas that a field's value can have."""
+    options = [annotation, *(y for x in get_args(annotation) for y in (x, *get_args(x)))]
+    return [x for x in options if isinstance(x, type) and issubclass(x, BaseModel)]
+
+
+def has(schema: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether a schema has a field, or one within a field: `budget`, `bits`. A field that is a mapping has any."""
+    name, *within = path
+    if name not in schema.model_fields:
+        return False
+    annotation = schema.model_fields[name].annotation
+    return not within or get_origin(annotation) is dict or any(has(x, within) for x in parts(annotation))

@@ -83,7 +83,9 @@ def test_times_are_not_taken_beside_other_jobs_on_the_same_cores(planned, monkey
     with pytest.raises(PlanError, match=r"^eval.latency: .*joblib"):
         planned(*timed, "hydra/launcher=joblib")
     assert len(planned(*timed).jobs) == 2
-    monkeypatch.setattr(environment, "gpus", lambda: ({"visible": "0", "name": "a GPU", "capability": "9.0"},) * 2)
+    monkeypatch.setattr(
+        environment, "gpus", lambda: ({"visible": "0", "name": "a GPU", "capability": "9.0", "memory": 80 << 30},) * 2
+    )
     assert len(planned(*timed, "hydra/launcher=joblib").jobs) == 2
 
 

@@ -65,7 +65,9 @@ def test_what_changes_the_result_keys_it(plan: Any, other: str) -> None:
 
 def test_rounding_inputs_keys_nothing_and_leaving_them_exact_does_where_the_format_has_any(plan: Any) -> None:
     def of(*picks: str) -> str:
-        return step(plan, "train", "+recipe=emoji_fp4", "export=null", "train=qad", *picks).fingerprint
+        return step(
+            plan, "train", "+recipe=emoji_fp4", "export=null", "train=qad", "model.long_prompts=cut", *picks
+        ).fingerprint
 
     assert of() == of("train.quantize_inputs=true") != of("train.quantize_inputs=false")
     with pytest.raises(PlanError, match=r"train\.quantize_inputs: has no effect"):

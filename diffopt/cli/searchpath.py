@@ -16,7 +16,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt.cli import commands, own_options
+from diffopt.cli import commands, overrides, own_options
 from diffopt.errors import ConfigError
 from diffopt.machine import environment, worker
 
@@ -129,6 +129,7 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     `ours` says that nobody else puts `config_dir` on the search path; where Hydra's own main runs, it does.
     """
     RecipeSearchPath.config_dir, RecipeSearchPath.ours = config_dir, ours
+    overrides.let_in()
     Plugins.instance().register(RecipeSource)
     Plugins.instance().register(RecipeSearchPath)
     # As structured configs, of which the last one stored counts: a file would take the plugin's of the same name for its
