@@ -57,4 +57,6 @@ def has(schema: type[BaseModel], path: Sequence[str]) -> bool:
     if name not in schema.model_fields:
         return False
     annotation = schema.model_fields[name].annotation
+    if within and get_origin(annotation) is list and within[0].isdecimal():
+        within = within[1:]
     return not within or get_origin(annotation) is dict or any(has(x, within) for x in parts(annotation))

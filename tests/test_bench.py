@@ -231,7 +231,7 @@ def test_a_gpu_without_the_kernels_is_refused(plan: Any, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("ways", "line"),
     [
-        ("[native]", "eval.bench: has nothing to compare with (got ['native']); add compiled, or eager"),
+        ("[native]", "eval.bench: has nothing to compare with (got ['native']); add compiled, or add eager"),
         ("[eager,eager]", "eval.bench: names one twice (got ['eager', 'eager']); name each once"),
     ],
 )
@@ -284,7 +284,15 @@ def test_a_bench_alone_draws_no_pictures_and_reads_what_it_times(plan: Any, monk
 
 def test_a_bench_is_of_its_machine(plan: Any) -> None:
     keys = {
-        plan("model=emoji_flux", "eval=latency", "eval.bench=[eager]", probes={"machine": {"host": host}}).wanted[0].fingerprint
+        plan(
+            "model=emoji_flux",
+            "eval=latency",
+            "eval.bench=[eager]",
+            "model.long_prompts=cut",
+            probes={"machine": {"host": host}},
+        )
+        .wanted[0]
+        .fingerprint
         for host in ("a", "b")
     }
     assert len(keys) == 2

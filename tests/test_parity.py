@@ -141,7 +141,7 @@ def test_it_depends_on_its_batch_and_not_on_metrics_or_gates(plan: Any, monkeypa
 def test_a_gate_on_it_needs_it(config: Any, plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
     gate = "+eval.gates.parity=0.05"
-    with pytest.raises(ConfigError, match=r"^eval.gates.parity: nothing is compared \(got 0.05\); set runtime=native"):
+    with pytest.raises(ConfigError, match=r"^eval.gates.parity: nothing is compared \(got 0.05\); set eval.runtime=native"):
         plan("+recipe=emoji_fp8", gate)
     with pytest.raises(PlanError, match=r"^eval.gates.parity: without a format nothing is simulated"):
         plan("+recipe=emoji_fp8", "format=null", "calib=null", "export=null", "eval.runtime=native", gate)

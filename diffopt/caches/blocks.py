@@ -129,7 +129,7 @@ def divide(
     if reuse == "residual" and not chained:
         raise ValueError(f"reuse: {name}'s blocks give other shapes than they take (got residual); reuse their output")
     if part != "block" and reuse != "output":
-        raise ValueError(f"reuse: attention is reused by its output (got {reuse}); set reuse=output")
+        raise ValueError(f"reuse: attention is reused by its output (got {reuse}); reuse that")
     return [*_segments(blocks, chosen, reuse, chained)] if part == "block" else [*_layers(blocks, chosen, part)]
 
 

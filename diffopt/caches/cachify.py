@@ -61,7 +61,7 @@ class Cachify(Settings):
         if self.stop is not None and self.start is not None and self.stop <= self.start:
             raise ValueError(f"stop: is not after start={self.start} (got {self.stop}); raise it")
         if self.stop is not None and self.start is None and self.every is None:
-            raise ValueError(f"stop: needs where it begins (got {self.stop}); give start or every too")
+            raise ValueError(f"stop: needs where it begins (got {self.stop}); give cache.start or cache.every too")
         if self.part != "block" and self.reuse == "residual":
             raise ValueError(f"reuse: attention is reused by its output (got residual with part={self.part}); drop it")
         return self

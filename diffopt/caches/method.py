@@ -56,7 +56,7 @@ class Settings(Group):
                 raise ValueError(f"search.{name}: {knob.name} is a whole number (got {end:g}); round it")
         if high is not None and low >= high:
             name, other = ("high", f"low={low:g}") if search.high is not None else ("low", f"high={high:g}")
-            advice = "raise it, or lower low" if name == "high" else "lower it, or give high too"
+            advice = "raise it, or lower cache.search.low" if name == "high" else "lower it, or give cache.search.high too"
             raise ValueError(f"search.{name}: leaves nothing between it and {other} (got {getattr(search, name):g}); {advice}")
         given = {n: v for n, v in self.model_dump().items() if n != "search"}
         for name, end in (("low", low), ("high", high)):

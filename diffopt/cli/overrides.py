@@ -17,7 +17,7 @@ _apply = ConfigLoaderImpl._apply_overrides_to_config
 
 def let_in() -> None:
     """Have Hydra take them, wherever it applies overrides: in a run, in a plan, and in each job of a sweep."""
-    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_with_fields)  # type: ignore[method-assign,assignment]
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_with_fields)  # type: ignore[method-assign]
 
 
 def _with_fields(overrides: Sequence[Override], cfg: DictConfig) -> None:

@@ -33,7 +33,8 @@ def check(pictures: np.ndarray, prompts: Sequence[str]) -> None:
     for picture, prompt in zip(pictures, prompts, strict=True):
         if not np.isfinite(picture).all():
             raise GateError(
-                f"sample: the picture of {prompt!r} has NaN in it (got a broken model); exclude layers or raise dtype"
+                f"sample: the picture of {prompt!r} has NaN in it (got a broken model); exclude layers by format.exclude, "
+                "or set model.dtype=float32"
             )
         if np.ptp(picture.reshape(-1, picture.shape[-1]), axis=0).max() < 1 / 255:
             value = float(picture.mean())
@@ -71,7 +72,7 @@ def check_distinct(out: Path, prompts: Sequence[str]) -> None:
         if first.setdefault(picture, prompt) != prompt:
             raise GateError(
                 f"sample: two prompts have the very same picture (got it for {first[picture]!r} and {prompt!r}); "
-                "exclude layers or raise dtype"
+                "exclude layers by format.exclude, or set model.dtype=float32"
             )
 
 

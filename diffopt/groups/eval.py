@@ -106,7 +106,7 @@ class Eval(Group):
         if len(set(self.bench)) != len(self.bench):
             raise ValueError(f"bench: names one twice (got {self.bench}); name each once")
         if self.bench and not {"eager", "compiled"} & {*self.bench}:
-            raise ValueError(f"bench: has nothing to compare with (got {self.bench}); add compiled, or eager")
+            raise ValueError(f"bench: has nothing to compare with (got {self.bench}); add compiled, or add eager")
         if self.compare and not self.metrics:
             raise ValueError(
                 f"compare: compares in eval.metrics, of which there are none (got {self.compare}); name some, or drop it"

@@ -67,6 +67,6 @@ class Export(Group):
         if self.max_batch_size is not None and self.max_batch_size < self.batch_size:
             raise ValueError(
                 f"max_batch_size: is less than export.batch_size={self.batch_size} (got {self.max_batch_size}); raise it, "
-                "or null it for a graph of one batch size"
+                "or set export.max_batch_size=null for a graph of one batch size"
             )
         return self

@@ -62,7 +62,9 @@ class Budget(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.bits is None and self.bytes is None and self.time is None:
-            raise ValueError("sets no limit; give budget.bits, budget.bytes or budget.time with budget.gpu")
+            raise ValueError(
+                "sets no limit; give format.budget.bits, format.budget.bytes, or format.budget.time with format.budget.gpu"
+            )
         if (self.time is None) != (self.gpu is None):
             raise ValueError(f"time and gpu go together; give both, or neither: {', '.join(PEAK)} are known")
         return self
@@ -117,7 +119,10 @@ class Format(Group):
                 what, _, advice = str(e).partition("; ")
                 raise ValueError(f"candidates: {what} (got {self.candidates}); {advice}") from None
             if self.budget is None:
-                raise ValueError("budget: is not set (got None); give budget.bits, budget.bytes or budget.time with budget.gpu")
+                raise ValueError(
+                    "budget: is not set (got None); give format.budget.bits, format.budget.bytes, or format.budget.time with "
+                    "format.budget.gpu"
+                )
         return self
 
 

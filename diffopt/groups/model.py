@@ -120,7 +120,7 @@ def _check_index(directory: Path, source: Source, family: str) -> None:
     if kind.opened(found) is None:
         raise ValueError(
             f"source: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
-            "choose another model= or model.family="
+            "choose another model=OPTION, or set model.family"
         )
 
 

@@ -89,7 +89,7 @@ class Distillation(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if not self.output and not (self.hidden and self.blocks):
-            raise ValueError("learns nothing from the teacher; set distillation.output, or train without distillation")
+            raise ValueError("learns nothing from the teacher; set train.distillation.output=1, or train.distillation=null")
         if bool(self.hidden) != bool(self.blocks):
             raise ValueError("hidden and blocks go together; give both, or neither")
         return self

@@ -255,7 +255,7 @@ def _train(choices: Choices, known: Known) -> Iterator[str]:
             f"{size(environment.ram())} (got true); set train.distillation.teacher.storage=float8_e4m3fn"
         )
     if train.precision == "float16" and not gpus:
-        yield "train.precision: float16 is for GPUs, where its gradients are scaled (got float16); set bfloat16 or float32"
+        yield "train.precision: float16 is for GPUs, where its gradients are scaled (got float16); set train.precision=bfloat16"
     there = [f"{group}.{i}" for group, many in pinned.blocks.items() for i in range(many)]
     for glob in train.distillation.blocks if train.distillation else []:
         if not any(fnmatch(name, glob) for name in there):

@@ -10,10 +10,13 @@ def check(gates: Mapping[str, float | str], metrics: list[str], *, latency: bool
     """Raises ValueError, in the words of a group's check, for a gate on what is not measured, and for what is no limit."""
     for name, value in gates.items():
         if name == LATENCY and not latency:
-            raise ValueError(f"gates.{name}: nothing is timed (got {value!r} with latency: false); set latency, or drop it")
+            raise ValueError(
+                f"gates.{name}: nothing is timed (got {value!r} with latency: false); set eval.latency=true, or drop it"
+            )
         if name == PARITY and not parity:
             raise ValueError(
-                f"gates.{name}: nothing is compared (got {value!r}); set runtime=native and parity=true, or drop it"
+                f"gates.{name}: nothing is compared (got {value!r}); set eval.runtime=native and eval.parity=true where a GPU "
+                "has the kernels, or drop it"
             )
         if name not in (LATENCY, PARITY, *metrics):
             if name not in METRICS:

@@ -46,5 +46,5 @@ def teach(ctx: Context, model: CallView, train: DrawnView, pipeline: Pipeline, t
         drawn = [torch.from_numpy(x) for x in run(texts, train, model, seed, tick)]
     latents = torch.cat([run.family.unpack(run.pipe, x, model) for x in drawn])
     if not latents.isfinite().all():
-        raise GateError("teach: the model draws NaN or inf (got a broken model); raise model.dtype")
+        raise GateError("teach: the model draws NaN or inf (got a broken model); set model.dtype=float32")
     save_file({"latents": latents.contiguous()}, ctx.out / "latents.safetensors")

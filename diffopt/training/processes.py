@@ -74,7 +74,8 @@ def _check_shards(train: Train | TrainView) -> None:
     if train.distillation and train.distillation.teacher.storage:
         raise PlanError(
             "train.distillation.teacher.storage: a teacher in shards keeps the model's precision (got "
-            f"{train.distillation.teacher.storage}); set it to null, and offload=true where the shards do not fit"
+            f"{train.distillation.teacher.storage}); set it to null, and "
+            "train.distillation.teacher.offload=true where the shards do not fit"
         )
 
 

@@ -43,7 +43,7 @@ class Shards:
         if len(kinds) > 1:
             raise PlanError(
                 f"train.weights: weights in shards are trained in one precision (got {' and '.join(kinds)}); set "
-                f"train.weights={kinds[0]} or float32"
+                f"train.weights={kinds[0]} or train.weights=float32"
             )
         state: Any = self.accelerator.state
         if self.accelerator.device.type == "cpu":  # accelerate has FSDP2 on GPUs alone; torch has it on gloo
