@@ -1,5 +1,8 @@
 """Errors meant for the user: `<where>: <what is wrong> (got X); <what to do>`."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 from hydra.errors import CompactHydraException
 
 
@@ -32,3 +35,35 @@ class GateError(DiffoptError):
 
 class MetricError(DiffoptError):
     """A metric cannot be measured (weights that are not there, pictures too small); others can."""
+
+
+FEW = 16
+"""Names that are all listed beside a suggestion; of more only how many there are."""
+
+
+def suggestion(name: str, known: Iterable[str], listed: str = "") -> str:
+    """What to do about a name that there is not: `did you mean x?`, and all that there are, in their order, or how to see them.
+
+    `listed` says what lists them, where something does: a long list is left out then.
+    """
+    there = list(dict.fromkeys(known))
+    close = closest(name, there) if len(there) > 1 else []
+    everything = f"there are {', '.join(there)}" if there else "there are none"
+    if len(there) > FEW and (close or listed):
+        everything = listed or f"there are {len(there)} of them"
+    if not close:
+        return everything
+    return f"did you mean {' or '.join(close)}? {everything}"
+
+
+def closest(name: str, known: Sequence[str]) -> list[str]:
+    """Those that begin as the name does, the shortest first and at most three, else the one that is spelled most alike."""
+    plain = {k: k.lower().replace("-", "_") for k in known}
+    asked = name.lower().replace("-", "_").strip()
+    longer = [k for k in sorted(known, key=lambda k: (len(k), k)) if len(asked) > 1 and plain[k].startswith(asked)]
+    if longer:
+        return longer[:3]
+    alike = difflib.get_close_matches(asked, plain.values(), 1)
+    if alike:
+        return [next(k for k in known if plain[k] == alike[0])]
+    return [k for k in known if len(plain[k]) > 2 and (plain[k] in asked.split("_") or asked in plain[k].split("_"))][:3]

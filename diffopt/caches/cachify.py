@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings
 from diffopt.caches.policy import MIDDLE, Policy, Reuse, Scope, check_pattern, stem
+from diffopt.errors import suggestion
 from diffopt.models import Family
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Cachify(Settings):
             if named in UNETS:
                 unets = f"{family.name} has no {named}, which UNets have and cache=deepcache names"
                 return f"blocks: {unets} (got {pattern!r}); {own}"
-            return f"blocks: matches no block (got {pattern!r}); there are {', '.join(there)}"
+            return f"blocks: matches no block (got {pattern!r}); {suggestion(named, there)}"
         if self.part == "cross_attention" and not family.cross_attention:
             return (
                 f"part: {family.name} has no attention to the text alone, which cache=tgate reuses (got {self.part}); "

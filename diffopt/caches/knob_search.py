@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from diffopt.errors import suggestion
 from diffopt.metrics import METRICS
 from diffopt.schema import Group
 
@@ -48,7 +49,7 @@ class KnobSearch(Group):
 
         for name in given:
             if name not in METRICS:
-                raise ValueError(f"{name} is not a metric that is installed; there are {', '.join(METRICS)}")
+                raise ValueError(f"{name} is not a metric that is installed; {suggestion(name, METRICS)}")
             if METRICS[name].judges == "set":
                 raise ValueError(f"{name} judges whole sets, of which a search draws too few; name psnr, ssim, lpips or clip")
         for name, amount in given.items():
@@ -68,7 +69,7 @@ class KnobSearch(Group):
             )
         for name, fall in self.cliff.items():
             if name not in self.floor:
-                raise ValueError(f"cliff: {name} has no floor (got {self.cliff}); there are {', '.join(self.floor)}")
+                raise ValueError(f"cliff: {name} has no floor (got {self.cliff}); {suggestion(name, self.floor)}")
             if fall <= 0:
                 raise ValueError(f"cliff: is no fall (got {self.cliff}); give how much {name} may fall, above 0")
         return self

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, ValidationError, model_validator
 
 from diffopt.caches.knob import Knob
 from diffopt.caches.knob_search import KnobSearch, floors_text
+from diffopt.errors import suggestion
 from diffopt.models import Family
 from diffopt.schema import Group
 
@@ -77,8 +78,8 @@ class Settings(Group):
         asked = self.search.knob if self.search else None
         found = next((k for k in self.knobs if asked in (None, k.name)), None)
         if found is None:
-            there = ", ".join(k.name for k in self.knobs)
-            raise ValueError(f"search.knob: {self.method} has no such knob (got {asked!r}); there are {there}")
+            there = suggestion(asked or "", [k.name for k in self.knobs])
+            raise ValueError(f"search.knob: {self.method} has no such knob (got {asked!r}); {there}")
         return found
 
     def ends(self, steps: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffopt.cli import picture_list
 from diffopt.cli.arguments import Parser
 from diffopt.cli.picture_list import PictureList
-from diffopt.errors import ConfigError, DiffoptError, MetricError
+from diffopt.errors import ConfigError, DiffoptError, MetricError, suggestion
 from diffopt.files.evaluation import EvaluatedMetric, EvaluationFile, ModelResult
 from diffopt.metrics import METRICS, SOURCES, Scorer, Weights
 from diffopt.report.gallery import SCRIPT, SHOWN, of_evaluation
@@ -72,13 +72,13 @@ def _reference(asked: str | None, models: list[str]) -> str | None:
     if asked == "none" or (asked is None and len(models) == 1):
         return None
     if asked is not None and asked not in models:
-        raise ConfigError(f"--reference: no such model (got {asked!r}); there are {', '.join(models)}")
+        raise ConfigError(f"--reference: no such model (got {asked!r}); {suggestion(asked, models)}")
     return asked or models[0]
 
 
 def _check_metrics(names: list[str], reference: str | None) -> None:
     if unknown := [n for n in names if n not in METRICS]:
-        raise ConfigError(f"--metrics: no such metric (got {unknown[0]!r}); there are {', '.join(METRICS)}")
+        raise ConfigError(f"--metrics: no such metric (got {unknown[0]!r}); {suggestion(unknown[0], METRICS)}")
     if films := [n for n in names if METRICS[n].of_video]:
         raise ConfigError(f"--metrics: judges videos (got {films[0]!r}, and a list of pictures); leave it out")
     if twice := [n for n in names if names.count(n) > 1]:

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError, OmegaConfBaseException
 from yaml import MarkedYAMLError
+from yaml.reader import ReaderError
 
 from diffopt.cli.searchpath import recipe_dirs
 from diffopt.errors import DiffoptError
@@ -37,6 +38,9 @@ def line(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}: is no YAML, {error.problem} (got it in line {mark.line + 1}); mend it"
+    if isinstance(error, ReaderError):
+        what = f"has the character {f'U+{error.character:04X}'!r}" if isinstance(error.character, int) else said(error.reason)
+        return f"{error.name}: is no YAML, {what} (got it at position {error.position}); take it out"
     if isinstance(error, OmegaConfBaseException):
         return unresolved(error)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
@@ -50,13 +54,17 @@ def _missing(error: MissingConfigException, what: str) -> str:
     if error.options is not None:
         if not error.options:
             return f"{group}: has no options yet (got {option!r}); drop it"
-        return f"{group}: no such option (got {option!r}); {nearest(option, error.options)}"
+        return f"{group}: no such option (got {option!r}); {nearest(option, error.options, _listed(group))}"
     # Which config extends it has no field; nothing extends the one that --config-name names.
     if found := re.match(r"In '([^']*)': ", str(error)):
         known = [p.stem for d in recipe_dirs() for p in d.glob("*.yaml")]
-        there = nearest(option, known) if group == "recipe" else "mend its defaults"
+        there = nearest(option, known, _listed(group)) if group == "recipe" else "mend its defaults"
         return f"{found[1]}: extends what is not there (got {what!r}); {there}"
     return f"{what}: no such config (got {what!r}); `diffopt --help` lists the groups"
+
+
+def _listed(group: str) -> str:
+    return "`diffopt --help` lists them" + (", quickstart is the one to begin with" if group == "recipe" else "")
 
 
 def _not_merged(cause: OmegaConfBaseException, full_key: str, arguments: list[str]) -> str:

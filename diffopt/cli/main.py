@@ -23,7 +23,7 @@ from diffopt import __version__
 from diffopt.cli.commands import COMMANDS
 from diffopt.cli.completion import complete
 from diffopt.cli.searchpath import bundled, register
-from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError
+from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError, suggestion
 from diffopt.machine import worker
 from diffopt.sweep.callback import Refused, WriteReport
 
@@ -116,7 +116,8 @@ def _hydra(arguments: list[str]) -> None:
     known = get_args_parser()._option_string_actions
     flags = [a.partition("=")[0] for a in arguments if a.startswith("-")]
     if wrong := [f for f in flags if f not in known]:
-        raise DiffoptError(f"{wrong[0]}: no such flag (got {wrong[0]}); `diffopt --hydra-help` lists them")
+        there = suggestion(wrong[0], [f for f in known if f.startswith("--")], "`diffopt --hydra-help` lists them")
+        raise DiffoptError(f"{wrong[0]}: no such flag (got {wrong[0]}); {there}")
     # Hydra's argparse takes one run of overrides only: `+recipe=x -m calib.alpha=1,2` is "unrecognized arguments".
     overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     if sys.stderr.isatty() and not ASKING & {*flags}:  # what follows takes seconds

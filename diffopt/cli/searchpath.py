@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
@@ -16,7 +15,8 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt.cli import commands, overrides, own_options
+from diffopt.cli import commands, overrides, own_options, yaml_source
+from diffopt.cli.yaml_source import YamlSource
 from diffopt.errors import ConfigError
 from diffopt.machine import environment, worker
 
@@ -54,7 +54,7 @@ def recipe_dirs(config_dir: Path | None = None) -> list[Path]:
     return found
 
 
-class RecipeSource(FileConfigSource):
+class RecipeSource(YamlSource):
     """Serves a flat directory of YAML files as the config group `recipe`, and what one writes out as options of its groups."""
 
     @staticmethod
@@ -131,6 +131,7 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     RecipeSearchPath.config_dir, RecipeSearchPath.ours = config_dir, ours
     overrides.let_in()
     Plugins.instance().register(RecipeSource)
+    yaml_source.register()
     Plugins.instance().register(RecipeSearchPath)
     # As structured configs, of which the last one stored counts: a file would take the plugin's of the same name for its
     # schema, with a warning.

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable
+from io import StringIO
 from typing import Any
 
 HUB_COLUMNS = {
@@ -30,13 +31,16 @@ def split(value: str) -> tuple[str, str]:
 
 def from_table(text: str, delimiter: str) -> list[str]:
     """The prompts of a CSV or TSV with a header: DrawBench's and PartiPrompts' own form. Raises ValueError."""
-    rows = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    rows = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter)
     named = {(name or "").strip().lower(): name for name in rows.fieldnames or []}
     column = next((named[c] for c in COLUMNS if c in named), None)
     if column is None:
         there = ", ".join(rows.fieldnames or []) or "no header"
         raise ValueError(f"has no column of prompts among {there}; call one Prompt")
-    return [(row[column] or "").strip() for row in rows]
+    try:
+        return [(row[column] or "").strip() for row in rows]
+    except csv.Error as e:
+        raise ValueError(f"is not a table that can be read ({e}); mend the file") from None
 
 
 def from_object(content: dict[str, Any]) -> list[str] | None:

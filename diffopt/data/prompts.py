@@ -9,7 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from diffopt.data import prompt_sets
+from diffopt.data import prompt_sets, text_file
+from diffopt.errors import closest, suggestion
 from diffopt.store import assets
 from diffopt.store.fingerprint import fingerprint
 
@@ -74,16 +75,19 @@ def read(value: object) -> PromptSet:
     if path.is_dir():
         return _pictures(value, path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("is not a text file; give a .txt with a prompt a line, or a .json") from None
+        text = text_file.read(path)
     except OSError as e:
-        raise ValueError(f"cannot be read ({(e.strerror or str(e)).lower()}); check the path") from None
+        close = closest(value, prompt_sets.NAMES) if "/" not in value else []
+        advice = f"did you mean {' or '.join(close)}?" if close else "check the path"
+        raise ValueError(f"cannot be read ({(e.strerror or str(e)).lower()}); {advice}") from None
     kind = path.suffix.lower()
     if kind in TABLES:
         prompts = prompt_sets.from_table(text, TABLES[kind])
     else:
-        prompts = _from_json(text) if kind == ".json" else [line.strip() for line in text.splitlines()]
+        prompts = _from_json(text) if kind == ".json" else [line.strip() for line in text_file.lines(text)]
+    if (kind in TABLES or kind == ".json") and not name and "" in prompts:  # a line that is blank is none, a row is one
+        first = f"row {prompts.index('') + 1} of {len(prompts)}"
+        raise ValueError(f"holds an empty prompt, {first}; write it, or leave the row out")
     prompts = [p for p in prompts if p]
     if not prompts:
         raise ValueError("holds no prompt; write one a line")
@@ -174,7 +178,9 @@ def _from_hub(value: str) -> tuple[str, ...]:
     texts = [t[0] if isinstance(t, list) and t else t for t in texts]  # of several captions of a picture the first
     prompts = tuple(t.strip() for t in texts if isinstance(t, str) and t.strip())
     if not prompts:
-        raise ValueError(f"has no texts in the column {found['column']!r}; there are {', '.join(rows.column_names or [])}")
+        raise ValueError(
+            f"has no texts in the column {found['column']!r}; {suggestion(found['column'], rows.column_names or [])}"
+        )
     return prompts
 
 

@@ -10,6 +10,7 @@ from diffopt.artifact import CacheSearch, MagRatios
 from diffopt.caches import METHODS, Settings
 from diffopt.caches.knob_search import KnobSearch
 from diffopt.caches.mag_cache import MagCache, with_ratios
+from diffopt.errors import suggestion
 from diffopt.files.ratios import MagRatiosFile
 from diffopt.files.search import CacheSearchFile
 from diffopt.groups.choices import Choices
@@ -48,7 +49,7 @@ class Unknown(Group):
     @field_validator("method")
     @classmethod
     def _is_installed(cls, name: Any) -> Any:
-        raise ValueError(f"is not a cache method that is installed; there are {', '.join(METHODS)}")
+        raise ValueError(f"is not a cache method that is installed; {suggestion(str(name), METHODS)}")
 
 
 class CacheView(View, of=Cache):

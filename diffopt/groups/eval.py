@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from diffopt import models
 from diffopt.data.prompts import Prompts
+from diffopt.errors import suggestion
 from diffopt.groups import alternatives
 from diffopt.groups.choices import Choices
 from diffopt.groups.view import View
@@ -18,7 +19,7 @@ from diffopt.store.source import ScorerSource
 
 def _installed(name: str) -> str:
     if name not in METRICS:
-        raise ValueError(f"is not a metric that is installed; there are {', '.join(METRICS)}")
+        raise ValueError(f"is not a metric that is installed; {suggestion(name, METRICS)}")
     return name
 
 
@@ -29,7 +30,7 @@ ContenderName = Literal["eager", "compiled", "native", "onnxruntime"]
 
 def _known(name: str) -> str:
     if name not in alternatives.ALTERNATIVES:
-        raise ValueError(f"is nothing to compare with; there are {', '.join(alternatives.ALTERNATIVES)}")
+        raise ValueError(f"is nothing to compare with; {suggestion(name, alternatives.ALTERNATIVES)}")
     return name
 
 

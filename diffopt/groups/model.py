@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from diffopt import models
+from diffopt.errors import suggestion
 from diffopt.groups.choices import Choices
 from diffopt.groups.lora_file import Adapter
 from diffopt.groups.view import View
@@ -72,7 +73,7 @@ class Model(Group):
     @model_validator(mode="after")
     def _holds_the_family(self) -> Self:
         if self.family not in models.names():
-            raise ValueError(f"family: no such family (got {self.family!r}); there are {', '.join(models.names())}")
+            raise ValueError(f"family: no such family (got {self.family!r}); {suggestion(self.family, models.names())}")
         family = models.family(self.family)
         if self.weights == "random" and self.architecture is None:
             raise ValueError(
@@ -96,7 +97,9 @@ class Model(Group):
             if any(_target(adapter) == _target(other) for other in self.lora[:i]):
                 raise ValueError(f"lora: names one twice (got {adapter.path.name!r}); name it once, with its whole scale")
         if self.scheduler is not None and self.scheduler not in (there := _schedulers()):
-            raise ValueError(f"scheduler: diffusers has no such class (got {self.scheduler!r}); one of {', '.join(there)}")
+            raise ValueError(
+                f"scheduler: diffusers has no such class (got {self.scheduler!r}); {suggestion(self.scheduler, there)}"
+            )
         return self
 
 

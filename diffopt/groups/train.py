@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from diffopt import formats, models
+from diffopt.errors import suggestion
 from diffopt.groups.choices import Choices
 from diffopt.groups.data import Data
 from diffopt.groups.model import Dtype
@@ -40,7 +41,7 @@ OPTIMIZERS = {
 
 def _known(name: str) -> str:
     if name not in OPTIMIZERS:
-        raise ValueError(f"is no optimizer that is known; there are {', '.join(OPTIMIZERS)}")
+        raise ValueError(f"is no optimizer that is known; {suggestion(name, OPTIMIZERS)}")
     return name
 
 

@@ -1,6 +1,6 @@
 """From a composed config to validated choices: every error of every group at once."""
 
-import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, get_args
 
@@ -8,7 +8,7 @@ from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from diffopt.errors import ConfigError
+from diffopt.errors import ConfigError, closest, suggestion
 from diffopt.groups import GROUPS, PICKS
 from diffopt.groups.choices import Choices
 from diffopt.schema import Group
@@ -77,6 +77,11 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
         return f"{where}: {what} (got {got!r}); {advice}"
     if kind == "extra_forbidden":
         return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), _within(schema, error['loc'][:-1]))}"
+    if kind == "literal_error" and isinstance(got, str):
+        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        close = closest(got, known)
+        advice = f"did you mean {' or '.join(close)}?" if close else ADVICE[kind]
+        return f"{where}: must be {error['ctx']['expected']} (got {got!r}); {advice}"
     message = message[0].lower() + message[1:]
     return f"{where}: {message.replace('input should be', 'must be')} (got {got!r}); {ADVICE.get(kind, 'mend it')}"
 
@@ -110,9 +115,6 @@ def unresolved(error: OmegaConfBaseException) -> str:
     return f"{where}: {said(error.msg or str(error))} (got {given}); mend it"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean x?`, or all there are."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, 1)
-    there = f"there are {', '.join(known)}"
-    return f"did you mean {close[0]}? {there}" if close and len(known) > 1 else there
+def nearest(name: str, known: Iterable[str], listed: str = "") -> str:
+    """`suggestion`, of names that have no order of their own."""
+    return suggestion(name, sorted(known), listed)

@@ -9,7 +9,7 @@ from diffopt import formats, models
 from diffopt.caches import METHODS, Settings
 from diffopt.caches.knob_search import KnobSearch
 from diffopt.data.prompts import unreadable
-from diffopt.errors import PlanError
+from diffopt.errors import PlanError, suggestion
 from diffopt.formats.auto import FULL
 from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
@@ -89,8 +89,8 @@ def _lora(choices: Choices) -> Iterator[str]:
     for i, adapter in enumerate(model.lora):
         where, name = f"model.lora.{i}", adapter.path.name
         if adapter.backbone not in (None, *family.backbones):
-            there = ", ".join(family.backbones)
-            yield f"{where}.backbone: {family.name} has no such backbone (got {adapter.backbone!r}); there are {there}"
+            there = suggestion(adapter.backbone or "", family.backbones)
+            yield f"{where}.backbone: {family.name} has no such backbone (got {adapter.backbone!r}); {there}"
             continue
         if adapter.path.local is None:
             continue
@@ -267,7 +267,7 @@ def _train(choices: Choices) -> Iterator[str]:
         yield f"train: how {choices.model.family} is trained is not known here (got train=...); drop train"
     for name in train.trackers:
         if name not in TRACKERS:
-            yield f"train.trackers: accelerate has no such tracker (got {name!r}); there are {', '.join(TRACKERS)}"
+            yield f"train.trackers: accelerate has no such tracker (got {name!r}); {suggestion(name, TRACKERS)}"
         elif find_spec(TRACKERS[name]) is None:
             yield f"train.trackers: {name} is not installed (got {name!r}); pip install {TRACKERS[name]}, or leave it out"
     if train.optimizer.endswith("8bit") and find_spec("torchao") is None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from diffopt.errors import ConfigError, GateError
+from diffopt.errors import ConfigError, GateError, suggestion
 from diffopt.metrics import METRICS
 from diffopt.quality.floor import shortfall
 from diffopt.quality.limit import Limit
@@ -30,7 +30,7 @@ def minimized(name: str) -> bool:
     if name in COSTS:
         return True
     if name not in METRICS:
-        raise ConfigError(f"objective: no such thing is measured (got {name!r}); there are {', '.join([*COSTS, *METRICS])}")
+        raise ConfigError(f"objective: no such thing is measured (got {name!r}); {suggestion(name, [*COSTS, *METRICS])}")
     return METRICS[name].better == "lower"
 
 
@@ -53,8 +53,9 @@ def check(objective: Any, choices: Choices) -> None:
         if name == "seconds" and not (choices.eval and choices.eval.latency):
             raise ConfigError("objective: nothing is timed (got seconds); set eval.latency=true")
         if name not in COSTS and name not in measured:
-            there = ", ".join([*COSTS, *measured])
-            raise ConfigError(f"objective: is not measured (got {name!r}); there are {there}, or add it to eval.metrics")
+            there = suggestion(name, [*COSTS, *measured])
+            add = ", or add it to eval.metrics" if name in METRICS else ""
+            raise ConfigError(f"objective: is not measured (got {name!r}); {there}{add}")
 
 
 def of(run: Run, objective: Any, floors: Sequence[Limit] = ()) -> float | list[float] | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from diffopt.errors import ConfigError
+from diffopt.errors import ConfigError, suggestion
 from diffopt.files.metrics import MetricResult
 from diffopt.quality.limit import LATENCY, PARITY, Limit
 
@@ -55,8 +55,7 @@ def shortfall(measured: Measured, floors: Sequence[Limit]) -> float:
     found = 0.0
     for floor in floors:
         if floor.metric not in measured.metrics:
-            there = ", ".join(measured.metrics) or "no metrics"
-            raise ConfigError(f"floor: is not measured (got {floor.text}); there are {there}")
+            raise ConfigError(f"floor: is not measured (got {floor.text}); {suggestion(floor.metric, measured.metrics)}")
         found += max(0.0, -share(measured.metrics[floor.metric], floor))
     return found
 

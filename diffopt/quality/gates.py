@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from diffopt.errors import suggestion
 from diffopt.metrics import METRICS
 from diffopt.quality.limit import LATENCY, PARITY, Limit
 
@@ -20,8 +21,8 @@ def check(gates: Mapping[str, float | str], metrics: list[str], *, latency: bool
             )
         if name not in (LATENCY, PARITY, *metrics):
             if name not in METRICS:
-                there = ", ".join([*METRICS, LATENCY, PARITY])
-                raise ValueError(f"gates.{name}: is no metric (got the limit {value!r}); there are {there}")
+                there = suggestion(name, [*METRICS, LATENCY, PARITY])
+                raise ValueError(f"gates.{name}: is no metric (got the limit {value!r}); {there}")
             measured = ", ".join([*metrics, LATENCY])
             raise ValueError(f"gates.{name}: is not measured (got {value!r}; measured {measured}); add it to eval.metrics")
         try:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from diffopt import models
 from diffopt.artifact import Pipeline
-from diffopt.errors import PlanError
+from diffopt.errors import PlanError, suggestion
 from diffopt.files.layers import write_layers
 from diffopt.files.lora import write_hits
 from diffopt.files.pipeline import FusedAdapter, PipelineFile
@@ -141,7 +141,8 @@ def _adapters(
         where = f"model.lora.{i}"
         if adapter.backbone is not None and adapter.backbone not in modules:
             raise PlanError(
-                f"{where}.backbone: the model has no such backbone (got {adapter.backbone!r}); there are {', '.join(modules)}"
+                f"{where}.backbone: the model has no such backbone (got {adapter.backbone!r}); "
+                + suggestion(adapter.backbone, modules)
             )
         digest = ctx.digest(adapter.path)
         absent = [name for name in texts if name not in there]

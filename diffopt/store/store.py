@@ -136,7 +136,7 @@ class Store:
 
     @property
     def disk(self) -> Path:
-        """Its directory, or the nearest one above that there is."""
+        """Its directory, or the suggestion one above that there is."""
         return next(p for p in (self.root, *self.root.parents) if os.path.exists(p))
 
     def _no_directory(self) -> StoreError:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diffopt.errors import ConfigError
+from diffopt.errors import ConfigError, suggestion
 from diffopt.files.interval import Interval
 from diffopt.quality.floor import share
 from diffopt.quality.limit import Limit
@@ -48,8 +48,7 @@ def check(floors: list[Limit], rows: list[Row]) -> None:
     measured = {name: r for r in reversed(rows) for name in r.metrics}
     for floor in floors if measured else []:
         if floor.metric not in measured:
-            there = ", ".join(dict.fromkeys(name for r in rows for name in r.metrics))
-            raise ConfigError(f"floor: no job measured it (got {floor.text}); there are {there}")
+            raise ConfigError(f"floor: no job measured it (got {floor.text}); {suggestion(floor.metric, measured)}")
         floor.bound(measured[floor.metric].metrics[floor.metric])
 
 

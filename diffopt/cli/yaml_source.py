@@ -1,0 +1,37 @@
+"""Hydra's config files as people have them: in UTF-8, with the mark that Windows puts in front or without."""
+
+import os
+from io import StringIO
+from pathlib import Path
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+
+from diffopt.data import text_file
+from diffopt.errors import ConfigError
+
+HEADER = 512  # characters in which Hydra looks for `# @package`
+
+
+class YamlSource(FileConfigSource):
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Raises ConfigError for a file in another encoding."""
+        path = Path(os.path.realpath(os.path.join(self.path, self._normalize_file_name(config_path))))
+        if not path.exists():
+            raise ConfigLoadError(f"Config not found : {path}")
+        try:
+            text = text_file.read(path)
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            raise ConfigError(f"{path.name}: {what} (got {str(path)!r}); {advice}") from None
+        stream = StringIO(text)
+        stream.name = str(path)  # which the errors of YAML name
+        where, header = f"{self.scheme()}://{self.path}", ConfigSource._get_header_dict(text[:HEADER])
+        return ConfigResult(config=OmegaConf.load(stream), path=where, provider=self.provider, header=header)
+
+
+def register() -> None:
+    """In the place of Hydra's own for files, once Hydra has registered that."""
+    SourcesRegistry.instance().types[FileConfigSource.scheme()] = YamlSource
