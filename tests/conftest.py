@@ -11,6 +11,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cor
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import gc
+import logging
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -168,6 +169,20 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             return job.prepare(composed(*overrides), given, dry=True, sweep=sweep).plan
 
     return planned
+
+
+@pytest.fixture
+def no_handlers() -> Iterator[None]:
+    """No log handlers at first, and as they were at the end: a run in this process puts up those of its directory."""
+    loggers = [logging.getLogger(), logging.getLogger("diffopt")]
+    before = [([*x.handlers], x.level) for x in loggers], logging.raiseExceptions
+    for x in loggers:
+        x.handlers = []
+    yield
+    for x, (handlers, level) in zip(loggers, before[0], strict=True):
+        x.handlers = handlers
+        x.setLevel(level)
+    logging.raiseExceptions = before[1]
 
 
 @pytest.fixture

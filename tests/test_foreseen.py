@@ -28,7 +28,9 @@ EMOJI = assets.locate("asset:emoji/emoji-flux")
 
 
 @pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_handlers: None
+) -> Callable[..., str]:
     """`refused("+recipe=...", ...)` is what both the plan and the run say, neither of which has made anything."""
     monkeypatch.chdir(tmp_path)
 

@@ -54,7 +54,9 @@ def test_where_there_are_none_that_is_said() -> None:
 
 
 @pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_handlers: None
+) -> Callable[..., str]:
     monkeypatch.chdir(tmp_path)
 
     def said(*arguments: str) -> str:

@@ -1,9 +1,8 @@
 """Whatever goes wrong ends in a line and exit code 1: an error that nothing foresaw too, whose traceback is in a file."""
 
 import errno
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ from diffopt.store.store import Store
 
 @pytest.fixture
 def refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., str]]:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_handlers: None
+) -> Callable[..., str]:
     """`refused("plan", ...)` is the one line that a command ends with, in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    before = [*logging.getLogger().handlers]
-    logging.getLogger().handlers = []
 
     def said(*arguments: str) -> str:
         with pytest.raises(SystemExit) as end:
@@ -31,8 +28,7 @@ def refused(
         assert (end.value.code, err.count("\n")) == (1, 1), err
         return err
 
-    yield said
-    logging.getLogger().handlers = before
+    return said
 
 
 def raises(error: Exception) -> Callable[..., Any]:

@@ -151,9 +151,9 @@ def _no_key(key: str, given: str) -> str:
     if key == "recipe":
         return f"recipe: is added to the config, so with a plus (got recipe={given}); +recipe={given}"
     group, _, name = key.partition(".")
-    if given.startswith("{") and group in GROUPS and name.partition(".")[0] in GROUPS[group].fields():
-        return f"{key}: gives a key that there is none of in this recipe (got {given}); add it with a plus: '+{key}={given}'"
     if group in GROUPS and name in GROUPS[group].fields():
+        if name in GROUPS[group].model_fields:  # of a chosen option it would have been taken
+            return f"{key}: the group is not chosen (got {given}); choose {group}=OPTION, or drop it"
         reader = GROUPS[group].reader(name) or "another option of the group"
         return f"{key}: has no effect here, since {reader} alone reads it (got {given}); drop it"
     if group in GROUPS and name:
