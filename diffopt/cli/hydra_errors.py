@@ -64,7 +64,7 @@ def _missing(error: MissingConfigException, what: str) -> str:
 
 
 def _listed(group: str) -> str:
-    return "`diffopt --help` lists them" + (", quickstart is the one to begin with" if group == "recipe" else "")
+    return f"`diffopt ls {group}` lists them" + (", quickstart is the one to begin with" if group == "recipe" else "")
 
 
 def _not_merged(cause: OmegaConfBaseException, full_key: str, arguments: list[str]) -> str:
