@@ -200,8 +200,9 @@ def test_what_is_drawn_is_known_by_what_it_is_drawn_by(planned, override):
 
 def test_defaults_spelled_out_are_the_same_set(planned):
     spelled = ("train.data.steps=20", "train.data.batch_size=4", "train.data.chunk=16", "train.data.size=128")
-    assert fingerprints(planned(), "collect") == fingerprints(planned(*spelled), "collect")
-    assert fingerprints(planned(), "collect") == fingerprints(planned("train.data=synthetic"), "collect")
+    cut = "model.long_prompts=cut"
+    assert fingerprints(planned(cut), "collect") == fingerprints(planned(cut, *spelled), "collect")
+    assert fingerprints(planned(cut), "collect") == fingerprints(planned(cut, "train.data=synthetic"), "collect")
 
 
 def test_pictures_come_before_the_calibration(planned, tmp_path):
@@ -368,14 +369,14 @@ def test_captions_that_are_too_long_are_refused(config, tmp_path):
 
 def test_captions_are_looked_for_before_anything_computes(config, tmp_path):
     (folder(tmp_path, 2) / "metadata.jsonl").unlink()
-    choices = choose(config(*TRAINED, f"train.data={tmp_path}", "model.long_prompts=cut"))
+    choices = choose(config(*TRAINED, f"train.data={tmp_path}"))
     b = bench()
     with pytest.raises(PlanError, match=r"train\.data\.source: has no captions"):
         preflight.check(b.context(), choices, b.pipeline())
 
 
 def test_more_denoising_steps_than_the_scheduler_has_are_refused(config):
-    choices = choose(config(*TRAINED, "train.data.steps=5000", "model.long_prompts=cut"))
+    choices = choose(config(*TRAINED, "train.data.steps=5000"))
     b = bench()
     with pytest.raises(PlanError, match=r"train\.data\.steps: .*\(got 5000\)"):
         preflight.check(b.context(), choices, b.pipeline())

@@ -8,16 +8,19 @@ import pytest
 import torch
 from matrix_table import FORMATS
 from safetensors.torch import load_file
+from test_preflight import FINE, chosen, refused
 from tiny import Bench, bench
 
 from diffopt.artifact import DeployedCheckpoint
 from diffopt.errors import GateError, PlanError
 from diffopt.files.deploy import DeployFile
-from diffopt.layouts import comfyui, flux_names, modelopt
+from diffopt.jobs import preflight
+from diffopt.layouts import COMFYUI, comfyui, flux_names, modelopt
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.stages.deploy import LayoutView, deploy
 
+__all__ = ["chosen"]
 FOLDER = LayoutView(kind="huggingface", max_shard_size="10GB")
 FILE = LayoutView(kind="comfyui", max_shard_size="10GB")
 LAST_BIT = 2.0**-7
@@ -183,7 +186,7 @@ def comfy(b: Bench, name: str, **how: Any) -> dict[str, torch.Tensor]:
     return load_file(b._once(("comfyui", name, *how.items()), make).path / "transformer.safetensors")
 
 
-@pytest.mark.parametrize("name", comfyui.FORMATS)
+@pytest.mark.parametrize("name", COMFYUI)
 def test_comfyuis_own_reader_finds_what_was_scored(name: str) -> None:
     from comfy_kitchen.backends.eager import quantization
 
@@ -195,7 +198,7 @@ def test_comfyuis_own_reader_finds_what_was_scored(name: str) -> None:
         if not {*ours} & quantized:
             continue
         own = of(there, written)
-        assert json.loads(bytes(own["comfy_quant"].tolist())) == {"format": comfyui.FORMATS[name]}
+        assert json.loads(bytes(own["comfy_quant"].tolist())) == {"format": COMFYUI[name]}
         if name == "nvfp4":
             found = quantization.dequantize_nvfp4(own["weight"], own["weight_scale_2"], own["weight_scale"], torch.float32)
         elif name == "mxfp8":
@@ -258,3 +261,28 @@ def test_what_comfyui_does_not_read_is_refused(family: str, name: str, line: str
     with pytest.raises(GateError, match=line):
         deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name))
     assert not list(ctx.out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("model=emoji_flux format=fp8 calib=emoji", r"format\.share_scales: q, k and v are one layer for ComfyUI"),
+        ("model=emoji_flux format=int8_sq calib=emoji", r"export: ComfyUI does not read int8_sq \(got comfyui\); choose"),
+        ("model=sdxl format=fp8 calib=images", r"export: of sdxl's layers the names in ComfyUI are not known here"),
+    ],
+)
+def test_what_comfyui_does_not_read_is_told_by_the_plan(plan: Any, given: str, line: str) -> None:
+    with pytest.raises(PlanError, match=line):
+        plan(*given.split(), "export=comfyui")
+
+
+def test_what_it_reads_is_planned(plan: Any) -> None:
+    for more in (["format=fp8", "calib=emoji", "format.share_scales=true"], ["format=mxfp8"]):
+        assert "deploy" in [s.name for s in plan("model=emoji_flux", *more, "export=comfyui").steps]
+
+
+def test_convolutions_are_told_before_anything_is_calibrated_and_the_advice_is_taken(chosen: Any) -> None:
+    b, given = bench(family="sdxl"), (*FINE, "format=fp8", "export=huggingface", "eval=null")
+    said = refused(b, chosen(*given))
+    assert "is a convolution, which the layout has no place for (got huggingface); set format.exclude=['*" in said
+    preflight.check(b.context(), chosen(*given, said.rpartition("set ")[2]), b.pipeline())

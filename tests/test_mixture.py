@@ -281,7 +281,7 @@ AUTO = ("model=emoji_flux", "format=auto", "calib=emoji", "sense=default")
     [
         (["format.candidates=[fp8,int4_awq]"], r"format\.candidates: int4_awq is found by a search .*\(got .*\); choose of"),
         (["format.candidates=[full]"], r"format\.candidates: names no format .*\(got \['full'\]\); give two"),
-        (["format.budget.bits=null"], r"format\.budget: sets no limit \(got .*\); give budget\.bits"),
+        (["format.budget.bits=null"], r"format\.budget: sets no limit \(got .*\); give format\.budget\.bits"),
         (["format.budget.time=50%"], r"format\.budget: time and gpu go together \(got .*\); give both"),
         (["format.budget.bytes=much"], r"format\.budget\.bytes: is not a share \(got 'much'\); give a percentage"),
         (["format.budget.bytes=0"], r"format\.budget\.bytes: is not a size \(got 0\); give a number"),

@@ -115,7 +115,7 @@ def test_so_is_one_of_a_recipe_a_command_or_a_flag(refused: Callable[..., str], 
 def test_an_unknown_recipe_is_not_answered_by_all_of_them(refused: Callable[..., str]) -> None:
     for name in ("quickstrat", "zzz"):
         said = refused("plan", f"+recipe={name}")
-        assert "`diffopt --help` lists them" in said
+        assert "`diffopt ls recipe` lists them" in said
         assert len(said) < 200
 
 

@@ -13,6 +13,7 @@ from hydra.core.singleton import Singleton
 from omegaconf.basecontainer import BaseContainer
 
 from diffopt.cli.searchpath import RecipeSearchPath
+from diffopt.cli.yaml_source import registered
 
 LOCK = threading.Lock()
 """Hydra's state is one of the process; threads take turns."""
@@ -29,7 +30,8 @@ def apart() -> Iterator[None]:
     with LOCK:
         Plugins.instance()
         instances, resolvers = Singleton._instances, dict(BaseContainer._resolvers)
-        search = RecipeSearchPath.config_dir, RecipeSearchPath.ours
+        files, search = registered(), (RecipeSearchPath.config_dir, RecipeSearchPath.ours)
+        reads = files.load_config
         Singleton._instances = {k: deepcopy(v) for k, v in instances.items() if k not in (GlobalHydra, HydraConfig)}
         try:
             yield
@@ -37,3 +39,4 @@ def apart() -> Iterator[None]:
             Singleton._instances = instances
             BaseContainer._resolvers = resolvers
             RecipeSearchPath.config_dir, RecipeSearchPath.ours = search
+            files.load_config = reads

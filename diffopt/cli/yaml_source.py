@@ -3,6 +3,7 @@
 import os
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
@@ -33,5 +34,11 @@ class YamlSource(FileConfigSource):
 
 
 def register() -> None:
-    """In the place of Hydra's own for files, once Hydra has registered that."""
-    SourcesRegistry.instance().types[FileConfigSource.scheme()] = YamlSource
+    """Let Hydra's own source for files read them like this, once Hydra has registered it. Its registry refuses another class
+    for them in a launcher's worker, which is given the registry and then registers its own."""
+    registered().load_config = YamlSource.load_config
+
+
+def registered() -> Any:
+    """Hydra's class for files. Its scan for plugins makes it anew, so that it is not the one that is imported."""
+    return SourcesRegistry.instance().types[FileConfigSource.scheme()]

@@ -109,13 +109,13 @@ def _pictures(value: str, folder: Path) -> PromptSet:
 
 def unreadable(path: str) -> str | None:
     """Why a file is no picture, by its first bytes; None where it is one."""
-    from PIL import Image
+    from diffopt.data.picture import BROKEN, extent
 
     try:
-        with Image.open(path):
-            return None
-    except OSError as e:
-        return e.strerror or "its format is not known"
+        extent(path)
+    except BROKEN as e:
+        return (e.strerror if isinstance(e, OSError) else None) or "its format is not known"
+    return None
 
 
 def _named(name: str) -> PromptSet:

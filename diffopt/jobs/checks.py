@@ -14,12 +14,13 @@ from diffopt.formats.auto import FULL
 from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
 from diffopt.groups.export import LAYOUTS
-from diffopt.groups.format import Budget, share
+from diffopt.groups.format import Budget, Format, share
 from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.gpu_rates import share as rate
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
 from diffopt.groups.model import BYTES
 from diffopt.kernels.capability import KIND, shortfall
+from diffopt.layouts import COMFYUI, NAMED
 from diffopt.machine.environment import Environment, gpus, package
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.metrics.weight_files import lacking, reads_texts
@@ -286,6 +287,23 @@ def _data(choices: Choices) -> Iterator[str]:
         )
 
 
+def _comfyui(family: str, picked: Format) -> Iterator[str]:
+    if family not in NAMED:
+        yield (
+            f"export: of {family}'s layers the names in ComfyUI are not known here, but of {', '.join(NAMED)}'s (got comfyui); "
+            "choose export=huggingface"
+        )
+    methods = formats.methods(picked)
+    if unread := [m.name for m in methods if m.name not in COMFYUI]:
+        there = " or ".join(f"format={name}" for name in COMFYUI)
+        yield f"export: ComfyUI does not read {unread[0]} (got comfyui); choose {there}"
+    elif picked.name != "auto" and methods[0].shares and not picked.share_scales:
+        yield (
+            "format.share_scales: q, k and v are one layer for ComfyUI, with one scale (got false); "
+            "set format.share_scales=true"
+        )
+
+
 def _export(choices: Choices, environment: Environment) -> Iterator[str]:
     export, picked = choices.export, choices.format
     if export is None or choices.model is None:
@@ -296,6 +314,8 @@ def _export(choices: Choices, environment: Environment) -> Iterator[str]:
                 "format.quantize_mha: other programs' layouts have no place for quantized attention (got true); "
                 f"set format.quantize_mha=false, or drop export={export.kind}"
             )
+        if export.kind == "comfyui" and picked:
+            yield from _comfyui(choices.model.family, picked)
         if export.kind == "native" and picked and picked.name not in KIND:
             there = " or ".join(f"format={name}" for name in KIND)
             yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"

@@ -16,6 +16,7 @@ from diffopt.errors import PlanError
 from diffopt.files.layers import Layer, read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.data import STEPS, Data
+from diffopt.groups.export import LAYOUTS
 from diffopt.groups.model import BYTES
 from diffopt.jobs import schedule
 from diffopt.machine import environment
@@ -118,6 +119,13 @@ def _format(choices: Choices, layers: Sequence[Layer], kept: list[str]) -> Itera
         if len(without(there, [glob])) == len(there):
             example = there[0].name if there else "transformer_blocks.0"
             yield f"format.exclude: matches no layer that is quantized (got {glob!r}); use a module's name, e.g. {example!r}"
+    convolved = [x.name for x in left if x.kind == "convolution"]
+    if convolved and choices.export and choices.export.kind in LAYOUTS:
+        globs = sorted({f"*{name.rpartition('.')[2]}" for name in convolved})
+        yield (
+            f"export: {convolved[0]} is a convolution, which the layout has no place for (got {choices.export.kind}); "
+            f"set format.exclude={[*chosen.exclude, *globs]}"
+        )
     if not left:
         yield f"format.exclude: leaves no layer to quantize (got {chosen.exclude}); drop some of it"
     if method.block_size:

@@ -14,12 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from diffopt.kernels.block_scales import ACROSS, ROWS, tiled
-from diffopt.layouts import flux_names, modelopt
+from diffopt.layouts import COMFYUI, NAMED, flux_names, modelopt
 
 MARK = "comfy_quant"
-FORMATS = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8"}
-"""What ComfyUI calls those that it reads."""
-FAMILIES = {"FluxTransformer2DModel": flux_names}
+NAMES = {NAMED["flux"]: flux_names}
 """By the class of a backbone, its makers' names."""
 MULTIPLE = 16
 """What both lengths of an NVFP4 weight are, there; others would be padded."""
@@ -32,8 +30,8 @@ def write(file: Path, backbone: Any, formats: Mapping[str, str]) -> int:
 
     `formats` are its quantized layers'. Raises ValueError, naming the layer, for what ComfyUI does not read.
     """
-    if (names := FAMILIES.get(type(backbone).__name__)) is None:
-        raise ValueError(f"{type(backbone).__name__} has no table of ComfyUI's names here; {', '.join(FAMILIES)} has one")
+    if (names := NAMES.get(type(backbone).__name__)) is None:
+        raise ValueError(f"{type(backbone).__name__} has no table of ComfyUI's names here; {', '.join(NAMES)} has one")
     linear = {n for n, m in backbone.named_modules() if isinstance(m, torch.nn.Linear)}
     left = {n: x for n, x in backbone.state_dict().items() if "_quantizer." not in n}
     found: Tensors = {}
@@ -60,8 +58,8 @@ def _joined(backbone: Any, ours: tuple[str, ...], formats: Mapping[str, str]) ->
         parts = [{n: x.detach() for n, x in layer.named_parameters(recurse=False)} for layer in layers]
         found = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return {n: torch.cat(x.chunk(2)[::-1]) for n, x in found.items()} if ours == (flux_names.SWAPPED,) else found
-    if kind not in FORMATS:
-        raise ValueError(f"{ours[0]} is in {kind}, which ComfyUI does not read; it reads {', '.join(FORMATS)}")
+    if kind not in COMFYUI:
+        raise ValueError(f"{ours[0]} is in {kind}, which ComfyUI does not read; it reads {', '.join(COMFYUI)}")
     written = [modelopt.layer(layer, kind) for layer in layers]
     for key in ("weight_scale", "weight_scale_2", "input_scale"):
         same = [part[key] for part in written if key in part and part[key].dim() == 0]
@@ -71,7 +69,7 @@ def _joined(backbone: Any, ours: tuple[str, ...], formats: Mapping[str, str]) ->
             )
     first = written[0]
     found = {key: x if x.dim() == 0 else torch.cat([part[key] for part in written]) for key, x in first.items()}
-    mark = json.dumps({"format": FORMATS[kind]}).encode()
+    mark = json.dumps({"format": COMFYUI[kind]}).encode()
     return _arranged(found, kind, ours[0]) | {MARK: torch.frombuffer(bytearray(mark), dtype=torch.uint8)}
 
 
