@@ -52,7 +52,7 @@ with hydra.initialize_config_dir(os.getcwd(), version_base="1.3"):  # the notebo
     import diffopt
     assert "torch" not in sys.modules
     from diffopt.machine import progress
-    progress.EVERY = 0.3
+    progress.EVERY = 0.02
 
     class Cell(io.StringIO):  # a notebook's output has no file descriptor
         isatty = lambda self: False
