@@ -295,7 +295,7 @@ def test_a_recipe_that_extends_one_that_is_not_there_is_refused_by_name(diffopt,
 
 
 def test_a_run_without_a_recipe_is_refused(shell):
-    assert refused(shell("seed=1"), "recipe", "diffopt --help")
+    assert refused(shell("seed=1"), "recipe", "diffopt ls recipe")
 
 
 def test_a_run_of_a_recipe_that_is_not_there_is_refused(shell):

@@ -39,7 +39,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("calib=3", "calib: is chosen by the name of an option (got 3);"),
         ("calib=[1,2]", "calib: is chosen by the name of an option (got [1,2]);"),
         ("~calib=3", "calib: is chosen by the name of an option (got 3);"),
-        ("=3", "override: is chosen by the name of an option (got 3);"),
+        ("=3", "override: names no field (got '=3'); write key=value"),
         ("calib.alhpa=1", "calib.alhpa: no such key here (got 1); did you mean alpha?"),
         ("calib={alpha: 1, b: 3}", "calib.b: no such key here (got {alpha: 1, b: 3}); there are alpha,"),
         ("clib.size=1", "clib.size: no such group (got 'clib'); did you mean calib?"),

@@ -60,7 +60,7 @@ def _missing(error: MissingConfigException, what: str) -> str:
         known = [p.stem for d in recipe_dirs() for p in d.glob("*.yaml")]
         there = nearest(option, known, _listed(group)) if group == "recipe" else "mend its defaults"
         return f"{found[1]}: extends what is not there (got {what!r}); {there}"
-    return f"{what}: no such config (got {what!r}); `diffopt --help` lists the groups"
+    return f"{what}: no such config (got {what!r}); `diffopt ls` lists what there is"
 
 
 def _listed(group: str) -> str:
@@ -117,7 +117,9 @@ def of_defaults(error: Exception, arguments: list[str]) -> str | None:
     for argument in arguments:
         key, sign, given = argument.lstrip("+~").partition("=")
         if sign and (key in (*PICKS, "recipe", "") or "/" in key) and not _names(argument):
-            return f"{key or 'override'}: is chosen by the name of an option (got {given}); `diffopt --help` lists them"
+            if not key:
+                return f"override: names no field (got {argument!r}); write key=value"
+            return f"{key}: is chosen by the name of an option (got {given}); `diffopt ls` lists them"
     return f"recipe: its defaults cannot be read (got {type(error).__name__}: {error}); mend them"
 
 

@@ -70,11 +70,11 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     if all(plain.get(group) is None for group in PICKS):
         raise ConfigError(
             "recipe: picks nothing, or there is none (got no option of any group); name one with +recipe=NAME, "
-            "`diffopt --help` lists them; one of your own begins with `# @package _global_` and has picks"
+            "`diffopt ls recipe` lists them; one of your own begins with `# @package _global_` and has picks"
         )
     choices = choose(plain)
     if choices.model is None:
-        raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt --help` lists them")
+        raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt ls model` lists them")
     objective.check(plain.get("objective"), choices)
     environment = Environment()
     check(choices, environment)

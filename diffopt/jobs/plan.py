@@ -107,7 +107,9 @@ def make_plan(
     wanted, notes = wants(choices)
     asked = [s for s in stages if s.wanted(choices)]
     if not wanted and not asked:
-        raise PlanError("recipe: nothing to make (no format, sense, export or eval chosen); `diffopt --help` lists the recipes")
+        raise PlanError(
+            "recipe: nothing to make (no format, sense, export or eval chosen); `diffopt ls recipe` lists the recipes"
+        )
     planner = _Planner(stages, environment, digest)
     targets = [planner.make(kind, choices, [kind.kind])[0] for kind in wanted]
     targets += [step for s in asked for step in planner.steps_of(s, choices, [s.name])]
