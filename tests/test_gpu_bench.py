@@ -9,6 +9,7 @@ from diffopt.caches.cachify import Cachify
 from diffopt.files.bench import BenchFile
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import BenchView
+from diffopt.quality.payoff import floor_milliseconds
 from diffopt.stages.bench import bench as stage
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -40,7 +41,11 @@ def test_every_contender_is_timed_with_its_memory(found: BenchFile) -> None:
 
 def test_floors_are_of_rates_that_this_gpu_has(found: BenchFile) -> None:
     assert {r.kind for r in found.rates} == {"plain", "kernel", "attention"}
-    assert all(c.floor and c.floor.milliseconds > 0 for c in found.contenders)
+    assert found.work
+    for each in (c for c in found.contenders if not c.cache):
+        least = floor_milliseconds(found.work, found.rates, each.name == "native")
+        assert each.floor
+        assert each.floor.milliseconds == pytest.approx(least)
 
 
 def test_the_gpu_is_told(found: BenchFile) -> None:

@@ -13,14 +13,13 @@ from diffopt.errors import PlanError, suggestion
 from diffopt.formats.auto import FULL
 from diffopt.groups import Model, alternatives
 from diffopt.groups.cut import cuts
-from diffopt.groups.export import LAYOUTS
-from diffopt.groups.format import Budget, Format, share
+from diffopt.groups.format import Budget, share
 from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.gpu_rates import share as rate
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
 from diffopt.groups.model import BYTES
+from diffopt.jobs.export_checks import exported
 from diffopt.kernels.capability import KIND, shortfall
-from diffopt.layouts import COMFYUI, NAMED
 from diffopt.machine.environment import Environment, gpus, package
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.metrics.weight_files import lacking, reads_texts
@@ -56,7 +55,7 @@ def check(choices: Choices, environment: Environment) -> None:
         *_cache(choices),
         *_train(choices),
         *_data(choices),
-        *_export(choices, environment),
+        *exported(choices, environment),
         *_runtime(choices, environment),
         *_bench(choices, environment),
         *_compare(choices),
@@ -285,59 +284,6 @@ def _data(choices: Choices) -> Iterator[str]:
             f"train.data.source: pictures are read by the package datasets, which is not there (got {source.name!r}); "
             "pip install 'diffopt[datasets]'"
         )
-
-
-def _comfyui(family: str, picked: Format) -> Iterator[str]:
-    if family not in NAMED:
-        yield (
-            f"export: of {family}'s layers the names in ComfyUI are not known here, but of {', '.join(NAMED)}'s (got comfyui); "
-            "choose export=huggingface"
-        )
-    methods = formats.methods(picked)
-    if unread := [m.name for m in methods if m.name not in COMFYUI]:
-        there = " or ".join(f"format={name}" for name in COMFYUI)
-        yield f"export: ComfyUI does not read {unread[0]} (got comfyui); choose {there}"
-    elif picked.name != "auto" and methods[0].shares and not picked.share_scales:
-        yield (
-            "format.share_scales: q, k and v are one layer for ComfyUI, with one scale (got false); "
-            "set format.share_scales=true"
-        )
-
-
-def _export(choices: Choices, environment: Environment) -> Iterator[str]:
-    export, picked = choices.export, choices.format
-    if export is None or choices.model is None:
-        return
-    if export.kind != "graph":
-        if export.kind in LAYOUTS and picked and picked.quantize_mha:
-            yield (
-                "format.quantize_mha: other programs' layouts have no place for quantized attention (got true); "
-                f"set format.quantize_mha=false, or drop export={export.kind}"
-            )
-        if export.kind == "comfyui" and picked:
-            yield from _comfyui(choices.model.family, picked)
-        if export.kind == "native" and picked and picked.name not in KIND:
-            there = " or ".join(f"format={name}" for name in KIND)
-            yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
-        return
-    if export.engine and environment["tensorrt"] is None:
-        yield (
-            "export: no engine builder is installed (got export.engine=true); install one with "
-            "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
-        )
-    dtype = export.high_precision_dtype or choices.model.dtype
-    if picked:
-        blocks = next((m for m in formats.methods(picked) if m.export_dtype), None)
-        if blocks and dtype == "float32":
-            yield (
-                f"export.high_precision_dtype: {blocks.name} does not export from float32: {blocks.export_reason} "
-                f"(got {dtype}); set export.high_precision_dtype={blocks.export_dtype}"
-            )
-        if picked.quantize_mha and dtype == "float32":
-            yield (
-                "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
-                "set export.high_precision_dtype=float16"
-            )
 
 
 def _no_kernels(format: str | None, found: Sequence[Mapping[str, Any]]) -> str | None:

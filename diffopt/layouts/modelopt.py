@@ -6,7 +6,6 @@ written here is what was scored: the codes that simulation stands for, bit for b
 """
 
 import fnmatch
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -149,7 +148,7 @@ def config(
     described["exclude_modules"] = ignored
     found = convert_hf_quant_config_format({"producer": {"name": "modelopt", "version": version}, "quantization": described})
     groups = {k: v for k, v in described.items() if k == "group_size"}
-    return json.loads(json.dumps({**found, **groups}))  # type: ignore[no-any-return]
+    return {**found, **groups}
 
 
 def _group(algorithm: str, block_size: int | None) -> dict[str, int]:

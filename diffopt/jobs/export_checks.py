@@ -1,0 +1,65 @@
+"""What of an export is refused before anything runs: formats that its layout does not have, and what is not installed."""
+
+from collections.abc import Iterator
+
+from diffopt import formats
+from diffopt.groups.export import LAYOUTS
+from diffopt.groups.format import Format
+from diffopt.kernels.capability import KIND
+from diffopt.layouts import COMFYUI, NAMED
+from diffopt.machine.environment import Environment
+from diffopt.view import Choices
+
+
+def exported(choices: Choices, environment: Environment) -> Iterator[str]:
+    """Why the chosen export cannot be made of the chosen format, or here."""
+    export, picked = choices.export, choices.format
+    if export is None or choices.model is None:
+        return
+    if export.kind != "graph":
+        if export.kind in LAYOUTS and picked and picked.quantize_mha:
+            yield (
+                "format.quantize_mha: other programs' layouts have no place for quantized attention (got true); "
+                f"set format.quantize_mha=false, or drop export={export.kind}"
+            )
+        if export.kind == "comfyui" and picked:
+            yield from _comfyui(choices.model.family, picked)
+        if export.kind == "native" and picked and picked.name not in KIND:
+            there = " or ".join(f"format={name}" for name in KIND)
+            yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
+        return
+    if export.engine and environment["tensorrt"] is None:
+        yield (
+            "export: no engine builder is installed (got export.engine=true); install one with "
+            "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
+        )
+    dtype = export.high_precision_dtype or choices.model.dtype
+    if picked:
+        blocks = next((m for m in formats.methods(picked) if m.export_dtype), None)
+        if blocks and dtype == "float32":
+            yield (
+                f"export.high_precision_dtype: {blocks.name} does not export from float32: {blocks.export_reason} "
+                f"(got {dtype}); set export.high_precision_dtype={blocks.export_dtype}"
+            )
+        if picked.quantize_mha and dtype == "float32":
+            yield (
+                "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
+                "set export.high_precision_dtype=float16"
+            )
+
+
+def _comfyui(family: str, picked: Format) -> Iterator[str]:
+    if family not in NAMED:
+        yield (
+            f"export: of {family}'s layers the names in ComfyUI are not known here, but of {', '.join(NAMED)}'s (got comfyui); "
+            "choose export=huggingface"
+        )
+    methods = formats.methods(picked)
+    if unread := [m.name for m in methods if m.name not in COMFYUI]:
+        there = " or ".join(f"format={name}" for name in COMFYUI)
+        yield f"export: ComfyUI does not read {unread[0]} (got comfyui); choose {there}"
+    elif picked.name != "auto" and methods[0].shares and not picked.share_scales:
+        yield (
+            "format.share_scales: q, k and v are one layer for ComfyUI, with one scale (got false); "
+            "set format.share_scales=true"
+        )
