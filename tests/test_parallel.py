@@ -24,6 +24,7 @@ from diffopt.artifact import Checkpoint
 from diffopt.errors import GateError, PlanError
 from diffopt.quantization import checkpoint
 from diffopt.stages.train import train
+from diffopt.store.files import sha256
 from diffopt.training import machines
 from diffopt.training.footprint import Footprint
 from diffopt.training.processes import Processes, arrange
@@ -364,6 +365,7 @@ KILLED = textwrap.dedent(
     from test_training import SEED, data
     from tiny import bench
     from diffopt.stages.train import train
+from diffopt.store.files import sha256
 
     if __name__ == "__main__":
         b = bench()
@@ -415,9 +417,12 @@ def test_a_killed_training_leaves_no_process_and_goes_on_bit_equal(how: str, end
 def test_shards_of_other_processes_are_refused(tmp_path: Path) -> None:
     b = bench()
     out, kept = tmp_path / "out", tmp_path / "out-kept"
-    (kept / "step-2").mkdir(parents=True)
-    (kept / "step-2" / "log.json").write_text("{}")
-    (kept / "step-2" / "part-0-of-3.pt").touch()
+    step = kept / "step-2"
+    step.mkdir(parents=True)
+    (step / "log.json").write_text('{"step": 2}')
+    (step / "part-0-of-3.json").write_text("{}")
+    sums = {p.name: sha256(p) for p in step.iterdir()}
+    (step / "manifest.json").write_text(json.dumps({"files": sums, "best": {}}))
     out.mkdir()
     view = trainsets.view(parallel="fsdp", processes=2)
     with pytest.raises(

@@ -1,6 +1,9 @@
 """A training that is killed goes on from its last training checkpoint, and ends as if it had not been."""
 
+import hashlib
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,9 +18,10 @@ from test_training import SEED, about, data, weights
 from tiny import bench, folder
 
 from diffopt.artifact import Checkpoint
-from diffopt.errors import GateError
+from diffopt.errors import GateError, PlanError
 from diffopt.stage import Context
 from diffopt.stages.train import train
+from diffopt.training import state
 from diffopt.training.loop import Training
 
 HOW: dict[str, Any] = {
@@ -33,14 +37,16 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from tiny import bench
-from diffopt.training.resume import LOG, Keeper
+from diffopt.training.resume import Keeper
 import test_resume
 
 save = Keeper.save
 
 def killed(self, step, log):
     if step == 4:  # while the next checkpoint is being written
-        self.accelerator.save_state(str(self.directory / f"step-{step}.partial"))
+        partial = self.directory / f"step-{step}.partial"
+        partial.mkdir()
+        (partial / "whole.json").write_text("{")
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, step, log)
 
@@ -139,8 +145,113 @@ def test_a_loss_of_nan_leaves_the_last_good_training_checkpoint(monkeypatch: pyt
     kept = root / "kept"
     with pytest.raises(GateError, match=r"inf or NaN in step 6 \(got a loss of nan\).*checkpoint of step 4 is kept in"):
         go(root / "a", kept, b, save_every=2)
-    stored = load_file(kept / "step-4" / "model.safetensors")
+    stored = load_file(kept / "step-4" / "whole.0.safetensors")
     assert all(torch.isfinite(x).all() for x in stored.values())
+
+
+def harmed(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "half": path.read_bytes()[: path.stat().st_size // 2], "other": b"{}"}[how])
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("whole.0.safetensors", "empty"),
+        pytest.param("whole.0.safetensors", "half", marks=pytest.mark.matrix),
+        ("whole.json", "missing"),
+        pytest.param("whole.json", "other", marks=pytest.mark.matrix),
+        pytest.param("log.json", "half", marks=pytest.mark.matrix),
+        ("manifest.json", "half"),
+        pytest.param("manifest.json", "other", marks=pytest.mark.matrix),
+        pytest.param("manifest.json", "missing", marks=pytest.mark.matrix),
+    ],
+)
+def test_a_torn_training_checkpoint_is_dropped_with_a_line_and_the_one_before_is_taken(
+    name: str, how: str, counted: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    b, root = bench(), folder()
+    kept = root / "kept"
+    stopped_at(5, root / "a", kept, b, steps=6, save_every=2)
+    assert sorted(p.name for p in kept.glob("step-*")) == ["step-2", "step-4"]
+    harmed(kept / "step-4" / name, how)
+    counted.clear()
+    go(root / "b", kept, b, steps=6, save_every=2)
+    assert counted == [2, 3, 4, 5]
+    assert "the training checkpoint of step 4 is dropped: " in caplog.text
+    assert "; that of step 2 is taken" in caplog.text
+
+
+def test_a_training_whose_only_checkpoint_is_torn_starts_anew(counted: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    b, root = bench(), folder()
+    kept = root / "kept"
+    stopped_at(3, root / "a", kept, b, steps=4, save_every=2)
+    harmed(kept / "step-2" / "whole.0.safetensors", "half")
+    counted.clear()
+    go(root / "b", kept, b, steps=4, save_every=2)
+    assert counted == [0, 1, 2, 3]
+    assert "training starts anew" in caplog.text
+
+
+class Bomb:
+    """A pickle that leaves a file when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+PICKLED = ["custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "scaler.pt", "part-0-of-1.pt"]
+"""Names under which training checkpoints have had pickles, here or by accelerate."""
+
+
+def test_no_pickle_in_a_training_checkpoint_is_read(counted: list[int]) -> None:
+    b, root = bench(), folder()
+    kept = root / "kept"
+    stopped_at(3, root / "a", kept, b, steps=4, save_every=2)
+    step, mark = kept / "step-2", root / "ran"
+    attack = pickle.dumps(Bomb(mark))
+    for name in [*PICKLED, *(p.name for p in step.iterdir() if p.name != "manifest.json")]:
+        (step / name).write_bytes(attack)
+    told = json.loads((step / "manifest.json").read_text())  # whoever writes files can write their sums
+    told["files"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in step.iterdir() if p.name != "manifest.json"}
+    (step / "manifest.json").write_text(json.dumps(told))
+    counted.clear()
+    go(root / "b", kept, b, steps=4, save_every=2)
+    assert counted == [0, 1, 2, 3]
+    assert not mark.exists()
+
+
+def test_a_training_checkpoint_of_other_weights_is_refused_by_name() -> None:
+    b, root = bench(), folder()
+    kept = root / "kept"
+    stopped_at(3, root / "a", kept, b, steps=4, save_every=2)
+    with pytest.raises(PlanError, match=r"train: the training checkpoint is none of this training .*; remove "):
+        go(root / "b", kept, b, steps=4, save_every=2, lora={"rank": 2, "alpha": 2, "targets": ["*"]})
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.arange(6.0).reshape(2, 3)[:, 1:]}, 1: {}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1], "fused": None, "dtype": torch.bfloat16}],
+        "empty": torch.zeros(0, 3),
+    }
+    state.write(tmp_path, "x", given)
+    found = state.read(tmp_path, "x")
+    assert found["param_groups"] == given["param_groups"]
+    assert torch.equal(found["state"][0]["exp_avg"], given["state"][0]["exp_avg"])
+    assert found["state"][0]["step"].shape == ()
+    assert found["state"][1] == {}
+    assert found["empty"].shape == (0, 3)
+
+
+def test_a_state_with_code_in_it_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="is no state"):
+        state.write(tmp_path, "x", {"lr_lambdas": [lambda step: step]})
 
 
 def test_the_best_weights_survive_a_kill() -> None:

@@ -1,6 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, also after the power went."""
 
+import hashlib
 import os
+import shutil
+import stat
 from pathlib import Path
 
 
@@ -9,7 +12,48 @@ def publish(path: Path, text: str) -> Path:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8", errors="replace")
+        flush(draft)
         os.replace(draft, path)
+        flush(path.parent)
     finally:
         draft.unlink(missing_ok=True)
     return path
+
+
+def flush(path: Path) -> None:
+    """Have the disk keep what was written to a file, or the names in a directory: a rename alone may outlive the bytes."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def flush_all(folder: Path) -> None:
+    """Likewise every file and directory below `folder`, and itself."""
+    for here, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            flush(Path(here) / name)
+        flush(Path(here))
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes. Raises OSError for what is no plain file, as a pipe, which would be waited for."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(number, "rb") as f:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(f"{path.name} is no file")
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def remove(path: Path) -> None:
+    """A file, a link (never what it leads to), or a directory with all that is in it, read-only ones too."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    path.chmod(path.stat().st_mode | stat.S_IRWXU)
+    for here, below, _ in os.walk(path):  # links are not entered, and stay as they are
+        for name in below:
+            if not (inner := Path(here) / name).is_symlink():
+                inner.chmod(inner.stat().st_mode | stat.S_IRWXU)
+    shutil.rmtree(path)

@@ -86,15 +86,12 @@ class Training:
             *students, self.optimizer = accelerator.prepare(*subject.backbones.values(), bare)
             self.students = dict(zip(subject.backbones, students, strict=True))
         self.average = EMAModel(self.own.values(), decay=train.ema, foreach=True) if train.ema else None
-        if self.average:
-            self.average.to(accelerator.device)
-        stateful = [self.schedule, *([self.average] if self.average else [])]
-        if shards:
-            self.keeper = Keeper(ctx.kept, accelerator, self.parts, [bare, *stateful])
-        else:
-            accelerator.register_for_checkpointing(*stateful)
-            self.keeper = Keeper(ctx.kept, accelerator)
+        states = {"optimizer": self.optimizer, "schedule": self.schedule, "average": self.average, "scaler": accelerator.scaler}
+        states = {name: x for name, x in states.items() if x is not None}
+        self.keeper = Keeper(ctx.kept, accelerator, self.own, states, in_shards=shards is not None)
         self.log = typed(Log, self.keeper.load() or {})
+        if self.average:
+            self.average.to(accelerator.device)  # what it was put back to is on the CPU
 
     def __call__(self) -> Log:
         """Train to the end and leave what is to be kept in the subject's weights.
