@@ -1,6 +1,5 @@
 """Files for other programs: what is written is what was scored, and readers that are not ours find the same numbers."""
 
-import inspect
 import json
 from typing import Any
 
@@ -15,14 +14,13 @@ from diffopt.artifact import DeployedCheckpoint
 from diffopt.errors import GateError, PlanError
 from diffopt.files.deploy import DeployFile
 from diffopt.jobs import preflight
-from diffopt.layouts import COMFYUI, comfyui, flux_names, modelopt
+from diffopt.layouts import modelopt
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.stages.deploy import LayoutView, deploy
 
 __all__ = ["chosen"]
 FOLDER = LayoutView(kind="huggingface", max_shard_size="10GB")
-FILE = LayoutView(kind="comfyui", max_shard_size="10GB")
 LAST_BIT = 2.0**-7
 """Relative: of BF16."""
 
@@ -173,112 +171,6 @@ def test_it_is_a_step_of_a_recipe_and_quantized_attention_is_refused_beforehand(
 
 def test_every_format_has_a_writer() -> None:
     assert {*modelopt.WRITERS} == {*modelopt.ALGORITHM} == {*FORMATS}
-
-
-# ComfyUI
-
-
-def comfy(b: Bench, name: str, **how: Any) -> dict[str, torch.Tensor]:
-    def make(ctx: Any) -> DeployedCheckpoint:
-        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name, **how))
-        return DeployedCheckpoint(ctx.out, "deploy")
-
-    return load_file(b._once(("comfyui", name, *how.items()), make).path / "transformer.safetensors")
-
-
-@pytest.mark.parametrize("name", COMFYUI)
-def test_comfyuis_own_reader_finds_what_was_scored(name: str) -> None:
-    from comfy_kitchen.backends.eager import quantization
-
-    b = bench("bfloat16")
-    written, scored = comfy(b, name, share=True), checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, share=True))
-    linear = {n for n, m in scored.named_modules() if isinstance(m, torch.nn.Linear)}
-    quantized, seen = {*checkpoint.quantized_layers(scored)}, 0
-    for there, ours in flux_names.layers(linear).items():
-        if not {*ours} & quantized:
-            continue
-        own = of(there, written)
-        assert json.loads(bytes(own["comfy_quant"].tolist())) == {"format": COMFYUI[name]}
-        if name == "nvfp4":
-            found = quantization.dequantize_nvfp4(own["weight"], own["weight_scale_2"], own["weight_scale"], torch.float32)
-        elif name == "mxfp8":
-            found = quantization.dequantize_mxfp8(own["weight"], own["weight_scale"], torch.float32)
-        else:
-            found = quantization.dequantize_per_tensor_fp8(own["weight"], own["weight_scale"], torch.float32)
-        with simulated(), torch.no_grad():
-            layers: list[Any] = [scored.get_submodule(n) for n in ours]
-            expected = torch.cat([x.weight_quantizer(x.weight) for x in layers]).float()
-        assert ((found - expected).abs() <= expected.abs() * LAST_BIT).all(), there
-        seen += len(ours)
-    assert seen == len(quantized)
-
-
-def test_diffusers_finds_every_layer_under_the_names_that_comfyui_has() -> None:
-    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-
-    b = bench("bfloat16")
-    model = b.backbone()
-    file = b.context().out / "plain.safetensors"
-    comfyui.write(file, model, {})
-    read = _as_diffusers_reads(convert_flux_transformer_checkpoint_to_diffusers, load_file(file), model.inner_dim)
-    plain = model.state_dict()
-    assert {*read} == {*plain}
-    assert all(x.equal(plain[n]) for n, x in read.items())
-
-
-def _as_diffusers_reads(convert: Any, tensors: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
-    """It takes FLUX.1's width and blocks for granted."""
-    source = (
-        inspect.getsource(convert)
-        .replace("inner_dim = 3072", f"inner_dim = {width}")
-        .replace("num_layers = 19", "num_layers = 1")
-    )
-    source = source.replace("num_single_layers = 38", "num_single_layers = 1")
-    there: dict[str, Any] = {"torch": torch}
-    exec(source, there)
-    found: dict[str, torch.Tensor] = there[convert.__name__](tensors)
-    return found
-
-
-def test_layers_that_are_one_for_comfyui_are_refused_with_several_scales() -> None:
-    b = bench("bfloat16")
-    with pytest.raises(
-        GateError, match=r"to_q and \S+ are one layer for ComfyUI, with one scale; set format\.share_scales=true"
-    ):
-        deploy.run(b.context(), FILE, b.pipeline(), b.checkpoint("fp8"))
-
-
-@pytest.mark.parametrize(
-    ("family", "name", "line"),
-    [
-        ("flux", "int8_sq", r"to_q is in int8_sq, which ComfyUI does not read; it reads fp8, nvfp4, mxfp8 \(got comfyui\)"),
-        ("wan", "fp8", r"WanTransformer3DModel has no table of ComfyUI's names here; FluxTransformer2DModel has one"),
-    ],
-)
-def test_what_comfyui_does_not_read_is_refused(family: str, name: str, line: str) -> None:
-    b = bench("bfloat16", family=family) if family == "flux" else bench(family=family)
-    ctx = b.context()
-    with pytest.raises(GateError, match=line):
-        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name))
-    assert not list(ctx.out.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        ("model=emoji_flux format=fp8 calib=emoji", r"format\.share_scales: q, k and v are one layer for ComfyUI"),
-        ("model=emoji_flux format=int8_sq calib=emoji", r"export: ComfyUI does not read int8_sq \(got comfyui\); choose"),
-        ("model=sdxl format=fp8 calib=images", r"export: of sdxl's layers the names in ComfyUI are not known here"),
-    ],
-)
-def test_what_comfyui_does_not_read_is_told_by_the_plan(plan: Any, given: str, line: str) -> None:
-    with pytest.raises(PlanError, match=line):
-        plan(*given.split(), "export=comfyui")
-
-
-def test_what_it_reads_is_planned(plan: Any) -> None:
-    for more in (["format=fp8", "calib=emoji", "format.share_scales=true"], ["format=mxfp8"]):
-        assert "deploy" in [s.name for s in plan("model=emoji_flux", *more, "export=comfyui").steps]
 
 
 def test_convolutions_are_told_before_anything_is_calibrated_and_the_advice_is_taken(chosen: Any) -> None:

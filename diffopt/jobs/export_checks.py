@@ -6,7 +6,8 @@ from diffopt import formats
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.format import Format
 from diffopt.kernels.capability import KIND
-from diffopt.layouts import COMFYUI, NAMED
+from diffopt.layouts import COMFYUI, UNREAD
+from diffopt.layouts.families import NAMES
 from diffopt.machine.environment import Environment
 from diffopt.view import Choices
 
@@ -49,16 +50,22 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
 
 
 def _comfyui(family: str, picked: Format) -> Iterator[str]:
-    if family not in NAMED:
+    if family not in NAMES:
         yield (
-            f"export: of {family}'s layers the names in ComfyUI are not known here, but of {', '.join(NAMED)}'s (got comfyui); "
+            f"export: of {family}'s layers the names in ComfyUI are not known here, but of {', '.join(NAMES)}'s (got comfyui); "
             "choose export=huggingface"
         )
-    methods = formats.methods(picked)
+        return
+    methods, fuses = formats.methods(picked), NAMES[family].fuses()
     if unread := [m.name for m in methods if m.name not in COMFYUI]:
-        there = " or ".join(f"format={name}" for name in COMFYUI)
-        yield f"export: ComfyUI does not read {unread[0]} (got comfyui); choose {there}"
-    elif picked.name != "auto" and methods[0].shares and not picked.share_scales:
+        why, _, advice = UNREAD[unread[0]].partition("; ")
+        yield f"export: ComfyUI does not read {unread[0]}: {why} (got comfyui); {advice}"
+    elif fuses and picked.name == "auto":
+        yield (
+            f"format: q, k and v of {family} are one layer for ComfyUI, and a mix gives each a format of its own (got auto); "
+            "choose one format, or export=huggingface"
+        )
+    elif fuses and methods[0].shares and not picked.share_scales:
         yield (
             "format.share_scales: q, k and v are one layer for ComfyUI, with one scale (got false); "
             "set format.share_scales=true"

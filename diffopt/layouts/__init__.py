@@ -1,6 +1,11 @@
 """Files of quantized backbones as other programs read them: one file a layout. Imports no torch."""
 
-COMFYUI = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8"}
+COMFYUI = {"fp8": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8", "int8": "int8_tensorwise"}
 """What ComfyUI calls the formats that it reads."""
-NAMED = {"flux": "FluxTransformer2DModel"}
-"""Families of whose layers the names in ComfyUI are known here, by the class of the backbone."""
+UNREAD = {
+    "int8_sq": "it takes no scale that smooths the inputs of INT8; choose format=int8",
+    "int4_awq": "it takes no scale that smooths the inputs of INT4; choose format=nvfp4",
+    "w4a8_awq": "it takes no scale that smooths the inputs of INT4; choose format=nvfp4",
+    "nvfp4_svdquant": "it has no place for a low-rank part; choose format=nvfp4",
+}
+"""Why it does not read the others, and what to choose: its NVFP4 alone takes `pre_quant_scale` (comfy/quant_ops.py)."""

@@ -31,6 +31,7 @@ def wanted(choices: Choices) -> bool:
 def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Checkpoint) -> DeployedCheckpoint:
     from diffopt import __version__
     from diffopt.layouts import comfyui, folder
+    from diffopt.layouts.families import NAMES
     from diffopt.machine.environment import package
     from diffopt.pipeline.open import by_name
     from diffopt.quantization.checkpoint import quantized_layers, restore
@@ -44,7 +45,7 @@ def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Che
         own = {n.removeprefix(prefix): f for n, f in formats.items() if n.startswith(prefix)}
         try:
             if export.kind == "comfyui":
-                taken += comfyui.write(ctx.out / f"{name}.safetensors", backbone, own)
+                taken += comfyui.write(ctx.out / f"{name}.safetensors", backbone, own, NAMES[pinned.family])
             else:
                 made_by = package("nvidia-modelopt") or ""
                 taken += folder.write(ctx.out / name, backbone, own, head, made_by, export.max_shard_size)

@@ -1,0 +1,202 @@
+"""Files for ComfyUI: every tensor is found under the names that others read, and quantized layers are what was scored."""
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from comfyui_readers import READERS
+from conftest import some
+from safetensors.torch import load_file
+from tiny import Bench, bench
+from tiny_pipelines import TINY
+
+from diffopt import formats
+from diffopt.artifact import DeployedCheckpoint
+from diffopt.errors import GateError, PlanError
+from diffopt.layouts import COMFYUI, UNREAD, comfyui
+from diffopt.layouts.families import NAMES
+from diffopt.models import family
+from diffopt.quantization import checkpoint
+from diffopt.quantization.block_fake_quant import simulated
+from diffopt.stages.deploy import LayoutView, deploy
+
+FILE = LayoutView(kind="comfyui", max_shard_size="10GB")
+CONVOLUTIONS = ("*conv*", "*proj_in", "*proj_out")
+"""Of UNets; with the projections that are linear in some."""
+EXACT = {"float32": 1e-6, "bfloat16": 2.0**-8}
+"""Relative: what scale times code is rounded to. Two codes are further apart."""
+
+
+def written(b: Bench, name: str, **how: Any) -> dict[str, torch.Tensor]:
+    """The first backbone's file."""
+
+    def make(ctx: Any) -> DeployedCheckpoint:
+        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name, **how))
+        return DeployedCheckpoint(ctx.out, "deploy")
+
+    return load_file(b._once(("comfyui", name, *how.items()), make).path / f"{family(b.family).backbones[0]}.safetensors")
+
+
+def first(model: Any) -> Any:
+    return next(iter(model.values())) if isinstance(model, torch.nn.ModuleDict) else model
+
+
+def dequantized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As comfy-kitchen reads a file, by what it says of each layer; FP32 where it was quantized."""
+    from comfy_kitchen.backends.eager import quantization as read
+
+    found = {**tensors}
+    for layer in [n.removesuffix(".comfy_quant") for n in tensors if n.endswith(".comfy_quant")]:
+        kind = json.loads(bytes(found.pop(f"{layer}.comfy_quant").tolist()))["format"]
+        weight, scale = found.pop(f"{layer}.weight"), found.pop(f"{layer}.weight_scale")
+        whole = found.pop(f"{layer}.weight_scale_2", None)
+        found.pop(f"{layer}.input_scale", None)
+        if kind == "nvfp4":
+            found[f"{layer}.weight"] = read.dequantize_nvfp4(weight, whole, scale, torch.float32)
+        elif kind == "mxfp8":
+            found[f"{layer}.weight"] = read.dequantize_mxfp8(weight, scale, torch.float32)
+        elif kind == "float8_e4m3fn":
+            found[f"{layer}.weight"] = read.dequantize_per_tensor_fp8(weight, scale, torch.float32)
+        else:
+            assert scale.shape == (len(weight), 1)  # a scale a row, as its reader tells them apart
+            found[f"{layer}.weight"] = read.dequantize_int8_simple(weight, scale)
+    return found
+
+
+@cache
+def left_out(tiny: str, name: str) -> tuple[str, ...]:
+    return CONVOLUTIONS if family(TINY[tiny].family).convolutions and formats.method(name).convolution else ()
+
+
+CELLS = [(tiny, name) for tiny in TINY for name in COMFYUI]
+QUICK = {("flux", "nvfp4"), ("sd3", "fp8"), ("sd3", "int8"), ("pixart", "mxfp8"), ("wan", "nvfp4"), ("sdxl", "nvfp4")}
+
+
+@pytest.mark.parametrize(("tiny", "name"), some(CELLS, QUICK))
+def test_a_file_is_read_to_exactly_what_was_scored_and_all_else_is_as_it_was(tiny: str, name: str) -> None:
+    b = bench(family=tiny)
+    how: dict[str, Any] = {"share": formats.method(name).shares and NAMES[b.family].fuses(), "exclude": left_out(tiny, name)}
+    tensors = written(b, name, **how)
+    scored = first(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, **how)))
+    plain, layers = first(b.backbone()), {*checkpoint.quantized_layers(scored)}
+    read = READERS[b.family](dequantized(tensors), plain)
+    expected = plain.state_dict()
+    assert layers
+    assert {*read} == {*expected}
+    for key, there in read.items():
+        layer, _, last = key.rpartition(".")
+        if layer not in layers or last != "weight":
+            assert there.equal(expected[key]), key
+            continue
+        own: Any = scored.get_submodule(layer)
+        with simulated(), torch.no_grad():
+            was = own.weight_quantizer(own.weight)
+        assert ((there - was).abs() <= was.abs() * EXACT[b.dtype]).all(), key
+        assert not there.equal(own.weight), key
+
+
+@pytest.mark.parametrize("tiny", some(TINY, {"chroma", "ltx", "qwen_image", "sd21", "svd", "pixart_alpha"}))
+def test_every_tensor_of_a_plain_backbone_is_found_under_its_makers_name(tiny: str) -> None:
+    b = bench("bfloat16", family=tiny)
+    model, file = first(b.backbone()), b.context().out / "plain.safetensors"
+    for tensor in model.state_dict().values():  # norms are all ones
+        tensor.normal_()
+    taken = comfyui.write(file, model, {}, NAMES[b.family])
+    tensors, plain = load_file(file), model.state_dict()
+    read = READERS[b.family](tensors, model)
+    assert {*read} == {*plain}
+    assert all(x.equal(plain[n]) for n, x in read.items())
+    assert taken == sum(x.nbytes for x in plain.values())
+
+
+# What ComfyUI's comfy/model_detection.py knows a family by.
+KNOWN = {
+    "flux": "double_blocks.0.img_attn.norm.key_norm.scale", "chroma": "distilled_guidance_layer.norms.0.scale",
+    "sd3": "joint_blocks.0.context_block.attn.qkv.weight", "sdxl": "input_blocks.0.0.weight", "wan": "head.modulation",
+    "ltx": "adaln_single.emb.timestep_embedder.linear_1.bias", "qwen_image": "txt_norm.weight", "pixart": "t_block.1.weight",
+    "sd21": "input_blocks.0.0.weight", "svd": "input_blocks.1.1.time_stack.0.attn1.to_q.weight",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tiny", TINY)
+def test_a_file_has_what_comfyui_knows_its_family_by(tiny: str) -> None:
+    b = bench(family=tiny)
+    here = first(b.backbone()).state_dict()
+    assert KNOWN[b.family] in NAMES[b.family].found(here)
+
+
+def test_a_tensor_without_a_name_is_refused() -> None:
+    b = bench()
+    model = b.backbone()
+    model.register_parameter("another", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(ValueError, match="another has no name in ComfyUI's layout"):
+        comfyui.write(b.context().out / "there", model, {}, NAMES["flux"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_layers_that_are_one_for_comfyui_are_refused_with_several_scales(dtype: str) -> None:
+    b = bench(dtype)
+    ctx = b.context()
+    with pytest.raises(
+        GateError, match=r"to_q and \S+ are one layer for ComfyUI, with one scale; set format\.share_scales=true"
+    ):
+        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint("fp8"))
+    assert not list(ctx.out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tiny", "name", "line"),
+    [
+        (
+            "flux",
+            "int8_sq",
+            r"to_q is in int8_sq, which ComfyUI does not read: it takes no scale that smooths .* \(got comfyui\)",
+        ),
+        ("sdxl", "fp8", r"is a convolution, which ComfyUI reads unquantized alone; leave it out by format\.exclude"),
+    ],
+)
+def test_what_comfyui_does_not_read_is_refused(tiny: str, name: str, line: str) -> None:
+    b = bench(family=tiny)
+    ctx = b.context()
+    with pytest.raises(GateError, match=line):
+        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name))
+    assert not list(ctx.out.iterdir())
+
+
+def test_every_format_is_read_or_has_the_reason_why_not() -> None:
+    from matrix_table import FORMATS
+
+    assert {*COMFYUI} | {*UNREAD} == {*FORMATS}
+    assert not {*COMFYUI} & {*UNREAD}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("model=emoji_flux format=fp8 calib=emoji", r"format\.share_scales: q, k and v are one layer for ComfyUI"),
+        ("model=emoji_flux format=int8_sq calib=emoji", r"export: ComfyUI does not read int8_sq: .*; choose format=int8"),
+        ("model=sd3_medium format=nvfp4 calib=images", r"format\.share_scales: q, k and v are one layer for ComfyUI"),
+        (
+            "model=emoji_flux format=auto calib=emoji sense=default format.candidates=[fp8,nvfp4] format.budget.bits=6",
+            "q, k and v of flux are one layer for ComfyUI, and a mix gives each a format of its own",
+        ),
+    ],
+)
+def test_what_comfyui_does_not_read_is_told_by_the_plan(plan: Any, given: str, line: str) -> None:
+    with pytest.raises(PlanError, match=line):
+        plan(*given.split(), "export=comfyui")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "model=emoji_flux format=fp8 calib=emoji format.share_scales=true",
+        "model=emoji_flux format=mxfp8",
+        "model=emoji_flux format=int8 calib=emoji",
+        "model=qwen_image format=nvfp4 calib=images",
+    ],
+)
+def test_what_it_reads_is_planned(plan: Any, given: str) -> None:
+    assert "deploy" in [s.name for s in plan(*given.split(), "export=comfyui").steps]
