@@ -30,6 +30,7 @@ graph kernels training
 layouts runtimes
 tuning
 stages report
+shipping
 jobs
 sweep
 cli

@@ -37,10 +37,26 @@ class Origin:
     pipeline: Pipeline
     sources: Sources
 
+    def context(self, out: Path) -> Any:
+        """Of a stage that writes to the directory `out`."""
+        from diffopt.machine.environment import gpus
+        from diffopt.stage import Context
 
-def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[str] = ()) -> Origin:
+        return Context(out, self.sources.pinned, self.sources.locate, "cuda" if gpus() else "cpu")
+
+    @property
+    def directory(self) -> Path:
+        """The model's, downloaded where it is not here."""
+        return self.sources.locate(PipelineFile.read(self.pipeline.path).source)
+
+
+BARE = "copy the checkpoint alone with --bare"
+"""What can be done without the model."""
+
+
+def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[str] = (), without: str = BARE) -> Origin:
     """Find the pipeline of a checkpoint and its model's files; `source` and the files `adapters` name them where no run in
-    reach says so.
+    reach says so. `without` says what can be done without them.
 
     Raises StoreError where they are not found.
     """
@@ -48,7 +64,7 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
     if found is None:
         raise StoreError(
             f"store export: the pipeline of the checkpoint is gone (got {entry.fingerprint}); run the recipe again, "
-            "or copy the checkpoint alone with --bare"
+            f"or {without}"
         )
     pipeline = Pipeline(found.path, found.fingerprint)
     pinned = PipelineFile.read(pipeline.path)
@@ -58,24 +74,22 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
     if not _found(sources, pinned.source, _sources(pinned.source, (m.get("source") for m in models))):
         raise StoreError(
             f"store export: the model that the checkpoint was made from is not there (got {source or pinned.source}); "
-            "name it with --source=DIRECTORY, or copy the checkpoint alone with --bare"
+            f"name it with --source=DIRECTORY, or {without}"
         )
     for row in pinned.lora:
         if not _found(sources, row.source, _adapters(row.source, (a for m in models for a in m.get("lora") or []))):
             raise StoreError(
                 f"store export: an adapter that is fused into the model is not there (got {row.name!r}, {row.source}); "
-                "name it with --lora=FILE, or copy the checkpoint alone with --bare"
+                f"name it with --lora=FILE, or {without}"
             )
     return Origin(pipeline, sources)
 
 
 def write(origin: Origin, entry: Entry, out: Path) -> None:
     """Write a checkpoint's portable file into the directory `out`."""
-    from diffopt.machine.environment import gpus
     from diffopt.machine.output import to_log
-    from diffopt.stage import Context
 
-    context = Context(out, origin.sources.pinned, origin.sources.locate, "cuda" if gpus() else "cpu")
+    context = origin.context(out)
     with to_log():  # what libraries say when they are imported too
         from diffopt.quantization.checkpoint import restore
 

@@ -2,21 +2,13 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
-from diffopt.artifact import Checkpoint, NativeCheckpoint
-from diffopt.cli import modelopt_file
+from diffopt.cli import export
 from diffopt.cli.arguments import Parser
 from diffopt.cli.commands import COMMANDS
-from diffopt.errors import DiffoptError, StoreError
-from diffopt.store.store import RECORD, Entry, Store
+from diffopt.errors import StoreError
+from diffopt.store.store import Store
 from diffopt.text import size
-
-SHOWN = 12
-"""Files that an export names."""
 
 
 def parser() -> Parser:
@@ -35,15 +27,7 @@ def parser() -> Parser:
     gc = actions.add_parser("gc", help="what no existing run refers to, and left-overs of killed runs")
     gc.add_argument("--yes", action="store_true", help="remove it; without this it is only listed")
     gc.set_defaults(run=lambda store, a: _gc(store, a.yes))
-    export = actions.add_parser("export", help="copy one artifact out whole; a checkpoint with the file that mto.restore reads")
-    export.add_argument("id", help="KIND/FINGERPRINT, or the start of a fingerprint")
-    export.add_argument("directory", type=Path, help="where to; must not exist")
-    export.add_argument("--source", help="the model a checkpoint was made from, where no run here tells")
-    export.add_argument(
-        "--lora", action="append", default=[], metavar="FILE", help="likewise an adapter that was fused into it"
-    )
-    export.add_argument("--bare", action="store_true", help="a checkpoint alone, without the file that mto.restore reads")
-    export.set_defaults(run=lambda store, a: _export(store, a.id, a.directory, a.source, a.lora, a.bare))
+    export.arguments(actions.add_parser("export", help=export.ABOUT))
     return made
 
 
@@ -104,42 +88,3 @@ def _gc(store: Store, yes: bool) -> None:
             store.remove(path)
     verb = "removed" if yes else "to remove with --yes"
     print(f"{len(unused)} artifacts, {size(sum(e.bytes for e in unused))}, and {len(stale)} left-overs {verb}")
-
-
-def _export(store: Store, name: str, directory: Path, source: str | None, adapters: list[str], bare: bool) -> None:
-    entry = store.find(name)
-    if directory.exists():
-        raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
-    entry.check_sizes()
-    origin = modelopt_file.origin(store, entry, source, adapters) if entry.kind == Checkpoint.kind and not bare else None
-    try:
-        directory.mkdir(parents=True)
-        for name in [*sorted(entry.record["files"]), RECORD]:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(entry.path / name, directory / name)
-        if origin:
-            modelopt_file.write(origin, entry, directory)
-    except OSError as e:
-        reason = (e.strerror or str(e)).lower()
-        raise StoreError(f"store export: cannot be written ({reason}) (got {str(directory)!r}); give another") from None
-    if entry.kind == NativeCheckpoint.kind:
-        with suppress(DiffoptError):  # of a model that is not here any more the packed backbone is still whole
-            origin = modelopt_file.origin(store, entry, source, adapters)
-    print("\n".join(_exported(entry, directory, origin)))
-
-
-def _exported(entry: Entry, directory: Path, origin: modelopt_file.Origin | None) -> Iterator[str]:
-    """What was written, and how to load it."""
-    from diffopt.cli import loading
-
-    files = sorted(p for p in directory.rglob("*") if p.is_file())
-    yield f"{directory}: {entry.kind} {entry.fingerprint}, {size(sum(p.stat().st_size for p in files))}"
-    for file in files[:SHOWN]:
-        yield f"  {file.relative_to(directory)!s:32} {size(file.stat().st_size):>10}"
-    if len(files) > SHOWN:
-        yield f"  and {len(files) - SHOWN} more files"
-    code, remark = loading.lines(entry, directory.resolve(), origin)
-    yield "to load it in Python:"
-    yield from (f"    {line}" for line in code)
-    if remark:
-        yield remark

@@ -105,6 +105,13 @@ def _foreseen(choices: Choices, plan: Plan, store: Store, sources: Sources) -> l
     return foresee(choices, pinned, store.disk, sources.at_hand)
 
 
+def _at_hand(job: Job, directory: Path) -> Path | None:
+    """The files of the run's model, where they are here."""
+    pinned = Run(directory).stored("load", PipelineFile)
+    source = job.sources.resolved.get(pinned.source) if pinned else None
+    return job.sources.at_hand(source) if source else None
+
+
 def run(
     config: DictConfig, overrides: list[str], directory: Path, name: str, *, sweep: bool, floors: Sequence[Limit] = ()
 ) -> float | list[float] | None:
@@ -112,6 +119,7 @@ def run(
     from diffopt.jobs.runner import run_plan, write_run
     from diffopt.report import run_page
     from diffopt.report.gate_outcomes import enforce
+    from diffopt.shipping import run_card
 
     if sweep:
         log.info("job %s  %s", directory.name, " ".join(overrides))
@@ -125,6 +133,7 @@ def run(
         return None
     write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
     with progress.step("report"):
+        run_card.write(Run(directory), _at_hand(job, directory))
         page = run_page.write(directory)
     for line in [*run_page.summary(directory), f"report  {os.path.relpath(page)}"]:
         log.info("%s", line)

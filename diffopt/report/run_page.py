@@ -30,6 +30,8 @@ from diffopt.store.files import publish
 from diffopt.text import machine, pace, size, with_interval
 from diffopt.tuning import explanation
 
+CARD = "card.md"
+"""The card of the weights that a run made for other programs, which shipping/run_card.py writes beside the page."""
 INLINED = 200
 """SHOWN of a page that has the pictures in it."""
 
@@ -46,6 +48,7 @@ def write(directory: Path, inline: bool = False) -> Path:
     reading = Reading(sensed) if sensed else None
     content = {
         "beside": beside,
+        "card": CARD if (directory / CARD).is_file() and not inline else None,
         "searched_cache": run.stored("search", CacheSearchFile),
         "checkpoint": run.stored("quantize", CheckpointFile),
         "graph": run.stored("export", OnnxGraphFile),

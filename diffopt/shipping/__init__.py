@@ -1,0 +1,1 @@
+"""What leaves the store: weights as another program loads them, the rest of the pipeline, and a card with the evidence."""
