@@ -129,12 +129,16 @@ class OnnxGraph(Artifact):
 
 
 class EnginePlan(Artifact):
-    """`model.plan` and `plan.json`: a serialized TensorRT engine, its builder, target and profiles.
+    """`model.plan` and `plan.json`: a serialized TensorRT engine, its builder, target, profiles; and the graph's `graph.json`.
 
-    Of a graph that is cut there is one a part, `model.0.plan` ..., to be run as the graph's `graph.json` says.
+    Of a graph that is cut there is one a part, `model.0.plan` ..., and several backbones have a folder each.
     """
 
     kind = "engine"
+
+    def by_backbone(self) -> dict[str, "EnginePlan"]:
+        """By the backbone's name its plan."""
+        return {n: EnginePlan(g.path, g.fingerprint) for n, g in OnnxGraph(self.path, self.fingerprint).by_backbone().items()}
 
 
 class NativeCheckpoint(Artifact):

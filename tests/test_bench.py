@@ -18,7 +18,7 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.cache import CacheView
 from diffopt.groups.eval import BenchView
 from diffopt.groups.validate import choose
-from diffopt.jobs import checks, preflight
+from diffopt.jobs import preflight, runtime_checks
 from diffopt.machine import environment
 from diffopt.report import run_page
 from diffopt.runtimes import room
@@ -138,7 +138,6 @@ def test_the_graph_by_onnxruntime_beside_eager_and_no_floor_of_it() -> None:
     assert graph.memory.weights < eager.memory.weights
     assert graph.verdict
     assert graph.verdict.startswith("onnxruntime INT8 SmoothQuant: ")
-    assert found.absent["tensorrt"]
 
 
 def cachify(**settings: Any) -> CacheView:
@@ -213,14 +212,14 @@ def test_one_step_has_no_time_between_steps() -> None:
 def test_what_cannot_be_benched_is_refused_in_a_line(
     plan: Any, monkeypatch: pytest.MonkeyPatch, overrides: list[str], line: str
 ) -> None:
-    monkeypatch.setattr(checks, "gpus", tuple)
+    monkeypatch.setattr(runtime_checks, "gpus", tuple)
     with pytest.raises(PlanError) as e:
         plan(*EMOJI, *overrides)
     assert str(e.value) == line
 
 
 def test_a_gpu_without_the_kernels_is_refused(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "gpus", lambda: ({"name": "NVIDIA A100", "capability": "8.0"},))
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: ({"name": "NVIDIA A100", "capability": "8.0"},))
     with pytest.raises(PlanError) as e:
         plan("+recipe=bench_flux_fp8")
     assert str(e.value) == (
@@ -274,7 +273,7 @@ def test_a_gpu_that_is_full_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_bench_alone_draws_no_pictures_and_reads_what_it_times(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "gpus", lambda: H200)
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: H200)
     found = plan("+recipe=bench_flux_fp8", "cache=cachify")
     assert [s.name for s in found.steps] == ["load", "embed", "observe", "merge", "quantize", "bench"]
     assert "cache.every" in found.used
@@ -321,15 +320,14 @@ def test_the_page_has_every_contender_with_its_verdict_and_its_floor(tmp_path: P
     assert "1710 of 1980 MHz" not in text  # only before, which shows no change
     assert "74.000 TFLOP in 1 backbone calls" in text
     assert "700.00 TFLOP/s plain at 4608 x 3072 x 21504" in text
-    assert "Without tensorrt: diffopt builds engine plans and does not run them yet." in text
     assert "No speed is claimed" not in text
     assert 'aria-label="Milliseconds of a denoising step, and the floor of its arithmetic"' in html
     assert all(f">{n}</text>" in html for n in ("182.4", "132.5", "94.2"))
 
 
-def test_the_summary_has_the_verdicts_and_what_is_not_there(tmp_path: Path) -> None:
+def test_the_summary_has_the_verdicts(tmp_path: Path) -> None:
     lines = run_page.summary(benched(tmp_path))
-    assert [line.split()[0] for line in lines] == ["bench", "bench", "bench", "no"]
+    assert [line.split()[0] for line in lines] == ["bench", "bench", "bench"]
 
 
 @pytest.mark.parametrize(("limit", "holds"), [("1.4x", True), ("1.5x", False)])

@@ -17,7 +17,7 @@ from diffopt.cli.plan import composed as as_run
 from diffopt.cli.searchpath import RecipeSearchPath, bundled, recipe_dirs
 from diffopt.errors import ConfigError
 from diffopt.groups import GROUPS, PICKS
-from diffopt.jobs import checks
+from diffopt.jobs import runtime_checks
 
 RECIPES = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))
 NUMBERS = count()
@@ -45,7 +45,7 @@ def steps(plan: Callable[..., Any], *overrides: str, **how: Any) -> dict[str, st
 def test_a_copy_plans_the_same_steps_with_the_same_fingerprints(
     recipe: str, plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "gpus", lambda: ({"name": "NVIDIA H200", "capability": "9.0"},))  # as some recipes need
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: ({"name": "NVIDIA H200", "capability": "9.0"},))  # as some recipes need
     mine = copied(recipe)
     assert steps(plan, f"+recipe={mine}", sweep=True) == steps(plan, f"+recipe={recipe}", sweep=True)
 

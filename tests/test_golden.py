@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffopt.cli.searchpath import bundled
-from diffopt.jobs import checks
+from diffopt.jobs import runtime_checks
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RECIPES = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))
@@ -44,7 +44,7 @@ def jobs(recipe: str) -> list[list[str]]:
 @pytest.fixture
 def keys(plan, monkeypatch):
     """`keys(recipe)`: for every job of the recipe, the fingerprint of every step by its name."""
-    monkeypatch.setattr(checks, "gpus", lambda: ({"name": "NVIDIA H200", "capability": "9.0"},))  # as benches need
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: ({"name": "NVIDIA H200", "capability": "9.0"},))  # as benches need
 
     def of(recipe: str) -> dict[str, dict[str, str]]:
         found = {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import Bench, bench
 
-from diffopt.jobs import checks
+from diffopt.jobs import runtime_checks
 from diffopt.kernels.capability import KIND
 from diffopt.kernels.convert import convert
 from diffopt.kernels.fp8 import Fp8Linear
@@ -115,16 +115,16 @@ def test_pictures_are_those_that_are_simulated(name: str) -> None:
 
 def test_a_machine_without_kernels_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     old = [{"name": "NVIDIA A100", "capability": "8.0"}]
-    assert checks._no_kernels("fp8", ()) == "native compiles kernels for an NVIDIA GPU, and there is none (got native)"
-    assert checks._no_kernels("fp8", old) == "fp8 has kernels from compute capability 8.9 on (got NVIDIA A100 with 8.0)"
-    assert checks._no_kernels("int8", old) is None
-    assert checks._no_kernels(None, old) is None
+    assert runtime_checks._no_kernels("fp8", ()) == "native compiles kernels for an NVIDIA GPU, and there is none (got native)"
+    assert runtime_checks._no_kernels("fp8", old) == "fp8 has kernels from compute capability 8.9 on (got NVIDIA A100 with 8.0)"
+    assert runtime_checks._no_kernels("int8", old) is None
+    assert runtime_checks._no_kernels(None, old) is None
 
 
 def test_native_is_refused_without_a_gpu_in_one_line(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffopt.errors import PlanError
 
-    monkeypatch.setattr(checks, "gpus", tuple)
+    monkeypatch.setattr(runtime_checks, "gpus", tuple)
     with pytest.raises(PlanError) as e:
         plan("+recipe=emoji_fp8", "eval.runtime=native")
     assert str(e.value) == (

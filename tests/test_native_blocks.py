@@ -8,7 +8,7 @@ from tiny import BLOCK, bench
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffopt.errors import PlanError
-from diffopt.jobs import checks
+from diffopt.jobs import runtime_checks
 from diffopt.kernels import block_scales, mxfp8, nvfp4
 from diffopt.kernels.capability import CAPABILITY, KIND
 from diffopt.kernels.convert import convert
@@ -194,7 +194,7 @@ def test_every_kind_has_a_capability_and_a_class() -> None:
 def test_block_formats_are_refused_in_one_line_on_gpus_without_them(
     plan: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(checks, "gpus", lambda: ({"name": "NVIDIA H200", "capability": "9.0"},))
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: ({"name": "NVIDIA H200", "capability": "9.0"},))
     with pytest.raises(PlanError) as e:
         plan("model=emoji_flux", f"format={name}", "calib=emoji", "eval=emoji", "eval.runtime=native")
     assert str(e.value) == (
@@ -204,7 +204,7 @@ def test_block_formats_are_refused_in_one_line_on_gpus_without_them(
 
 
 def test_block_formats_run_on_gpus_that_have_them(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "gpus", lambda: ({"name": "NVIDIA B200", "capability": "10.0"},))
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: ({"name": "NVIDIA B200", "capability": "10.0"},))
     assert plan("model=emoji_flux", "format=mxfp8", "eval=emoji", "eval.runtime=native").steps
 
 

@@ -13,7 +13,7 @@ from tiny import BATCH, PROMPTS, SEED, Bench, bench, prompt_set
 from diffopt.artifact import Parity
 from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.files.parity import ParityFile
-from diffopt.jobs import checks
+from diffopt.jobs import runtime_checks
 from diffopt.kernels.fp8 import Fp8Linear
 from diffopt.report import run_page
 from diffopt.report.gate_outcomes import enforce, outcomes
@@ -109,7 +109,7 @@ def test_sums_are_of_norms_and_angles() -> None:
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "gpus", lambda: GPU)
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: GPU)
 
 
 def test_it_is_planned_for_native_with_a_format_alone(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:

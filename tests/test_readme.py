@@ -26,7 +26,7 @@ from diffopt.cli.searchpath import PLUGINS, bundled
 from diffopt.formats.auto import METHOD as AUTO
 from diffopt.groups import GROUPS, PICKS
 from diffopt.groups.alternatives import ALTERNATIVES
-from diffopt.jobs import checks
+from diffopt.jobs import runtime_checks
 from diffopt.metrics import METRICS
 from diffopt.stage import stages
 
@@ -179,7 +179,8 @@ def jobs(overrides: list[str]) -> list[list[str]]:
 def test_every_recipe_with_its_overrides_can_be_planned(
     command: str, plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "gpus", lambda: ({"name": "NVIDIA H200", "capability": "9.0"},))  # as some commands need
+    h200 = {"name": "NVIDIA H200", "capability": "9.0"}  # as some commands need
+    monkeypatch.setattr(runtime_checks, "gpus", lambda: (h200,))
     flags = [w for w in words(command)[command.startswith("diffopt plan") :] if "=" not in w]
     assert {*flags} <= {"--multirun"}
     for job in jobs([w for w in words(command) if "=" in w]):

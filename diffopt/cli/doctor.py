@@ -11,7 +11,7 @@ from diffopt import __version__, formats
 from diffopt.cli.arguments import Parser
 from diffopt.cli.searchpath import bundled
 from diffopt.errors import PlanError
-from diffopt.machine import environment, installation
+from diffopt.machine import engine_gpus, environment, installation
 from diffopt.machine.environment import package
 from diffopt.runtimes import RUNTIMES
 
@@ -102,8 +102,13 @@ def _elsewhere() -> str:
 def _cell(runtime: str, name: str) -> str:
     if runtime == "onnxruntime" and not environment.onnxruntime():
         return "not installed"
-    if runtime == "native" and not environment.gpus():
+    builder = environment.tensorrt()
+    if runtime == "tensorrt" and not builder:
+        return "not installed"
+    if runtime in ("native", "tensorrt") and not environment.gpus():
         return "no GPU"
+    if runtime == "tensorrt" and builder and engine_gpus.unfit(builder["flavour"], environment.gpus()):
+        return "other GPUs"
     if name in RUNTIMES[runtime].kernels:
         return "kernels"
     return "simulated" if RUNTIMES[runtime].simulates else "no"

@@ -142,10 +142,8 @@ class BenchFile(JsonFile):
     """The contender that the others are compared with: `compiled`, or `eager` where that is not there."""
     contenders: tuple[Contender, ...]
     headline: str | None
-    """Name of the contender that the bench is about: `native`, else `onnxruntime`, else the one with a cache; None where
-    there is none of them."""
-    absent: Mapping[str, str]
-    """What could not be there, and why."""
+    """Name of the contender that the bench is about: `native`, else `tensorrt`, else `onnxruntime`, else the one with a
+    cache; None where there is none of them."""
 
     @property
     def first(self) -> Contender | None:

@@ -88,6 +88,11 @@ def module(flavour: str) -> Any:
     return importlib.import_module("tensorrt_rtx_bindings")
 
 
+def logger(trt: Any) -> "_Logger":
+    """`.sink` for the objects of this TensorRT module, and `.errors`, what they said was wrong so far."""
+    return _Logger(trt)
+
+
 class _Logger:
     """Errors are kept for the user, the rest goes to the log at debug level."""
 

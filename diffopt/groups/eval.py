@@ -24,8 +24,10 @@ def _installed(name: str) -> str:
 
 
 MetricName = Annotated[str, AfterValidator(_installed)]
-RuntimeName = Literal["torch", "native", "onnxruntime"]
-ContenderName = Literal["eager", "compiled", "native", "onnxruntime"]
+RuntimeName = Literal["torch", "native", "onnxruntime", "tensorrt"]
+ContenderName = Literal["eager", "compiled", "native", "onnxruntime", "tensorrt"]
+OF_GRAPHS: tuple[Literal["onnxruntime", "tensorrt"], ...] = ("onnxruntime", "tensorrt")
+"""Those that run a graph or its plan, which brings a batch size of its own."""
 
 
 def _known(name: str) -> str:
@@ -39,7 +41,7 @@ AlternativeName = Annotated[str, AfterValidator(_known)]
 
 class Eval(Group):
     steers: ClassVar[frozenset[str]] = frozenset({"runtime", "metrics", "latency", "bench", "gates", "compare", "parity"})
-    readers: ClassVar[dict[str, str]] = {"frames": "a model of videos"}
+    readers: ClassVar[dict[str, str]] = {"frames": "a model of videos", "cuda_graph": "an engine plan that is run (tensorrt)"}
 
     prompts: Prompts
     """File of prompts; `asset:FILE` for one in the package, `hub:ORG/NAME:COLUMN` for a data set on the hub, or the name of
@@ -47,7 +49,7 @@ class Eval(Group):
     size: int = Field(ge=1)
     """Prompts to use, from the first; one picture each."""
     batch_size: int = Field(ge=1)
-    """Pictures per pipeline call of torch and native; a graph brings its own."""
+    """Pictures per pipeline call of torch and native; a graph brings its own, and so does its plan."""
     steps: int = Field(ge=1)
     """Denoising steps per picture."""
     frames: int | None = Field(ge=2)
@@ -55,6 +57,8 @@ class Eval(Group):
     all. Every metric of pictures is taken of each and averaged over the video."""
     runtime: RuntimeName
     """What draws the candidate's pictures."""
+    cuda_graph: bool = False
+    """Give the GPU a backbone call of `tensorrt` as one CUDA graph, where launching its kernels takes longer than they run."""
     metrics: list[MetricName]
     """What is measured on the pictures, of diffopt/metrics; without any they are only drawn, or timed."""
     clip: ScorerSource | None
@@ -77,7 +81,8 @@ class Eval(Group):
     """Time the candidate beside its full-precision baseline, where the runtime has kernels for the format."""
     bench: list[ContenderName] = Field(default_factory=list)
     """Ways to run the model that are timed in turn: `eager`, torch as it is; `compiled`, its blocks compiled; `native`, the
-    chosen format by its kernels; `onnxruntime`, the exported graph. A cache is put on top of them as further ones."""
+    chosen format by its kernels; `onnxruntime`, the exported graph; `tensorrt`, its engine plan. A cache is put on top of
+    them as further ones."""
     warmup: int = Field(ge=1)
     """Pipeline calls of each before timing."""
     repeats: int = Field(ge=3)
@@ -143,15 +148,22 @@ class RuntimeView(DrawView, of=Eval):
     """The same by a runtime; one with a batch size of its own does not read `batch_size`."""
 
     runtime: RuntimeName
+    cuda_graph: bool = False
 
     @classmethod
     def fields_read(cls) -> frozenset[str]:
-        return super().fields_read() | {"runtime"}
+        return super().fields_read() | {"runtime", "cuda_graph"}
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        graph = choices.eval is not None and choices.eval.runtime == "onnxruntime"
-        return super().used(choices) - ({"batch_size"} if graph else set())
+        runtime = choices.eval.runtime if choices.eval else "torch"
+        idle = {"batch_size"} if runtime in OF_GRAPHS else set()
+        return super().used(choices) - idle - (set() if runtime == "tensorrt" else {"cuda_graph"})
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Those of its runtime."""
+        return options(self.runtime, self.cuda_graph)
 
 
 class BenchView(View, of=Eval):
@@ -163,10 +175,12 @@ class BenchView(View, of=Eval):
     warmup: int
     repeats: int
     bench: list[ContenderName]
+    cuda_graph: bool = False
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        return cls.fields_read() - ({"batch_size"} if benches("onnxruntime")(choices) else set())
+        idle = {"batch_size"} if any(benches(name)(choices) for name in OF_GRAPHS) else set()
+        return cls.fields_read() - idle - (set() if benches("tensorrt")(choices) else {"cuda_graph"})
 
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:
@@ -174,6 +188,11 @@ class BenchView(View, of=Eval):
         assert isinstance(group, Eval)
         others = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
         return [cls(prompts=group.prompts.part(0, 16), **others)]
+
+
+def options(runtime: str, cuda_graph: bool) -> dict[str, bool]:
+    """What this runtime is opened with, of what is asked for."""
+    return {"cuda_graph": cuda_graph} if runtime == "tensorrt" else {}
 
 
 def benches(name: ContenderName) -> Callable[[Choices], bool]:

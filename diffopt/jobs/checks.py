@@ -1,9 +1,8 @@
 """What is refused before anything runs: combinations that this machine or a runtime cannot do. One line each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any
 
 from diffopt import formats, models
 from diffopt.caches import METHODS, Settings
@@ -12,20 +11,17 @@ from diffopt.data.prompts import unreadable
 from diffopt.errors import PlanError, suggestion
 from diffopt.formats.auto import FULL
 from diffopt.groups import Model, alternatives
-from diffopt.groups.cut import cuts
 from diffopt.groups.format import Budget, share
 from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.gpu_rates import share as rate
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
 from diffopt.groups.model import BYTES
 from diffopt.jobs.export_checks import exported
-from diffopt.kernels.capability import KIND, shortfall
-from diffopt.machine.environment import Environment, gpus, package
+from diffopt.jobs.runtime_checks import benched, run
+from diffopt.machine.environment import Environment, package
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.metrics.weight_files import lacking, reads_texts
 from diffopt.models.parts import Parts
-from diffopt.quality.limit import PARITY
-from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
 
 TEXTS = ("text_encoder", "text_encoder_2")
@@ -56,8 +52,9 @@ def check(choices: Choices, environment: Environment) -> None:
         *_train(choices),
         *_data(choices),
         *exported(choices, environment),
-        *_runtime(choices, environment),
-        *_bench(choices, environment),
+        *_metrics(choices),
+        *run(choices, environment),
+        *benched(choices, environment),
         *_compare(choices),
     ]
     if reasons:
@@ -286,16 +283,7 @@ def _data(choices: Choices) -> Iterator[str]:
         )
 
 
-def _no_kernels(format: str | None, found: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why the native runtime has no kernels for a format on this machine; None where it has."""
-    if not found:
-        return "native compiles kernels for an NVIDIA GPU, and there is none (got native)"
-    gpu = found[0]
-    reason = shortfall(KIND[format] if format else None, gpu["name"], tuple(map(int, gpu["capability"].split("."))))
-    return reason and f"{format or 'native'} {reason}"
-
-
-def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
+def _metrics(choices: Choices) -> Iterator[str]:
     if choices.eval is None:
         return
     if choices.model and choices.model.weights == "random" and choices.eval.metrics:
@@ -307,19 +295,6 @@ def _runtime(choices: Choices, environment: Environment) -> Iterator[str]:
         for metric in (m for m in choices.eval.metrics if METRICS[m].of_video):
             yield f"eval.metrics: {metric} judges videos, {choices.model.family} draws pictures (got {metric}); leave it out"
     yield from _scorers(choices)
-    runtime = RUNTIMES[choices.eval.runtime]
-    name = choices.format.name if choices.format else None
-    if name not in runtime.kernels and not runtime.simulates:
-        yield f"eval.runtime: {runtime.name} has no kernels for {name} (got {runtime.name}); set eval.runtime=torch"
-    elif runtime.name == "native" and (reason := _no_kernels(name, gpus())):
-        yield f"eval.runtime: {reason}; set eval.runtime=torch, which simulates"
-    if runtime.name == "native" and name is None and PARITY in choices.eval.gates:
-        yield (
-            f"eval.gates.{PARITY}: without a format nothing is simulated, so there is nothing to compare with "
-            f"(got {choices.eval.gates[PARITY]!r}); choose format=OPTION, or drop it"
-        )
-    if runtime.name == "onnxruntime":
-        yield from _graphs(choices, environment, "eval.runtime", "set eval.runtime=torch")
 
 
 def _scorers(choices: Choices) -> Iterator[str]:
@@ -345,43 +320,6 @@ def _scorers(choices: Choices) -> Iterator[str]:
         elif source == "clip" and not reads_texts(given.directory):
             for name in (n for n, m in metrics.items() if m.of_text and source in m.needs):
                 yield f"eval.clip: {name} needs a model with a text encoder (got {given.name!r}); give {SOURCES[source]}"
-
-
-def _graphs(choices: Choices, environment: Environment, where: str, otherwise: str) -> Iterator[str]:
-    """What onnxruntime needs of the choices. `where` names the field that asks for it."""
-    if environment["onnxruntime"] is None:
-        yield f"{where}: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
-    if choices.cache and not cuts(choices):
-        yield (
-            "cache: onnxruntime runs a graph that is cut at blocks which are chosen beforehand, but "
-            f"{choices.cache.model_dump()['method']} decides while it runs (got {where}=onnxruntime); "
-            f"choose cache=cachify, or {otherwise}"
-        )
-    if choices.export is None or choices.export.kind != "graph":
-        yield "export: the onnxruntime runtime runs an ONNX graph (got no export); choose export=onnx"
-    elif (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":
-        yield (
-            "export.high_precision_dtype: the onnxruntime runtime runs float32 graphs on a CPU (got another); "
-            "set export.high_precision_dtype=float32"
-        )
-
-
-def _bench(choices: Choices, environment: Environment) -> Iterator[str]:
-    """Contenders that this machine, or the format, cannot have: a line each."""
-    there = choices.eval.bench if choices.eval else []
-    name = choices.format.name if choices.format else None
-    for way in there:
-        if way == "compiled" and not gpus():
-            yield "eval.bench: blocks are compiled for an NVIDIA GPU, and there is none (got compiled); leave it out"
-        if way == "native" and name is None:
-            yield "eval.bench: native computes a format by its kernels, and none is chosen (got native); choose format=OPTION"
-        elif way in ("native", "onnxruntime") and name not in RUNTIMES[way].kernels:
-            with_kernels = ", ".join(sorted(f for f in RUNTIMES[way].kernels if f))
-            yield f"eval.bench: {way} has no kernels for {name} (got {way}); leave it out, or choose one of {with_kernels}"
-        elif way == "native" and (reason := _no_kernels(name, gpus())):
-            yield f"eval.bench: {reason}; leave it out"
-        if way == "onnxruntime":
-            yield from _graphs(choices, environment, "eval.bench", "leave onnxruntime out of eval.bench")
 
 
 def _compare(choices: Choices) -> Iterator[str]:

@@ -42,6 +42,20 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
     return place(_assemble(ctx, pipeline, own), ctx.device)
 
 
+def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, dict[str, Any]]:
+    """The same without backbones, and those by name, on the meta device: for what is to stand in their places."""
+    pinned = PipelineFile.read(pipeline.path)
+    empty = by_name(pinned, empty_backbone(ctx, pipeline).to(getattr(torch, pinned.dtype)))
+    own: dict[str, Any] = {**empty}
+    if not texts or pinned.weights == "random":
+        own |= dict.fromkeys(_texts(ctx, pinned))
+    if pinned.weights == "random":
+        own |= {"vae": _random(ctx, pinned, "vae", ctx.device).eval()}
+    pipe = _assemble(ctx, pipeline, own)
+    pipe.register_modules(**dict.fromkeys(empty))  # they were there to tell their configs, and cannot be placed
+    return place(pipe, ctx.device), empty
+
+
 def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
     pinned = PipelineFile.read(pipeline.path)

@@ -181,7 +181,6 @@ def summary(directory: Path) -> list[str]:
         rows.append(("parity", parity_said(run.parity)))
     if run.bench:
         rows += [("bench", c.verdict) for c in run.bench.contenders if c.verdict]
-        rows += [(f"no {name}", why) for name, why in run.bench.absent.items()]
     if run.latency or not run.bench:
         rows.append(("speed", speed(run)))
     rows += [("gate", f"{o.gate} {'holds' if o.holds else 'is broken'}: {o.found}") for o in outcomes(run)]

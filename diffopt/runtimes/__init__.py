@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from diffopt.artifact import Artifact, Checkpoint, OnnxGraph
+from diffopt.artifact import Artifact, Checkpoint, EnginePlan, OnnxGraph
 from diffopt.caches.statistics import Statistics
 from diffopt.files.ranges import InputRange
 from diffopt.kernels.capability import KIND
@@ -46,18 +46,18 @@ class Runtime:
     simulating: tuple[str, ...] = ()
     """And what decides those of a format that it simulates."""
 
-    def running(self, *arguments: Any, texts: bool) -> AbstractContextManager[Running]:
-        """`running(ctx, pipeline, subject, cache, texts=)` of the module diffopt.runtimes.NAME.
+    def running(self, *arguments: Any, texts: bool, **options: Any) -> AbstractContextManager[Running]:
+        """`running(ctx, pipeline, subject, cache, texts=, ...)` of the module diffopt.runtimes.NAME.
 
-        Without `texts` the pipeline has no text encoders, and takes embeddings alone.
+        Without `texts` the pipeline has no text encoders, and takes embeddings alone. `options` are those of this runtime.
         """
         run = import_module(f"diffopt.runtimes.{self.name}").running
-        found: AbstractContextManager[Running] = run(*arguments, texts=texts)
+        found: AbstractContextManager[Running] = run(*arguments, texts=texts, **options)
         return found
 
-    def opened(self, *arguments: Any, texts: bool) -> "Under":
-        """`opened(ctx, pipeline, subject, texts=)` of the same module: opened once, to run under several caches in turn."""
-        found: Under = import_module(f"diffopt.runtimes.{self.name}").opened(*arguments, texts=texts)
+    def opened(self, *arguments: Any, texts: bool, **options: Any) -> "Under":
+        """`opened(ctx, pipeline, subject, texts=, ...)` of the same module: opened once, for several caches in turn."""
+        found: Under = import_module(f"diffopt.runtimes.{self.name}").opened(*arguments, texts=texts, **options)
         return found
 
 
@@ -68,5 +68,6 @@ RUNTIMES = {
         Runtime("native", Checkpoint, frozenset({None, *KIND}), simulates=False, probes=("modelopt",)),
         # FP8 is computed wrongly by onnxruntime's default optimisations or refused, so it is not in the list.
         Runtime("onnxruntime", OnnxGraph, frozenset({None, "int8", "int8_sq"}), simulates=False, probes=("onnxruntime",)),
+        Runtime("tensorrt", EnginePlan, frozenset({None, "w4a8_awq", "auto", *KIND}), simulates=False, probes=("tensorrt",)),
     )
 }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffopt.artifact import Checkpoint, EvalEmbeddings, OnnxGraph, Pipeline
+from diffopt.artifact import Checkpoint, EnginePlan, EvalEmbeddings, OnnxGraph, Pipeline
 from diffopt.data import pictures, videos
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
@@ -60,7 +60,7 @@ def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[V
     return rows
 
 
-def about(eval: RuntimeView, subject: Checkpoint | OnnxGraph | None) -> ImagesFile:
+def about(eval: RuntimeView, subject: Checkpoint | OnnxGraph | EnginePlan | None) -> ImagesFile:
     """What images.json tells of all of them: runtime, format, and whether that one is simulated."""
     name = None
     if subject is not None:

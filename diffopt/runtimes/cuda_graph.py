@@ -46,7 +46,7 @@ class Graphed:
         if found is None:
             if len(self.captured) >= MOST:
                 if not self.full:
-                    log.info("native: more than %d kinds of calls; the others run without a CUDA graph", MOST)
+                    log.info("CUDA graphs: more than %d kinds of calls; the others run without one", MOST)
                 self.full = True
                 return self.forward(*args, **kwargs)
             found = self.captured[key] = self._capture(leaves, spec)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,16 @@ from onnxruntime import OrtValue
 from diffopt.artifact import OnnxGraph, Pipeline
 from diffopt.caches.cachify import Cachify, policy
 from diffopt.caches.loop import Loop
-from diffopt.caches.meter import Meter, statistics
 from diffopt.caches.policy import Policy
-from diffopt.caches.statistics import Statistics
-from diffopt.files.graph import OUTPUT, OnnxGraphFile
+from diffopt.files.graph import OnnxGraphFile
 from diffopt.groups.cache import CacheView
 from diffopt.machine.worker import THREADS
 from diffopt.models import Family
 from diffopt.pipeline.open import family_of, open_pipeline
 from diffopt.runtimes import Running, Under
-from diffopt.runtimes.cut_graph import Change, CutGraph, Place, Run
+from diffopt.runtimes.cut_graph import Change, CutGraph, Run
 from diffopt.runtimes.hits import check_hits
+from diffopt.runtimes.stand_in import CutStandIn, Feeds, StandIn, looped
 from diffopt.stage import Context
 
 MEMORY = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
@@ -60,21 +58,14 @@ def opened(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, *, texts: bool)
             yield Running(pipe, batch)
             return
         assert isinstance(cache.settings, Cachify)
-        cuts: list[CutBackbone] = []
+        steps = policy(cache.settings)
 
-        def forget() -> None:
-            for cut in cuts:
-                cut.parts.forget()
+        def made(loop: Loop) -> Iterator[tuple[str, CutStandIn]]:
+            for name, head in heads.items():
+                yield name, CutStandIn(_parts(sessions[name], head, steps), VALUES, loop, head, family, own[name])
 
-        loop = Loop(pipe, forget)
-        for name, head in heads.items():
-            cuts.append(CutBackbone(_parts(sessions[name], head, policy(cache.settings)), loop, head, family, own[name]))
-            setattr(pipe, name, cuts[-1])
-        loop.open()
-        try:
-            yield Running(pipe, batch, lambda: _statistics(cuts))
-        finally:
-            loop.close()
+        with looped(pipe, made) as savings:
+            yield Running(pipe, batch, savings)
 
     return under
 
@@ -118,71 +109,15 @@ def _parts(sessions: Sequence[onnxruntime.InferenceSession], head: OnnxGraphFile
     return CutGraph(head.parts, [runs(s) for s in sessions], Change(change(np.subtract), change(np.add)), policy.reuses)
 
 
-def _statistics(cuts: list["CutBackbone"]) -> Statistics:
-    """Counts calls of blocks, as the torch runtime does."""
-    return statistics(
-        (cut.meter, dict.fromkeys(cut.reused, cut.parts.hits), dict.fromkeys(cut.reused, cut.parts.calls - cut.parts.hits))
-        for cut in cuts
-    )
-
-
-class GraphBackbone(torch.nn.Module):
-    """Stands where the backbone stood: same configuration and call, computed by the graph."""
+class GraphBackbone(StandIn):
+    """The graph in the place of the backbone."""
 
     def __init__(self, session: Any, head: OnnxGraphFile, family: Family, backbone: Any):
-        super().__init__()
-        self.session = session
-        self.inputs = head.inputs
-        self.profile = head.profile or {}
-        self.config = backbone.config
-        self.dtype = backbone.dtype
-        self.device = torch.device("cpu")
-        self.add_embedding = getattr(backbone, "add_embedding", None)  # SDXL's pipeline asks it for its size
-        self.cache_context = getattr(backbone, "cache_context", None)  # a UNet has none
-        self.family = family
-        self.names = list(signature(backbone.forward).parameters)
+        def compute(feeds: Feeds) -> torch.Tensor:
+            (out,) = session.run(None, {name: x.cpu().numpy() for name, x in feeds.items()})
+            return torch.from_numpy(out)
 
-    def forward(self, *positional: Any, return_dict: bool = False, **arguments: Any) -> tuple[torch.Tensor]:
-        arguments = self.family.flat(dict(zip(self.names, positional, strict=False)) | arguments)
-        feeds = {}
-        for name, about in self.inputs.items():
-            value = arguments[name].to(getattr(torch, about.dtype))
-            if not self._takes(name, list(value.shape)):
-                raise ValueError(f"{name}: the graph takes {list(about.shape)}, but the pipeline gives {list(value.shape)}")
-            feeds[name] = value.cpu().numpy()
-        return (torch.from_numpy(self.compute(feeds)).to(self.dtype),)
-
-    def compute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        """The graph's output."""
-        (out,) = self.session.run(None, feeds)
-        found: np.ndarray = out
-        return found
-
-    def _takes(self, name: str, shape: list[int]) -> bool:
-        if name not in self.profile:
-            return shape == [*self.inputs[name].shape]
-        low, high = self.profile[name]["min"], self.profile[name]["max"]
-        return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+        super().__init__(compute, head, family, backbone)
 
 
-class CutBackbone(GraphBackbone):
-    """The same of a graph that is cut, which a step runs in part where it reuses."""
-
-    def __init__(self, parts: CutGraph, loop: Loop, head: OnnxGraphFile, family: Family, backbone: Any):
-        super().__init__(None, head, family, backbone)
-        self.parts = parts
-        self.loop = loop
-        self.reused = head.reused or ()
-        with torch.device("meta"):  # its arithmetic is counted, its weights are let go
-            self.meter = Meter(type(backbone).from_config(backbone.config).to(backbone.dtype))
-
-    def forward(self, *positional: Any, return_dict: bool = False, **arguments: Any) -> tuple[torch.Tensor]:
-        self.meter.see(positional, arguments | {"return_dict": False})
-        return super().forward(*positional, **arguments)
-
-    def compute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        call, place = self.loop.call(self), self.loop.place
-        shapes = tuple(x.shape for x in feeds.values())
-        values = {name: OrtValue.ortvalue_from_numpy(x) for name, x in feeds.items()}
-        found: np.ndarray = self.parts(values, Place(place[0], (place[1], call, shapes)) if place else None)[OUTPUT].numpy()
-        return found
+VALUES = (lambda x: OrtValue.ortvalue_from_numpy(x.cpu().numpy()), lambda x: torch.from_numpy(x.numpy()))

@@ -1,7 +1,7 @@
 """Contenders of one pipeline, all open at once: those of equal weights share them, and all share VAE and text encoders."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
+from diffopt.artifact import Checkpoint, EnginePlan, OnnxGraph, Pipeline
 from diffopt.errors import PlanError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
+from diffopt.files.plan import EnginePlanFile
 from diffopt.groups.cache import CacheView
+from diffopt.groups.eval import OF_GRAPHS, options
 from diffopt.kernels.convert import Converted
 from diffopt.pipeline.open import by_name, open_pipeline, open_texts
 from diffopt.pipeline.placement import weight
@@ -58,13 +60,22 @@ class _Read:
 class Opener(ExitStack):
     """Opens them one by one, and closes all. Raises PlanError for a cache that does not fit, and for weights without room."""
 
-    def __init__(self, ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None, graph: OnnxGraph | None):
+    def __init__(
+        self,
+        ctx: Context,
+        pipeline: Pipeline,
+        checkpoint: Checkpoint | None,
+        graphs: Mapping[str, OnnxGraph | EnginePlan],
+        cuda_graph: bool = False,
+    ):
+        """`graphs` has what the runtimes of graphs run, by their names; `cuda_graph` is for those that can."""
         super().__init__()
         self.enter_context(torch._dynamo.config.patch(recompile_limit=COMPILED))
         self.ctx = ctx
         self.pipeline = pipeline
         self.checkpoint = checkpoint
-        self.graph = graph
+        self.graphs = graphs
+        self.cuda_graph = cuda_graph
         self.pinned = PipelineFile.read(pipeline.path)
         self._read: dict[bool, _Read] = {}
         self._vaes: dict[str, Any] = {}
@@ -74,12 +85,11 @@ class Opener(ExitStack):
         """`cache` is what the entry's name says that it has."""
         started = time.perf_counter()
         cache = cache if entry.method else None
-        if entry.way == "onnxruntime":
-            assert self.graph is not None
-            under = RUNTIMES["onnxruntime"].opened(self.ctx, self.pipeline, self.graph, texts=False)
-            run = self.enter_context(under(cache))
-            stored = sum(OnnxGraphFile.read(g.path).bytes for g in self.graph.by_backbone().values())
-            return self._opened(entry, cache, run, time.perf_counter() - started, stored)
+        if entry.way in OF_GRAPHS:
+            graph = self.graphs[entry.way]
+            given = options(entry.way, self.cuda_graph)
+            run = self.enter_context(RUNTIMES[entry.way].opened(self.ctx, self.pipeline, graph, texts=False, **given)(cache))
+            return self._opened(entry, cache, run, time.perf_counter() - started, _stored(graph))
         read = self._weights(entry.way == "native")
         started = time.perf_counter()
         module = twin(read.module)
@@ -126,7 +136,16 @@ class Opener(ExitStack):
             )
         parts = [*pipe.components.values(), *(self._texts.components.values() if self._texts else [])]
         rest = weight(m for m in parts if isinstance(m, torch.nn.Module)) if on_gpu else None
+        if rest is not None and entry.way == "tensorrt":  # which has them apart from torch
+            rest += weights
         return Open(entry, cache, run, device, seconds, weights, rest)
+
+
+def _stored(graph: OnnxGraph | EnginePlan) -> int:
+    """Bytes of the weights as a graph has them, or of all that a plan has."""
+    if isinstance(graph, EnginePlan):
+        return EnginePlanFile.read(graph.path).bytes
+    return sum(OnnxGraphFile.read(g.path).bytes for g in graph.by_backbone().values())
 
 
 def twin(module: torch.nn.Module) -> torch.nn.Module:

@@ -9,6 +9,7 @@ import torch
 from diffopt.files.bench import Contender, GpuState, Memory, Rate, Work
 from diffopt.files.latency import Speedup, Spread
 from diffopt.groups.cache import CacheView
+from diffopt.groups.eval import OF_GRAPHS
 from diffopt.machine import gpu_state
 from diffopt.machine.memory import release
 from diffopt.metrics.intervals import of_calls
@@ -103,7 +104,7 @@ class Results:
         cache = saved.summary() if saved else None
         step = spread(steps) if steps else None
         least = None
-        if self.work and opened.entry.way != "onnxruntime":
+        if self.work and opened.entry.way not in OF_GRAPHS:
             least = floor_milliseconds(self.work, self.rates, opened.entry.way == "native")
         calls = [lap.call_bytes for lap in timed.laps if lap.call_bytes is not None]
         return Contender(

@@ -7,7 +7,7 @@ images.json tells `steps`, and `arithmetic`: the share of that of all steps, as 
 from dataclasses import replace
 from typing import Annotated, Any
 
-from diffopt.artifact import Checkpoint, EvalEmbeddings, Images, OnnxGraph, Pipeline
+from diffopt.artifact import Checkpoint, EnginePlan, EvalEmbeddings, Images, OnnxGraph, Pipeline
 from diffopt.files.images import ImagesFile
 from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
@@ -30,7 +30,7 @@ def alternative(
     eval: RuntimeView,
     pipeline: Pipeline,
     texts: EvalEmbeddings,
-    subject: Checkpoint | OnnxGraph | None,
+    subject: Checkpoint | OnnxGraph | EnginePlan | None,
     cached: Annotated[Images, MAIN],
     seed: int,
 ) -> Images:
@@ -40,7 +40,7 @@ def alternative(
     drawing = Drawing(model, eval, pipeline, texts, seed)
     saved = ImagesFile.read(cached.path).cache
     assert saved is not None
-    with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, None, texts=False) as run:
+    with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, None, texts=False, **eval.options) as run:
         steps, share = equal(run.pipe.scheduler, eval.steps, saved.computed)
         rows = draw_all(ctx, run, drawing, steps)
     header = replace(about(eval, subject), steps=steps, arithmetic=round(share, 6))

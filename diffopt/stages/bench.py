@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from diffopt.artifact import Bench, CacheSearch, Checkpoint, MagRatios, OnnxGraph, Pipeline
+from diffopt.artifact import Bench, CacheSearch, Checkpoint, EnginePlan, MagRatios, OnnxGraph, Pipeline
 from diffopt.files.bench import BenchFile
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
@@ -28,6 +28,7 @@ def bench(
     seed: int,
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
+    plan: Annotated[EnginePlan | None, Under(benches("tensorrt"), silent=True)] = None,
 ) -> Bench:
     from diffopt.machine import gpu_state
     from diffopt.machine.environment import machine
@@ -37,12 +38,13 @@ def bench(
     from diffopt.runtimes.side_by_side import Opener
     from diffopt.runtimes.turns import Results, opened, timed
 
-    pinned, graphs = PipelineFile.read(pipeline.path), OnnxGraphFile.read(graph.path) if graph else None
+    pinned, runs = PipelineFile.read(pipeline.path), {n: x for n, x in (("onnxruntime", graph), ("tensorrt", plan)) if x}
+    graphs = next((OnnxGraphFile.read(x.path) for x in runs.values()), None)
     head = CheckpointFile.read(checkpoint.path) if checkpoint else graphs
     format, batch = head.format if head else None, graphs.batch_size if graphs else eval.batch_size
     method, base = cache.method if cache else None, contenders.base(eval.bench)
     given = eval.prompts.given().prompts
-    with room(eval.bench, pinned, format), Opener(ctx, pipeline, checkpoint, graph) as opener:
+    with room(eval.bench, pinned, format), Opener(ctx, pipeline, checkpoint, runs, eval.cuda_graph) as opener:
         encode, encodes = opener.encoder([given[i % len(given)] for i in range(batch)], model)
         script = Script(encode, [seed + i for i in range(batch)], eval.steps, family_of(pipeline).arguments(model))
         there, seen = opened(
@@ -69,5 +71,4 @@ def bench(
         base=base,
         contenders=found,
         headline=contenders.headline(eval.bench, method),
-        absent=contenders.ABSENT,
     ).write(ctx.out)

@@ -1,5 +1,7 @@
 """build: an engine plan from the graph, with what built it and what can run it."""
 
+from shutil import copyfile
+
 from diffopt.artifact import EnginePlan, OnnxGraph
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.plan import EnginePlanFile, PartPlan
@@ -12,7 +14,7 @@ class BuilderView(View, of=Export):
     builder_optimization_level: int
 
 
-@stage(version=1, when="export", probes=("tensorrt",))
+@stage(version=2, when="export", probes=("tensorrt",))
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt.graph import engine
 
@@ -20,12 +22,14 @@ def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     for part in graph.by_backbone().values():
         folder = ctx.out / part.path.relative_to(graph.path)
         folder.mkdir(exist_ok=True)
+        copyfile(part.path / OnnxGraphFile.NAME, folder / OnnxGraphFile.NAME)  # what runs a plan needs no graph beside it
         for file in OnnxGraphFile.read(part.path).parts:
             made = engine.build(part.path / file.file, export.builder_optimization_level, file.profile)
             target = (folder / file.file).with_suffix(".plan")
             target.write_bytes(made.plan)
             plans.append(PartPlan(str(target.relative_to(ctx.out)), len(made.plan), tuple(made.profiles), file.reused))
     head = OnnxGraphFile.read(graph.path)
+    head.write(ctx.out)
     EnginePlanFile(
         builder=made.flavour,
         version=made.version,

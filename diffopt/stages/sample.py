@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated
 
-from diffopt.artifact import CacheSearch, Checkpoint, EvalEmbeddings, Images, MagRatios, OnnxGraph, Pipeline
+from diffopt.artifact import CacheSearch, Checkpoint, EnginePlan, EvalEmbeddings, Images, MagRatios, OnnxGraph, Pipeline
 from diffopt.groups import CallView
 from diffopt.groups.cache import CacheView, measures, searches
 from diffopt.groups.eval import RuntimeView
@@ -19,7 +19,7 @@ def sample(
     eval: RuntimeView,
     pipeline: Pipeline,
     texts: EvalEmbeddings,
-    subject: Checkpoint | OnnxGraph | None,
+    subject: Checkpoint | OnnxGraph | EnginePlan | None,
     seed: int,
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
@@ -32,7 +32,7 @@ def sample(
 
     drawing = Drawing(model, eval, pipeline, texts, seed)
     cache = cache and cache.applied(ratios, search)
-    with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False) as run:
+    with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False, **eval.options) as run:
         with run.counted() if run.counted else nullcontext(list) as counts:
             rows = draw_all(ctx, run, drawing, eval.steps)
             inputs = counts()

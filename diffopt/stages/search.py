@@ -4,7 +4,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from diffopt.artifact import CacheSearch, Checkpoint, EvalEmbeddings, MagRatios, OnnxGraph, Pipeline, ReferenceImages
+from diffopt.artifact import (
+    CacheSearch,
+    Checkpoint,
+    EnginePlan,
+    EvalEmbeddings,
+    MagRatios,
+    OnnxGraph,
+    Pipeline,
+    ReferenceImages,
+)
 from diffopt.files.json_file import plain, typed
 from diffopt.files.search import CacheSearchFile, TriedValue
 from diffopt.groups import CallView
@@ -55,7 +64,7 @@ def search(
     pipeline: Pipeline,
     texts: EvalEmbeddings,
     reference: ReferenceImages,
-    subject: Checkpoint | OnnxGraph | None,
+    subject: Checkpoint | OnnxGraph | EnginePlan | None,
     ratios: Annotated[MagRatios | None, Under(measures)],
     seed: int,
 ) -> CacheSearch:

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Self
 
-from diffopt.artifact import CacheSearch, Checkpoint, Latency, MagRatios, OnnxGraph, Pipeline
+from diffopt.artifact import CacheSearch, Checkpoint, EnginePlan, Latency, MagRatios, OnnxGraph, Pipeline
 from diffopt.data.prompts import Prompts
 from diffopt.files.latency import LatencyFile
 from diffopt.files.machine import Machine
 from diffopt.groups import CallView, Eval
 from diffopt.groups.cache import CacheView, measures, searches
-from diffopt.groups.eval import RuntimeName
+from diffopt.groups.eval import RuntimeName, options
 from diffopt.runtimes import RUNTIMES
 from diffopt.stage import BASELINE, MAIN, Context, Under, stage
 from diffopt.view import Choices, Group, View
@@ -20,6 +20,12 @@ class TimeView(View, of=Eval):
     runtime: RuntimeName
     warmup: int
     repeats: int
+    cuda_graph: bool = False
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        planned = choices.eval is not None and choices.eval.runtime == "tensorrt"
+        return cls.fields_read() - (set() if planned else {"cuda_graph"})
 
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:
@@ -36,8 +42,8 @@ def time(
     cache: CacheView | None,
     eval: TimeView,
     pipeline: Pipeline,
-    subject: Checkpoint | OnnxGraph | None,
-    baseline: Annotated[Checkpoint | OnnxGraph | None, BASELINE],
+    subject: Checkpoint | OnnxGraph | EnginePlan | None,
+    baseline: Annotated[Checkpoint | OnnxGraph | EnginePlan | None, BASELINE],
     seed: int,
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
@@ -51,6 +57,7 @@ def time(
     from diffopt.runtimes.stopwatch import Stopwatch, compare, summary
 
     runtime, arguments = RUNTIMES[eval.runtime], family_of(pipeline).arguments(model)
+    given = options(eval.runtime, eval.cuda_graph)
     cache = cache and cache.applied(ratios, search)
     sides: dict[str, tuple[Any, Any]] = {"baseline": (baseline, None)}
     if cache or (subject and subject != baseline):
@@ -58,7 +65,7 @@ def time(
     with ExitStack() as stack:
         watches = {}
         for name, (artifact, cached) in sides.items():
-            run = stack.enter_context(runtime.running(ctx, pipeline, artifact, cached, texts=True))
+            run = stack.enter_context(runtime.running(ctx, pipeline, artifact, cached, texts=True, **given))
             texts = partial(encode, ctx, run.pipe, pipeline, model=model)
             watches[name] = Stopwatch(run, texts, eval.prompts.given().prompts, eval.steps, arguments, seed)
         for _ in range(eval.warmup):

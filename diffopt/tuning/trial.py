@@ -40,7 +40,7 @@ class Trial:
         """`order` is the how-manieth it is, from 1. Raises MetricError where a metric cannot be measured."""
         if self._opened is None:  # not at all where every value was tried before
             eval, pipeline = self.drawing.eval, self.drawing.pipeline
-            under = RUNTIMES[eval.runtime].opened(self.ctx, pipeline, self.subject, texts=False)
+            under = RUNTIMES[eval.runtime].opened(self.ctx, pipeline, self.subject, texts=False, **eval.options)
             self._opened = under, Judge(self.ctx, floors(self.cache.search.floor), eval, self.reference)
         out = self.ctx.out / "drawn"
         out.mkdir()
