@@ -15,19 +15,20 @@ from diffopt.cli.loading import LINES
 from diffopt.cli.store import command
 from diffopt.kernels.kernel import Kernel
 from diffopt.quantization import checkpoint
+from diffopt.store.fingerprint import fingerprint
 from diffopt.store.store import Store
 
-PIPELINE, MADE = "a" * 16, "b" * 16
+IDENTITY = {"stage": "x", "inputs": {}}
+PIPELINE = fingerprint(IDENTITY)
+FROM = {"stage": "x", "inputs": {"pipeline": PIPELINE}}
+MADE = fingerprint(FROM)
 
 
 def exported(b: Bench, made: Artifact, root: Path, *flags: str) -> str:
     """What is printed of one artifact of the bench's model."""
     store = Store(root / "store")
-    for kind, fingerprint, path, inputs in (
-        ("pipeline", PIPELINE, b.pipeline().path, {}),
-        (type(made).kind, MADE, made.path, {"pipeline": PIPELINE}),
-    ):
-        with store.publish(kind, fingerprint, {"stage": "x", "inputs": inputs}, {"seconds": 1.0}) as out:
+    for kind, path, identity in (("pipeline", b.pipeline().path, IDENTITY), (type(made).kind, made.path, FROM)):
+        with store.publish(kind, fingerprint(identity), identity, {"seconds": 1.0}) as out:
             for file in (p for p in path.rglob("*") if p.is_file()):
                 (out / file.relative_to(path)).parent.mkdir(parents=True, exist_ok=True)
                 (out / file.relative_to(path)).write_bytes(file.read_bytes())

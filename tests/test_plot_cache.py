@@ -8,12 +8,27 @@ from typing import Any
 import pytest
 from test_report import page, record, scored
 
+from diffopt.errors import StoreError
 from diffopt.report import plot_cache
 from diffopt.report.plots import canvas
 from diffopt.report.plots.canvas import sheet
+from diffopt.store.entry import RECORD
+from diffopt.store.files import sha256
+from diffopt.store.fingerprint import fingerprint
 from diffopt.store.store import PLOTS, Store
 
-FP = "f" * 16
+IDENTITY = {"stage": "score"}
+FP = fingerprint(IDENTITY)
+
+
+def recorded(entry: Path) -> None:
+    """Write the record of what is there."""
+    files = {
+        str(p.relative_to(entry)): {"size": p.stat().st_size, "sha256": sha256(p)}
+        for p in entry.rglob("*")
+        if p.is_file() and p.name != RECORD
+    }
+    (entry / RECORD).write_text(json.dumps({"kind": "metrics", "identity": IDENTITY, "files": files, **record()}))
 
 
 @pytest.fixture
@@ -35,10 +50,13 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         if not entry.exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
             (directory / "score").rename(entry)
-            (entry / "record.json").write_text(json.dumps({"identity": {}, "files": {}, **record()}))
+            recorded(entry)
         else:
             (directory / "score").rename(tmp_path / f"{name}-spare")
         (directory / "score").symlink_to(f"../store/metrics/{FP}")
+        content = json.loads((directory / "run.json").read_text())
+        content["steps"] = [s | {"fingerprint": FP} if s["name"] == "score" else s for s in content["steps"]]
+        (directory / "run.json").write_text(json.dumps(content))
         Store(tmp_path / "store").refer(directory, [("metrics", FP)])
         return directory
 
@@ -76,6 +94,9 @@ def test_other_metrics_are_drawn_anew(run: Any, drawings: list[Any], tmp_path: P
     content = json.loads(path.read_text())
     content["metrics"]["psnr"]["values"][0] += 1
     path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"metrics\.json has other bytes than when it was made"):
+        page(tmp_path / "a")
+    recorded(path.parent)
     assert page(tmp_path / "a") != first
     assert len(drawings) == 4
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from diffopt.errors import StoreError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.run import RunFile
 from diffopt.quantization import checkpoint
+from diffopt.store.fingerprint import fingerprint
 from diffopt.store.store import Store
 
 NAMES = ["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8"]
@@ -74,16 +76,18 @@ def test_plain_modelopt_restores_the_output_to_the_bit(name: str, plain: dict) -
 
 # From the store.
 
+IDENTITY: dict[str, Any] = {"stage": "x", "inputs": {}}
+PIPELINE = fingerprint(IDENTITY)
+FROM: dict[str, Any] = {"stage": "x", "inputs": {"pipeline": PIPELINE, "stats": "c" * 16, "recordings": []}}
+MADE = fingerprint(FROM)
+
 
 def stored(b: Bench, name: str, root: Path) -> Store:
     """A store with the bench's pipeline and a checkpoint of it."""
     store = Store(root)
     made: Checkpoint = b.checkpoint(name)
-    for kind, fingerprint, path, inputs in (
-        ("pipeline", "a" * 16, b.pipeline().path, {}),
-        ("checkpoint", "b" * 16, made.path, {"pipeline": "a" * 16, "stats": "c" * 16, "recordings": []}),
-    ):
-        with store.publish(kind, fingerprint, {"stage": "x", "inputs": inputs}, {"seconds": 1.0}) as out:
+    for kind, path, identity in (("pipeline", b.pipeline().path, IDENTITY), ("checkpoint", made.path, FROM)):
+        with store.publish(kind, fingerprint(identity), identity, {"seconds": 1.0}) as out:
             for file in path.iterdir():
                 (out / file.name).write_bytes(file.read_bytes())
     return store
@@ -95,7 +99,7 @@ def export(store: Store, *arguments: str) -> None:
 
 def test_an_exported_checkpoint_has_its_portable_file_beside_it(tmp_path: Path) -> None:
     b = bench()
-    export(stored(b, "fp8", tmp_path / "store"), "b" * 16, str(tmp_path / "out"), f"--source={b.source}")
+    export(stored(b, "fp8", tmp_path / "store"), MADE, str(tmp_path / "out"), f"--source={b.source}")
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {FILE, CheckpointFile.NAME, checkpoint.STATE, "record.json"}
     saved = torch.load(tmp_path / "out" / FILE, weights_only=False)
     name = "transformer_blocks.0.attn.to_q"
@@ -108,8 +112,8 @@ def test_the_model_is_found_by_a_run_that_made_the_checkpoint(tmp_path: Path) ->
     store = stored(b, "fp8", tmp_path / "store")
     run.mkdir()
     replace(RunFile.of(RUN), config=f"model: {{source: {b.source}}}").write(run)
-    store.refer(run, [("checkpoint", "b" * 16)])
-    export(store, "b" * 16, str(tmp_path / "out"))
+    store.refer(run, [("checkpoint", MADE)])
+    export(store, MADE, str(tmp_path / "out"))
     assert (tmp_path / "out" / FILE).is_file()
 
 
@@ -117,12 +121,12 @@ def test_the_model_is_found_by_a_run_that_made_the_checkpoint(tmp_path: Path) ->
 def test_a_checkpoint_whose_model_is_not_there_is_not_half_exported(source: list[str], tmp_path: Path) -> None:
     store = stored(bench(), "fp8", tmp_path / "store")
     with pytest.raises(StoreError, match=r"store export: the model .* \(got .*\); name it with --source="):
-        export(store, "b" * 16, str(tmp_path / "out"), *source)
+        export(store, MADE, str(tmp_path / "out"), *source)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_bare_export_needs_no_model(tmp_path: Path) -> None:
-    export(stored(bench(), "fp8", tmp_path / "store"), "b" * 16, str(tmp_path / "out"), "--bare")
+    export(stored(bench(), "fp8", tmp_path / "store"), MADE, str(tmp_path / "out"), "--bare")
     assert not (tmp_path / "out" / FILE).exists()
     assert (tmp_path / "out" / checkpoint.STATE).is_file()
 

@@ -25,13 +25,16 @@ from diffopt.files.run import RunFile
 from diffopt.jobs.plan import Plan, Step
 from diffopt.jobs.runner import run_plan
 from diffopt.stage import Stage
+from diffopt.store.entry import RECORD
+from diffopt.store.fingerprint import fingerprint
 from diffopt.store.source import Source, Sources
-from diffopt.store.store import RECORD, Store
+from diffopt.store.store import Store
 from diffopt.view import Choices
 
 fork = multiprocessing.get_context("fork")
 
-FP, OTHER = "0123456789abcdef", "fedcba9876543210"
+IDENTITIES = {fingerprint(x): x for x in ({"stage": "quantize", "config": {"format": {"number": i}}} for i in range(100))}
+FP, OTHER, *MORE = IDENTITIES
 HOUSE_STYLE = re.compile(r"store(?: \w+)?: .+ \(got .+\); .+")
 
 
@@ -40,15 +43,15 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-def publish(store, fingerprint=FP, kind="checkpoint", **files):
+def publish(store, name=FP, kind="checkpoint", **files):
     """An artifact with these files, or with two of its own."""
-    with store.publish(kind, fingerprint, {"stage": "quantize"}, {"seconds": 1.0}) as out:
+    with store.publish(kind, name, IDENTITIES[name], {"seconds": 1.0}) as out:
         (out / "deep").mkdir()
         (out / "deep" / "b.bin").write_bytes(b"12345")
         (out / "a.json").write_text('{"a": 1}')
-        for name, content in files.items():
-            (out / name).write_bytes(content)
-    return store.root / kind / fingerprint
+        for file, content in files.items():
+            (out / file).write_bytes(content)
+    return store.root / kind / name
 
 
 def change(path, content):
@@ -98,7 +101,7 @@ def test_an_artifact_appears_at_once_with_its_record_written(store, monkeypatch)
 def test_the_record_has_identity_provenance_and_every_file(store):
     publish(store)
     record = store.entry("checkpoint", FP).record
-    assert record["identity"] == {"stage": "quantize"}
+    assert record["identity"] == IDENTITIES[FP]
     assert record["provenance"] == {"seconds": 1.0}
     assert {name: f["size"] for name, f in record["files"].items()} == {"a.json": 8, "deep/b.bin": 5}
     assert re.fullmatch("[0-9a-f]{64}", record["files"]["a.json"]["sha256"])
@@ -106,7 +109,7 @@ def test_the_record_has_identity_provenance_and_every_file(store):
 
 def test_provenance_is_what_it_was_at_the_end(store):
     provenance = {}
-    with store.publish("checkpoint", FP, {}, provenance):
+    with store.publish("checkpoint", FP, IDENTITIES[FP], provenance):
         provenance["seconds"] = 2.5
     assert store.entry("checkpoint", FP).record["provenance"] == {"seconds": 2.5}
 
@@ -119,7 +122,7 @@ def test_an_artifact_is_read_only(store):
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()], ids=repr)
 def test_a_build_that_fails_leaves_nothing(store, error):
     def build():
-        with store.publish("checkpoint", FP, {}, {}) as out:
+        with store.publish("checkpoint", FP, IDENTITIES[FP], {}) as out:
             (out / "half").write_text("half")
             raise error
 
@@ -142,7 +145,7 @@ def test_a_build_that_fails_at_the_very_last_leaves_nothing(store, monkeypatch):
 
 def killed_while_building(store):
     def build():
-        with store.lock(FP), store.publish("checkpoint", FP, {}, {}) as out:
+        with store.lock(FP), store.publish("checkpoint", FP, IDENTITIES[FP], {}) as out:
             (out / "half").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -172,7 +175,7 @@ def test_what_a_killed_build_left_is_garbage(store):
 
 
 def test_what_a_running_build_has_made_is_not_garbage(store):
-    with store.lock(FP), store.publish("checkpoint", FP, {}, {}):
+    with store.lock(FP), store.publish("checkpoint", FP, IDENTITIES[FP], {}):
         assert store.garbage() == ([], [])
 
 
@@ -256,14 +259,16 @@ def test_a_broken_record_is_noticed_on_use(store, content):
 
 def test_a_file_of_the_same_size_is_noticed_by_its_hash(store):
     change(publish(store) / "deep" / "b.bin", b"54321")
-    assert store.entry("checkpoint", FP).problems() == ["deep/b.bin was changed"]
+    assert store.entry("checkpoint", FP).problems() == ["deep/b.bin has other bytes than when it was made"]
 
 
 def test_an_added_file_is_noticed(store):
     path = publish(store)
     path.chmod(0o755)
     (path / "new").touch()
-    assert store.entry("checkpoint", FP).problems() == ["new was added"]
+    with pytest.raises(StoreError, match="new was added"):
+        store.entry("checkpoint", FP)
+    assert [e.problems() for e in store.entries()] == [["new was added"]]
 
 
 def test_a_sound_artifact_has_no_problems(store):
@@ -285,9 +290,9 @@ def run_in(directory, name, artifacts, store, config="model: {}"):
     store.refer(directory, artifacts)
 
 
-def pipeline_in(store, fingerprint, source, family):
+def pipeline_in(store, name, source, family):
     pinned = PipelineFile(source, family, "pretrained", "float32", None, {}, ("transformer",), 1, {}, None, 8)
-    publish(store, fingerprint, kind="pipeline", **{"pipeline.json": pinned.to_json().encode()})
+    publish(store, name, kind="pipeline", **{"pipeline.json": pinned.to_json().encode()})
 
 
 def test_verify_names_every_artifact_that_was_changed(store, capsys):
@@ -321,14 +326,14 @@ def test_verify_drop_removes_what_has_a_broken_record(store, content):
 
 
 def test_verify_drop_removes_what_was_made_from_what_was_changed(store, capsys):
-    parent = publish(store, "a" * 16, kind="onnx")
-    with store.publish("engine", "b" * 16, {"stage": "build", "inputs": {"graph": "a" * 16}}, {"seconds": 1}) as out:
-        (out / "model.plan").write_text("plan")
-    with store.publish("engine", "c" * 16, {"stage": "build", "inputs": {"graph": "d" * 16}}, {"seconds": 1}) as out:
-        (out / "model.plan").write_text("plan")
+    parent = publish(store, kind="onnx")
+    for graph in (FP, OTHER):
+        identity = {"stage": "build", "inputs": {"graph": graph}}
+        with store.publish("engine", fingerprint(identity), identity, {"seconds": 1}) as out:
+            (out / "model.plan").write_text("plan")
     change(next(p for p in parent.rglob("*") if p.name != RECORD and p.is_file()), b"other bytes")
     run(store, "verify", "--drop")
-    assert [e.fingerprint for e in store.entries()] == ["c" * 16]
+    assert [e.inputs for e in store.entries()] == [{OTHER}]
 
 
 def test_gc_keeps_what_an_existing_run_refers_to_and_removes_the_rest(store, tmp_path):
@@ -374,21 +379,22 @@ def test_gc_survives_a_half_written_reference(store, tmp_path):
 def test_an_artifact_is_found_by_the_start_of_its_fingerprint_and_by_its_kind(store):
     publish(store)
     publish(store, OTHER)
-    assert store.find("0123").fingerprint == FP
+    assert store.find(FP[:4]).fingerprint == FP
     assert store.find(f"checkpoint/{OTHER[:5]}").fingerprint == OTHER
 
 
 def test_a_start_that_fits_two_artifacts_is_refused(store):
-    publish(store)
-    publish(store, "0123" + OTHER[4:])
-    with pytest.raises(StoreError, match=r"2 artifacts.*0123"):
-        store.find("0123")
+    one, other = next((a, b) for a in IDENTITIES for b in IDENTITIES if a < b and a[0] == b[0])
+    publish(store, one)
+    publish(store, other)
+    with pytest.raises(StoreError, match=f"2 artifacts.*{one[0]}"):
+        store.find(one[0])
 
 
 def test_a_start_that_fits_no_artifact_is_refused(store):
     publish(store)
-    with pytest.raises(StoreError, match=r"no artifact.*beef"):
-        store.find("beef")
+    with pytest.raises(StoreError, match=r"no artifact.*nowhere"):
+        store.find("nowhere")
 
 
 def test_ls_lists_every_artifact_with_its_size(store, capsys):
@@ -411,19 +417,22 @@ def test_ls_of_a_kind_lists_only_that_kind(store, capsys):
 
 
 def test_a_line_of_ls_has_the_date_the_stage_the_model_and_the_recipe(store, capsys, tmp_path):
-    pipeline_in(store, "aa" * 8, "hub:org/name@" + "0" * 40, "flux")
-    with store.publish("eval-embeddings", OTHER, {"stage": "encode", "inputs": {"pipeline": "aa" * 8}}, {"seconds": 12345.6}):
+    pipeline_in(store, FP, "hub:org/name@" + "0" * 40, "flux")
+    encoded = {"stage": "encode", "inputs": {"pipeline": FP}}
+    scored = {"stage": "score", "inputs": {"texts": [fingerprint(encoded)]}}
+    score = fingerprint(scored)
+    with store.publish("eval-embeddings", fingerprint(encoded), encoded, {"seconds": 12345.6}):
         pass
-    with store.publish("metrics", FP, {"stage": "score", "inputs": {"texts": [OTHER]}}, {"seconds": 0.1}):
+    with store.publish("metrics", score, scored, {"seconds": 0.1}):
         pass
     for name in ("mine", "yours"):
-        run_in(tmp_path / "runs" / name / "2026-01-01", name, [("metrics", FP)], store)
-    os.utime(store.root / "metrics" / FP / "record.json", (1.0e9, 1.0e9))
+        run_in(tmp_path / "runs" / name / "2026-01-01", name, [("metrics", score)], store)
+    os.utime(store.root / "metrics" / score / "record.json", (1.0e9, 1.0e9))
     run(store, "ls")
     head, *rows, total = capsys.readouterr().out.splitlines()
     cells = {row.split()[0]: row for row in rows}
     date = f"{datetime.fromtimestamp(1.0e9):%Y-%m-%d %H:%M}"
-    assert re.fullmatch(rf"metrics +{FP} +0 B +0\.1 s +{date} +score +org/name +(mine|yours) \+1", cells["metrics"])
+    assert re.fullmatch(rf"metrics +{score} +0 B +0\.1 s +{date} +score +org/name +(mine|yours) \+1", cells["metrics"])
     assert re.search(r"encode +org/name +-$", cells["eval-embeddings"])
     assert total.startswith("3 artifacts, ")
     for i, name in enumerate(HEAD):  # each column begins, or ends, where its heading does
@@ -434,10 +443,10 @@ def test_a_line_of_ls_has_the_date_the_stage_the_model_and_the_recipe(store, cap
 
 
 def test_a_local_model_is_called_as_its_runs_call_it_and_else_by_its_family(store, capsys, tmp_path):
-    pipeline_in(store, "aa" * 8, "sha256:0123456789abcdef", "sdxl")
+    pipeline_in(store, FP, "sha256:0123456789abcdef", "sdxl")
     run(store, "ls", "pipeline")
     assert "sdxl (sha256:0123456789abcdef)" in capsys.readouterr().out
-    run_in(tmp_path / "runs/mine/2026", "mine", [("pipeline", "aa" * 8)], store, "model: {source: models/mine}")
+    run_in(tmp_path / "runs/mine/2026", "mine", [("pipeline", FP)], store, "model: {source: models/mine}")
     run(store, "ls", "pipeline")
     assert re.search(r" models/mine +mine$", capsys.readouterr().out.splitlines()[1])
 
@@ -450,34 +459,34 @@ def test_ls_of_a_kind_that_there_is_not_is_refused(store):
 
 def test_show_prints_the_record(store, capsys):
     publish(store)
-    run(store, "show", "0123")
+    run(store, "show", FP[:4])
     said = capsys.readouterr().out
     assert json.loads(said[said.index("{") :]) == store.entry("checkpoint", FP).record
 
 
 def test_export_copies_an_artifact_out_whole_and_writable(store, tmp_path):
     path = publish(store)
-    run(store, "export", "0123", str(tmp_path / "out"), "--bare")
+    run(store, "export", FP[:4], str(tmp_path / "out"), "--bare")
     assert tree(tmp_path / "out") == tree(path)
     assert all(p.stat().st_mode & stat.S_IWUSR for p in (tmp_path / "out", *(tmp_path / "out").rglob("*")))
 
 
 def test_export_leaves_the_artifact_read_only(store, tmp_path):
     path = publish(store)
-    run(store, "export", "0123", str(tmp_path / "out"), "--bare")
+    run(store, "export", FP[:4], str(tmp_path / "out"), "--bare")
     assert not any(p.stat().st_mode & stat.S_IWUSR for p in (path, *path.rglob("*")))
 
 
 def test_export_does_not_write_into_a_directory_that_exists(store, tmp_path):
     publish(store)
     with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
-        run(store, "export", "0123", str(tmp_path), "--bare")
+        run(store, "export", FP[:4], str(tmp_path), "--bare")
 
 
 def test_export_refuses_what_was_changed(store, tmp_path):
     change(publish(store) / "deep" / "b.bin", b"1")
     with pytest.raises(StoreError, match=r"deep/b\.bin"):
-        run(store, "export", "0123", str(tmp_path / "out"), "--bare")
+        run(store, "export", FP[:4], str(tmp_path / "out"), "--bare")
 
 
 def test_a_store_that_is_not_there_is_said(store):
@@ -524,7 +533,7 @@ def test_a_disk_that_is_full_when_the_record_is_written_leaves_nothing(small_dis
     store = Store(small_disk / "store")
 
     def build():
-        with store.publish("checkpoint", FP, {}, {}) as out:
+        with store.publish("checkpoint", FP, IDENTITIES[FP], {}) as out:
             (out / "a").write_text("a")
             fill(small_disk)
 
@@ -554,7 +563,7 @@ def test_a_full_disk_is_freed_by_gc_as_its_message_says(small_disk, tmp_path):
 
 
 def test_a_library_that_only_passes_on_the_text_of_a_full_disk_is_understood(store):
-    with pytest.raises(StoreError, match="full"), store.publish("checkpoint", FP, {}, {}):
+    with pytest.raises(StoreError, match="full"), store.publish("checkpoint", FP, IDENTITIES[FP], {}):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
@@ -591,14 +600,14 @@ def test_a_read_only_store_is_said_in_a_line(read_only, tmp_path, use):
 
 def test_a_read_only_store_can_still_be_read(read_only, tmp_path):
     assert read_only.entry("checkpoint", FP).problems() == []
-    run(read_only, "export", "0123", str(tmp_path / "out"), "--bare")
+    run(read_only, "export", FP[:4], str(tmp_path / "out"), "--bare")
     assert tree(tmp_path / "out") == tree(read_only.root / "checkpoint" / FP)
 
 
 def test_an_export_to_where_one_cannot_write_is_said_in_a_line(read_only, tmp_path):
     publish(Store(tmp_path / "store"))
     with pytest.raises(StoreError) as caught:
-        run(Store(tmp_path / "store"), "export", "0123", str(read_only.root.parent / "out"), "--bare")
+        run(Store(tmp_path / "store"), "export", FP[:4], str(read_only.root.parent / "out"), "--bare")
     assert str(read_only.root.parent / "out") in str(caught.value)
 
 
@@ -619,12 +628,12 @@ def test_a_store_that_is_a_file_is_said_in_a_line(tmp_path, use):
 
 def test_a_file_elsewhere_that_a_stage_may_not_read_is_not_blamed_on_the_store(store, tmp_path):
     denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "model.safetensors"))
-    with pytest.raises(PermissionError, match=r"model\.safetensors"), store.publish("checkpoint", FP, {}, {}):
+    with pytest.raises(PermissionError, match=r"model\.safetensors"), store.publish("checkpoint", FP, IDENTITIES[FP], {}):
         raise denied
 
 
 def test_an_error_meant_for_the_user_passes_through_whatever_it_says(store):
-    with pytest.raises(PlanError, match="the hub"), store.publish("checkpoint", FP, {}, {}):
+    with pytest.raises(PlanError, match="the hub"), store.publish("checkpoint", FP, IDENTITIES[FP], {}):
         raise PlanError("source: the hub did not give it: No space left on device (got 'org/name'); check HF_HOME")
 
 

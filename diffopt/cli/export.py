@@ -21,7 +21,8 @@ from diffopt.shipping.shipment import Shipment
 from diffopt.shipping.subject import called
 from diffopt.shipping.ways import WAYS, Way
 from diffopt.stage import Context
-from diffopt.store.store import RECORD, Entry, Store
+from diffopt.store.entry import RECORD, Entry
+from diffopt.store.store import Store
 from diffopt.text import size
 
 ABOUT = "an artifact out of the store: whole, or as another program loads it, with its model card"
@@ -66,7 +67,7 @@ def run(store: Store, given: argparse.Namespace) -> None:
         return
     if directory.exists():
         raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
-    entry.check_sizes()
+    entry.check_content()
     if way:
         _ship(store, entry, way, given)
     else:
@@ -132,7 +133,7 @@ def _shipment(store: Store, entry: Entry, way: Way, given: argparse.Namespace) -
             f"store export: the checkpoint that it was made of is gone (got {entry.kind}/{entry.fingerprint}); "
             f"run the recipe again, or {BARE}"
         )
-    scored.check_sizes()
+    scored.check_content()
     weights = entry if ways.own(entry) == way else _ready(store, scored, way)
     fingerprint = scored.record["identity"]["inputs"]["pipeline"]
     pipeline = store.entry(Pipeline.kind, fingerprint)

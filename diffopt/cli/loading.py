@@ -16,7 +16,7 @@ from diffopt.files.native import NativeFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.runtimes import RUNTIMES
-from diffopt.store.store import Entry
+from diffopt.store.entry import Entry
 
 LINES = 5
 

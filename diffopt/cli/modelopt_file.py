@@ -6,7 +6,6 @@ import modelopt.torch.opt as mto, modelopt.torch.quantization
 mto.restore(backbone, "modelopt.pt")    # the plain backbone, e.g. FluxTransformer2DModel.from_pretrained(...)
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,8 +16,9 @@ from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import Adapter
+from diffopt.store.entry import Entry
 from diffopt.store.source import HUB, VARIANT, Source, Sources, read
-from diffopt.store.store import ROOTS, Entry, Store
+from diffopt.store.store import Store
 
 FILE = "modelopt.pt"
 
@@ -68,7 +68,7 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
         )
     pipeline = Pipeline(found.path, found.fingerprint)
     pinned = PipelineFile.read(pipeline.path)
-    sources = Sources(store.root / "sources.json")
+    sources = Sources(store.sources)
     models = [{"source": source, "lora": adapters}] if source or adapters else []
     models += _models(store, entry)
     if not _found(sources, pinned.source, _sources(pinned.source, (m.get("source") for m in models))):
@@ -125,13 +125,10 @@ def _adapters(digest: str, named: Iterable[Any]) -> Iterator[Source]:
 
 def _models(store: Store, entry: Entry) -> Iterator[dict[str, Any]]:
     """What the runs that made a checkpoint were given for `model`."""
-    for root in sorted((store.root / ROOTS).glob("*.json")):
-        try:
-            content = json.loads(root.read_text())
-            if [entry.kind, entry.fingerprint] in content["artifacts"]:
-                yield _model(Path(content["run"]))
-        except (OSError, ValueError, KeyError, DiffoptError):  # a run that is gone
-            continue
+    for run, artifacts in store.references():
+        with suppress(OSError, ValueError, KeyError, DiffoptError):  # a run that is gone
+            if (entry.kind, entry.fingerprint) in artifacts:
+                yield _model(Path(run))
 
 
 def _model(run: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from diffopt.cli import export
 from diffopt.cli.arguments import Parser
 from diffopt.cli.commands import COMMANDS
 from diffopt.errors import StoreError
-from diffopt.store.store import Store
+from diffopt.store.entry import Entry
+from diffopt.store.store import QUARANTINE, Store
 from diffopt.text import size
 
 
@@ -55,26 +56,49 @@ def _show(store: Store, name: str) -> None:
 
 def _verify(store: Store, drop: bool) -> None:
     entries = store.entries()
-    found = {e.fingerprint: problems for e in entries if (problems := e.problems())}
-    bad = [e for e in entries if e.fingerprint in found]
-    for entry in bad:
-        print(f"{entry.kind}/{entry.fingerprint}: {'; '.join(found[entry.fingerprint])}")
-    sound = [e for e in entries if e.fingerprint not in found]
-    while made := [e for e in sound if e.inputs & set(found)]:  # before or after the change: no one can tell
-        for entry in made:
-            found[entry.fingerprint] = []
-            bad.append(entry)
-            print(f"{entry.kind}/{entry.fingerprint}: is made from one that was changed")
-        sound = [e for e in sound if e.fingerprint not in found]
-    for entry in bad if drop else []:
-        store.remove(entry.path)
-    if bad and not drop:
+    found = {_path(e): problems for e in entries if (problems := e.problems())}
+    for entry in entries:
+        if said := found.get(_path(entry)):
+            print(f"{_path(entry)}: {'; '.join(said)}")
+    bad = [e for e in entries if _path(e) in found]
+    bad += _made_from(bad, [e for e in entries if _path(e) not in found])
+    others = [(p, "has no record") for p in store.unfinished()]
+    misread = store.misread()
+    for path, what in [*others, *misread]:
+        print(f"{path.relative_to(store.root)}: {what}")
+    if drop:
+        for path in [*(e.path for e in bad), *(p for p, _ in others)]:
+            store.remove(path)
+        for path, _ in misread:
+            store.quarantine(path)
+    elif bad or others or misread:
+        first = next(iter([*map(_path, bad), *(str(p.relative_to(store.root)) for p, _ in [*others, *misread])]))
         raise StoreError(
-            f"store: {len(bad)} of {len(entries)} artifacts were changed or are made from such "
-            f"(got {bad[0].kind}/{bad[0].fingerprint} ...); "
+            f"store: {len(bad)} of {len(entries)} artifacts were changed or are made from such, and "
+            f"{len(others) + len(misread)} other files are not as they should be (got {first} ...); "
             "`diffopt store verify --drop` removes them, the next run makes them again"
         )
-    print(f"{len(entries) - len(bad)} artifacts are as they were made" + (f"; {len(bad)} removed" if bad else ""))
+    gone = f"; {len(bad) + len(others)} removed" if bad or others else ""
+    print(f"{len(entries) - len(bad)} artifacts are as they were made{gone}" + (_aside(store, len(misread)) if misread else ""))
+
+
+def _path(entry: Entry) -> str:
+    return f"{entry.kind}/{entry.fingerprint}"
+
+
+def _aside(store: Store, many: int) -> str:
+    return f"; {many} put into {store.root / QUARANTINE}"
+
+
+def _made_from(bad: list[Entry], sound: list[Entry]) -> list[Entry]:
+    """Those among the sound ones that are made from bad ones, perhaps through others: before or after, no one can tell."""
+    fingerprints, found = {e.fingerprint for e in bad}, list[Entry]()
+    while made := [e for e in sound if e.fingerprint not in fingerprints and e.inputs & fingerprints]:
+        for entry in made:
+            fingerprints.add(entry.fingerprint)
+            found.append(entry)
+            print(f"{_path(entry)}: is made from one that was changed")
+    return found
 
 
 def _gc(store: Store, yes: bool) -> None:

@@ -14,7 +14,8 @@ from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.run import RunFile
 from diffopt.groups.validate import nearest
-from diffopt.store.store import RECORD, Entry, Store
+from diffopt.store.entry import RECORD, Entry
+from diffopt.store.store import Store
 from diffopt.text import size
 
 HEAD = ("kind", "id", "size", "made in", "date", "stage", "model", "recipe")
@@ -85,9 +86,9 @@ class Listing:
             entry.kind,
             entry.fingerprint,
             size(entry.bytes),
-            f"{made['seconds']:.1f} s",
+            f"{seconds:.1f} s" if (seconds := made.get("seconds")) is not None else NONE,
             f"{date:%Y-%m-%d %H:%M}",
-            entry.record["identity"]["stage"],
+            entry.record["identity"].get("stage", NONE),
             self._model(entry),
             self._recipe(entry),
         )

@@ -8,7 +8,7 @@ from diffopt.errors import StoreError
 from diffopt.files.export import ExportFile
 from diffopt.shipping import push, shipment
 from diffopt.shipping.ways import Way
-from diffopt.store.store import Entry
+from diffopt.store.entry import Entry
 from diffopt.text import size
 
 

@@ -82,7 +82,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     store.check()
     if not dry:
         store.open()
-    sources = sources or Sources(store.root / "sources.json", dry=dry)
+    sources = sources or Sources(store.sources, dry=dry)
     plan = make_plan(choices, stages(), environment, sources.digest)
     if reach := schedule.planned(choices):
         plan = replace(plan, notes=[*plan.notes, *reach])

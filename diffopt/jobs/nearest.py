@@ -7,7 +7,8 @@ from typing import Any
 
 from diffopt.artifact import Pipeline
 from diffopt.jobs.plan import Step
-from diffopt.store.store import Entry, Store
+from diffopt.store.entry import Entry
+from diffopt.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from diffopt.report.form import Form, code, parts
 from diffopt.report.pair import RunPair, VideoPaths, identical, values_of
 from diffopt.report.ranges import Ranges
 from diffopt.report.weight_bytes import weight_bytes
+from diffopt.store.entry import RECORD, Entry
 
 RUN = RunFile.NAME
 File = TypeVar("File", bound=JsonFile)
@@ -75,7 +76,24 @@ class Run:
     def read(self, step: str, name: str) -> Any | None:
         """The parsed file `name` of a step's artifact; None where the plan had no such step, or the store lost it."""
         path = self.directory / step / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        if (self.directory / step).is_symlink():  # into a store; a copy of a run has none
+            entry = self._entry(step)
+            return entry.record if name == RECORD else json.loads(entry.content(name))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _entry(self, step: str) -> Entry:
+        """The artifact that a step's link leads to, which has to be the run's: its record is checked when it is read."""
+        if step not in self._entries:
+            path = (self.directory / step).resolve()
+            wanted = next((s.fingerprint for s in self.content.steps if s.name == step), path.name)
+            self._entries[step] = Entry(path.parent.name, wanted, path)
+        return self._entries[step]
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        return {}
 
     def stored(self, step: str, kind: type[File]) -> File | None:
         """The same of a file that has a type of its own."""

@@ -15,8 +15,8 @@ from diffopt.shipping.card import card
 from diffopt.shipping.evidence import checkpoint_of, of_run
 from diffopt.shipping.shipment import WEIGHTS
 from diffopt.shipping.subject import Subject, called
+from diffopt.store.entry import Entry
 from diffopt.store.files import publish
-from diffopt.store.store import Entry
 
 
 def write(run: Run, source: Path | None) -> Path | None:

@@ -22,7 +22,8 @@ from diffopt.shipping.evidence import evidence, runs_of
 from diffopt.shipping.subject import Subject
 from diffopt.shipping.ways import Way
 from diffopt.stage import Context
-from diffopt.store.store import Entry, Store
+from diffopt.store.entry import Entry
+from diffopt.store.store import Store
 from diffopt.text import size
 
 README = "README.md"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from diffopt.artifact import Artifact, Checkpoint, DeployedCheckpoint, NativeCheckpoint
 from diffopt.files.deploy import DeployFile
 from diffopt.groups.export import LAYOUTS
-from diffopt.store.store import Entry
+from diffopt.store.entry import Entry
 
 CHECKPOINTS = ("diffusers", "modelopt")
 """Weights that are written from a checkpoint alone, by no step of a plan."""

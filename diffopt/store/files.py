@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, also after the power went."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,8 +12,7 @@ def publish(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8", errors="replace")
-        flush(draft)
+        create(draft, text)
         os.replace(draft, path)
         flush(path.parent)
     finally:
@@ -22,7 +22,7 @@ def publish(path: Path, text: str) -> Path:
 
 def flush(path: Path) -> None:
     """Have the disk keep what was written to a file, or the names in a directory: a rename alone may outlive the bytes."""
-    number = os.open(path, os.O_RDONLY)
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(number)
     finally:
@@ -33,7 +33,8 @@ def flush_all(folder: Path) -> None:
     """Likewise every file and directory below `folder`, and itself."""
     for here, _, names in os.walk(folder, topdown=False):
         for name in names:
-            flush(Path(here) / name)
+            if not (file := Path(here) / name).is_symlink():
+                flush(file)
         flush(Path(here))
 
 
@@ -42,7 +43,7 @@ def sha256(path: Path) -> str:
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(number, "rb") as f:
         if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise OSError(f"{path.name} is no file")
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -57,3 +58,22 @@ def remove(path: Path) -> None:
             if not (inner := Path(here) / name).is_symlink():
                 inner.chmod(inner.stat().st_mode | stat.S_IRWXU)
     shutil.rmtree(path)
+
+
+def content(path: Path) -> bytes:
+    """All of a file. Raises OSError for what is no plain file, as a pipe, which would be waited for, or /dev/zero."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(number, "rb") as f:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        return f.read()
+
+
+def create(path: Path, text: str) -> None:
+    """Write a new file in the place of what is there, which may be a link: never to what it leads to."""
+    path.unlink(missing_ok=True)
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(number, "w", encoding="utf-8", errors="replace") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(number)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt.errors import PlanError, SourceError
-from diffopt.store import assets
+from diffopt.store import assets, schemas
+from diffopt.store.files import publish
 from diffopt.store.fingerprint import fingerprint
+
+log = logging.getLogger("diffopt")
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 HUB, DATA_SETS = "hub:", "datasets/"
@@ -145,6 +149,8 @@ class Sources:
     resolved: dict[str, Source] = field(default_factory=dict)
     seen: dict[Source, str | None] = field(default_factory=dict)
     """What a dry one has answered: the jobs of a sweep ask for the same sources."""
+    doubted: bool = False
+    """Whether it was said that the memory is none."""
 
     def digest(self, source: Source) -> str | None:
         """`sha256:...` of the files, `hub:REPO@COMMIT`, of a data set `hub:datasets/REPO@COMMIT`, or of an adapter
@@ -241,21 +247,22 @@ class Sources:
 
     def _remembered(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.memory.read_text())
-        except (OSError, ValueError):
-            found = None
-        return found if isinstance(found, dict) else {}  # a lost memory costs time only
+            found: dict[str, Any] = schemas.read(self.memory, schemas.Memory)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as e:  # a lost memory costs time only
+            if not self.doubted:
+                log.warning("note: %s is not read (%s); what it remembered is hashed again", self.memory.name, e)
+            self.doubted = True
+            return {}
+        return found
 
     def _remember(self, known: dict[str, Any]) -> None:
         if self.dry:
             return
-        partial = self.memory.with_suffix(f".{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(known, indent=1, sort_keys=True))
-            partial.replace(self.memory)
-        except OSError:  # the store says so itself when it comes to artifacts; without a memory files are hashed again
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        # the store says so itself when it comes to artifacts; without a memory files are hashed again
+        with contextlib.suppress(OSError):
+            publish(self.memory, json.dumps(known, indent=1, sort_keys=True))
 
 
 def _files(root: Path) -> list[Path]:

@@ -4,93 +4,30 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
-import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffopt.errors import DiffoptError, StoreError
+from pydantic import BaseModel
 
-RECORD = "record.json"
+from diffopt.errors import DiffoptError, StoreError
+from diffopt.store import schemas
+from diffopt.store.entry import RECORD, Entry
+from diffopt.store.files import create, flush, flush_all, remove, sha256
+
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
 PLOTS = "plots"  # one file per artifact that a page has plots of: report/plot_cache.py
 COMPILED = "compiled"  # what torch.compile made for a GPU, by its version of torch: runtimes/compiled.py
-INTERNAL = {"tmp", ROOTS, PLOTS, COMPILED}
+QUARANTINE = "quarantine"  # files about artifacts that follow no schema, out of the way
+INTERNAL = {"tmp", ROOTS, PLOTS, COMPILED, QUARANTINE}
 KEPT = "-kept"  # ends the name of what a step keeps for its next run, in `tmp`
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One finished artifact."""
-
-    kind: str
-    fingerprint: str
-    path: Path
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """`identity`, `provenance` and the manifest `files`: {name: {size, sha256}}."""
-        try:
-            found = json.loads((self.path / RECORD).read_text())
-        except (OSError, ValueError) as e:
-            raise self._changed(RECORD, f"cannot be read ({e})") from None
-        if not isinstance(found, dict) or not {"identity", "provenance", "files"} <= set(found):
-            raise self._changed(RECORD, "is no record")
-        return found
-
-    @property
-    def bytes(self) -> int:
-        return sum(f["size"] for f in self.record["files"].values())
-
-    def check_sizes(self) -> None:
-        """Raises StoreError where a file is missing or has another size than when it was made."""
-        for name, made in self.record["files"].items():
-            path = self.path / name
-            if not path.is_file():
-                raise self._changed(name, "is missing")
-            if path.stat().st_size != made["size"]:
-                raise self._changed(name, f"has {path.stat().st_size} bytes, but was made with {made['size']}")
-
-    def check_content(self) -> None:
-        """Raises StoreError where a file's bytes are not those that were made: before something is made from them."""
-        for name, made in self.record["files"].items():
-            if _sha256(self.path / name) != made["sha256"]:
-                raise self._changed(name, "has other bytes than when it was made")
-
-    @property
-    def inputs(self) -> set[str]:
-        """Fingerprints of the artifacts that it was made from."""
-        given = self.record["identity"].get("inputs", {}).values()
-        return {fp for value in given for fp in (value if isinstance(value, list) else [value]) if fp}
-
-    def problems(self) -> list[str]:
-        """What differs from when it was made, by sha256 of every file; empty when sound."""
-        try:
-            files = self.record["files"]
-        except StoreError as e:
-            return [str(e)]
-        found = []
-        for name, made in files.items():
-            path = self.path / name
-            if not path.is_file():
-                found.append(f"{name} is missing")
-            elif _sha256(path) != made["sha256"]:
-                found.append(f"{name} was changed")
-        extra = {str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file()} - set(files) - {RECORD}
-        return found + [f"{name} was added" for name in sorted(extra)]
-
-    def _changed(self, name: str, what: str) -> StoreError:
-        return StoreError(
-            f"store: {self.kind}/{self.fingerprint}: {name} {what}; "
-            "`diffopt store verify --drop` removes what was changed by hand, the next run makes it again"
-        )
+log = logging.getLogger("diffopt")
 
 
 class Store:
@@ -151,12 +88,12 @@ class Store:
         )
 
     def entry(self, kind: str, fingerprint: str) -> Entry | None:
-        """The finished artifact, its files checked by size, or None. Raises StoreError when it was changed."""
+        """The finished artifact, or None. Raises StoreError when it was changed, as far as `Entry.check` looks."""
         path = self.root / kind / fingerprint
-        if not (path / RECORD).is_file():
+        if not os.path.lexists(path / RECORD):
             return None
         found = Entry(kind, fingerprint, path)
-        found.check_sizes()
+        found.check()
         return found
 
     def entries(self, kind: str | None = None) -> list[Entry]:
@@ -165,8 +102,13 @@ class Store:
             return []
         kinds = [kind] if kind else sorted(p.name for p in self.root.iterdir() if p.is_dir() and p.name not in INTERNAL)
         paths = [p for k in kinds if (self.root / k).is_dir() for p in (self.root / k).iterdir()]
-        finished = sorted((p for p in paths if (p / RECORD).is_file()), key=lambda p: (p.parent.name, _age(p), p.name))
+        finished = sorted((p for p in paths if os.path.lexists(p / RECORD)), key=lambda p: (p.parent.name, _age(p), p.name))
         return [Entry(p.parent.name, p.name, p) for p in finished]
+
+    def unfinished(self) -> list[Path]:
+        """Directories in the place of artifacts that have no record: nothing takes them, the next run makes them again."""
+        kinds = [p for p in self.root.iterdir() if p.is_dir() and p.name not in INTERNAL] if self.root.is_dir() else []
+        return sorted(p for kind in kinds for p in kind.iterdir() if not os.path.lexists(p / RECORD))
 
     def find(self, prefix: str) -> Entry:
         """The one artifact whose fingerprint starts with `prefix`, or which is called KIND/FINGERPRINT."""
@@ -190,18 +132,21 @@ class Store:
             yield work
             files = {str(p.relative_to(work)): _manifest(p) for p in sorted(work.rglob("*")) if p.is_file()}
             record = {"kind": kind, "identity": identity, "provenance": provenance, "files": files}
-            (work / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
+            flush_all(work)
+            create(work / RECORD, json.dumps(record, indent=1, sort_keys=True))
             for p in work.rglob("*"):
                 p.chmod(0o555 if p.is_dir() else 0o444)
+            flush(work)
             final = self.root / kind / fingerprint
             final.parent.mkdir(exist_ok=True)
-            if final.exists():  # it has no record, or this would not run: a hand or a killed clean-up was there
-                _remove(final)
+            if os.path.lexists(final):  # it has no record, or this would not run: a hand or a killed clean-up was there
+                remove(final)
             os.rename(work, final)
             final.chmod(0o555)
+            flush(final.parent)
         except BaseException as e:
             if work:
-                _remove(work)
+                remove(work)
             if reason := self._disk_trouble(e):
                 raise reason from None
             raise
@@ -217,15 +162,24 @@ class Store:
 
     @contextmanager
     def lock(self, fingerprint: str) -> Iterator[None]:
-        """Held while one process makes `fingerprint`, so that concurrent jobs make it once."""
+        """Held while one process makes `fingerprint`, so that concurrent jobs make it once; says so where it waits."""
+        path = self.root / "tmp" / f"{fingerprint}.lock"
         try:
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
-            f = (self.root / "tmp" / f"{fingerprint}.lock").open("w")
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
         except OSError as e:
+            if path.is_symlink():
+                raise StoreError(f"store: a lock is a link, which is not followed (got {str(path)!r}); remove it") from None
             raise self._unwritable(e) from None
-        with f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+        try:
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process, which makes %s; Ctrl-C ends the wait", fingerprint)
+                fcntl.flock(number, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(number)
 
     def refer(self, run: Path, artifacts: list[tuple[str, str]]) -> None:
         """Remember that the run directory `run` uses these (kind, fingerprint): `gc` keeps them while it exists."""
@@ -234,9 +188,13 @@ class Store:
             (self.root / ROOTS).mkdir(parents=True, exist_ok=True)
             (self.root / "tmp").mkdir(exist_ok=True)
             text = json.dumps({"run": str(run.absolute()), "artifacts": artifacts})
-            partial = self.root / "tmp" / f"{name}.root"
-            partial.write_text(text)
-            partial.replace(self.root / ROOTS / f"{name}.json")
+            partial = self.root / "tmp" / f"{name}.{os.getpid()}.root"
+            try:
+                create(partial, text)
+                partial.replace(self.root / ROOTS / f"{name}.json")
+                flush(self.root / ROOTS)
+            finally:
+                partial.unlink(missing_ok=True)
         except OSError as e:
             raise self._unwritable(e) from None
 
@@ -272,19 +230,48 @@ class Store:
         found: dict[Path, tuple[str, list[tuple[str, str]]]] = {}
         for root in sorted((self.root / ROOTS).glob("*.json")):
             try:
-                content = json.loads(root.read_text())
+                content = schemas.read(root, schemas.Reference)
                 found[root] = content["run"], [(kind, fp) for kind, fp in content["artifacts"]]
-            except ValueError:
+            except (OSError, ValueError):
                 found[root] = "", []
         return found
+
+    def misread(self) -> list[tuple[Path, str]]:
+        """The files about artifacts that follow no schema, and what is wrong with each; records are their artifacts' own."""
+        found = []
+        rules: dict[Path, type[BaseModel]] = dict.fromkeys(sorted((self.root / ROOTS).glob("*.json")), schemas.Reference)
+        rules[self.sources] = schemas.Memory
+        for path, schema in rules.items():
+            try:
+                if os.path.lexists(path):
+                    schemas.read(path, schema)
+            except (OSError, ValueError) as e:
+                found.append((path, said(e)))
+        return found
+
+    def quarantine(self, path: Path) -> None:
+        """Put a file out of the way, where nothing reads it."""
+        try:
+            (self.root / QUARANTINE).mkdir(exist_ok=True)
+            path.rename(self.root / QUARANTINE / f"{path.stem}-{os.getpid()}{path.suffix}")
+        except OSError as e:
+            raise self._unwritable(e) from None
+
+    @property
+    def sources(self) -> Path:
+        """Where the digests of sources are remembered."""
+        return self.root / "sources.json"
 
     def remove(self, path: Path) -> None:
         """Remove an artifact or a left-over; killed meanwhile, it leaves a left-over and no half an artifact."""
         try:
-            if path.parent.parent == self.root and path.is_dir() and path.parent.name not in INTERNAL:
+            if path.parent.is_symlink():
+                raise StoreError(f"store: {path.parent.name} is a link, which is not followed (got {str(path)!r}); remove it")
+            artifact = path.parent.parent == self.root and path.parent.name not in INTERNAL
+            if artifact and path.is_dir() and not path.is_symlink():
                 path.chmod(0o755)
                 path = path.rename(self.root / "tmp" / f"{path.name}-removed-{os.getpid()}")
-            _remove(path)
+            remove(path)
         except OSError as e:
             raise self._unwritable(e) from None
 
@@ -294,7 +281,7 @@ class Store:
 
     def _locked(self, fingerprint: str) -> bool:
         path = self.root / "tmp" / f"{fingerprint}.lock"
-        if not path.exists():
+        if path.is_symlink() or not path.is_file():
             return False
         with path.open("r") as f:
             try:
@@ -339,23 +326,8 @@ def said(error: Exception) -> str:
 
 
 def _age(path: Path) -> float:
-    return (path / RECORD).stat().st_mtime
+    return (path / RECORD).lstat().st_mtime
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _remove(path: Path) -> None:
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    for p in (path, *path.rglob("*")):
-        if p.is_dir():
-            p.chmod(p.stat().st_mode | stat.S_IRWXU)
-    shutil.rmtree(path)
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
