@@ -140,7 +140,8 @@ def test_the_model_that_is_written_stays_as_it_was() -> None:
     model = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("nvfp4"))
     before = {n: x.clone() for n, x in model.state_dict().items()}
     head = CheckpointFile.read(b.checkpoint("nvfp4").path)
-    folder.write(b.context().out / "there", model, dict.fromkeys(head.layers, "nvfp4"), head, "0", "10GB")
+    layout = modelopt.Unified("0", head.block_size, head.rank)
+    folder.write(b.context().out / "there", model, dict.fromkeys(head.layers, "nvfp4"), layout, "10GB")
     assert {*before} == {*model.state_dict()}
     assert all(before[n].equal(x) for n, x in model.state_dict().items())
 

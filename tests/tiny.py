@@ -187,6 +187,8 @@ class Bench:
         percentile: float = 1.0,
         collect: Collect = "default",
         share: bool = False,
+        round: bool = False,
+        rank: int = RANK,
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
             method = formats.method(name)
@@ -195,8 +197,9 @@ class Bench:
                 exclude=list(exclude),
                 quantize_mha=mha,
                 share_scales=share,
+                round_scales=round,
                 block_size=method.block_size and BLOCK,
-                rank=method.rank and RANK,
+                rank=method.rank and rank,
             )
             per_step = (percentile, collect) != (1.0, "default")
             stats = self.stats(size, steps, per_step) if method.observes else None
@@ -206,7 +209,7 @@ class Bench:
             quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
             return Checkpoint(ctx.out, "checkpoint")
 
-        return self._once((name, alpha, exclude, mha, size, steps, percentile, collect, share), make)
+        return self._once((name, alpha, exclude, mha, size, steps, percentile, collect, share, round, rank), make)
 
     def graph(
         self,

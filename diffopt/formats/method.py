@@ -51,7 +51,12 @@ class Method:
     def shares(self) -> bool:
         """Whether layers of one input can be given the same scales, and have others without."""
         by_channel = isinstance(self.weight, dict) and self.weight.get("axis") is not None
-        return self.algorithm == "smoothquant" or (self.algorithm == "max" and not by_channel)
+        return self.algorithm in ("smoothquant", "svdquant") or (self.algorithm == "max" and not by_channel)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether its scales can be chosen such that BF16 holds them."""
+        return self.algorithm == "svdquant"
 
     @property
     def records(self) -> bool:

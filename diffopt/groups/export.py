@@ -11,7 +11,7 @@ from diffopt.schema import Group
 
 GRAPH = ("engine", "opset", "batch_size", "max_batch_size", "high_precision_dtype", "builder_optimization_level")
 PACKED = ("max_shard_size",)
-LAYOUTS = ("huggingface", "comfyui")
+LAYOUTS = ("huggingface", "comfyui", "svdquant", "nunchaku")
 """Kinds that other programs load."""
 
 
@@ -19,10 +19,10 @@ class Export(Group):
     steers: ClassVar[frozenset[str]] = frozenset({"kind", "engine"})
     readers: ClassVar[dict[str, str]] = {
         **dict.fromkeys(GRAPH, "a graph (export=onnx, export=tensorrt)"),
-        **dict.fromkeys(PACKED, "weights (export=native, export=huggingface)"),
+        **dict.fromkeys(PACKED, "weights in a folder (export=native, huggingface, svdquant, nunchaku)"),
     }
 
-    kind: Literal["graph", "native", "huggingface", "comfyui"] = "graph"
+    kind: Literal["graph", "native", "huggingface", "comfyui", "svdquant", "nunchaku"] = "graph"
     """An ONNX graph, or safetensors of real low-precision weights: for `diffopt.load`, or as
     other programs load them."""
     engine: bool = False

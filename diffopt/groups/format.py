@@ -85,7 +85,8 @@ class Format(Group):
     readers: ClassVar[dict[str, str]] = {
         "block_size": "a format whose blocks can be chosen (int4_awq, w4a8_awq)",
         "rank": "SVDQuant",
-        "share_scales": "a format that is calibrated on maxima (int8_sq, fp8, nvfp4)",
+        "share_scales": "a format with scales of whole tensors, or that smooths (int8_sq, fp8, nvfp4, nvfp4_svdquant)",
+        "round_scales": "SVDQuant",
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
         "candidates": "format=auto",
         "budget": "format=auto",
@@ -99,6 +100,8 @@ class Format(Group):
     """Quantize the query, key and value of attention to FP8 too."""
     share_scales: bool = False
     """Give layers of one input, such as q, k and v, the same scales, as what has them in one product reads them."""
+    round_scales: bool = False
+    """Of SVDQuant: choose scales that BF16 holds, as vLLM-Omni and Nunchaku store them. Inputs are scaled by powers of two."""
     block_size: int | None = Field(default=None, ge=16)
     """Weights that share a scale, along a layer's input features; null takes the format's default."""
     rank: int | None = Field(default=None, ge=1)
@@ -133,6 +136,7 @@ class FormatView(View, of=Format):
     exclude: list[str]
     quantize_mha: bool
     share_scales: bool = False
+    round_scales: bool = False
     block_size: int | None = None
     rank: int | None = None
 
@@ -144,6 +148,7 @@ class FormatView(View, of=Format):
         reads = {
             "quantize_mha": method.attention,
             "share_scales": method.shares and choices.format.name != "auto",
+            "round_scales": method.rounds,
             "block_size": method.block_size,
             "rank": method.rank,
         }
@@ -159,15 +164,16 @@ class FormatView(View, of=Format):
                 exclude=group.exclude,
                 quantize_mha=group.quantize_mha,
                 share_scales=group.share_scales,
+                round_scales=group.round_scales,
                 block_size=method.block_size and (group.block_size or method.block_size),
                 rank=method.rank and (group.rank or method.rank),
             )
         ]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
-        """Without `share_scales` where they are not shared: checkpoints from before there was such a choice stay known."""
-        found = super().identity(used)
-        return found if self.share_scales else {n: x for n, x in found.items() if n != "share_scales"}
+        """Without what is false of scales: checkpoints from before there was such a choice stay known."""
+        later = {name for name in ("share_scales", "round_scales") if not getattr(self, name)}
+        return {n: x for n, x in super().identity(used).items() if n not in later}
 
 
 class MixView(View, of=Format):

@@ -1,12 +1,13 @@
 """What of an export is refused before anything runs: formats that its layout does not have, and what is not installed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from diffopt import formats
+from diffopt.files.layers import Layer
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.format import Format
 from diffopt.kernels.capability import KIND
-from diffopt.layouts import COMFYUI, UNREAD
+from diffopt.layouts import COMFYUI, MULTIPLES, RANKS, SVDQUANT, UNREAD
 from diffopt.layouts.families import NAMES
 from diffopt.machine.environment import Environment
 from diffopt.view import Choices
@@ -25,6 +26,8 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
             )
         if export.kind == "comfyui" and picked:
             yield from _comfyui(choices.model.family, picked)
+        if export.kind in SVDQUANT and picked:
+            yield from _svdquant(export.kind, choices.model.dtype, picked)
         if export.kind == "native" and picked and picked.name not in KIND:
             there = " or ".join(f"format={name}" for name in KIND)
             yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
@@ -69,4 +72,35 @@ def _comfyui(family: str, picked: Format) -> Iterator[str]:
         yield (
             "format.share_scales: q, k and v are one layer for ComfyUI, with one scale (got false); "
             "set format.share_scales=true"
+        )
+
+
+def _svdquant(kind: str, dtype: str, picked: Format) -> Iterator[str]:
+    reader, form = SVDQUANT[kind], "nvfp4_svdquant"
+    if picked.name != form:
+        yield f"export: {reader}'s layout has SVDQuant alone (got {kind} with {picked.name}); choose format={form}"
+        return
+    if dtype != "bfloat16":
+        yield f"model.dtype: {reader} computes this layout in BF16 (got {dtype}); set model.dtype=bfloat16"
+    if not picked.round_scales:
+        yield f"format.round_scales: {reader} keeps scales in BF16 (got false); set format.round_scales=true"
+    if kind == "svdquant" and not picked.share_scales:
+        yield (
+            f"format.share_scales: q, k and v are one layer for {reader}, with one projection down (got false); "
+            "set format.share_scales=true"
+        )
+    rank = picked.rank or formats.method(form).rank or 0
+    if rank % (step := RANKS.get(kind, 1)):
+        yield f"format.rank: {reader} takes multiples of {step} (got {rank}); round it"
+
+
+def lengths(choices: Choices, quantized: Sequence[Layer]) -> Iterator[str]:
+    """Why the chosen export does not take these layers."""
+    kind = choices.export.kind if choices.export else ""
+    outputs, inputs = MULTIPLES.get(kind, (1, 1))
+    broken = [x for x in quantized if x.shape[0] % outputs or x.shape[1] % inputs]
+    for layer in broken[:1]:
+        yield (
+            f"export: {layer.name} has {layer.shape[0]} outputs and {layer.shape[1]} inputs, which are not multiples of "
+            f"{outputs} and {inputs} (got {kind}; {len(broken)} such layers); leave them out by format.exclude"
         )

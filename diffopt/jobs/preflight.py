@@ -18,7 +18,7 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.data import STEPS, Data
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.model import BYTES
-from diffopt.jobs import schedule
+from diffopt.jobs import export_checks, schedule
 from diffopt.machine import environment
 from diffopt.models.parts import Parts
 from diffopt.pipeline.outline import outline
@@ -126,6 +126,7 @@ def _format(choices: Choices, layers: Sequence[Layer], kept: list[str]) -> Itera
             f"export: {convolved[0]} is a convolution, which the layout has no place for (got {choices.export.kind}); "
             f"set format.exclude={[*chosen.exclude, *globs]}"
         )
+    yield from export_checks.lengths(choices, left)
     if not left:
         yield f"format.exclude: leaves no layer to quantize (got {chosen.exclude}); drop some of it"
     if method.block_size:

@@ -9,3 +9,9 @@ UNREAD = {
     "nvfp4_svdquant": "it has no place for a low-rank part; choose format=nvfp4",
 }
 """Why it does not read the others, and what to choose: its NVFP4 alone takes `pre_quant_scale` (comfy/quant_ops.py)."""
+SVDQUANT = {"svdquant": "vLLM-Omni", "nunchaku": "Nunchaku"}
+"""Layouts of SVDQuant alone, and who reads them."""
+MULTIPLES = {"nunchaku": (128, 128)}
+"""What a quantized layer's outputs and inputs are multiples of in a layout."""
+RANKS = {"nunchaku": 16}
+"""What the rank of the part that is kept beside is a multiple of."""

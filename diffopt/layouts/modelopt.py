@@ -7,6 +7,7 @@ written here is what was scored: the codes that simulation stands for, bit for b
 
 import fnmatch
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,21 @@ ALGORITHM = {
 GROUPS = {"NVFP4": BLOCK, "NVFP4_SVD": BLOCK, "MXFP8": MX_BLOCK}
 """Numbers of a block, where a format has no choice."""
 MIXED = "MIXED_PRECISION"
+
+
+@dataclass(frozen=True)
+class Unified:
+    """The layout of a folder, of a checkpoint with these blocks and this rank by this modelopt."""
+
+    version: str
+    block_size: int | None
+    rank: int | None
+
+    def layer(self, quantized: Any, format: str) -> Tensors:
+        return layer(quantized, format)
+
+    def config(self, formats: Mapping[str, str], plain: Iterable[str]) -> dict[str, Any]:
+        return config(formats, plain, self.version, self.block_size, self.rank)
 
 
 def layer(quantized: Any, format: str) -> Tensors:

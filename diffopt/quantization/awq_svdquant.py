@@ -21,6 +21,7 @@ from diffopt.errors import GateError
 from diffopt.formats.method import Rule
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.svdquant_scales import alike, settled
 
 Found = dict[str, torch.Tensor]
 """Buffer name -> value: amax, pre-quant scale (FP32, [channels]), low-rank factors A [rank, in] and B [out, rank];
@@ -35,13 +36,22 @@ class DerivedError(Exception):
     """A quantizer's scale is not what it was. Its name is the text."""
 
 
-def calibrate(model: torch.nn.Module, rules: list[Rule], algorithm: Any, loop: Callable[[torch.nn.Module], None]) -> Found:
+def calibrate(
+    model: torch.nn.Module,
+    rules: list[Rule],
+    algorithm: Any,
+    loop: Callable[[torch.nn.Module], None],
+    share: bool = False,
+    round: bool = False,
+) -> Found:
     """Quantize `model` in place, by a search over what `loop` shows it; returns what `rebuild` needs, on the CPU.
+
+    `share` and `round` are of SVDQuant's scales, as svdquant_scales.py says.
 
     Raises GateError when a layer was never reached, or by NaN, which would then be quantized without its search; and where
     a maximum is not finite.
     """
-    with torch.no_grad(), simulated(), smoothing() as scales:
+    with torch.no_grad(), simulated(), smoothing() as scales, settled(model, share, round):
         try:
             mtq.quantize(model, {"quant_cfg": copy.deepcopy(rules), "algorithm": algorithm}, loop)
         except AssertionError as e:
@@ -111,19 +121,29 @@ def _straighten(model: torch.nn.Module) -> None:
 def _put_back(model: torch.nn.Module, found: Mapping[str, torch.Tensor]) -> None:
     device = next(model.parameters()).device
     stored = {n.removesuffix(AMAX): x.to(device) for n, x in found.items() if n.endswith(AMAX)}
-    for name, quantizer in quantizers(model):
-        if not quantizer.is_enabled:
-            continue
-        derived = quantizer.amax
+    on = {name: quantizer for name, quantizer in quantizers(model) if quantizer.is_enabled}
+    largest = _largest(on, {n.removesuffix(A): x for n, x in found.items() if n.endswith(A)})
+    for name, quantizer in on.items():
+        derived = largest.get(name, quantizer.amax)
         if derived is None and name in stored:
             quantizer.amax = stored[name]
         # The product B A has other last bits on another device, and with it the maximum of what is left.
         elif derived is not None and not (
-            name in stored and derived.shape == stored[name].shape and torch.allclose(derived, stored[name], rtol=0.01, atol=0)
+            name in stored
+            and derived.shape == stored[name].shape
+            and torch.allclose(derived.float(), stored[name].float(), rtol=0.01, atol=0)
         ):
             raise DerivedError(name)
         elif derived is not None:
+            if quantizer.amax.dtype != stored[name].dtype:
+                quantizer.reset_amax()  # which keeps its precision
             quantizer.amax = stored[name]
+
+
+def _largest(on: Mapping[str, Any], factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By quantizer of a weight the largest maximum of those that share its factor A, and so its scale."""
+    groups = alike([n for n in on if n in factors], factors)
+    return {name: torch.stack([on[n].amax for n in group]).amax(0) for name, group in groups.items()}
 
 
 def _add_mode(model: torch.nn.Module, algorithm: Any) -> None:

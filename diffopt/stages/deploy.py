@@ -1,4 +1,4 @@
-"""deploy: the checkpoint as other programs load it: vLLM-Omni, SGLang and TensorRT-LLM, or ComfyUI."""
+"""deploy: the checkpoint as other programs load it: vLLM-Omni, SGLang and TensorRT-LLM, ComfyUI, or diffusers."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from diffopt.view import Choices, View
 
 
 class LayoutView(View, of=Export):
-    kind: Literal["graph", "native", "huggingface", "comfyui"]
+    kind: Literal["graph", "native", "huggingface", "comfyui", "svdquant", "nunchaku"]
     max_shard_size: str
 
     @classmethod
@@ -30,7 +30,7 @@ def wanted(choices: Choices) -> bool:
 @stage(version=1, when="export", only=wanted, probes=("numerics", "modelopt"))
 def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Checkpoint) -> DeployedCheckpoint:
     from diffopt import __version__
-    from diffopt.layouts import comfyui, folder
+    from diffopt.layouts import comfyui, folder, modelopt, nunchaku, svdquant
     from diffopt.layouts.families import NAMES
     from diffopt.machine.environment import package
     from diffopt.pipeline.open import by_name
@@ -39,6 +39,11 @@ def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Che
     pinned, head = PipelineFile.read(pipeline.path), CheckpointFile.read(checkpoint.path)
     whole = restore(ctx, pipeline, checkpoint)
     formats = {name: (head.mix or {}).get(name, head.format) for name in quantized_layers(whole)}
+    layouts: dict[str, folder.Layout] = {
+        "huggingface": modelopt.Unified(package("nvidia-modelopt") or "", head.block_size, head.rank),
+        "svdquant": svdquant.Rows(head.rank or 0),
+        "nunchaku": nunchaku.Lanes(head.rank or 0),
+    }
     taken = 0
     for name, backbone in by_name(pinned, whole).items():
         prefix = f"{name}." if len(pinned.backbones) > 1 else ""
@@ -47,8 +52,7 @@ def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Che
             if export.kind == "comfyui":
                 taken += comfyui.write(ctx.out / f"{name}.safetensors", backbone, own, NAMES[pinned.family])
             else:
-                made_by = package("nvidia-modelopt") or ""
-                taken += folder.write(ctx.out / name, backbone, own, head, made_by, export.max_shard_size)
+                taken += folder.write(ctx.out / name, backbone, own, layouts[export.kind], export.max_shard_size)
         except ValueError as e:
             raise GateError(f"export: {e} (got {export.kind})") from None
     DeployFile(

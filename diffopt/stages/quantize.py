@@ -76,7 +76,9 @@ def quantize(
     if method.records:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:
-            found = calibrate(backbone, scheme.rules, scheme.algorithm, replay(paths, tick))
+            found = calibrate(
+                backbone, scheme.rules, scheme.algorithm, replay(paths, tick), format.share_scales, format.round_scales
+            )
         checkpoint.check(backbone, scheme.layers, inputs=method.input is not None)
         checkpoint.save_found(ctx.out, head(layers=tuple(checkpoint.quantized_layers(backbone))), found)
     else:
