@@ -58,6 +58,7 @@ def run(store: Store, given: argparse.Namespace) -> None:
     directory: Path = given.directory
     if given.bare and given.way:
         raise StoreError(f"store export: --bare copies an artifact as it lies (got --as {given.way} too); drop one of them")
+    upload.check(given)
     entry = _named(store, given.id, WAYS[given.way] if given.way else None)
     way = WAYS[given.way] if given.way else None if given.bare else _own(store, entry)
     if given.push_to_hub and not way:

@@ -18,6 +18,15 @@ def arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--yes", action="store_true", help="upload it; without this it is only listed")
 
 
+def check(given: argparse.Namespace) -> None:
+    """Raises StoreError for flags that mean nothing alone, and for what is no repository."""
+    for flag in ("private", "yes"):
+        if getattr(given, flag) and not given.push_to_hub:
+            raise StoreError(f"store export: there is nothing to upload (got --{flag}); name a repository by --push-to-hub")
+    if given.push_to_hub:
+        push.check(given.push_to_hub)
+
+
 def again(directory: Path, way: Way, entry: Entry) -> bool:
     """Whether a directory that exists was written from this artifact, so that it is uploaded as it stands.
 
