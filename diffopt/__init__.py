@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffopt.report.outcome import Outcome
 
 __version__ = "0.1.0"
-__all__ = ["DiffoptError", "load", "run"]
+__all__ = ["DiffoptError", "compile", "load", "run"]
 
 
 def run(
@@ -32,6 +32,35 @@ def run(
     from diffopt.cli import call
 
     return call.run(recipe, overrides or {}, Path(config_dir).expanduser() if config_dir is not None else None, quiet)
+
+
+def compile(
+    backbone: Any,
+    model_id: str,
+    onnx_path: str | PathLike[str] | None = None,
+    engine_path: str | PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    cuda_graph: bool = False,
+    config_dir: str | PathLike[str] | None = None,
+) -> Any:
+    """An engine plan in the place of a backbone, by TensorRT, or by TensorRT-RTX where only that is installed.
+
+    `backbone` is a module of diffusers, plain or quantized by Model-Optimizer, or a pipeline, whose backbones are replaced in
+    it; what is returned is the module that takes its place, or the pipeline. `model_id` is an option of `model`, `overrides`
+    are fields by name: `{"model.height": 512, "export.max_batch_size": 4}`, or `{"cache": "cachify"}` for a pipeline whose
+    graph is to be cut. The graph is written to `onnx_path` and the plan to `engine_path`; what is there is used, so that a
+    plan needs no graph and a graph no weights. Without a path it is not kept. `.close()` of the module ends it.
+
+    Raises `diffopt.DiffoptError` where no plan runs, for a directory of something else, and for what cannot be exported.
+    """
+    from diffopt.cli import call
+    from diffopt.jobs import compiled_backbone
+
+    folder = Path(config_dir).expanduser() if config_dir is not None else None
+    choices = call.choices(overrides or {}, folder, f"model={model_id}", "export=tensorrt")
+    paths = (Path(p).expanduser() if p is not None else None for p in (onnx_path, engine_path))
+    return compiled_backbone.compile(backbone, choices, *paths, cuda_graph=cuda_graph)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,11 +18,12 @@ import onnxruntime
 
 from diffopt.artifact import EnginePlan, OnnxGraph
 from diffopt.files.graph import OnnxGraphFile, Profile
+from diffopt.files.plan import EnginePlanFile
 from diffopt.graph import engine
 from diffopt.runtimes.onnxruntime import settings
-from diffopt.stages.build import BuilderView, build
 
 MARK = b"recorded "
+VERSION = "1.0"
 NEED = 1 << 12
 """Bytes of memory that an engine takes for each row of its largest call."""
 
@@ -243,25 +244,19 @@ class Library:
         self.runs = True
         self.takes_kernels = True
         there = [c for c in COMMON if c is not Runtime] + ([*OF_RTX] if flavour == "tensorrt_rtx" else [])
-        self.module = SimpleNamespace(**{c.__name__: c for c in there}, Runtime=lambda logger: Runtime(self, logger))
+        named = {c.__name__: c for c in there} | {"__version__": VERSION}
+        self.module = SimpleNamespace(**named, Runtime=lambda logger: Runtime(self, logger))
 
     def install(self, monkeypatch: Any) -> "Library":
         from diffopt.machine import environment
 
         monkeypatch.setattr(engine, "module", lambda flavour: self.module)
-        monkeypatch.setattr(environment, "tensorrt", lambda: {"flavour": self.flavour, "version": "1.0"})
-        monkeypatch.setattr(engine, "build", self._build)
+        monkeypatch.setattr(environment, "tensorrt", lambda: {"flavour": self.flavour, "version": VERSION})
         return self
 
     def executed(self) -> list[tuple[Any, ...]]:
         """Of each execution the file, the profile, where its memory lay, and where its tensors."""
         return [c[1:] for c in self.calls if c[0] == "execute"]
-
-    def _build(self, graph: Path, *_: Any, profile: Profile | None = None, **__: Any) -> engine.Built:
-        given = profile or next((x for x in _ if isinstance(x, Mapping)), None)
-        return engine.Built(
-            plan(graph, [given] if given else []), self.flavour, "1.0", "this machine", [given] if given else []
-        )
 
 
 def plan(graph: Path, profiles: Sequence[Profile]) -> bytes:
@@ -270,8 +265,29 @@ def plan(graph: Path, profiles: Sequence[Profile]) -> bytes:
     return MARK + json.dumps({"graph": str(graph), "profiles": shapes}).encode()
 
 
-def planned(b: Any, graph: OnnxGraph) -> EnginePlan:
-    """The plan of a graph by the stage, with an installed library."""
+def write(graph: OnnxGraph, out: Path, flavour: str = "tensorrt_rtx") -> None:
+    """What the stage would build of a graph, with the shapes of its graph.json as the only profile."""
+    for part in graph.by_backbone().values():
+        head, folder = OnnxGraphFile.read(part.path), out / part.path.relative_to(graph.path)
+        folder.mkdir(exist_ok=True)
+        head.write(folder)
+        for file in head.parts:
+            text = plan(part.path / file.file, [file.profile] if file.profile else [])
+            (folder / file.file).with_suffix(".plan").write_bytes(text)
+    head = OnnxGraphFile.read(graph.path)
+    head.write(out)
+    EnginePlanFile(
+        builder=flavour,
+        version=VERSION,
+        target="this machine",
+        profiles=(head.profile,) if head.profile else (),
+        builder_optimization_level=0,
+        bytes=sum(p.stat().st_size for p in out.rglob("*.plan")),
+        format=head.format,
+    ).write(out)
+
+
+def planned(b: Any, graph: OnnxGraph, flavour: str = "tensorrt_rtx") -> EnginePlan:
     context = b.context()
-    build.run(context, BuilderView(builder_optimization_level=0), graph)
+    write(graph, context.out, flavour)
     return EnginePlan(context.out, "plan")

@@ -31,6 +31,7 @@ from diffopt.runtimes import RUNTIMES, Running
 from diffopt.runtimes.engines import Engines
 from diffopt.runtimes.stand_in import StandIn
 from diffopt.runtimes.tensorrt import OpenPlan
+from diffopt.stages.build import BuilderView, build
 from diffopt.stages.sample import sample
 
 REAL = environment.tensorrt()
@@ -66,7 +67,7 @@ def test_every_name_that_is_recorded_is_one_of_tensorrt_rtx(cls: type) -> None:
 def test_a_plan_computes_the_backbone_in_its_place(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Library(flavour).install(monkeypatch)
     b = bench(family="flux")
-    found = stood_in(b, planned(b, b.graph(None)))
+    found = stood_in(b, planned(b, b.graph(None), flavour))
     exact = call(b.backbone(), b.inputs())
     (out,) = found(**b.inputs(), return_dict=False)
     assert float((out - exact).norm() / exact.norm()) < 1e-5
@@ -83,7 +84,7 @@ def test_tensors_of_the_graphs_own_types_are_not_copied(library: Library) -> Non
     assert addresses == {n: x.data_ptr() for n, x in given.items()} | {OUTPUT: out.data_ptr()}
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("rows", some([1, 2, 3], [1, 3]))
 def test_a_plan_takes_every_number_of_rows_of_its_profile(rows: int, library: Library) -> None:
     b = bench(family="flux")
     (out,) = stood_in(b, planned(b, b.graph(None, most=3)))(**b.inputs(rows), return_dict=False)
@@ -181,6 +182,19 @@ def test_the_stage_draws_the_pictures_that_onnxruntime_draws_and_says_what_drew_
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.skipif(REAL is None, reason="no engine builder is installed")
+@pytest.mark.parametrize("cut", some([False, True], [False]))
+def test_the_stage_puts_what_a_plan_takes_beside_it(cut: bool) -> None:
+    b = bench(family="flux")
+    graph, context = b.graph(None, cut=cut_of(view(b)) if cut else None), b.context()
+    build.run(context, BuilderView(builder_optimization_level=0), graph)
+    plan = EnginePlan(context.out, "plan")
+    assert plan.by_backbone() == {"transformer": plan}
+    head = OnnxGraphFile.read(plan.path)
+    assert head == OnnxGraphFile.read(graph.path)
+    assert all((plan.path / p.file).with_suffix(".plan").stat().st_size > 0 for p in head.parts)
+
+
 # What does not run here.
 
 
@@ -198,7 +212,7 @@ def test_a_plan_of_another_version_or_gpu_is_refused_with_all_reasons(library: L
     library.validity = EngineValidity.INVALID, int(both)
     assert refused(plan) == (
         "tensorrt: model.plan does not run here: version mismatch; unsupported compute capability (got a plan of "
-        "tensorrt_rtx 1.0 for this machine; here is tensorrt_rtx 1.0 on a machine without a GPU); build it again here"
+        "tensorrt_rtx 1.0 for this machine; here is tensorrt_rtx 1.0 on a machine without a GPU); build it again"
     )
 
 
@@ -206,7 +220,9 @@ def test_a_plan_of_the_other_flavour_is_refused(library: Library, monkeypatch: p
     b = bench(family="flux")
     plan = planned(b, b.graph(None))
     Library("tensorrt").install(monkeypatch)
-    assert refused(plan).startswith("tensorrt: model.plan does not run here: it is for tensorrt_rtx (got a plan of ")
+    assert refused(plan).startswith(
+        "tensorrt: model.plan does not run here: it is of another builder than is installed (got a plan of tensorrt_rtx 1.0 "
+    )
 
 
 def test_what_is_no_plan_is_refused_with_the_librarys_words(library: Library) -> None:

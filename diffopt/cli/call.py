@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -22,10 +22,12 @@ from diffopt.cli.searchpath import GROUP, bundled, register
 from diffopt.cli.singletons import apart
 from diffopt.errors import ConfigError, DiffoptError, PlanError
 from diffopt.groups import PICKS
+from diffopt.groups.validate import choose
 from diffopt.jobs import job
 from diffopt.jobs.runner import let_go
 from diffopt.report.outcome import Outcome
 from diffopt.report.run_directory import RUN
+from diffopt.view import Choices
 
 log = logging.getLogger("diffopt")
 LOG = "diffopt.log"
@@ -50,10 +52,26 @@ def run(recipe: str, overrides: Mapping[str, Any], config_dir: Path | None, quie
         raise ConfigError(f"diffopt.run: overrides are a dict (got {overrides!r}); as {{'calib.alpha': 0.5, 'format': 'fp8'}}")
     asked = [override(key, value) for key, value in overrides.items()]
     arguments = [f"+{GROUP}={recipe}", *asked]
-    try:
+    with _told(arguments):
         composed = _composed(arguments, config_dir)
         with _logged(composed.directory, quiet), _variables():
             return _run(composed, asked)
+
+
+def choices(overrides: Mapping[str, Any], config_dir: Path | None, *picks: str) -> Choices:
+    """What the command line would make of these picks, as `model=flux_dev`, and overrides. Raises ConfigError for what is
+    wrong in them."""
+    asked = [*picks, *(override(key, value) for key, value in overrides.items())]
+    with _told(asked):
+        found: Any = OmegaConf.to_container(_composed(asked, config_dir).config, resolve=True)
+        return choose(found)
+
+
+@contextmanager
+def _told(arguments: list[str]) -> Iterator[None]:
+    """Within it Hydra's errors are ours, as the command line says them."""
+    try:
+        yield
     except DiffoptError:
         raise
     except (HydraException, OmegaConfBaseException, YAMLError) as e:

@@ -45,7 +45,8 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
 def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, dict[str, Any]]:
     """The same without backbones, and those by name, on the meta device: for what is to stand in their places."""
     pinned = PipelineFile.read(pipeline.path)
-    empty = by_name(pinned, empty_backbone(ctx, pipeline).to(getattr(torch, pinned.dtype)))
+    with default_dtype(getattr(torch, pinned.dtype)):
+        empty = by_name(pinned, empty_backbone(ctx, pipeline))
     own: dict[str, Any] = {**empty}
     if not texts or pinned.weights == "random":
         own |= dict.fromkeys(_texts(ctx, pinned))

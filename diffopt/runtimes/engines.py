@@ -41,8 +41,8 @@ class Engines:
 
         Raises PlanError for a plan of another flavour, version or GPU.
         """
-        if head.builder != self.flavour:
-            raise self._refused(path, head, [f"it is for {head.builder}"])
+        if (head.builder, head.version) != (self.flavour, self.trt.__version__):
+            raise self._refused(path, head, ["it is of another builder than is installed"])
         content = path.read_bytes()
         if reasons := self._flaws(content):
             raise self._refused(path, head, reasons)
@@ -58,10 +58,13 @@ class Engines:
         """Keep TensorRT-RTX's kernels for the next process."""
         if self._kernels is None or self._file is None:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         partial = self._file.with_suffix(".partial")
-        partial.write_bytes(bytes(self._kernels.serialize()))
-        partial.replace(self._file)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(bytes(self._kernels.serialize()))
+            partial.replace(self._file)
+        except OSError as e:  # what was drawn is as good without
+            log.info("tensorrt: the kernels cannot be kept: %s", e)
 
     @property
     def _rtx(self) -> bool:
@@ -109,7 +112,7 @@ class Engines:
         here = f"{self.flavour} {self.version} on {gpus[0]['name'] if gpus else 'a machine without a GPU'}"
         return PlanError(
             f"tensorrt: {path.name} does not run here: {_said(reasons)} (got a plan of {head.builder} {head.version} for "
-            f"{head.target}; here is {here}); build it again here"
+            f"{head.target}; here is {here}); build it again"
         )
 
 

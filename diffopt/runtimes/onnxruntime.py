@@ -18,7 +18,7 @@ from diffopt.files.graph import OnnxGraphFile
 from diffopt.groups.cache import CacheView
 from diffopt.machine.worker import THREADS
 from diffopt.models import Family
-from diffopt.pipeline.open import family_of, open_pipeline
+from diffopt.pipeline.open import family_of, open_around
 from diffopt.runtimes import Running, Under
 from diffopt.runtimes.cut_graph import Change, CutGraph, Run
 from diffopt.runtimes.hits import check_hits
@@ -43,11 +43,10 @@ def running(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, cache: CacheVi
 def opened(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, *, texts: bool) -> Under:
     """The same under several caches in turn that reuse the blocks the graph is cut at; one that never hits is let through."""
     family = family_of(pipeline)
-    pipe = open_pipeline(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
+    pipe, own = open_around(Context(ctx.out, ctx.digest, ctx.locate), pipeline, texts=texts)
     graphs = subject.by_backbone()
     heads = {name: OnnxGraphFile.read(graph.path) for name, graph in graphs.items()}
     sessions = {name: _sessions(graph, heads[name]) for name, graph in graphs.items()}
-    own = {name: getattr(pipe, name) for name in graphs}
     batch = OnnxGraphFile.read(subject.path).batch_size
 
     @contextmanager

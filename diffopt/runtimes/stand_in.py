@@ -14,6 +14,7 @@ from diffopt.caches.statistics import Statistics
 from diffopt.errors import GateError
 from diffopt.files.graph import OUTPUT, OnnxGraphFile
 from diffopt.models import Family
+from diffopt.pipeline.open import default_dtype
 from diffopt.runtimes.bounds import Bounds, holding, misfit
 from diffopt.runtimes.cut_graph import CutGraph, Place
 
@@ -46,6 +47,8 @@ class StandIn(torch.nn.Module):
         self.cache_context = getattr(backbone, "cache_context", None)  # a UNet has none
         self.family = family
         self.names = list(signature(backbone.forward).parameters)
+        self.close: Callable[[], Any] = lambda: None
+        """To be called when it is no longer needed, where it was opened by hand."""
 
     def forward(self, *positional: Any, return_dict: bool = True, **arguments: Any) -> Any:
         """The prediction as `.sample`, or without `return_dict` in a tuple, as diffusers' backbones give it."""
@@ -81,8 +84,8 @@ class CutStandIn(StandIn):
         super().__init__(lambda feeds: self._run(feeds), head, family, backbone, device)
         self.parts, self.values, self.loop = parts, values, loop
         self.reused = head.reused or ()
-        with torch.device("meta"):  # its arithmetic is counted, its weights are let go
-            self.meter = Meter(type(backbone).from_config(backbone.config).to(backbone.dtype))
+        with torch.device("meta"), default_dtype(backbone.dtype):  # its arithmetic is counted
+            self.meter = Meter(type(backbone).from_config(backbone.config))
 
     def computed(self, feeds: Feeds, positional: tuple[Any, ...], arguments: Mapping[str, Any]) -> torch.Tensor:
         self.meter.see(positional, {**arguments, "return_dict": False})

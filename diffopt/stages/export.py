@@ -1,7 +1,7 @@
 """export: the backbone, plain or quantized, as an ONNX graph with its quantized weights stored in few bits."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ def export(
     import torch
 
     from diffopt.graph.calls import Calls
-    from diffopt.pipeline.open import config, family_of, tokens
+    from diffopt.pipeline.open import by_name, config, family_of, tokens
     from diffopt.quantization.checkpoint import restore
     from diffopt.quantization.narrow import narrow
 
@@ -64,7 +64,6 @@ def export(
     pinned = PipelineFile.read(pipeline.path)
     whole = restore(ctx, pipeline, checkpoint)
     narrow(whole, getattr(torch, export.high_precision_dtype or pinned.dtype))
-    several = isinstance(whole, torch.nn.ModuleDict)
     layers = head.layers if head else ()
     described = partial(
         OnnxGraphFile,
@@ -74,24 +73,46 @@ def export(
         batch_size=export.batch_size,
         diffusers=diffusers.__version__,
     )
+    extent = Size(1, model.height, model.width, model.max_sequence_length or tokens(ctx, pipeline), model.frames or 1)
+    vae = config(ctx, pinned, "vae")
+
+    def calls(backbone: torch.nn.Module) -> Calls:
+        return Calls(backbone, family, vae, extent, family.rows(model), export.batch_size, export.max_batch_size)
+
+    def reuse(name: str, backbone: torch.nn.Module) -> "list[Segment]":
+        return reused(cache, family, name, backbone)
+
+    write_graphs(ctx.out, by_name(pinned, whole), calls, export.opset, layers, reuse, described)
+
+
+def write_graphs(
+    out: Path,
+    backbones: "Mapping[str, torch.nn.Module]",
+    calls: "Callable[[torch.nn.Module], Calls]",
+    opset: int,
+    layers: Sequence[str],
+    reuse: "Callable[[str, torch.nn.Module], list[Segment]]",
+    described: Callable[..., OnnxGraphFile],
+) -> None:
+    """Write the graphs of a pipeline's backbones to the directory `out`, of several in a folder each, and what they are.
+
+    `layers` are the quantized ones, `calls` what a backbone's graph is to take, and `reuse` where it is to be cut.
+    """
+    several = len(backbones) > 1
     graphs: dict[str, OnnxGraphFile] = {}
-    for name in pinned.backbones:
-        backbone = whole[name] if isinstance(whole, torch.nn.ModuleDict) else whole
+    for name, backbone in backbones.items():
         own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
-        folder = ctx.out / name if several else ctx.out
+        folder = out / name if several else out
         folder.mkdir(exist_ok=True)
-        extent = Size(1, model.height, model.width, model.max_sequence_length or tokens(ctx, pipeline), model.frames or 1)
-        vae, reused = config(ctx, pinned, "vae"), _reused(cache, family, name, backbone)
-        calls = Calls(backbone, family, vae, extent, family.rows(model), export.batch_size, export.max_batch_size)
-        graphs[name] = _write(folder / "model.onnx", calls, export.opset, own, reused, described)
+        graphs[name] = _write(folder / "model.onnx", calls(backbone), opset, own, reuse(name, backbone), described)
         if several:
             graphs[name].write(folder)
     weights = sum(g.bytes for g in graphs.values())
     operators = dict(sum((Counter(g.operators) for g in graphs.values()), Counter()))
-    replace(graphs[pinned.backbones[0]], bytes=weights, operators=operators).write(ctx.out)
+    replace(next(iter(graphs.values())), bytes=weights, operators=operators).write(out)
 
 
-def _reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn.Module") -> "list[Segment]":
+def reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn.Module") -> "list[Segment]":
     """Where the graph of a backbone is to be cut. Raises GateError for what of its blocks cannot be reused."""
     if cache is None:
         return []
