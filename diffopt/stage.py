@@ -54,6 +54,8 @@ class Context:
     """A directory, perhaps not there yet, that outlives a killed run: the next one of the same step finds it."""
     compiled: Path | None = None
     """A directory, perhaps not there yet, for what torch.compile makes: it may go at any time."""
+    timings: Path | None = None
+    """The same for what TensorRT's builder learns of the speed of kernels."""
 
     def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `total` ticks on a terminal; yields the function that ticks."""

@@ -2,16 +2,18 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from conftest import some
 from onnx import TensorProto, helper
-from tiny import bench
+from tiny import LAYERS, bench
 
 from diffopt.artifact import EnginePlan
 from diffopt.errors import GateError, PlanError
-from diffopt.graph import engine
+from diffopt.graph.engine import builder
+from diffopt.graph.engine.builder import Options
 from diffopt.machine import environment
 from diffopt.stages.build import BuilderView, build
 
@@ -25,6 +27,8 @@ GRAPHS = {
     "nvfp4": ("nvfp4", "float16", {}),
     "nvfp4-attention": ("nvfp4", "float16", {"mha": True}),
 }
+
+FAST = Options(level=0)
 
 
 @cache
@@ -64,20 +68,20 @@ def write(path: Path, nodes: list[onnx.NodeProto], shape: list[int | str]) -> Pa
 
 def test_a_dynamic_axis_is_fixed_by_a_profile(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"])], ["batch", 4])
-    assert engine.build(path, 0).profiles == [{"x": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}]
+    assert builder.build(path, FAST).profiles == [{"x": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}]
 
 
 def test_a_profile_says_which_shapes_a_plan_takes(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"])], ["batch", 4])
     asked = {"x": {"min": [2, 4], "opt": [8, 4], "max": [16, 4]}}
-    assert engine.build(path, 0, asked).profiles == [asked]
+    assert builder.build(path, FAST, asked).profiles == [asked]
 
 
 def test_a_profile_of_other_static_axes_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"])], ["batch", 4])
     shapes = {"min": [2, 5], "opt": [2, 5], "max": [2, 5]}
     with pytest.raises(GateError, match="build: "):
-        engine.build(path, 0, {"x": shapes})
+        builder.build(path, FAST, {"x": shapes})
 
 
 @pytest.mark.matrix
@@ -94,25 +98,27 @@ def test_a_graph_with_a_dynamic_batch_is_built_from_one_row_to_its_most() -> Non
 
 def refused(path: Path) -> str:
     with pytest.raises(GateError) as raised:
-        engine.build(path, 0)
+        builder.build(path, FAST)
     return str(raised.value)
 
 
-def test_an_operator_that_the_parser_does_not_know_is_refused_in_one_line(tmp_path: Path) -> None:
-    said = refused(write(tmp_path / "model.onnx", [helper.make_node("Nonsense", ["x"], ["y"])], [2, 4]))
-    assert said.startswith("build: ")
-    assert "does not parse the graph" in said
+def test_an_operator_that_the_builder_lacks_is_refused_by_its_node_and_module(tmp_path: Path) -> None:
+    node = helper.make_node("Nonsense", ["x"], ["y"], name="/backbone/transformer_blocks.0/attn/Nonsense")
+    said = refused(write(tmp_path / "model.onnx", [node], [2, 4]))
+    assert (
+        "has no operator Nonsense (got node /backbone/transformer_blocks.0/attn/Nonsense, of transformer_blocks.0.attn)" in said
+    )
     assert "\n" not in said
 
 
 def test_types_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
-        helper.make_node("Add", ["x", "half"], ["y"]),
+        helper.make_node("Add", ["x", "half"], ["y"], name="/backbone/x_embedder/Add"),
     ]
     said = refused(write(tmp_path / "model.onnx", nodes, [2, 4]))
-    assert said.startswith("build: ")
-    assert "same" in said or "type" in said.lower()
+    assert "does not take node /backbone/x_embedder/Add, of x_embedder (got Add: " in said
+    assert "must have same input types" in said
     assert "\n" not in said
 
 
@@ -125,6 +131,58 @@ def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_without_a_builder_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "tensorrt", lambda: None)
+    monkeypatch.setattr(builder, "tensorrt", lambda: None)
     with pytest.raises(PlanError, match="pip install"):
-        engine.build(tmp_path / "model.onnx", 0)
+        builder.build(tmp_path / "model.onnx", FAST)
+
+
+# what is in a plan
+
+
+def counted(case: str) -> dict[str, int]:
+    return dict(planned(case).json("plan.json")["products"])
+
+
+@pytest.mark.parametrize(
+    ("case", "low"), some([("int8_sq", "INT8"), ("fp8", "FP8"), ("nvfp4", "FP4")], [("int8_sq", "INT8"), ("fp8", "FP8")])
+)
+def test_every_quantized_product_of_a_graph_runs_in_its_format(case: str, low: str) -> None:
+    assert counted(case)[low] == LAYERS
+    assert planned(case).json("plan.json")["quantized_products"] == LAYERS
+
+
+def test_a_plan_of_a_plain_graph_has_no_product_in_few_bits() -> None:
+    assert counted("plain").keys() == {"FP32"}
+
+
+@pytest.mark.matrix
+def test_products_of_quantized_attention_run_in_fp8_too() -> None:
+    assert counted("fp8-attention")["FP8"] > LAYERS
+
+
+def test_a_plans_layers_stand_beside_it_with_the_types_of_their_operands() -> None:
+    layers = planned("fp8").json("model.layers.json")
+    (first,) = (x for x in layers if "/backbone/transformer_blocks.0/ff/net.2/MatMul" in x["nodes"] and x["kind"] == "gemm")
+    assert [t["type"] for t in first["inputs"]] == ["FP8"]
+    assert "FP8" in {t["type"] for t in first["weights"]}
+
+
+def test_a_plan_that_multiplies_in_full_precision_alone_is_no_plan_of_its_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench()
+    plain = b.graph(None)
+    whole = builder.build
+
+    def full(graph: Path, options: Options, profile: Any) -> builder.Built:
+        return whole(plain.path / graph.name, options, profile)
+
+    monkeypatch.setattr(builder, "build", full)
+    with pytest.raises(
+        GateError, match=f"no matrix product in fp8, though {LAYERS} of the graph are quantized .got [0-9]+ in FP32"
+    ):
+        build.run(b.context(), BuilderView(builder_optimization_level=0), b.graph("fp8"))
+
+
+def test_a_plan_names_the_gpus_that_have_its_format() -> None:
+    assert planned("fp8").json("plan.json")["capabilities"] == ["8.9", "12.0"]
+    assert planned("int8_sq").json("plan.json")["capabilities"] == ["8.0", "8.6", "8.9", "12.0"]
+    assert planned("fp8").json("plan.json")["target"] == "any GPU of compute capability 8.9, 12.0"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from diffopt.machine import environment
 from diffopt.stage import stages
 from diffopt.store import assets
 from diffopt.store.fingerprint import fingerprint
@@ -310,6 +311,23 @@ def test_the_onnxruntime_version_is_in_only_where_it_runs(int8, fp8):
 
 def test_the_tensorrt_version_is_in_only_for_the_build(int8):
     assert changed(int8(), int8(probes={"tensorrt": {"flavour": "tensorrt", "version": "10.8"}})) == {"build"}
+
+
+def test_tensorrt_builds_again_on_another_gpu_and_tensorrt_rtx_does_not(int8, monkeypatch):
+    def plans(flavour):
+        monkeypatch.setattr(environment, "tensorrt", lambda: {"flavour": flavour, "version": "1"})
+        for name in ("A", "B"):
+            monkeypatch.setattr(environment, "device", lambda name=name: name)
+            yield int8(probes={"tensorrt": environment.builder()})
+
+    assert changed(*plans("tensorrt")) == {"build"}
+    assert changed(*plans("tensorrt_rtx")) == set()
+
+
+def test_a_plans_own_fields_build_it_again_and_export_no_graph_again(int8):
+    tensorrt = {"tensorrt": {"flavour": "tensorrt", "version": "11.4", "gpu": "A"}}
+    for field in ("refit=true", "weight_streaming=true", "workspace=2GB", "builder_optimization_level=1"):
+        assert changed(int8(probes=tensorrt), int8(f"export.{field}", probes=tensorrt)) == {"build"}
 
 
 def test_the_onnx_version_is_in_only_for_the_export(int8):

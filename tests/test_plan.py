@@ -10,6 +10,7 @@ from diffopt.artifact import Artifact, Checkpoint, Pipeline
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import CallView, Export, FormatView, Model
 from diffopt.groups.validate import choose
+from diffopt.jobs import export_checks
 from diffopt.jobs.job import prepare
 from diffopt.jobs.plan import make_plan
 from diffopt.machine.environment import Environment
@@ -185,6 +186,13 @@ def test_an_engine_plan_without_a_builder_is_refused(plan):
     (line,) = refused(plan, "+recipe=emoji_fp8", probes={"tensorrt": None})
     assert line.startswith("export: ")
     assert "export=onnx" in line
+
+
+def test_a_plan_that_can_be_refitted_is_refused_where_its_builder_lacks_a_gpu(plan, monkeypatch):
+    monkeypatch.setattr(export_checks, "gpus", lambda: ())
+    (line,) = refused(plan, "+recipe=emoji_fp8", "export.refit=true")
+    assert line.startswith("export.refit: TensorRT-RTX builds a plan that can be refitted on a GPU alone")
+    assert plan("+recipe=emoji_fp8", "export.refit=true", probes={"tensorrt": {"flavour": "tensorrt", "version": "11.4"}})
 
 
 def test_no_builder_is_needed_for_a_graph(plan):

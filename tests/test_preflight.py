@@ -122,6 +122,8 @@ def test_a_graph_that_no_disk_holds_is_refused(chosen: Any, tmp_path: Path, monk
     assert "export: the graph takes at least 190.7 MiB, but the store's disk has 100.0 MiB left" in refused(
         bench(), choices, many
     )
+    with_plan = refused(bench(), chosen(*FINE, "export=tensorrt"), many)
+    assert "export: the graph and its plan take at least 381.5 MiB, but the store's disk has 100.0 MiB left" in with_plan
 
 
 def test_all_reasons_are_said_at_once(chosen: Any, tmp_path: Path) -> None:

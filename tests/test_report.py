@@ -226,6 +226,17 @@ def test_the_plans_builder_version_target_and_profiles_are_there(tmp_path: Path)
     assert "tensorrt_rtx 1.7.1, optimization level 3 target any GPU of 8.9 profiles none" in text
 
 
+def test_how_many_products_of_a_plan_run_in_which_precision_is_there(tmp_path: Path) -> None:
+    exported(tmp_path)
+    found = {"products": {"INT8": 40, "FP32": 19}, "quantized_products": 40, "commands": ["tensorrt_rtx --onnx=model.onnx"]}
+    artifact(tmp_path, "build", {"plan.json": PLAN | found, "model.plan": 2048, "model.layers.json": 4096})
+    text = words(page(tmp_path))
+    assert "products of 59 matrix products, 40 of them quantized in the graph: 40 in INT8, 19 in FP32" in text
+    assert "Engine plan 2.0 KiB 50.0%" in text  # without the list of its layers
+    assert "tensorrt_rtx --onnx=model.onnx" in text
+    assert any("40 in INT8, 19 in FP32" in line for line in run_page.summary(tmp_path))
+
+
 def test_the_parts_of_a_graph_that_is_cut_are_named(tmp_path: Path) -> None:
     ports = {"inputs": ["x"], "outputs": ["out"], "entering": {}, "profile": None}
     parts = [{"file": f"model.{i}.onnx", "reused": i == 1, **ports, "bytes": 1024 * i} for i in range(3)]

@@ -27,7 +27,7 @@ PACKAGES = (
     "peft",
     "open-clip-torch",
     "tensorrt",
-    "tensorrt-rtx-cu13-bindings",
+    "tensorrt-rtx-cu13",
     "hydra-joblib-launcher",
     "hydra-submitit-launcher",
     "hydra-ray-launcher",

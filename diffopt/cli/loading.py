@@ -1,6 +1,6 @@
 """How to load an artifact that was copied out of the store: at most five lines of Python for each kind.
 
-They need nothing of diffopt but where a packed backbone or an engine plan of TensorRT-RTX is read.
+They need nothing of diffopt but where a packed backbone is read.
 """
 
 import json
@@ -97,12 +97,9 @@ def _plan(directory: Path) -> tuple[list[str], str]:
     head = EnginePlanFile.read(directory)
     found = sorted(directory.rglob("*.plan"))
     first = _text(found[0])
-    start = ["import tensorrt"]
-    if head.builder == "tensorrt_rtx":  # PyPI's bindings do not find their library themselves
-        start = ["from diffopt.graph.engine import module", 'tensorrt = module("tensorrt_rtx")']
     more = f" There are {len(found)}; `{EnginePlanFile.NAME}` says how they go together." if len(found) > 1 else ""
     return [
-        *start,
+        "import tensorrt" if head.builder == "tensorrt" else f"import {head.builder} as tensorrt",
         "runtime = tensorrt.Runtime(tensorrt.Logger())",
         f'engine = runtime.deserialize_cuda_engine(open({first}, "rb").read())',
         "print([engine.get_tensor_name(i) for i in range(engine.num_io_tensors)])",

@@ -9,16 +9,23 @@ from pydantic import Field, field_validator, model_validator
 from diffopt.artifact import Artifact, DeployedCheckpoint, EnginePlan, NativeCheckpoint, OnnxGraph
 from diffopt.schema import Group
 
-GRAPH = ("engine", "opset", "batch_size", "max_batch_size", "high_precision_dtype", "builder_optimization_level")
+GRAPH = ("engine", "opset", "batch_size", "max_batch_size", "high_precision_dtype")
+BUILT = ("builder_optimization_level", "refit", "weight_streaming", "workspace")
 PACKED = ("max_shard_size",)
 LAYOUTS = ("huggingface", "comfyui", "svdquant", "nunchaku")
 """Kinds that other programs load."""
+
+
+def bytes_of(size: str) -> int:
+    """Of 500MB or 10GB."""
+    return int(size[:-2]) * {"MB": 10**6, "GB": 10**9}[size[-2:]]
 
 
 class Export(Group):
     steers: ClassVar[frozenset[str]] = frozenset({"kind", "engine"})
     readers: ClassVar[dict[str, str]] = {
         **dict.fromkeys(GRAPH, "a graph (export=onnx, export=tensorrt)"),
+        **dict.fromkeys(BUILT, "an engine plan (export=tensorrt)"),
         **dict.fromkeys(PACKED, "weights in a folder (export=native, huggingface, svdquant, nunchaku)"),
     }
 
@@ -38,14 +45,20 @@ class Export(Group):
     """Precision of what is not quantized; null takes the model's."""
     builder_optimization_level: int = Field(ge=0, le=5, default=3)
     """TensorRT's effort: 0 builds fastest, 5 searches longest."""
+    refit: bool = False
+    """Build a plan whose weights can be replaced, by those of another fused LoRA for one."""
+    weight_streaming: bool = False
+    """Build a plan whose weights may stay in RAM, and come to the GPU as they are needed."""
+    workspace: str | None = None
+    """Scratch memory that a layer of the plan may take, as 2GB; null leaves it to the builder."""
     max_shard_size: str = "10GB"
     """Largest file of packed weights; larger ones are split."""
 
-    @field_validator("max_shard_size")
+    @field_validator("max_shard_size", "workspace")
     @classmethod
-    def _is_size(cls, value: str) -> str:
-        if not re.fullmatch("[1-9][0-9]*(MB|GB)", value):
-            raise ValueError("is not a size of a file; give one as 500MB or 10GB")
+    def _is_size(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[1-9][0-9]*(MB|GB)", value):
+            raise ValueError("is not a size; give one as 500MB or 10GB")
         return value
 
     @property
@@ -56,7 +69,9 @@ class Export(Group):
         return EnginePlan if self.engine else OnnxGraph
 
     def unread(self) -> Mapping[str, str]:
-        return dict.fromkeys(GRAPH, "there is no graph") if self.kind != "graph" else {}
+        if self.kind != "graph":
+            return dict.fromkeys((*GRAPH, *BUILT), "there is no graph")
+        return {} if self.engine else dict.fromkeys(BUILT, "no plan is built")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

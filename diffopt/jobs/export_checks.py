@@ -9,7 +9,7 @@ from diffopt.groups.format import Format
 from diffopt.kernels.capability import KIND
 from diffopt.layouts import COMFYUI, MULTIPLES, RANKS, SVDQUANT, UNREAD
 from diffopt.layouts.families import NAMES
-from diffopt.machine.environment import Environment
+from diffopt.machine.environment import Environment, gpus
 from diffopt.view import Choices
 
 
@@ -36,6 +36,11 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
         yield (
             "export: no engine builder is installed (got export.engine=true); install one with "
             "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
+        )
+    if export.engine and export.refit and (environment["tensorrt"] or {}).get("flavour") == "tensorrt_rtx" and not gpus():
+        yield (
+            "export.refit: TensorRT-RTX builds a plan that can be refitted on a GPU alone (got true, and no GPU here); "
+            "set export.refit=false, or build where there is one"
         )
     dtype = export.high_precision_dtype or choices.model.dtype
     if picked:

@@ -286,15 +286,17 @@ def _adapters(choices: Choices, layers: Sequence[Layer]) -> Iterator[str]:
 
 
 def _disk(choices: Choices, known: Known) -> Iterator[str]:
-    """The graph or the packed weights that are to be written, every layer taken for quantized."""
+    """The graph and its plan, or the packed weights, that are to be written, every layer taken for quantized."""
     if choices.export is None:
         return
     pinned = known.pinned
     plain = BYTES[choices.export.high_precision_dtype or pinned.dtype]
     packed = [m.bits(choices.format.block_size) for m in formats.methods(choices.format)] if choices.format else []
     bits = min(packed, default=8 * plain)
-    need, free = int(pinned.parameters * bits / 8), disk_usage(known.store).free
-    what = "graph takes" if choices.export.kind == "graph" else "packed weights take"
+    engine = choices.export.engine
+    need, free = int(pinned.parameters * bits / 8) * (2 if engine else 1), disk_usage(known.store).free
+    graph = "graph and its plan take" if engine else "graph takes"
+    what = graph if choices.export.kind == "graph" else "packed weights take"
     if need > free:
         yield (
             f"export: the {what} at least {size(need)}, but the store's disk has {size(free)} left "

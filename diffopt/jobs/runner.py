@@ -161,7 +161,7 @@ def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int
         )
     device = "cuda" if gpus() else "cpu"
     kept = store.kept(step.fingerprint)
-    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled)
+    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled, store.timings)
     with to_log(), progress.step(step.name), peaks() as peak:
         if "modelopt" in step.stage.probes:
             _libraries()

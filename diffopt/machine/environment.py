@@ -103,9 +103,15 @@ def tensorrt() -> dict[str, str] | None:
     """
     if find_spec("tensorrt") and find_spec("tensorrt_libs") and (found := package("tensorrt")):
         return {"flavour": "tensorrt", "version": found}
-    if find_spec("tensorrt_rtx_bindings") and find_spec("onnxruntime_ep_nv_tensorrt_rtx"):
-        return {"flavour": "tensorrt_rtx", "version": package("tensorrt-rtx-cu13-bindings") or "unknown"}
+    if find_spec("tensorrt_rtx") and find_spec("tensorrt_rtx_libs"):
+        return {"flavour": "tensorrt_rtx", "version": package("tensorrt-rtx-cu13") or "unknown"}
     return None
+
+
+def builder() -> dict[str, str] | None:
+    """The same with what else decides a plan: TensorRT's are for the GPU that they were built on."""
+    found = tensorrt()
+    return found | {"gpu": device()} if found and found["flavour"] == "tensorrt" else found
 
 
 def onnxruntime() -> str | None:
@@ -127,7 +133,7 @@ PROBES: dict[str, Callable[[], Any]] = {
     "modelopt": lambda: package("nvidia-modelopt"),
     "onnx": lambda: package("onnx"),
     "onnxruntime": onnxruntime,
-    "tensorrt": tensorrt,
+    "tensorrt": builder,
     "machine": machine,
     "simulation": lambda: "compiled 1" if gpus() else None,  # the version of diffopt/runtimes/simulation.py's arithmetic
     "scorers": lambda: {name: package(name) for name in ("scikit-image", "pytorch-msssim", "torchmetrics", "open-clip-torch")},

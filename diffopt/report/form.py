@@ -45,3 +45,12 @@ def code(plan: EnginePlanFile, taken: int, weights: int, graph: int | None, sour
     larger = [name for name, bytes in (("its graph", graph), ("its source", source)) if bytes is not None and taken > bytes]
     why = f"; so it is larger than {' and '.join(larger)}: the code grows with the operators, not with their weights"
     return [f"{size(weights)} of weights and {size(rest)} of {plan.builder}'s code for the operators" + (why if larger else "")]
+
+
+def products(plan: EnginePlanFile) -> str:
+    """How many of the graph's matrix products the plan runs in which precision; empty where its builder did not tell."""
+    if plan.products is None:
+        return ""
+    counts = ", ".join(f"{n} in {precision}" for precision, n in plan.products.items())
+    of = f"of {sum(plan.products.values())} matrix products, {plan.quantized_products} of them quantized in the graph: "
+    return of + counts

@@ -25,7 +25,7 @@ from diffopt.files.metrics import MetricResult, MetricsFile
 from diffopt.files.native import NativeFile
 from diffopt.files.parity import ParityFile
 from diffopt.files.pipeline import PipelineFile
-from diffopt.files.plan import EnginePlanFile
+from diffopt.files.plan import LAYERS, EnginePlanFile
 from diffopt.files.ranges import RangesFile
 from diffopt.files.run import RunFile
 from diffopt.groups.model import BYTES
@@ -101,9 +101,9 @@ class Run:
         return None if content is None else kind.of(content)
 
     def taken(self, step: str, *less: str) -> int | None:
-        """Size on disk of a step's artifact without its record and the files `less`."""
+        """Size on disk of a step's artifact without its record and the files whose names end as one of `less`."""
         folder = self.directory / step
-        files = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("record.json", *less)]
+        files = [p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(("record.json", *less))]
         return sum(p.stat().st_size for p in files) if files else None
 
     @cached_property
@@ -201,7 +201,7 @@ class Run:
             fallen = f"; {len(packed.fell_back)} layers fall back" if packed.fell_back else ""
             rows.append(Form("pack", "Packed weights", taken, f"{packed.format}, the rest in {packed.dtype}{fallen}"))
         graph, plan = self.stored("export", OnnxGraphFile), self.stored("build", EnginePlanFile)
-        if plan and (taken := self.taken("build", plan.NAME)):
+        if plan and (taken := self.taken("build", plan.NAME, LAYERS)):
             source = self.stored("load", PipelineFile)
             said = [plan.format or "full precision", *parts(plan)]
             if graph:

@@ -17,6 +17,7 @@ from diffopt.files.search import CacheSearchFile
 from diffopt.files.sensitivity import SensitivityFile
 from diffopt.files.training import TrainingFile
 from diffopt.quality.limit import PARITY
+from diffopt.report.form import products
 from diffopt.report.gallery import SCRIPT, SHOWN, of_run
 from diffopt.report.gate_outcomes import outcomes
 from diffopt.report.html import PAGE, render
@@ -44,7 +45,7 @@ def write(directory: Path, inline: bool = False) -> Path:
     run = Run(directory)
     shown = of_run(run, INLINED if inline else SHOWN, inline)
     records = {s.name: run.read(s.name, "record.json") for s in run.content.steps}
-    sensed = run.stored("sense", SensitivityFile)
+    plan, sensed = run.stored("build", EnginePlanFile), run.stored("sense", SensitivityFile)
     reading = Reading(sensed) if sensed else None
     content = {
         "beside": beside,
@@ -52,7 +53,8 @@ def write(directory: Path, inline: bool = False) -> Path:
         "searched_cache": run.stored("search", CacheSearchFile),
         "checkpoint": run.stored("quantize", CheckpointFile),
         "graph": run.stored("export", OnnxGraphFile),
-        "plan": run.stored("build", EnginePlanFile),
+        "plan": plan,
+        "plan_products": products(plan) if plan else "",
         "mix": run.stored("mix", MixFile),
         "ratios": run.stored("ratios", MagRatiosFile),
         "training": run.stored("train", TrainingFile),
@@ -158,6 +160,8 @@ def summary(directory: Path) -> list[str]:
         if row := run.size_of(step):
             share = f", {row.share:.1%} of the plain graph's {size(base.bytes)}" if base else ""
             rows.append((what, size(row.bytes) + share))
+    if (plan := run.stored("build", EnginePlanFile)) and (counts := products(plan)):
+        rows.append(("products", counts))
     for step, what in (("deploy", "deployed"), ("pack", "packed"), ("weights", "weights")):
         if (row := run.size_of(step)) and (source := run.size_of("load")):
             share = f"{size(row.bytes)}, {row.bytes / source.bytes:.1%} of the source's {size(source.bytes)}"

@@ -10,6 +10,8 @@ import torch
 from diffopt.errors import PlanError
 from diffopt.files.plan import EnginePlanFile
 from diffopt.graph import engine
+from diffopt.graph.engine.log import BuilderLog
+from diffopt.graph.engine.validity import unusable
 from diffopt.machine import environment
 from diffopt.runtimes.cuda_graph import Graphed
 from diffopt.runtimes.cut_graph import Run
@@ -31,7 +33,7 @@ class Engines:
         self.device = torch.device(device)
         self.cuda_graph = cuda_graph
         self.scratch, self.lane = Scratch(self.device), Lane(self.device)
-        self._errors = engine.logger(self.trt)
+        self._errors = BuilderLog(self.trt)
         self._runtime = self.trt.Runtime(self._errors.sink)
         self._kernels: Any = None
         self._file = kept and kept / f"{self.flavour}-{self.version}-{_slug(environment.device())}.kernels"
@@ -43,6 +45,9 @@ class Engines:
         """
         if (head.builder, head.version) != (self.flavour, self.trt.__version__):
             raise self._refused(path, head, ["it is of another builder than is installed"])
+        here = {"tensorrt": {"flavour": self.flavour, "version": self.version}}
+        if self.device.type == "cuda" and (reason := unusable(head, here)):
+            raise PlanError(reason)
         content = path.read_bytes()
         if reasons := self._flaws(content):
             raise self._refused(path, head, reasons)

@@ -22,6 +22,7 @@ from diffopt.store.files import create, flush, flush_all, remove, sha256
 
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
 PLOTS = "plots"  # one file per artifact that a page has plots of: report/plot_cache.py
+TIMINGS = "timings"  # of TensorRT's kernels, by its version and the GPU: graph/engine/timing_cache.py
 COMPILED = "compiled"  # what torch.compile made for a GPU, by its version of torch: runtimes/compiled.py
 QUARANTINE = "quarantine"  # files about artifacts that follow no schema, out of the way
 INTERNAL = {"tmp", ROOTS, PLOTS, COMPILED, QUARANTINE}
@@ -159,6 +160,11 @@ class Store:
     def compiled(self) -> Path:
         """Where what the installed torch compiles for a GPU is kept, for the next process."""
         return self.root / COMPILED / version("torch")
+
+    @property
+    def timings(self) -> Path:
+        """Where TensorRT's builder keeps what it measured, for the next plan."""
+        return self.root / TIMINGS
 
     @contextmanager
     def lock(self, fingerprint: str) -> Iterator[None]:
