@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import modelopt.torch.opt as mto
 import numpy as np
 import pytest
 import torch
+from adapters import adapter
 from conftest import some
 from matrix_table import FORMATS
+from modelopt.torch.opt.plugins import huggingface
 from shipped import CHECKPOINT, DEPLOYED, export, ran, store_of
 from test_layouts import made
 from tiny import Bench, bench, call, emoji, random_bench
 
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.export import ExportFile
-from diffopt.pipeline.open import open_pipeline
+from diffopt.kernels.kernel import Kernel
+from diffopt.pipeline.open import open_pipeline, open_texts
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.shipping import plain, shipment
@@ -36,6 +40,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ran(store, b, root / "run")
     export(store, DEPLOYED, root / "out")
     return root / "out"
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """What Model-Optimizer replaces in the libraries' classes, for one test alone."""
+    known = huggingface._LIBRARY_CLASSES_FOR_PATCHING.values()
+    places = [(c, method) for classes, methods in known for c, each in zip(classes, methods, strict=True) for method, _ in each]
+    before = [(c, method, c.__dict__[method]) for c, method in places if method in c.__dict__]
+    yield
+    for c, method, own in before:
+        setattr(c, method, own)
+    for c in {c for c, _ in places if "_modelopt_cache" in c.__dict__}:
+        del c._modelopt_cache
+    huggingface._PATCHED_CLASSES.clear()
 
 
 def tree(folder: Path) -> set[str]:
@@ -150,6 +168,7 @@ def test_plain_weights_are_those_that_were_scored(name: str) -> None:
     assert not torch.allclose(call(b.backbone(), b.inputs()), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("as_before")
 def test_diffusers_with_model_optimizer_draws_the_scored_pictures_to_the_bit(tmp_path: Path) -> None:
     """And diffusers alone draws with the rounded weights."""
     b = emoji()
@@ -160,11 +179,8 @@ def test_diffusers_with_model_optimizer_draws_the_scored_pictures_to_the_bit(tmp
     for way in ("modelopt", "diffusers"):
         export(store, CHECKPOINT, tmp_path / way, "--as", way, "--source=asset:emoji/emoji-flux")
     rounded = b.draw(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "diffusers"), **draw)
-    with pytest.MonkeyPatch.context() as patch:
-        for attribute in ("from_pretrained", "save_pretrained"):  # what Model-Optimizer replaces, for this test alone
-            patch.setattr(diffusers.ModelMixin, attribute, diffusers.ModelMixin.__dict__[attribute])
-        mto.enable_huggingface_checkpointing()
-        theirs = b.draw(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "modelopt"), **draw)
+    mto.enable_huggingface_checkpointing()
+    theirs = b.draw(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "modelopt"), **draw)
     plain_pictures = b.draw(open_pipeline(b.context(), b.pipeline()), **draw)
     assert np.array_equal(theirs, scored)
     assert not np.array_equal(rounded, plain_pictures)
@@ -225,6 +241,47 @@ def test_several_backbones_are_written_each(tmp_path: Path) -> None:
     assert {k.partition(".")[0] for k in own if not torch.equal(own[k], theirs[k])} == {"transformer", "transformer_2"}
 
 
+@pytest.mark.parametrize(("way", "name"), [("diffusers", "int8"), ("modelopt", "int8"), ("hf", "nvfp4"), ("native", "int8")])
+@pytest.mark.parametrize("alone", [False, True], ids=["whole", "alone"])
+@pytest.mark.usefixtures("as_before")
+def test_the_code_of_a_card_loads_the_folder(way: str, name: str, alone: bool, tmp_path: Path) -> None:
+    b = bench("bfloat16")
+    flags = ["--backbone-only"] if alone else []
+    export(store_of(b, name, tmp_path), CHECKPOINT, tmp_path / "out", "--as", way, f"--source={b.source}", *flags)
+    text = (tmp_path / "out/README.md").read_text()
+    blocks = [x.partition("```")[0] for x in text.split("```python\n")[1:] if "from diffusers" in x.partition("```")[0]]
+    code = blocks[-1].replace('"DIR', f'"{tmp_path / "out"}').replace('"BASE"', f'"{b.source}"')
+    given: dict[str, Any] = {}
+    exec(code.replace('.to("cuda")', ""), given)
+    loaded = given["pipe"].transformer
+    scored = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name))
+    if way == "modelopt":
+        assert torch.equal(call(loaded, b.inputs()), call(scored, b.inputs()))
+    elif way == "diffusers":
+        expected = plain.unquantized(scored)
+        assert {n: x.tolist() for n, x in loaded.state_dict().items()} == {n: x.tolist() for n, x in expected.items()}
+    elif way == "native":
+        assert [m for m in loaded.modules() if isinstance(m, Kernel)]
+    else:
+        assert loaded.transformer_blocks[0].attn.to_q.weight.dtype == torch.uint8
+
+
+def test_a_text_encoder_that_an_adapter_changed_is_written_as_it_was_scored(tmp_path: Path) -> None:
+    b, root = bench(), tmp_path / "root"
+    root.mkdir()
+    pipe = diffusers.FluxPipeline.from_pretrained(b.source)
+    file = adapter(tmp_path / "lora", pipe, text=("text_encoder",))
+    tuned = Bench(root, b.source, lora=[{"path": str(file), "scale": 0.5}])
+    lora = (f"--lora={file}", f"--source={b.source}")
+    export(store_of(tuned, "mxfp8", tmp_path), CHECKPOINT, tmp_path / "out", "--as", "hf", *lora)
+    own = open_texts(tuned.context(), tuned.pipeline())
+    written = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", transformer=None)
+    base = diffusers.DiffusionPipeline.from_pretrained(b.source, transformer=None)
+    assert _same(written.text_encoder, own.text_encoder)
+    assert not _same(written.text_encoder, base.text_encoder)
+    assert _same(written.text_encoder_2, base.text_encoder_2)
+
+
 # Refused, and nothing half-written.
 
 
@@ -280,6 +337,19 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(shipment.others, "write", full)
     line = refused(store, tmp_path / "out", DEPLOYED, tmp_path / "out", f"--source={b.source}")
     assert "no space left" in line
+
+
+def test_weights_that_were_changed_in_the_store_are_not_passed_on(tmp_path: Path) -> None:
+    b = bench()
+    store = store_of(b, "fp8", tmp_path, made(b, "fp8"))
+    path = store.root / "deploy" / DEPLOYED / "transformer/diffusion_pytorch_model.safetensors"
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"diffusion_pytorch_model\.safetensors has other bytes than when it was made"):
+        export(store, DEPLOYED, tmp_path / "out", f"--source={b.source}")
+    assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
 def test_bare_and_a_way_out_contradict_each_other(tmp_path: Path) -> None:

@@ -326,10 +326,12 @@ def test_of_a_hub_repository_only_the_files_of_the_pipeline_are_downloaded():
         "scheduler/scheduler_config.json",
         "tokenizer/merges.txt",
         "tokenizer_2/spiece.model",
+        "README.md",
+        "LICENSE.md",
     ]
     spare = [
         "flux1-dev.safetensors",
-        "README.md",
+        "dev_grid.jpg",
         "unet/diffusion_pytorch_model.bin",
         "unet/model.onnx",
         "unet/model.fp16.safetensors",

@@ -44,6 +44,9 @@ def _following(name: str, words: list[str]) -> Iterable[str]:
     below = parser._subparsers and parser._subparsers._group_actions[0].choices  # of argparse, which offers no list
     if isinstance(below, dict) and words[0] in below:
         parser = below[words[0]]
+    flag = parser._option_string_actions.get(words[-2]) if len(words) > 1 else None
+    if flag is not None and flag.choices:
+        return list(flag.choices)
     if words[-1].startswith("-"):
         return [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     asked = getattr(module, "offered", None)

@@ -33,6 +33,8 @@ class Load:
     """What stands for the folder."""
     base: str = "BASE"
     """And for the base model."""
+    sharded: bool = False
+    """Whether a backbone's weights are several files."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Consumer:
             return f"it does not read {unread[0]} in this layout{why}; it reads {', '.join(sorted(self.reads[kind]))}"
         if len(load.formats) > 1 and not self.mixes:
             return f"it reads no mix of formats, which this is: {', '.join(sorted(load.formats))}"
+        if self.name == "diffusers" and kind == "huggingface" and load.sharded:
+            return "its reader of this layout takes one file, and these weights are several; raise `export.max_shard_size`"
         if self.fuses and load.formats & ONE_SCALE and not load.share_scales:
             return (
                 "it keeps one scale of the three of q, k and v, so it would compute with other weights than were scored; "
@@ -120,7 +124,7 @@ def _diffusers(x: Load) -> list[str]:
         head = ["import torch, modelopt.torch.opt as mto, modelopt.torch.quantization", head[1]]
         head += ["mto.enable_huggingface_checkpointing()    # without it the quantizers are left out"]
     if x.way.kind == "huggingface":  # NVFP4, by diffusers' reader of such files
-        name = x.backbones[0]
+        name, whole = x.backbones[0], x.place if x.whole else x.base
         return [
             "import torch",
             f"from diffusers import BFLQuantizationConfig, {x.backbone_class}, {x.pipeline}",
@@ -128,7 +132,7 @@ def _diffusers(x: Load) -> list[str]:
             f'    "{x.place}/{name}/diffusion_pytorch_model.safetensors", config="{x.place}", subfolder="{name}",',
             f"    quantization_config=BFLQuantizationConfig(), torch_dtype=torch.{x.dtype},",
             ")",
-            f'pipe = {x.pipeline}.from_pretrained("{x.base}", {name}={name}, torch_dtype=torch.{x.dtype})',
+            f'pipe = {x.pipeline}.from_pretrained("{whole}", {name}={name}, torch_dtype=torch.{x.dtype})',
         ]
     if x.whole:
         return [*head, f'pipe = {x.pipeline}.from_pretrained("{x.place}", torch_dtype=torch.{x.dtype})']

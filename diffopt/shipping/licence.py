@@ -8,9 +8,8 @@ import yaml
 from huggingface_hub import metadata_load
 
 from diffopt.store import assets
+from diffopt.store.source import CARD, LICENCES
 
-FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
-CARD = "README.md"
 OTHER = "other"
 """The hub's word for a licence that it has no name for."""
 
@@ -43,7 +42,7 @@ def of(directory: Path | None) -> Licence:
     if directory is None:
         return Licence()
     within = [directory, *([directory.parent] if directory.is_relative_to(assets.ROOT) else [])]
-    found = {p.name: p for folder in reversed(within) for glob in FILES for p in sorted(folder.glob(glob)) if p.is_file()}
+    found = {p.name: p for folder in reversed(within) for glob in LICENCES for p in sorted(folder.glob(glob)) if p.is_file()}
     said = _card(directory / CARD)
     named = {k: str(said[key]) if said.get(key) else None for k, key in FIELDS.items()}
     files = tuple(found.values())

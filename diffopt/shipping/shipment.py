@@ -133,10 +133,11 @@ class Shipment:
         runs = runs_of(self.store, self.checkpoint.fingerprint)
         pictures = samples.written(samples.chosen(found), out)
         config = runs[0].content.config if runs else None
-        text = card(self.subject(known, taken, place), found, pictures, config)
+        sharded = any(True for name in self.pinned.backbones for _ in (out / name).glob("*.index.json"))
+        text = card(self.subject(known, taken, place, sharded), found, pictures, config)
         (out / README).write_text(text, encoding="utf-8")
 
-    def subject(self, known: licence.Licence, taken: int, place: str) -> Subject:
+    def subject(self, known: licence.Licence, taken: int, place: str, sharded: bool = False) -> Subject:
         trained = self.checkpoint.path / TrainingFile.NAME
         lineage = {self.pipeline.kind: self.pipeline.fingerprint, self.checkpoint.kind: self.checkpoint.fingerprint}
         lineage |= {self.weights.kind: self.weights.fingerprint} if self.weights else {}
@@ -152,11 +153,16 @@ class Shipment:
             bytes=taken,
             whole=self.completes,
             place=place,
+            sharded=sharded,
         )
 
     def _manifest(self, out: Path) -> None:
         made = {e.kind: e.fingerprint for e in (self.checkpoint, self.weights) if e}
         files = {str(p.relative_to(out)): _written(p) for p in sorted(out.rglob("*")) if p.is_file()}
+        for name, own in self.weights.record["files"].items() if self.weights else ():
+            if files[name].sha256 != own["sha256"]:
+                assert self.weights is not None
+                raise self.weights.changed(name)
         ExportFile(
             way=self.way.name,
             source=self.pinned.source,

@@ -49,6 +49,8 @@ class Subject:
     """Whether the rest of the pipeline is there."""
     place: str = "DIR"
     """What stands for the folder in code."""
+    sharded: bool = False
+    """Whether a backbone's weights are several files."""
 
     @property
     def title(self) -> str:
@@ -97,4 +99,5 @@ class Subject:
             whole=self.whole,
             place=self.place,
             base=repository,
+            sharded=self.sharded,
         )

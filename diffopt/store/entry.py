@@ -16,6 +16,7 @@ from diffopt.store.fingerprint import fingerprint
 RECORD = "record.json"
 SMALL = 1 << 20
 """Bytes of a JSON file that is hashed whenever its artifact is used: what a run prints and a page shows is in such files."""
+OTHER = "has other bytes than when it was made"
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,12 @@ class Entry:
             raise self._changed(name, f"cannot be read ({(e.strerror or str(e)).lower()})") from None
         about = self.record["files"].get(name)
         if about is None or (len(found), hashlib.sha256(found).hexdigest()) != (about["size"], about["sha256"]):
-            raise self._changed(name, "has other bytes than when it was made")
+            raise self.changed(name)
         return found
+
+    def changed(self, name: str) -> StoreError:
+        """Of a file whose bytes are not those that were made."""
+        return self._changed(name, OTHER)
 
     @property
     def inputs(self) -> set[str]:
@@ -118,6 +123,6 @@ class Entry:
 
 def _differs(path: Path, made: str) -> str | None:
     try:
-        return None if sha256(path) == made else "has other bytes than when it was made"
+        return None if sha256(path) == made else OTHER
     except OSError as e:
         return f"cannot be read ({(e.strerror or str(e)).lower()})"

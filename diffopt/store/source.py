@@ -23,8 +23,11 @@ log = logging.getLogger("diffopt")
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 HUB, DATA_SETS = "hub:", "datasets/"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-WANTED = ["model_index.json", "*/*"]
-"""Files of a hub repository that a diffusers pipeline is made of: those in its components' folders."""
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+"""Texts that are passed on with a model's weights."""
+CARD = "README.md"
+WANTED = ["model_index.json", "*/*", CARD, *LICENCES]
+"""Files of a hub repository that a diffusers pipeline is made of: those in its components' folders; and its licence."""
 UNWANTED = ["*.bin", "*.ckpt", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.fp16.*", "*.non_ema.*"]
 """The same weights in other forms, which would be downloaded for nothing."""
 SCORER = ["*.json", "*.txt", "*.safetensors", "ImageReward.pt"]

@@ -25,7 +25,7 @@ PLOTS = "plots"  # one file per artifact that a page has plots of: report/plot_c
 TIMINGS = "timings"  # of TensorRT's kernels, by its version and the GPU: graph/engine/timing_cache.py
 COMPILED = "compiled"  # what torch.compile made for a GPU, by its version of torch: runtimes/compiled.py
 QUARANTINE = "quarantine"  # files about artifacts that follow no schema, out of the way
-INTERNAL = {"tmp", ROOTS, PLOTS, COMPILED, QUARANTINE}
+INTERNAL = {"tmp", ROOTS, PLOTS, COMPILED, TIMINGS, QUARANTINE}
 KEPT = "-kept"  # ends the name of what a step keeps for its next run, in `tmp`
 
 log = logging.getLogger("diffopt")
