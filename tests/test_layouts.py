@@ -17,6 +17,7 @@ from diffopt.jobs import preflight
 from diffopt.layouts import modelopt
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.numbers import numbers
 from diffopt.stages.deploy import LayoutView, deploy
 
 __all__ = ["chosen"]
@@ -53,7 +54,7 @@ def test_weights_stand_for_exactly_what_was_scored(name: str, dtype: str) -> Non
         own: Any = scored.get_submodule(layer)
         with simulated(), torch.no_grad():
             expected = own.weight_quantizer(own.weight)
-        found = modelopt.numbers(of(layer, written), name).to(expected.dtype)
+        found = numbers(of(layer, written), name).to(expected.dtype)
         if name == "w4a8_awq":  # simulated in two roundings, of which the model's precision is between
             assert float((found - expected).float().norm() / expected.float().norm()) < 0.05, layer
             continue
@@ -110,7 +111,7 @@ def test_diffusers_own_reader_finds_the_same_nvfp4_weights() -> None:
     for layer in DeployFile.read(found.path).layers:
         own = of(layer, written)
         theirs = dequantize_nvfp4(own["weight"], own["weight_scale"], own["weight_scale_2"]).float()
-        ours = modelopt.numbers(own, "nvfp4")
+        ours = numbers(own, "nvfp4")
         assert torch.allclose(theirs, ours, rtol=LAST_BIT, atol=0), layer
 
 
@@ -127,7 +128,7 @@ def test_modelopts_own_export_has_the_same_keys_types_and_codes() -> None:
         theirs = load_file(out / "diffusion_pytorch_model.safetensors")
         assert {n: (x.dtype, x.shape) for n, x in ours.items()} == {n: (x.dtype, x.shape) for n, x in theirs.items()}
         for layer in DeployFile.read(made(b, name, share=True).path).layers:
-            a, z = modelopt.numbers(of(layer, ours), name), modelopt.numbers(of(layer, theirs), name)
+            a, z = numbers(of(layer, ours), name), numbers(of(layer, theirs), name)
             # It divides by the scale in BF16, which turns codes at the edge between two.
             assert float((a - z).norm() / a.norm()) < 0.05, layer
 

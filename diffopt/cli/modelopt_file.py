@@ -71,7 +71,7 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
     sources = Sources(store.sources)
     models = [{"source": source, "lora": adapters}] if source or adapters else []
     models += _models(store, entry)
-    if not _found(sources, pinned.source, _sources(pinned.source, (m.get("source") for m in models))):
+    if not _found(sources, pinned.source, _sources(pinned.source, (m.get("base") or m.get("source") for m in models))):
         raise StoreError(
             f"store export: the model that the checkpoint was made from is not there (got {source or pinned.source}); "
             f"name it with --source=DIRECTORY, or {without}"

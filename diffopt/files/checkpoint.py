@@ -8,6 +8,20 @@ from diffopt.files.json_file import JsonFile, later
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """Of a backbone that came quantized."""
+
+    layout: str
+    """Of its files."""
+    carried: tuple[str, ...] = ()
+    """Layers whose codes are written again as they were read: rounding their weights gives others, of the same numbers."""
+    folded: tuple[str, ...] = ()
+    """Layers whose weights are what their codes stand for, and are not rounded again: that would give other numbers."""
+    attention: tuple[str, ...] = ()
+    """Attention layers whose products are in FP8."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointFile(JsonFile):
     NAME = "checkpoint.json"
 
@@ -28,3 +42,5 @@ class CheckpointFile(JsonFile):
     """Of a mix of formats the format by layer."""
     layers: tuple[str, ...]
     """Those whose weights are quantized."""
+    adopted: Adopted | None = None
+    """Of one that was not made here."""

@@ -95,7 +95,7 @@ class Method:
         """
         found: list[Rule] = [
             {"quantizer_name": "*", "enable": False},
-            {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": self._weight(block_size)},
+            {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": self.weights(block_size)},
         ]
         if self.input is not None:
             found.append({"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear", "cfg": self.input})
@@ -111,7 +111,7 @@ class Method:
             found += [{"quantizer_name": f"{name}.*", "enable": False}]
         return found
 
-    def _weight(self, block_size: int | None) -> Attributes:
+    def weights(self, block_size: int | None) -> Attributes:
         """The weight's attributes with its block size, which is the first quantizer's where there are two."""
         if self.block_size is None:
             return self.weight

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from diffopt import formats
 from diffopt.groups.choices import Choices
 from diffopt.groups.gpu_rates import PEAK, Gpu
+from diffopt.groups.quantized_source import Quantized
 from diffopt.groups.view import View
 from diffopt.schema import Group
 
@@ -182,3 +183,13 @@ class MixView(View, of=Format):
     candidates: list[Candidate]
     budget: Budget | None
     exclude: list[str]
+
+
+def as_read(found: Quantized) -> Format:
+    """What was chosen of a model that is quantized already: its own format, a mix without a budget."""
+    return Format.model_construct(
+        name=found.name,
+        candidates=[*found.formats] if found.name == "auto" else [],
+        quantize_mha=found.attention,
+        share_scales=found.share_scales,
+    )

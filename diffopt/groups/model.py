@@ -1,6 +1,7 @@
 """`model=`: which pipeline, at which size."""
 
 import json
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -11,6 +12,7 @@ from diffopt import models
 from diffopt.errors import suggestion
 from diffopt.groups.choices import Choices
 from diffopt.groups.lora_file import Adapter
+from diffopt.groups.quantized_source import Quantized, recognised
 from diffopt.groups.view import View
 from diffopt.schema import Group
 from diffopt.store.source import ModelSource, Source
@@ -30,13 +32,17 @@ class Model(Group):
         "source": "a model with pretrained weights",
         "architecture": "a model with random weights",
         "variant": "a model with pretrained weights",
+        "base": "a model that is quantized already",
         "negative_prompt": "a model that is guided (model.guidance_scale above 1)",
     }
 
     family: str
     """Name of a file in diffopt/models."""
     source: ModelSource
-    """A diffusers pipeline: a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the hub."""
+    """A diffusers pipeline: a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the hub. Or what is quantized already:
+    a directory or a .safetensors file of backbones alone."""
+    base: ModelSource | None = None
+    """Of a source that is quantized already: the pipeline that it was made of, its reference, which has its other parts."""
     architecture: ModelSource | None = None
     """Its configs alone, for random weights: a directory laid out as the source, without weights."""
     weights: Weights = "pretrained"
@@ -67,8 +73,21 @@ class Model(Group):
 
     @property
     def origin(self) -> Source:
-        """Where the pipeline's files come from: the source, or the architecture for random weights."""
-        return self.architecture if self.weights == "random" and self.architecture else self.source
+        """Where the pipeline's files come from: the source, what that was made of where it is quantized already, or the
+        architecture for random weights."""
+        if self.weights == "random" and self.architecture:
+            return self.architecture
+        return self.base or self.source
+
+    @cached_property
+    def quantized(self) -> Quantized | None:
+        """What the source is, where it is quantized already. Raises ValueError where it is and cannot be read."""
+        local = self.source.local if self.weights == "pretrained" else None
+        try:
+            return recognised(local, models.family(self.family)) if local else None
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            raise ValueError(f"source: {what} (got {self.source.name!r}); {advice}") from None
 
     @model_validator(mode="after")
     def _holds_the_family(self) -> Self:
@@ -79,8 +98,9 @@ class Model(Group):
             raise ValueError(
                 f"weights: this model has no architecture to draw them for (got {self.weights}); set model.architecture"
             )
+        _check_base(self)
         if directory := self.origin.directory:
-            _check_index(directory, self.origin, self.family)
+            _check_index(directory, self.origin, self.family, "base" if self.base else "source")
         step = family.size_step
         for name, value in {"height": self.height, "width": self.width}.items():
             if value % step:
@@ -108,21 +128,41 @@ def _target(adapter: Adapter) -> tuple[Source, str | None]:
     return adapter.path, adapter.backbone
 
 
-def _check_index(directory: Path, source: Source, family: str) -> None:
+def _check_base(model: Model) -> None:
+    """Whether the source is quantized already, and what it was made of is named then."""
+    source, found = model.source, model.quantized
+    if found and model.base is None:
+        raise ValueError(
+            f"base: the source is quantized already ({found.about}), and what it was made of is not named (got None); set "
+            "model.base to the full-precision pipeline, which is its reference and has its other parts"
+        )
+    if model.base is not None and not found:
+        what = "is on the hub, and is read when it is here" if source.local is None else "is not quantized"
+        advice = "download it, and give its directory" if source.local is None else "drop model.base"
+        raise ValueError(f"base: is for a source that is quantized already, and this {what} (got {source.name!r}); {advice}")
+    if found is None and source.local and source.local.is_file():
+        raise ValueError(
+            f"source: is a file in which nothing is quantized (got {source.name!r}); give a diffusers pipeline's directory"
+        )
+
+
+def _check_index(directory: Path, source: Source, family: str, where: str) -> None:
     index = directory / "model_index.json"
     if not index.is_file():
         raise ValueError(
-            f"source: holds no model_index.json, so it is no diffusers pipeline (got {source.name!r}); "
+            f"{where}: holds no model_index.json, so it is no diffusers pipeline (got {source.name!r}); "
             "give the directory that save_pretrained wrote"
         )
     try:
         found = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"source: model_index.json names no pipeline class (got {source.name!r}); download it again") from None
+        raise ValueError(
+            f"{where}: model_index.json names no pipeline class (got {source.name!r}); download it again"
+        ) from None
     kind = models.family(family)
     if kind.opened(found) is None:
         raise ValueError(
-            f"source: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
+            f"{where}: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
             "choose another model=OPTION, or set model.family"
         )
 

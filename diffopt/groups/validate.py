@@ -9,8 +9,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from diffopt.errors import ConfigError, closest, suggestion
-from diffopt.groups import GROUPS, PICKS
+from diffopt.groups import GROUPS, PICKS, Model
 from diffopt.groups.choices import Choices
+from diffopt.groups.format import as_read
 from diffopt.schema import Group
 
 ADVICE = {
@@ -58,9 +59,18 @@ def choose(config: dict[str, Any]) -> Choices:
     seed = config.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         errors.append(f"seed: is not a whole number from 0 to {2**32 - 1} (got {seed!r}); give one")
+    model = groups.get("model")
+    found = model.quantized if isinstance(model, Model) else None
+    if found:
+        errors += [
+            f"{name}: the model is quantized already, {found.about} (got {name}={getattr(groups[name], 'name', '...')}); "
+            f"leave {name} out"
+            for name in ("format", "calib", "train", "sense")
+            if groups.get(name) is not None
+        ]
     if errors:
         raise ConfigError("\n".join(errors))
-    return Choices(seed=seed, **groups)  # type: ignore[arg-type]
+    return Choices(seed=seed, **groups | ({"format": as_read(found)} if found else {}))  # type: ignore[arg-type]
 
 
 def explain(group: str, schema: type[Group], error: Any) -> str:

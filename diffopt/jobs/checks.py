@@ -69,7 +69,8 @@ def _source(choices: Choices) -> Iterator[str]:
     pretrained = model.weights == "pretrained"
     parts = Parts(directory, models.family(model.family), model.variant if pretrained else None)
     for what, advice in parts.problems(pretrained=pretrained):
-        where = "source" if model.origin is model.source else "architecture"
+        named = {"source": model.source, "base": model.base, "architecture": model.architecture}
+        where = next(name for name, source in named.items() if source is model.origin)
         yield f"model.{where}: {what} (got {model.origin.name!r}); {advice}"
 
 
@@ -114,7 +115,7 @@ def _lora(choices: Choices) -> Iterator[str]:
 
 def _weights(model: Model) -> dict[str, Shapes | None]:
     """Sizes of the layers of a local model's backbones, by their files' headers; empty where these do not tell."""
-    directory = model.source.directory if model.weights == "pretrained" else None
+    directory = model.origin.directory if model.weights == "pretrained" else None
     found: dict[str, Shapes | None] = {}
     for name in models.family(model.family).backbones if directory else ():
         assert directory is not None

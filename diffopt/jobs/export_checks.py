@@ -25,7 +25,7 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
                 f"set format.quantize_mha=false, or drop export={export.kind}"
             )
         if export.kind == "comfyui" and picked:
-            yield from _comfyui(choices.model.family, picked)
+            yield from _comfyui(choices.model.family, picked, choices.model.quantized is not None)
         if export.kind in SVDQUANT and picked:
             yield from _svdquant(export.kind, choices.model.dtype, picked)
         if export.kind == "native" and picked and picked.name not in KIND:
@@ -57,7 +57,7 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
             )
 
 
-def _comfyui(family: str, picked: Format) -> Iterator[str]:
+def _comfyui(family: str, picked: Format, came: bool) -> Iterator[str]:
     if family not in NAMES:
         yield (
             f"export: of {family}'s layers the names in ComfyUI are not known here, but of {', '.join(NAMES)}'s (got comfyui); "
@@ -73,7 +73,7 @@ def _comfyui(family: str, picked: Format) -> Iterator[str]:
             f"format: q, k and v of {family} are one layer for ComfyUI, and a mix gives each a format of its own (got auto); "
             "choose one format, or export=huggingface"
         )
-    elif fuses and methods[0].shares and not picked.share_scales:
+    elif fuses and methods[0].shares and not came and not picked.share_scales:
         yield (
             "format.share_scales: q, k and v are one layer for ComfyUI, with one scale (got false); "
             "set format.share_scales=true"

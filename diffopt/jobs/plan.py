@@ -143,8 +143,13 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
             found.append(Images)
     if isinstance(choices.cache, Settings) and choices.eval:
         notes += choices.cache.notes(choices.eval.size, choices.eval.steps)
+    if choices.model and (came := choices.model.quantized):
+        assert choices.model.base is not None
+        what = f"is quantized already, {came.about}, and is not calibrated again"
+        notes.append(f"{choices.model.source.name} {what}; its reference is {choices.model.base.name}")
     if choices.model and choices.model.lora:
-        notes.append("the model is fused with " + ", ".join(a.label for a in choices.model.lora))
+        fused = "its reference" if choices.model.quantized else "the model"
+        notes.append(f"{fused} is fused with " + ", ".join(a.label for a in choices.model.lora))
     if choices.export and choices.export.kind == "graph" and choices.cache and not cuts(choices):
         method = choices.cache.model_dump()["method"]
         notes.append(f"{method} decides while it runs what it reuses, so the graph is not cut for it: it computes every step")

@@ -109,7 +109,7 @@ def _size(choices: Choices, largest: int | None, step: int) -> Iterator[str]:
 def _format(choices: Choices, layers: Sequence[Layer], kept: list[str]) -> Iterator[str]:
     """The chosen format on the layers that it would quantize."""
     chosen = choices.format
-    if chosen is None or not layers:
+    if chosen is None or not layers or (choices.model and choices.model.quantized):
         return
     method = formats.method(chosen.name)
     convolutions = any(m.convolution for m in formats.methods(chosen))

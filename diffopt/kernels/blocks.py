@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from diffopt.formats import mxfp8, nvfp4
+from diffopt.kernels.block_scales import tiled
 from diffopt.kernels.int4 import Int4Linear
 from diffopt.kernels.kernel import Kernel
 from diffopt.kernels.mxfp8 import Mxfp8Linear
@@ -31,6 +32,28 @@ def kernel(layer: Any) -> Kernel:
         low_rank = None if a is None or b is None else (a, b)
         return Nvfp4Linear(layer.weight, layer.bias, weight.amax, entering.amax, entering.pre_quant_scale, low_rank)
     raise ValueError(f"there is no kernel for its blocks of {weight.block_sizes.get(-1)} numbers of {weight.num_bits} bits")
+
+
+def stored(layer: Any) -> Kernel:
+    """Of a linear layer that came quantized (quantization/adopted.py) and keeps its own codes and scales of blocks.
+
+    Raises ValueError where no kernel takes them.
+    """
+    own = layer.as_read
+    found = {"weight": own["weight"], "bias": layer.bias, "smoothing": getattr(layer.input_quantizer, "pre_quant_scale", None)}
+    cls: type[Kernel]
+    if "weight_scale_2" in own:
+        cls = Nvfp4Linear
+        low = {k: getattr(layer.weight_quantizer, f"svdquant_lora_{k[-1]}", None) for k in ("low_rank_a", "low_rank_b")}
+        found |= {"weight_scale": own["weight_scale_2"], "input_scale": own["input_scale"], **low}
+    elif own["weight_scale"].dtype == torch.uint8:
+        cls = Mxfp8Linear
+        del found["smoothing"]
+    else:
+        raise ValueError("its codes are not those that the kernel here has of its weight")
+    found["block_scales"] = tiled(own["weight_scale"])
+    there = {n: x.detach().to(layer.weight.device) for n, x in found.items() if x is not None}
+    return cls.of(layer, there)
 
 
 def _rule(quantizer: Any) -> tuple[Any, ...]:

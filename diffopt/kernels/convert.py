@@ -39,7 +39,7 @@ def convert(model: torch.nn.Module) -> Converted:
     counts: Counter[str] = Counter()
     left: dict[str, str] = {}
     attention = {n: _amax(m) for n, m in model.named_modules() if _enabled(m, "q_bmm_quantizer")}
-    for name, layer in [(n, m) for n, m in model.named_modules() if _enabled(m, "weight_quantizer")]:
+    for name, layer in [(n, m) for n, m in model.named_modules() if _enabled(m, "weight_quantizer") or hasattr(m, "as_read")]:
         try:
             kind, kernel = _kernel(layer)
         except ValueError as e:
@@ -105,7 +105,11 @@ def _kernel(layer: Any) -> tuple[str, torch.nn.Module]:
     """Raises ValueError for a layer that no kernel takes."""
     if not isinstance(layer, torch.nn.Linear):
         raise ValueError("it is a convolution, for which there is no kernel")
-    weight, entering = layer.weight_quantizer, layer.input_quantizer
+    weight: Any = layer.weight_quantizer
+    entering: Any = layer.input_quantizer
+    if hasattr(layer, "as_read") and (blocks.in_blocks(weight) or not weight.is_enabled):
+        made = blocks.stored(layer)
+        return made.kind, made
     if blocks.in_blocks(weight):
         made = blocks.kernel(layer)
         return made.kind, made

@@ -9,8 +9,9 @@ import torch
 
 from diffopt.kernels.block_scales import length, straight, tiled
 from diffopt.kernels.kernel import Buffer, Kernel
-from diffopt.quantization.block_codes import BIAS, mxfp8
+from diffopt.quantization.block_codes import mxfp8
 from diffopt.quantization.block_fake_quant import MX_BLOCK
+from diffopt.quantization.numbers import mxfp8 as numbers
 
 OUTPUTS = 16
 """What the product wants the outputs to be a multiple of."""
@@ -64,9 +65,3 @@ class Mxfp8Linear(Kernel):
             scale_b=self.block_scales.view(torch.float8_e8m0fnu),
             out_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
         )
-
-
-def numbers(codes: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
-    """FP64 of x's codes with its blocks' scales, which is exact."""
-    blocks = codes.double().unflatten(-1, (-1, MX_BLOCK))
-    return torch.ldexp(blocks, powers.int()[..., None] - BIAS).flatten(-2)

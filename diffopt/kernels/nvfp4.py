@@ -10,7 +10,9 @@ import torch
 from diffopt.kernels.block_scales import length, straight, tiled
 from diffopt.kernels.kernel import Buffer, Kernel
 from diffopt.quantization.block_codes import nvfp4, tensor_scale
-from diffopt.quantization.block_fake_quant import BLOCK, VALUES
+from diffopt.quantization.block_fake_quant import BLOCK
+from diffopt.quantization.numbers import nvfp4 as numbers
+from diffopt.quantization.numbers import packed, unpacked
 
 E4M3 = torch.float8_e4m3fn
 OUTPUTS = 16
@@ -108,19 +110,3 @@ class Nvfp4Linear(Kernel):
             out_dtype=wide,
         )
         return found.float()
-
-
-def packed(codes: torch.Tensor) -> torch.Tensor:
-    """Two in a byte."""
-    return codes[..., ::2] | codes[..., 1::2] << 4
-
-
-def unpacked(pairs: torch.Tensor) -> torch.Tensor:
-    return torch.stack([pairs & 15, pairs >> 4], -1).flatten(-2)
-
-
-def numbers(codes: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
-    """FP64 of x's codes with its blocks' scales, which is exact."""
-    signed = torch.cat([VALUES, -VALUES]).double()
-    blocks: torch.Tensor = signed[codes.long()].unflatten(-1, (-1, BLOCK))
-    return (blocks * small.double()[..., None]).flatten(-2)

@@ -40,6 +40,8 @@ def write(folder: Path, backbone: Any, formats: Mapping[str, str], layout: Layou
         except ValueError as e:
             what, _, advice = str(e).partition("; ")
             raise ValueError(f"{name}: {what}; {advice or 'leave it out by format.exclude'}") from None
+        if format in ("fp8", "int8") and "input_scale" not in tensors:
+            raise ValueError(f"{name} came without a scale of its inputs, which the layout wants of {format}")
         found.pop(f"{name}.weight")
         found |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
     plain = [n for n, m in backbone.named_modules() if isinstance(m, torch.nn.Linear) and n not in formats]

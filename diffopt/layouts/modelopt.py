@@ -14,10 +14,10 @@ import torch
 from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
 from modelopt.torch.quantization.nn import SequentialQuantizer
 
-from diffopt.kernels import fp8, int4, int8, nvfp4
-from diffopt.kernels.mxfp8 import numbers as mx_numbers
+from diffopt.kernels import fp8, int4, int8
 from diffopt.quantization import block_codes
 from diffopt.quantization.block_fake_quant import BLOCK, MX_BLOCK
+from diffopt.quantization.numbers import packed, unpacked
 
 Tensors = dict[str, torch.Tensor]
 """By the last part of the key."""
@@ -49,6 +49,8 @@ class Unified:
 
 def layer(quantized: Any, format: str) -> Tensors:
     """Of a linear layer that modelopt has quantized. Raises ValueError for one that the layout cannot say."""
+    if (as_read := getattr(quantized, "as_read", None)) is not None:
+        return {name: tensor.detach().contiguous().cpu() for name, tensor in as_read.items()}
     found = WRITERS[format](quantized.weight.detach(), quantized.weight_quantizer, quantized.input_quantizer)
     smoothing = getattr(quantized.input_quantizer, "pre_quant_scale", None)
     if smoothing is not None:
@@ -79,7 +81,7 @@ def _nvfp4(weight: torch.Tensor, own: Any, entering: Any) -> Tensors:
     scale = block_codes.tensor_scale(own.amax).to(weight.device)
     codes, small = block_codes.nvfp4(weight, scale)
     found = {
-        "weight": nvfp4.packed(codes),
+        "weight": packed(codes),
         "weight_scale": small,
         "weight_scale_2": scale,
         "input_scale": block_codes.tensor_scale(entering.amax),
@@ -99,7 +101,7 @@ def _int4(weight: torch.Tensor, own: Any, entering: Any) -> Tensors:
         raise ValueError(f"its {len(weight)} outputs are an odd number, and two of them are stored in a byte")
     first = own[0] if isinstance(own, SequentialQuantizer) else own
     made = int4.Int4Linear(weight, None, first.amax)
-    codes = (nvfp4.unpacked(made.weight).int() + int4.SMALLEST) & 15
+    codes = (unpacked(made.weight).int() + int4.SMALLEST) & 15
     found = {
         "weight": (codes[::2] | codes[1::2] << 4).to(torch.uint8),
         "weight_scale": made.amax.float() / int4.LARGEST,
@@ -119,23 +121,6 @@ WRITERS = {
     "fp8": _fp8, "int8": _int8, "int8_sq": _int8, "nvfp4": _nvfp4, "nvfp4_svdquant": _nvfp4, "mxfp8": _mxfp8,
     "int4_awq": _int4, "w4a8_awq": _int4,
 }  # fmt: skip
-
-
-def numbers(tensors: Mapping[str, torch.Tensor], format: str) -> torch.Tensor:
-    """FP32 [out, in]: what the weight's codes stand for, as a reader takes them, SmoothQuant's and AWQ's scale still in it."""
-    weight, scale = tensors["weight"], tensors.get("weight_scale")
-    assert scale is not None
-    if format in ("fp8", "int8", "int8_sq"):
-        return weight.float() * (scale if scale.dim() == 0 else scale[:, None])
-    if format in ("nvfp4", "nvfp4_svdquant"):
-        return (nvfp4.numbers(nvfp4.unpacked(weight), scale) * tensors["weight_scale_2"].double()).float()
-    if format == "mxfp8":
-        return mx_numbers(weight, scale).float()
-    codes = torch.stack([weight & 15, weight >> 4], 1).flatten(0, 1).int()
-    signed = torch.where(codes > int4.LARGEST, codes - 16, codes).float()
-    found = (signed.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
-    outer = tensors.get("weight_scale_2")  # what W4A8's kernels multiply is FP8
-    return found if outer is None else fp8.rounded(found, 1 / outer).float() * outer
 
 
 def config(

@@ -100,12 +100,11 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     """
     pinned = PipelineFile.read(pipeline.path)
     directory = ctx.locate(pinned.source)
-    size = pinned.parameters * getattr(torch, pinned.dtype).itemsize
-    device = ctx.device if fits(size, ctx.device) else "cpu"
+    there = device(ctx, pipeline)
     found: dict[str, torch.nn.Module] = {}
     for name in pinned.backbones:
         if pinned.weights == "random":
-            found[name] = _random(ctx, pinned, name, device)
+            found[name] = _random(ctx, pinned, name, there)
         else:
             cls = getattr(diffusers, family_of(pipeline).backbone_class)
             variant = _parts(ctx, pinned).variant_of(name)
@@ -113,7 +112,24 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
             found[name] = _read(cls, directory, **how)
         # Pretrained weights are read to the CPU: fused there they are the same on every device, and a GPU holds them once.
         fuse(ctx, pipeline, {name: found[name]})
-        found[name] = found[name].to(device).eval()
+        found[name] = found[name].to(there).eval()
+    return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
+
+
+def device(ctx: Context, pipeline: Pipeline) -> str:
+    """Where the backbone lies: the run's device where it fits, else the CPU."""
+    pinned = PipelineFile.read(pipeline.path)
+    return ctx.device if fits(pinned.parameters * getattr(torch, pinned.dtype).itemsize, ctx.device) else "cpu"
+
+
+def blank_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
+    """As `open_backbone`, in the same precisions, with no memory for its parameters; tables that follow from its config are."""
+    pinned = PipelineFile.read(pipeline.path)
+    dtype, found = getattr(torch, pinned.dtype), {}
+    for name in pinned.backbones:
+        cls = _class(ctx, pinned, name)
+        with default_dtype(dtype), init_empty_weights():
+            found[name] = _widened(cls.from_config(config(ctx, pinned, name)), dtype).eval()
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
 
 
@@ -181,11 +197,16 @@ def _random(ctx: Context, pinned: PipelineFile, component: str, device: str) -> 
     with torch.random.fork_rng(), default_dtype(dtype), torch.device(device):
         torch.manual_seed(0)
         module: torch.nn.Module = cls.from_config(config(ctx, pinned, component))
-    wide = getattr(cls, "_keep_in_fp32_modules", None) or []
+    return _widened(module, dtype).to(device)
+
+
+def _widened(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """With those parameters in FP32 that from_pretrained keeps so."""
+    wide = getattr(module, "_keep_in_fp32_modules", None) or []
     for name, parameter in module.named_parameters():
-        if dtype != torch.float32 and any(part in wide for part in name.split(".")):  # as from_pretrained keeps them
+        if dtype != torch.float32 and any(part in wide for part in name.split(".")):
             parameter.data = parameter.data.float()
-    return module.to(device)
+    return module
 
 
 @contextmanager

@@ -19,11 +19,13 @@ from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import GateError, StoreError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.formats.method import Rule
-from diffopt.pipeline.open import open_backbone
+from diffopt.pipeline.open import blank_backbone, device, open_backbone
+from diffopt.quantization import adopted
 from diffopt.quantization.awq_svdquant import DerivedError, Found, rebuild
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import Extremes, quantizers, replay
 from diffopt.quantization.layers import expected_layers
+from diffopt.quantization.rules import rule
 from diffopt.quantization.scales import AMAX, HIGHEST, LOWEST, Quantizer, check_finite
 from diffopt.quantization.shared_scales import share_weights, smooth
 from diffopt.quantization.zeros import refuse
@@ -32,8 +34,21 @@ from diffopt.stage import Context
 _END = re.compile(r"\.\w+_quantizer(\.\d+)?$")
 """What follows the layer in a quantizer's name."""
 EXTREMES, STATE, WEIGHTS = "extremes.safetensors", "quantizers.safetensors", "weights.safetensors"
+QUANTIZED = "quantized.safetensors"
+"""Of a backbone that came quantized: codes and scales of its layers, and all that is not quantized."""
 
-__all__ = ["check", "expected_layers", "quantize", "quantized_layers", "restore", "save", "save_found", "save_trained", "state"]
+__all__ = [
+    "check",
+    "expected_layers",
+    "quantize",
+    "quantized_layers",
+    "restore",
+    "save",
+    "save_adopted",
+    "save_found",
+    "save_trained",
+    "state",
+]
 
 
 def quantize(
@@ -88,7 +103,12 @@ def _only(model: torch.nn.Module, smoothed: set[str], smoothing: bool) -> Iterat
 
 def quantized_layers(model: torch.nn.Module) -> list[str]:
     """Names of the layers whose weights are quantized."""
-    return [n for n, m in model.named_modules() if getattr(getattr(m, "weight_quantizer", None), "is_enabled", False)]
+    return [n for n, m in model.named_modules() if _rounds(m)]
+
+
+def _rounds(layer: Any) -> bool:
+    """One that was read may have its weight rounded already."""
+    return getattr(getattr(layer, "weight_quantizer", None), "is_enabled", False) or hasattr(layer, "as_read")
 
 
 def state(model: torch.nn.Module) -> Extremes:
@@ -147,6 +167,12 @@ def save_found(out: Path, head: CheckpointFile, found: Found) -> None:
     head.write(out)
 
 
+def save_adopted(out: Path, head: CheckpointFile, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the checkpoint of a backbone that came quantized."""
+    save_file({n: x.cpu().contiguous() for n, x in sorted(tensors.items())}, out / QUANTIZED)
+    head.write(out)
+
+
 def save_trained(out: Path, ptq: Checkpoint, weights: Mapping[str, torch.Tensor]) -> None:
     """Write the checkpoint of a model that was made from another by training these weights; its quantizers stay."""
     for name in (CheckpointFile.NAME, EXTREMES, STATE):
@@ -161,6 +187,8 @@ def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> 
     Raises StoreError when the scales derived now differ from those stored, as another modelopt may give, and for a
     checkpoint of another architecture.
     """
+    if checkpoint is not None and (head := CheckpointFile.read(checkpoint.path)).adopted:
+        return _adopted(ctx, pipeline, checkpoint, head)
     model = open_backbone(ctx, pipeline)
     if checkpoint is None:
         return model
@@ -168,6 +196,15 @@ def restore(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint | None) -> 
     if (checkpoint.path / WEIGHTS).is_file():
         _put_trained(model, checkpoint)
     return model
+
+
+def _adopted(ctx: Context, pipeline: Pipeline, checkpoint: Checkpoint, head: CheckpointFile) -> torch.nn.Module:
+    """Of a checkpoint that came quantized: nothing of it is of the pipeline's own weights."""
+    try:
+        found = adopted.restored(blank_backbone(ctx, pipeline), head, load_file(checkpoint.path / QUANTIZED))
+    except ValueError as e:
+        raise StoreError(f"checkpoint: {checkpoint.fingerprint}: {e} (got another model); read it again") from None
+    return found.to(device(ctx, pipeline)).eval()
 
 
 def _put_trained(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -184,7 +221,7 @@ def _put_trained(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 def _derive(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Make of the plain `model` what was calibrated."""
     head, stored = CheckpointFile.read(checkpoint.path), load_file(checkpoint.path / STATE)
-    rules = [_rule(r) for r in head.rules]
+    rules = [rule(r) for r in head.rules]
     if not (checkpoint.path / EXTREMES).is_file():
         try:
             rebuild(model, rules, head.algorithm, stored)
@@ -203,17 +240,3 @@ def _otherwise(checkpoint: Checkpoint, what: str) -> str:
         f"checkpoint: {checkpoint.fingerprint}: scales come out otherwise than when it was made (got {what}); "
         "`diffopt store verify` tells whether its files are sound"
     )
-
-
-def _rule(stored: dict[str, Any]) -> Rule:
-    """A rule as modelopt takes it: JSON has made lists of tuples and strings of the block axis."""
-    rule = copy.deepcopy(stored)
-    cfgs = rule.get("cfg") or []
-    for cfg in cfgs if isinstance(cfgs, list) else [cfgs]:
-        if isinstance(cfg.get("num_bits"), list):
-            cfg["num_bits"] = tuple(cfg["num_bits"])
-        if blocks := cfg.get("block_sizes"):
-            cfg["block_sizes"] = {
-                int(k) if k.lstrip("-").isdigit() else k: tuple(v) if isinstance(v, list) else v for k, v in blocks.items()
-            }
-    return rule

@@ -54,7 +54,8 @@ def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Che
             else:
                 taken += folder.write(ctx.out / name, backbone, own, layouts[export.kind], export.max_shard_size)
         except ValueError as e:
-            raise GateError(f"export: {e} (got {export.kind})") from None
+            what = f"{str(e).partition('; ')[0]}, and came so; choose another export" if head.adopted else e
+            raise GateError(f"export: {what} (got {export.kind})") from None
     DeployFile(
         layout=export.kind,
         family=pinned.family,

@@ -62,6 +62,11 @@ def export(
 
     family, head = family_of(pipeline), CheckpointFile.read(checkpoint.path) if checkpoint else None
     pinned = PipelineFile.read(pipeline.path)
+    if head and head.adopted and (folded := head.adopted.folded):
+        raise GateError(
+            f"export: {len(folded)} layers came with scales of blocks that a graph does not have, which finds its own "
+            f"(got {folded[0]} ...); choose export=huggingface or export=native"
+        )
     whole = restore(ctx, pipeline, checkpoint)
     narrow(whole, getattr(torch, export.high_precision_dtype or pinned.dtype))
     layers = head.layers if head else ()

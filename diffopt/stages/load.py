@@ -40,12 +40,14 @@ class LoadView(View, of=Model):
 
     @classmethod
     def fields_read(cls) -> frozenset[str]:
-        return super().fields_read() | {"architecture"}
+        return super().fields_read() | {"architecture", "base"}
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         random = choices.model is not None and choices.model.weights == "random"
-        return cls.fields_read() - ({"source", "variant"} if random else {"architecture"})
+        based = choices.model is not None and choices.model.base is not None
+        idle = {"source", "variant", "base"} if random else {"architecture", "source" if based else "base"}
+        return cls.fields_read() - idle
 
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:

@@ -23,12 +23,16 @@ def mixes(choices: Choices) -> bool:
     return choices.format is not None and choices.format.name == "auto"
 
 
+def calibrates(choices: Choices) -> bool:
+    return choices.model is None or choices.model.quantized is None
+
+
 def _scaled(name: str) -> bool:
     """Whether a format takes scales of weights, and does not find them as it rounds."""
     return formats.method(name).algorithm is not None
 
 
-@stage(version=2, when="format", probes=("numerics", "modelopt"))
+@stage(version=2, when="format", only=calibrates, probes=("numerics", "modelopt"))
 def quantize(
     ctx: Context,
     format: FormatView,

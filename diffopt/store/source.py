@@ -47,7 +47,8 @@ QUICK = 256 << 20  # bytes that planning may hash without being slow: about half
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub; of an adapter its file."""
+    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub; of an adapter, or of a backbone
+    that is quantized already, its file."""
 
     name: str
     scores: bool = False
@@ -67,9 +68,9 @@ class Source:
 
     @property
     def local(self) -> Path | None:
-        """The local directory or an adapter's file, or None for a hub repository."""
+        """The local directory, or the file of an adapter or of a backbone; None for a hub repository."""
         path = assets.locate(self.name)
-        return path if self.adapter and path.is_file() else self.directory
+        return path if (self.adapter or path.suffix == SUFFIX) and path.is_file() else self.directory
 
     @property
     def hub(self) -> tuple[str, str]:
@@ -91,8 +92,8 @@ def read(value: object) -> Source:
     if not isinstance(value, str) or not value:
         raise ValueError("is not a model; give a directory or a hub id such as org/name")
     source = Source(value)
-    looks_local = value.startswith(("/", ".", "~", assets.PREFIX)) or not HUB_ID.fullmatch(value)
-    if looks_local and source.directory is None:
+    looks_local = value.startswith(("/", ".", "~", assets.PREFIX)) or not HUB_ID.fullmatch(value) or value.endswith(SUFFIX)
+    if looks_local and source.local is None:
         raise ValueError("is not a directory; check the path, or give a hub id such as org/name")
     return source
 

@@ -1,0 +1,85 @@
+"""Files of safetensors by their headers alone. Imports no torch, nor the library, which imports numpy.
+
+What is wrong with one is a ValueError, `what; advice`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from diffopt.store.source import SUFFIX
+
+MOST = 100 << 20  # bytes of a header, as the library has it
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Of a file of safetensors, by its header."""
+
+    dtype: str
+    """As the header has it: F8_E4M3, U8."""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """Where in the file its bytes begin."""
+    size: int
+    """In bytes."""
+
+    def text(self) -> str:
+        """Of one of bytes that are a text."""
+        with self.file.open("rb") as f:
+            f.seek(self.start)
+            return f.read(self.size).decode()
+
+
+def tensors(path: Path) -> Mapping[str, Tensor]:
+    """Of a file, or of all files of a folder, by their headers."""
+    files = [path] if path.is_file() else sorted(path.glob(f"*{SUFFIX}"))
+    if not files:
+        raise ValueError(f"has no {SUFFIX} file in {path.name}; copy or download it again")
+    for listing in () if path.is_file() else path.glob("*.index.json"):
+        named = {str(x) for x in json_object(listing).get("weight_map", {}).values()}
+        if lacking := sorted(named - {p.name for p in files}):
+            raise ValueError(f"lacks {lacking[0]}, which {listing.name} names; copy or download what is missing")
+    return {n: x for p in files for n, x in _header(p, p.stat().st_mtime_ns)[0].items()}
+
+
+def metadata(file: Path) -> Mapping[str, str]:
+    return _header(file, file.stat().st_mtime_ns)[1]
+
+
+@cache
+def _header(path: Path, _changed: int) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """The library that reads them imports numpy, which takes as long as all else of a plan."""
+    whole = path.stat().st_size
+    try:
+        with path.open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            if size > min(MOST, whole):
+                raise ValueError
+            header = json.loads(f.read(size))
+        about = header.pop("__metadata__", {})
+        ends = {n: x["data_offsets"] for n, x in header.items()}
+        found = {
+            n: Tensor(x["dtype"], tuple(x["shape"]), path, 8 + size + ends[n][0], ends[n][1] - ends[n][0])
+            for n, x in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(f"{path.name} has a header that is none of a {SUFFIX} file; download it again") from None
+    last = 8 + size + max((e[1] for e in ends.values()), default=0)
+    if last != whole:
+        raise ValueError(f"{path.name} is cut off: it has {whole} bytes of {last}; copy or download it again")
+    return found, about
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.parent.name}/{path.name} is broken, it is no JSON object; copy or download it again")
+    return found

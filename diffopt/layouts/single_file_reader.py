@@ -1,0 +1,118 @@
+"""One file of a backbone under its makers' names: ComfyUI's with its marks, the older one with `scale_weight`, or one of Black
+Forest Labs, whose tensors are as Model-Optimizer has them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from diffopt.groups import quantized_source, tensor_file
+from diffopt.kernels.block_scales import ACROSS, ROWS, straight
+from diffopt.layouts.comfyui import NAMES
+from diffopt.layouts.flux_names import SWAPPED
+from diffopt.layouts.read import Read, Tensors, opened, sorted_out
+from diffopt.quantization.block_fake_quant import BLOCK, MX_BLOCK
+
+T = TypeVar("T")
+ONE = torch.ones(())
+WITHIN = "model.diffusion_model."
+"""Before every name of a file that has text encoders and a VAE too."""
+
+
+def read(path: Path, backbone: Any) -> Read:
+    """One file: ComfyUI's, with its marks or the older `scale_weight`, or one of Black Forest Labs, in Model-Optimizer's layout
+    under their names."""
+    formats = quantized_source.layers_of(tensor_file.tensors(path), tensor_file.metadata(path))
+    marked = bool(tensor_file.metadata(path).get("_quantization_metadata"))
+    whole = _within(opened([path]))
+    formats = _within(formats)
+    marked |= any(n.endswith(".comfy_quant") for n in whole)
+    whole = {_renewed(n): x for n, x in whole.items() if not n.endswith(".comfy_quant") and n != "scaled_fp8"}
+    layers = sorted_out(whole, formats).layers
+    cast = not marked and not any(n.endswith(".weight_scale") for n in whole)
+    for name, (format, own) in layers.items():
+        # FP8 that was cast, without any scale, stands for itself.
+        layers[name] = (format, _straightened(own, format, name) if marked else own | ({"weight_scale": ONE} if cast else {}))
+    plain = {n: x for n, x in whole.items() if n.rpartition(".")[0] not in layers}
+    linear = {n for n, m in backbone.named_modules() if isinstance(m, torch.nn.Linear)}
+    if {*layers} <= linear:
+        return Read(layers, plain)
+    return _named(Read(layers, plain), backbone, linear)
+
+
+def _within(named: dict[str, T]) -> dict[str, T]:
+    """Of a file with other models in it the backbone's alone."""
+    own = {n.removeprefix(WITHIN): x for n, x in named.items() if n.startswith(WITHIN)}
+    return own or named
+
+
+def _renewed(key: str) -> str:
+    """ComfyUI's names of before it had marks."""
+    layer, _, last = key.rpartition(".")
+    return {"scale_weight": f"{layer}.weight_scale", "scale_input": f"{layer}.input_scale"}.get(last, key)
+
+
+def _straightened(own: Tensors, format: str, name: str) -> Tensors:
+    """ComfyUI's tiles of scales row by row, and the first of two codes in the lower bits."""
+    if format not in ("nvfp4", "mxfp8"):
+        return own
+    weight, scale = own["weight"], own.get("weight_scale")
+    block = BLOCK // 2 if format == "nvfp4" else MX_BLOCK  # of bytes
+    rows, blocks = len(weight), weight.shape[1] // block
+    if scale is None or scale.numel() != -(-rows // ROWS) * ROWS * -(-blocks // ACROSS) * ACROSS:
+        raise ValueError(f"{name} has no scales of blocks in tiles, as ComfyUI has them of {format}")
+    small = straight(scale.reshape(-1), rows, blocks)
+    if format == "mxfp8":
+        return own | {"weight_scale": small.view(torch.uint8)}
+    return own | {"weight_scale": small, "weight": weight >> 4 | weight << 4}
+
+
+def _named(found: Read, backbone: Any, linear: set[str]) -> Read:
+    """Of the makers' names diffusers'; what is one layer there is several here."""
+    if (names := NAMES.get(type(backbone).__name__)) is None:
+        raise ValueError(
+            f"{min(found.layers)} is no layer of a {type(backbone).__name__}, of which no other names are known here"
+        )
+    layers: dict[str, tuple[str, Tensors]] = {}
+    plain: Tensors = {}
+    used = set()
+    own: dict[str, Tensors] = {}
+    for key, tensor in found.plain.items():
+        own.setdefault(key.rpartition(".")[0], {})[key.rpartition(".")[2]] = tensor
+    for there, ours in names.layers(linear).items():
+        outputs = [backbone.get_submodule(n).out_features for n in ours]
+        used |= {there}
+        if there in found.layers:
+            format, tensors = found.layers[there]
+            for name, part in zip(ours, _cut(tensors, outputs, there), strict=True):
+                layers[name] = (format, part)
+        else:
+            for name, part in zip(ours, _cut(own.pop(there, {}), outputs, there), strict=True):
+                swapped = {k: torch.cat(x.chunk(2)[::-1]) for k, x in part.items()} if name == SWAPPED else part
+                plain |= {f"{name}.{key}": x for key, x in swapped.items()}
+    if strange := sorted({*found.layers} - used):
+        raise ValueError(f"{strange[0]} is no layer of a {type(backbone).__name__} by its makers' names")
+    norms = {there: n for n in backbone.state_dict() if n.rpartition(".")[0] not in linear and (there := names.norms(n))}
+    for there, tensors in own.items():
+        for key, tensor in tensors.items():
+            whole = f"{there}.{key}"
+            if whole not in norms:
+                raise ValueError(f"{whole} is no weight of a {type(backbone).__name__} by its makers' names")
+            plain[norms[whole]] = tensor
+    return Read(layers, plain)
+
+
+def _cut(tensors: Tensors, outputs: list[int], name: str) -> Iterator[Tensors]:
+    """The rows of each of several layers; what has no rows is of all."""
+    total = sum(outputs)
+    starts = [sum(outputs[:i]) for i in range(len(outputs))]
+    for key in ("weight", "bias"):
+        if key in tensors and len(tensors[key]) != total:
+            raise ValueError(f"{name}.{key} has {len(tensors[key])} rows, and the model {total}")
+    whole = ("pre_quant_scale", "input_scale", "weight_scale_2")
+    for start, many in zip(starts, outputs, strict=True):
+        yield {
+            key: (x if key in whole or not x.dim() or len(x) != total else x[start : start + many]).clone()
+            for key, x in tensors.items()
+        }
