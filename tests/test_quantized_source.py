@@ -9,11 +9,13 @@ import pytest
 import torch
 from matrix_table import FORMATS
 from safetensors.torch import load_file, save_file
-from test_layouts import FILE, FOLDER, comfy, made
+from test_comfyui import FILE
+from test_comfyui import written as comfy
+from test_layouts import FOLDER, made
 from test_packed import packed
 from tiny import Bench, bench, emoji, folder
 
-from diffopt import models
+from diffopt import formats, models
 from diffopt.artifact import Checkpoint
 from diffopt.errors import ConfigError, SourceError
 from diffopt.files.checkpoint import CheckpointFile
@@ -22,6 +24,7 @@ from diffopt.kernels.block_scales import straight, tiled
 from diffopt.kernels.capability import KIND
 from diffopt.kernels.convert import convert
 from diffopt.layouts import COMFYUI
+from diffopt.layouts.families import NAMES
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.folding import fold
@@ -94,14 +97,17 @@ def test_a_native_pack_is_read_as_it_was_scored_and_packed_again_byte_for_byte(n
     assert bytes_of(again(b, came, pack, ShardView(max_shard_size="10GB"))) == bytes_of(path)
 
 
-@pytest.mark.parametrize("name", COMFYUI)
-def test_comfyuis_file_is_read_as_it_was_scored_and_written_again_byte_for_byte(name: str) -> None:
-    b = bench("bfloat16")
-    before = comfy(b, name, share=True)
+SMOOTHLESS = [n for n in COMFYUI if n != "int8"]
+
+
+@pytest.mark.parametrize(("family", "name"), [*(("flux", n) for n in SMOOTHLESS), ("sd3", "fp8"), ("pixart", "nvfp4")])
+def test_comfyuis_file_is_read_as_it_was_scored_and_written_again_byte_for_byte(family: str, name: str) -> None:
+    b = bench("bfloat16", family=None if family == "flux" else family)
+    share = formats.method(name).shares and NAMES[b.family].fuses()
     path = folder() / "transformer.safetensors"
-    save_file(before, path)
+    save_file(comfy(b, name, share=share), path)
     came = read(b, path)
-    same_as(b, name, came, share=True)
+    same_as(b, name, came, share=share)
     assert bytes_of(again(b, came, deploy, FILE)) == bytes_of(path.parent)
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from diffopt.groups import quantized_source
+from diffopt.layouts.names import Names
 from diffopt.layouts.read import Read, opened, sorted_out
 
 SCALES = ("weight_scale", "weight_scale_2", "input_scale")
 CODES = (torch.float8_e4m3fn, torch.uint8, torch.int8)
 
 
-def read(path: Path, backbone: Any) -> Read:
+def read(path: Path, backbone: Any, names: Names | None) -> Read:
     """In the layout of Model-Optimizer's unified checkpoint."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if (found := config.get("_class_name")) != type(backbone).__name__:

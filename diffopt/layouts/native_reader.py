@@ -12,13 +12,14 @@ from diffopt.kernels import int8
 from diffopt.kernels.block_scales import straight
 from diffopt.kernels.fp8 import LARGEST
 from diffopt.kernels.int4 import SMALLEST
+from diffopt.layouts.names import Names
 from diffopt.layouts.read import Read, Tensors, opened
 from diffopt.quantization.adopted import EIGHT_BITS, solved
 from diffopt.quantization.block_fake_quant import BLOCK, MX_BLOCK
 from diffopt.quantization.numbers import FOUR_BITS, unpacked
 
 
-def read(path: Path, backbone: Any) -> Read:
+def read(path: Path, backbone: Any, names: Names | None) -> Read:
     """What `export=native` packs: the buffers of kernels."""
     head = NativeFile.of(json.loads((path / NativeFile.NAME).read_text(encoding="utf-8")))
     own: dict[str, Tensors] = {name: {} for name in head.layers}

@@ -1,7 +1,7 @@
 """One file of a backbone under its makers' names: ComfyUI's with its marks, the older one with `scale_weight`, or one of Black
 Forest Labs, whose tensors are as Model-Optimizer has them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,8 +9,7 @@ import torch
 
 from diffopt.groups import quantized_source, tensor_file
 from diffopt.kernels.block_scales import ACROSS, ROWS, straight
-from diffopt.layouts.comfyui import NAMES
-from diffopt.layouts.flux_names import SWAPPED
+from diffopt.layouts.names import Names
 from diffopt.layouts.read import Read, Tensors, opened, sorted_out
 from diffopt.quantization.block_fake_quant import BLOCK, MX_BLOCK
 
@@ -20,9 +19,8 @@ WITHIN = "model.diffusion_model."
 """Before every name of a file that has text encoders and a VAE too."""
 
 
-def read(path: Path, backbone: Any) -> Read:
-    """One file: ComfyUI's, with its marks or the older `scale_weight`, or one of Black Forest Labs, in Model-Optimizer's layout
-    under their names."""
+def read(path: Path, backbone: Any, names: Names | None) -> Read:
+    """`names` are those of the backbone's family there, where they are known."""
     formats = quantized_source.layers_of(tensor_file.tensors(path), tensor_file.metadata(path))
     marked = bool(tensor_file.metadata(path).get("_quantization_metadata"))
     whole = _within(opened([path]))
@@ -36,9 +34,12 @@ def read(path: Path, backbone: Any) -> Read:
         layers[name] = (format, _straightened(own, format, name) if marked else own | ({"weight_scale": ONE} if cast else {}))
     plain = {n: x for n, x in whole.items() if n.rpartition(".")[0] not in layers}
     linear = {n for n, m in backbone.named_modules() if isinstance(m, torch.nn.Linear)}
-    if {*layers} <= linear:
+    if {*layers} <= linear and {*plain} <= {*backbone.state_dict()}:
         return Read(layers, plain)
-    return _named(Read(layers, plain), backbone, linear)
+    if names is None:
+        kind = type(backbone).__name__
+        raise ValueError(f"{min({*layers} - linear or {*plain})} is none of a {kind}, of which no other names are known here")
+    return _named(Read(layers, plain), backbone, names)
 
 
 def _within(named: dict[str, T]) -> dict[str, T]:
@@ -68,51 +69,49 @@ def _straightened(own: Tensors, format: str, name: str) -> Tensors:
     return own | {"weight_scale": small, "weight": weight >> 4 | weight << 4}
 
 
-def _named(found: Read, backbone: Any, linear: set[str]) -> Read:
+def _named(found: Read, backbone: Any, names: Names) -> Read:
     """Of the makers' names diffusers'; what is one layer there is several here."""
-    if (names := NAMES.get(type(backbone).__name__)) is None:
-        raise ValueError(
-            f"{min(found.layers)} is no layer of a {type(backbone).__name__}, of which no other names are known here"
-        )
+    here = backbone.state_dict()
+    table, turned = names.found(here), names.turned(here)
     layers: dict[str, tuple[str, Tensors]] = {}
     plain: Tensors = {}
     used = set()
-    own: dict[str, Tensors] = {}
-    for key, tensor in found.plain.items():
-        own.setdefault(key.rpartition(".")[0], {})[key.rpartition(".")[2]] = tensor
-    for there, ours in names.layers(linear).items():
-        outputs = [backbone.get_submodule(n).out_features for n in ours]
-        used |= {there}
-        if there in found.layers:
-            format, tensors = found.layers[there]
-            for name, part in zip(ours, _cut(tensors, outputs, there), strict=True):
-                layers[name] = (format, part)
-        else:
-            for name, part in zip(ours, _cut(own.pop(there, {}), outputs, there), strict=True):
-                swapped = {k: torch.cat(x.chunk(2)[::-1]) for k, x in part.items()} if name == SWAPPED else part
-                plain |= {f"{name}.{key}": x for key, x in swapped.items()}
-    if strange := sorted({*found.layers} - used):
-        raise ValueError(f"{strange[0]} is no layer of a {type(backbone).__name__} by its makers' names")
-    norms = {there: n for n in backbone.state_dict() if n.rpartition(".")[0] not in linear and (there := names.norms(n))}
-    for there, tensors in own.items():
-        for key, tensor in tensors.items():
-            whole = f"{there}.{key}"
-            if whole not in norms:
-                raise ValueError(f"{whole} is no weight of a {type(backbone).__name__} by its makers' names")
-            plain[norms[whole]] = tensor
+    for there, ours in table.items():
+        stem, _, last = there.rpartition(".")
+        parts = [name.rpartition(".")[0] for name in ours]
+        rows = [here[name].shape[0] if here[name].dim() else 1 for name in ours]
+        if stem in found.layers:
+            used |= {stem}
+            if last == "weight":
+                format, tensors = found.layers[stem]
+                for name, part in zip(parts, _cut(tensors, rows, stem, turned.intersection(parts)), strict=True):
+                    layers[name] = (format, part)
+        elif there in found.plain:
+            used |= {there}
+            for name, part in zip(ours, _cut({last: found.plain[there]}, rows, stem, turned.intersection(parts)), strict=True):
+                plain[name] = part[last]
+    kind = type(backbone).__name__
+    if strange := sorted({*found.layers, *found.plain} - used):
+        raise ValueError(
+            f"{strange[0]} is no {'layer' if strange[0] in found.layers else 'weight'} of a {kind} by its makers' names"
+        )
     return Read(layers, plain)
 
 
-def _cut(tensors: Tensors, outputs: list[int], name: str) -> Iterator[Tensors]:
-    """The rows of each of several layers; what has no rows is of all."""
+def _cut(tensors: Tensors, outputs: list[int], name: str, turned: Collection[str]) -> Iterator[Tensors]:
+    """The rows of each of several layers; what has no rows is of all. Of a layer that is turned there the halves change places
+    again."""
     total = sum(outputs)
     starts = [sum(outputs[:i]) for i in range(len(outputs))]
     for key in ("weight", "bias"):
-        if key in tensors and len(tensors[key]) != total:
+        if key in tensors and tensors[key].dim() and len(tensors[key]) != total:
             raise ValueError(f"{name}.{key} has {len(tensors[key])} rows, and the model {total}")
     whole = ("pre_quant_scale", "input_scale", "weight_scale_2")
     for start, many in zip(starts, outputs, strict=True):
-        yield {
-            key: (x if key in whole or not x.dim() or len(x) != total else x[start : start + many]).clone()
-            for key, x in tensors.items()
-        }
+        part = {}
+        for key, x in tensors.items():
+            if key not in whole and x.dim() and len(x) == total:
+                x = x[start : start + many]
+                x = torch.cat(x.chunk(2)[::-1]) if turned else x
+            part[key] = x.clone()
+        yield part

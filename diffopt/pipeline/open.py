@@ -201,8 +201,12 @@ def _random(ctx: Context, pinned: PipelineFile, component: str, device: str) -> 
 
 
 def _widened(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """With those parameters in FP32 that from_pretrained keeps so."""
+    """In the precisions that from_pretrained gives: some parameters in FP32, tables that a file has in that of the weights."""
     wide = getattr(module, "_keep_in_fp32_modules", None) or []
+    for part in module.modules():
+        for name, table in part._buffers.items():
+            if table is not None and table.is_floating_point() and name not in part._non_persistent_buffers_set:
+                part._buffers[name] = table.to(dtype)
     for name, parameter in module.named_parameters():
         if dtype != torch.float32 and any(part in wide for part in name.split(".")):
             parameter.data = parameter.data.float()

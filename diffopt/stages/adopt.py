@@ -76,13 +76,14 @@ def adopt(ctx: Context, model: SourceView, format: CameView, pipeline: Pipeline)
 
 
 def _read(pinned: PipelineFile, found: Quantized, blank: "torch.nn.Module") -> "Read":
+    from diffopt.layouts.families import NAMES
     from diffopt.layouts.readers import read
     from diffopt.pipeline.open import by_name
 
     if lacking := [n for n in pinned.backbones if n not in found.backbones]:
         raise ValueError(f"has no {lacking[0]}, which the model has; give a folder that has {' and '.join(pinned.backbones)}")
     own = by_name(pinned, blank)
-    return read(found.layout, {n: (found.backbones[n], own[n]) for n in pinned.backbones})
+    return read(found.layout, {n: (found.backbones[n], own[n]) for n in pinned.backbones}, NAMES.get(pinned.family))
 
 
 def _head(pinned: PipelineFile, format: str, found: Quantized, read: "Read") -> CheckpointFile:
