@@ -63,6 +63,15 @@ def machine(about: Machine) -> str:
     return " + ".join(named) or f"{about.cpu}, {about.cores} cores"
 
 
+def printable(text: str) -> str:
+    """Without what would steer a terminal, or is no text: such characters as Python writes them."""
+    return "".join(c if c in "\n\t" or (c.isprintable() and not _steers(c)) else repr(c)[1:-1] for c in text)
+
+
+def _steers(character: str) -> bool:
+    return "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"  # the direction of what follows
+
+
 def duration(seconds: float) -> str:
     """For people: `40 s`, `7 min`, `2 h 5 min`."""
     if seconds < 90:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diffopt.cli import hydra_errors, main, unforeseen
+from diffopt.cli import hydra_errors, unforeseen
 from diffopt.cli.searchpath import GROUP, bundled, register
 from diffopt.cli.singletons import apart
 from diffopt.errors import ConfigError, DiffoptError, PlanError
@@ -27,6 +27,7 @@ from diffopt.jobs import job
 from diffopt.jobs.runner import let_go
 from diffopt.report.outcome import Outcome
 from diffopt.report.run_directory import RUN
+from diffopt.sweep.untouched import Untouched
 from diffopt.view import Choices
 
 log = logging.getLogger("diffopt")
@@ -54,8 +55,9 @@ def run(recipe: str, overrides: Mapping[str, Any], config_dir: Path | None, quie
     arguments = [f"+{GROUP}={recipe}", *asked]
     with _told(arguments):
         composed = _composed(arguments, config_dir)
+        before = Untouched.of(composed.directory)
         with _logged(composed.directory, quiet), _variables():
-            return _run(composed, asked)
+            return _run(composed, asked, before)
 
 
 def choices(overrides: Mapping[str, Any], config_dir: Path | None, *picks: str) -> Choices:
@@ -100,17 +102,18 @@ def _composed(arguments: list[str], config_dir: Path | None) -> Composed:
                 f"single job, or run `diffopt {arguments[0]}`"
             )
         name, directory = str(settings.job.name), Path(settings.run.dir).absolute()
-    with open_dict(config):
-        del config["hydra"]
+        with open_dict(config):
+            del config["hydra"]
+        OmegaConf.to_container(config, resolve=True)  # while the environment's secrets are refused
     return Composed(config, name, directory)
 
 
-def _run(composed: Composed, overrides: list[str]) -> Outcome | None:
+def _run(composed: Composed, overrides: list[str], before: Untouched) -> Outcome | None:
     try:
         job.run(composed.config, overrides, composed.directory, composed.name, sweep=False)
     except DiffoptError as e:
         if isinstance(e, ConfigError | PlanError) or not (composed.directory / LOG).exists():
-            main.clear(composed.directory)  # nothing was made; after any other error the log is worth keeping
+            before.restore()  # nothing was made; after any other error the log is worth keeping
         raise
     finally:
         let_go()

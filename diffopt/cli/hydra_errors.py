@@ -85,6 +85,8 @@ def _read(text: str, cause: BaseException | None, arguments: list[str]) -> str:
     # The group has no field.
     if found := re.search(r"Multiple values for (\w+)", text):
         return f"{found[1]}: is chosen twice (got it as an override); choose once"
+    if found := re.search(r"config groups is not supported: '[+~]*([^=']+)=?(.*)'", text):
+        return f"{found[1]}: is chosen by the name of an option (got {found[2]} with ++); {found[1]}=NAME, or +{found[1]}=NAME"
     # Nor has the override, in these three.
     if found := re.search(r"An item is already at '([^']+)'", text):
         given = _override(found[1], arguments)[1]
@@ -104,6 +106,12 @@ def of_hydra(error: Exception, arguments: list[str]) -> str | None:
     if "Only one of --run" in str(error):  # its text alone tells
         given = [a for a in arguments if a in MODES]
         return f"flags: of --run, --multirun, --cfg and --info one goes at a time (got {' '.join(given)}); drop the others"
+    if isinstance(error, AttributeError) and "'_target_'" in str(error):  # what Hydra makes its parts of has none
+        for override in arguments:
+            key, sign, value = override.lstrip("+~").partition("=")
+            group = key.replace(".", "/")
+            if sign and group in ("hydra/launcher", "hydra/sweeper"):
+                return f"{key}: is chosen by the name of an option (got {value}); {group}=NAME, basic is the default"
     return of_defaults(error, arguments) if isinstance(error, RecursionError | TypeError | ValueError) else None
 
 

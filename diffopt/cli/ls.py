@@ -13,6 +13,7 @@ from diffopt.cli.searchpath import GROUP, bundled
 from diffopt.errors import ConfigError
 from diffopt.groups import PICKS
 from diffopt.groups.validate import nearest
+from diffopt.text import printable
 
 SCHEMA = "diffopt.ls/1"
 KINDS = (GROUP, *PICKS)
@@ -39,7 +40,7 @@ def command(arguments: list[str]) -> None:
     asked = [_group(g) for g in given.groups] or list(KINDS)
     with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
         found = {group: options(group) for group in dict.fromkeys(asked)}
-    print(json.dumps(content(found), indent=1, ensure_ascii=False) if given.json else "\n".join(table(found)))
+    print(json.dumps(content(found), indent=1, ensure_ascii=False) if given.json else printable("\n".join(table(found))))
 
 
 def _group(word: str) -> str:

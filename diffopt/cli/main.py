@@ -4,7 +4,6 @@ import argparse
 import gc
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from diffopt import __version__
+from diffopt.cli import strangers
 from diffopt.cli.commands import COMMANDS
 from diffopt.cli.completion import complete
 from diffopt.cli.searchpath import bundled, register
 from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError, suggestion
 from diffopt.machine import worker
 from diffopt.sweep.callback import Refused, WriteReport
+from diffopt.text import printable
 
 log = logging.getLogger("diffopt")
 CONFIG = "config"
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     except (DiffoptError, HydraException, OmegaConfBaseException, YAMLError) as e:
         from diffopt.cli import hydra_errors
 
-        print(hydra_errors.line(e, arguments), file=sys.stderr)
+        print(printable(hydra_errors.line(e, arguments)), file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # `diffopt store ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
-        print(_said(e, arguments), file=sys.stderr)
+        print(printable(_said(e, arguments)), file=sys.stderr)
         sys.exit(1)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
@@ -66,6 +67,8 @@ def _said(error: Exception, arguments: list[str]) -> str:
     from diffopt.cli import hydra_errors, unforeseen
 
     known = unforeseen.of_disk(error) if isinstance(error, OSError) else hydra_errors.of_hydra(error, arguments)
+    if isinstance(error, MemoryError):
+        known = unforeseen.NO_MEMORY
     return known or unforeseen.line(error, arguments)
 
 
@@ -75,6 +78,7 @@ def _main(arguments: list[str]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's numbers are the driver's, which environment.py reads
     logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no traceback on the terminal
+    strangers.check_choices(arguments)
     register(_config_dir(arguments), ours=arguments[:1] in (["plan"], ["ls"], ["copy"]))
     if complete(arguments):
         return
@@ -158,6 +162,7 @@ _refused: list[Exception] = []
 def _job(config: DictConfig) -> float | list[float] | None:
     from diffopt.jobs import job
 
+    strangers.register()  # in a worker of a launcher too
     settings = HydraConfig.get()
     directory = Path(settings.runtime.output_dir)
     # As they were given: an interpolation in one is of the recipe's config, not of Hydra's.
@@ -168,8 +173,8 @@ def _job(config: DictConfig) -> float | list[float] | None:
     try:
         return job.run(config, overrides, directory, settings.job.name, sweep=False)
     except Exception as e:
-        if isinstance(e, ConfigError | PlanError):  # nothing was made; after any other error the log is worth keeping
-            clear(directory)
+        if isinstance(e, ConfigError | PlanError) and WriteReport.began:  # nothing was made; else the log is worth keeping
+            WriteReport.began.restore()
         _refused.append(e)
         return None
 
@@ -204,17 +209,6 @@ def _one_of_many(config: DictConfig, settings: Any, directory: Path, overrides: 
             (directory / RUN).unlink(missing_ok=True)
         error.write_text(text)
         return None
-
-
-def clear(directory: Path) -> None:
-    """Take away what Hydra put into a run's directory, and the directory if that was all: it may be the user's own."""
-    shutil.rmtree(directory / ".hydra", ignore_errors=True)
-    (directory / "diffopt.log").unlink(missing_ok=True)
-    ours = [directory.parent] if directory.parent.parent.name == "runs" else []
-    for folder in (directory, *ours):
-        if any(folder.iterdir()):
-            break
-        folder.rmdir()
 
 
 if __name__ == "__main__":

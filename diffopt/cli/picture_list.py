@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffopt.data.text_file import MOST
 from diffopt.errors import ConfigError
 from diffopt.report.run_directory import RUN, Run
+from diffopt.store.files import content
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,12 @@ def read(path: Path, root: Path | None = None) -> PictureList:
     if root is not None and not root.is_dir():
         raise ConfigError(f"--root: is no directory (got {str(root)!r}); name the one that all pictures are in")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(content(path, MOST).decode("utf-8-sig"))
     except OSError as e:
         raise ConfigError(
             f"--data-path: cannot be read ({(e.strerror or str(e)).lower()}) (got {str(path)!r}); check the path"
         ) from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"--data-path: is not valid JSON ({e}) (got {str(path)!r}); mend the file") from None
     if not isinstance(rows, list) or not rows:
         kind = "an empty one" if rows == [] else type(rows).__name__

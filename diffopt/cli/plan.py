@@ -16,6 +16,7 @@ from diffopt.jobs.nearest import Past, differences, flat, sources
 from diffopt.jobs.plan import Step
 from diffopt.jobs.runner import missing
 from diffopt.store.store import Store
+from diffopt.text import printable
 
 SHOWN = 3
 
@@ -36,12 +37,12 @@ def command(arguments: list[str]) -> None:
         from diffopt.sweep.plan import plan_sweep
 
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-            print(plan_sweep(config, _hydra().config_loader).table())
+            print(printable(plan_sweep(config, _hydra().config_loader).table()))
         return
     with open_dict(config):
         del config["hydra"]
     overrides = [o for o in asked if not o.startswith("+recipe=")]
-    print(table(prepare(config, overrides, dry=True, sweep=False)))
+    print(printable(table(prepare(config, overrides, dry=True, sweep=False))))
 
 
 def composed(overrides: list[str], *, sweep: bool) -> DictConfig:

@@ -15,7 +15,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from diffopt.cli import commands, overrides, own_options, yaml_source
+from diffopt.cli import commands, overrides, own_options, strangers, yaml_source
 from diffopt.cli.yaml_source import YamlSource
 from diffopt.errors import ConfigError
 from diffopt.machine import environment, worker
@@ -64,6 +64,7 @@ class RecipeSource(YamlSource):
     def load_config(self, config_path: str) -> ConfigResult:
         group, _, name = config_path.rpartition("/")
         recipe = super().load_config(name.removeprefix(own_options.PREFIX))
+        strangers.check_recipe(recipe.config, f"{name}.yaml")
         if group != GROUP:
             return replace(recipe, config=recipe.config[group], header={"package": None})
         if groups := own_options.whole(recipe.config):
@@ -130,6 +131,7 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     """
     RecipeSearchPath.config_dir, RecipeSearchPath.ours = config_dir, ours
     overrides.let_in()
+    strangers.register()
     Plugins.instance().register(RecipeSource)
     yaml_source.register()
     Plugins.instance().register(RecipeSearchPath)

@@ -9,7 +9,7 @@ from diffopt.cli.commands import COMMANDS
 from diffopt.errors import StoreError
 from diffopt.store.entry import Entry
 from diffopt.store.store import QUARANTINE, Store
-from diffopt.text import size
+from diffopt.text import printable, size
 
 
 def parser() -> Parser:
@@ -45,7 +45,7 @@ def command(arguments: list[str]) -> None:
 def _ls(store: Store, kind: str | None) -> None:
     from diffopt.cli.store_list import Listing
 
-    print("\n".join(Listing(store, kind).lines()))
+    print(printable("\n".join(Listing(store, kind).lines())))
 
 
 def _show(store: Store, name: str) -> None:
@@ -59,13 +59,13 @@ def _verify(store: Store, drop: bool) -> None:
     found = {_path(e): problems for e in entries if (problems := e.problems())}
     for entry in entries:
         if said := found.get(_path(entry)):
-            print(f"{_path(entry)}: {'; '.join(said)}")
+            print(printable(f"{_path(entry)}: {'; '.join(said)}"))
     bad = [e for e in entries if _path(e) in found]
     bad += _made_from(bad, [e for e in entries if _path(e) not in found])
     others = [(p, "has no record") for p in store.unfinished()]
     misread = store.misread()
     for path, what in [*others, *misread]:
-        print(f"{path.relative_to(store.root)}: {what}")
+        print(printable(f"{path.relative_to(store.root)}: {what}"))
     if drop:
         for path in [*(e.path for e in bad), *(p for p, _ in others)]:
             store.remove(path)
@@ -104,9 +104,9 @@ def _made_from(bad: list[Entry], sound: list[Entry]) -> list[Entry]:
 def _gc(store: Store, yes: bool) -> None:
     unused, stale = store.garbage()
     for entry in unused:
-        print(f"{entry.kind}/{entry.fingerprint}  {size(entry.bytes)}")
+        print(printable(f"{entry.kind}/{entry.fingerprint}  {size(entry.bytes)}"))
     for path in stale:
-        print(path.relative_to(store.root))
+        print(printable(str(path.relative_to(store.root))))
     if yes:
         for path in [*(e.path for e in unused), *stale]:
             store.remove(path)

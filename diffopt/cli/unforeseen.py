@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MARK = "ended in an error that it does not know"
-UNWRITABLE = {getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR")}
+UNWRITABLE = {
+    getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR", "EFBIG")
+}
+
+NO_MEMORY = (
+    "memory: there is no more (got MemoryError); give this process more (`ulimit -v`, the container's limit), or take a "
+    "smaller batch; finished steps are in the store, the same command goes on from them"
+)
 
 log = logging.getLogger("diffopt")
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from diffopt.data.extent import Extent
-from diffopt.data.picture import upright
+from diffopt.data.picture import check, upright
 
 
 def fitted(picture: Image.Image, extent: Extent) -> np.ndarray:
@@ -25,6 +25,7 @@ def frames(stored: Any, many: int | None) -> Iterator[Image.Image]:
     listed = isinstance(stored, list)
     for one in islice(stored if listed else [stored], many or 1):
         with _opened(one) as file, Image.open(file) as picture:
+            check(picture)
             for i in range(1 if listed else min(getattr(picture, "n_frames", 1), many or 1)):
                 picture.seek(i)
                 picture.load()

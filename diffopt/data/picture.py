@@ -25,11 +25,24 @@ ALONE = ("MPO",)
 """Formats whose further pictures belong to the first: a phone's preview or depth map."""
 
 
+MOST = 8192 * 8192
+"""Pixels of a picture that is read. A few larger ones would fill a machine's memory."""
+
+
+def check(picture: Image.Image) -> None:
+    """Raises ValueError for a picture that is too large, before it is decoded."""
+    if (pixels := picture.width * picture.height) > MOST:
+        raise ValueError(
+            f"has {picture.width} x {picture.height} = {pixels} pixels, and at most {MOST} are read; make it smaller"
+        )
+
+
 def opened(file: Path | str | BytesIO) -> Image.Image:
     """The picture of a file, in RGB. Raises one of BROKEN, a ValueError also for an animation, of which no frame is meant."""
     with Image.open(file) as picture:
         if (many := getattr(picture, "n_frames", 1)) > 1 and picture.format not in ALONE:
             raise ValueError(f"has {many} frames or pages; save the one that is meant as a picture")
+        check(picture)
         return upright(picture)
 
 
@@ -41,6 +54,7 @@ def pixels(file: Path | str) -> np.ndarray:
 def extent(file: Path | str) -> tuple[int, int]:
     """Width and height of a picture as `opened` gives it, without decoding it."""
     with Image.open(file) as picture:
+        check(picture)
         if picture.format == "TIFF":  # which Pillow turns itself, as it decodes
             picture.load()
             return picture.size

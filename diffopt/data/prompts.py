@@ -16,6 +16,8 @@ from diffopt.store.fingerprint import fingerprint
 
 HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<column>.+)")
 """A column of a data set on the Hugging Face hub: `hub:ORG/NAME[@REVISION]:COLUMN`."""
+LONGEST = 20_000
+"""Characters of a prompt: no text encoder takes as many, and to count their tokens takes long."""
 MOST = 10_000  # prompts taken of a data set, from its first row: a set of captions can have millions
 
 
@@ -91,6 +93,11 @@ def read(value: object) -> PromptSet:
     prompts = [p for p in prompts if p]
     if not prompts:
         raise ValueError("holds no prompt; write one a line")
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) > LONGEST:
+            raise ValueError(f"holds a prompt of {len(prompt)} characters, number {number}; at most {LONGEST}, shorten it")
+        if any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise ValueError(f"holds half a character, a lone surrogate, in prompt {number}; take it out")
     return PromptSet(value, tuple(prompts))
 
 
@@ -143,6 +150,10 @@ def _from_json(text: str) -> list[str]:
         rows = json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"is not valid JSON (line {e.lineno}: {e.msg.lower()}); mend the file") from None
+    except RecursionError:
+        raise ValueError(
+            'is nested too deep for a list of prompts; write ["a cat", ...] or [{"prompt": "a cat"}, ...]'
+        ) from None
     if isinstance(rows, dict) and (of_set := prompt_sets.from_object(rows)) is not None:
         return of_set
     prompts = [row.get("prompt") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else [None]

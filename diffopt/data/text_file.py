@@ -4,8 +4,12 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from pathlib import Path
 from shlex import quote
 
+from diffopt.store.files import content as plain
+
 MARKS = {BOM_UTF32_LE: "UTF-32", BOM_UTF32_BE: "UTF-32", BOM_UTF16_LE: "UTF-16", BOM_UTF16_BE: "UTF-16"}
 """The longer first: UTF-32's begins with UTF-16's."""
+MOST = 256 << 20
+"""Bytes of a file of texts."""
 
 
 def read(path: Path) -> str:
@@ -13,7 +17,7 @@ def read(path: Path) -> str:
 
     Raises OSError, and ValueError, as `what is wrong; what to do`, for another encoding, which it names, and for no text.
     """
-    content = path.read_bytes()
+    content = plain(path, MOST)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:

@@ -120,6 +120,8 @@ def said(text: str) -> str:
 def unresolved(error: OmegaConfBaseException) -> str:
     """An error of an interpolation as a line of ours."""
     where, given = dotted(error.full_key or "config"), "an interpolation"
+    if found := re.match(r"ConfigError raised while resolving interpolation: oc\.env: (.*)", error.msg or str(error)):
+        return f"{where}: {found[1]}"  # of our resolver, which OmegaConf passes on as text alone
     if isinstance(error.parent_node, Container) and error.key is not None:
         given = OmegaConf.to_container(error.parent_node, resolve=False)[error.key]  # type: ignore[index]
     return f"{where}: {said(error.msg or str(error))} (got {given}); mend it"

@@ -60,12 +60,16 @@ def remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def content(path: Path) -> bytes:
-    """All of a file. Raises OSError for what is no plain file, as a pipe, which would be waited for, or /dev/zero."""
+def content(path: Path, most: int | None = None) -> bytes:
+    """All of a file. Raises OSError for what is no plain file, as a pipe, which would be waited for, or /dev/zero, and for
+    one of more than `most` bytes."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(number, "rb") as f:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        about = os.fstat(number)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        if most is not None and about.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, and at most {most} are read", str(path))
         return f.read()
 
 

@@ -314,6 +314,11 @@ class Store:
                 f"store: the disk ran full (got {str(self.root)!r}); free some with `diffopt store gc`, "
                 "or set DIFFOPT_STORE to another disk; finished artifacts are kept"
             )
+        if code == errno.EFBIG or "os error 27" in text:
+            return StoreError(
+                f"store: a file is larger than this process may write (got {str(self.root)!r}); raise `ulimit -f`; finished "
+                "artifacts are kept"
+            )
         if code in (errno.EROFS, errno.EACCES, errno.EPERM) or "read-only file system" in text or "os error 30" in text:
             return StoreError(
                 f"store: cannot be written ({os.strerror(code or errno.EROFS).lower()}) (got {str(self.root)!r}); "

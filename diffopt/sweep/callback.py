@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from diffopt.errors import ConfigError, DiffoptError
 from diffopt.machine import output, worker
 from diffopt.quality.floor import floors
+from diffopt.sweep.untouched import Untouched
 
 if TYPE_CHECKING:
     from diffopt.sweep.findings import Findings
@@ -34,11 +35,19 @@ class WriteReport(Callback):
     """
 
     _running: "ClassVar[tuple[WriteReport, DictConfig] | None]" = None
+    began: ClassVar[Untouched | None] = None
+    """The directory of a single run before it."""
     over: ClassVar[Path | None] = None
     """The directory of a sweep that has come to its end in this process, until `check` has looked at it."""
 
     def __init__(self, floor: Mapping[str, float | str] | Sequence[str] | None = None) -> None:
         self.floors = floors(floor)
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            WriteReport.began = Untouched.of(Path(config.hydra.run.dir).absolute())
+        except Exception as e:
+            raise Refused(e) from None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises Refused for a sweep that is no use; nothing has been written then."""
