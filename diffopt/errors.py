@@ -1,6 +1,7 @@
 """Errors meant for the user: `<where>: <what is wrong> (got X); <what to do>`."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 from hydra.errors import CompactHydraException
@@ -35,6 +36,27 @@ class GateError(DiffoptError):
 
 class MetricError(DiffoptError):
     """A metric cannot be measured (weights that are not there, pictures too small); others can."""
+
+
+SHORT = re.compile("cannot allocate memory|can't allocate memory|not enough memory|bad_alloc|out of memory", re.IGNORECASE)
+"""What Python, the system, C++ and torch say where memory lacks; of a GPU's the text names CUDA."""
+
+
+def pass_on_memory(error: BaseException) -> None:
+    """Raises MemoryError for an error that comes of a lack of memory, before a file or the network is blamed for it."""
+    if isinstance(error, MemoryError) or (not isinstance(error, DiffoptError) and SHORT.search(str(error))):
+        raise MemoryError(str(error) or "MemoryError") from error
+
+
+def memory(where: str, error: BaseException) -> GateError:
+    """What a user is told of a MemoryError."""
+    first = (str(error).strip().splitlines() or ["MemoryError"])[0][:200]
+    gpu = "CUDA" in first
+    more = "a GPU with more memory" if gpu else "more memory (`ulimit -v`, the container's limit)"
+    return GateError(
+        f"{where}: there is no more {'GPU memory' if gpu else 'memory'} (got {first}); give it {more}, or take smaller batches "
+        "(calib.batch_size, eval.batch_size, train.micro_batch); finished steps are in the store, the same command goes on"
+    )
 
 
 FEW = 16

@@ -23,7 +23,7 @@ from diffopt.errors import PlanError, StoreError
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.run import RunFile
 from diffopt.jobs.plan import Plan, Step
-from diffopt.jobs.runner import run_plan
+from diffopt.jobs.runner import run_plan, write_run
 from diffopt.stage import Stage
 from diffopt.store.entry import RECORD
 from diffopt.store.fingerprint import fingerprint
@@ -596,6 +596,20 @@ def test_a_read_only_store_is_said_in_a_line(read_only, tmp_path, use):
         WRITES[use](read_only, tmp_path)
     assert HOUSE_STYLE.fullmatch(str(caught.value))
     assert "read-only" in str(caught.value)
+
+
+def test_a_finished_run_goes_through_on_a_read_only_store(small_disk, tmp_path, monkeypatch):
+    made, store = {"stage": "quantize", "inputs": {}}, Store(small_disk / "store")
+    step = Step("one", Stage("one", lambda ctx: None, 1, None, (), (), Checkpoint), {}, frozenset(), {}, made)
+    plan = Plan([step], [step], [])
+    run_plan(plan, Choices(seed=0), store, Sources(store.sources))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert store.trouble() is not None
+    done = run_plan(plan, Choices(seed=0), store, Sources(store.sources))
+    assert [d.state for d in done] == ["cached"]
+    (tmp_path / "run").mkdir()
+    write_run(tmp_path / "run", "x", [], "model: {}", plan, done, store)
+    assert (tmp_path / "run" / "one" / RECORD).is_file()
 
 
 def test_a_read_only_store_can_still_be_read(read_only, tmp_path):

@@ -44,9 +44,9 @@ COMMANDS = _table(
         Command("eval", "--data-path images.json --metrics NAME...", "score pictures of any models: one table, with intervals"),
         Command(
             "store",
-            "ls | show ID | verify [--drop] | gc [--yes] | export ID DIRECTORY",
+            "ls | show ID | verify | gc | export ID DIR | import DIR",
             "",
-            ("ls", "show", "verify", "gc", "export"),
+            ("ls", "show", "verify", "gc", "export", "import"),
         ),
         Command("doctor", "", "what this machine can calibrate, build and run"),
         Command("help", "[COMMAND]", "this list, or the flags of a command"),

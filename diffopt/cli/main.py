@@ -23,8 +23,9 @@ from diffopt.cli import strangers
 from diffopt.cli.commands import COMMANDS
 from diffopt.cli.completion import complete
 from diffopt.cli.searchpath import bundled, register
-from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError, suggestion
+from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError, memory, pass_on_memory, suggestion
 from diffopt.machine import worker
+from diffopt.machine.termination import Terminated, catch
 from diffopt.sweep.callback import Refused, WriteReport
 from diffopt.text import printable
 
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point `diffopt`. Every foreseen error is a line or a few on stderr and exit code 1."""
     arguments = sys.argv[1:] if argv is None else argv
     if argv is None:  # the process is ours
+        catch()
         gc.freeze()  # the libraries stay: to look through them for garbage was a tenth of `diffopt plan`
     if os.environ.get("HYDRA_FULL_ERROR") == "1":  # the user asks for tracebacks
         _main(arguments)
@@ -52,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
     except BrokenPipeError:  # `diffopt store ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Terminated as e:
+        print(f"terminated by {e}; finished steps are in the store, the same command goes on from them", file=sys.stderr)
+        sys.exit(128 + e.number)
     except KeyboardInterrupt:
         print("interrupted; finished steps are in the store, the same command goes on from them", file=sys.stderr)
         sys.exit(130)
@@ -66,9 +71,11 @@ def _said(error: Exception, arguments: list[str]) -> str:
     """The line for an error that is none of ours, nor one of the classes that are Hydra's."""
     from diffopt.cli import hydra_errors, unforeseen
 
+    try:
+        pass_on_memory(error)
+    except MemoryError as e:
+        return str(memory("diffopt", e))
     known = unforeseen.of_disk(error) if isinstance(error, OSError) else hydra_errors.of_hydra(error, arguments)
-    if isinstance(error, MemoryError):
-        known = unforeseen.NO_MEMORY
     return known or unforeseen.line(error, arguments)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 from diffopt.cli import export
 from diffopt.cli.arguments import Parser
@@ -28,6 +29,9 @@ def parser() -> Parser:
     gc = actions.add_parser("gc", help="what no existing run refers to, and left-overs of killed runs")
     gc.add_argument("--yes", action="store_true", help="remove it; without this it is only listed")
     gc.set_defaults(run=lambda store, a: _gc(store, a.yes))
+    take = actions.add_parser("import", help="copy in what `export` has written, here or on another machine")
+    take.add_argument("directories", nargs="+", type=Path, metavar="DIRECTORY", help="what was exported")
+    take.set_defaults(run=lambda store, a: _import(store, a.directories))
     export.arguments(actions.add_parser("export", help=export.ABOUT))
     return made
 
@@ -35,7 +39,7 @@ def parser() -> Parser:
 def command(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
     store = Store.at(given.store)
-    if not os.path.isdir(store.root):
+    if not os.path.isdir(store.root) and not hasattr(given, "directories"):
         if os.path.exists(store.root):
             store.check()
         raise StoreError(f"store: there is none (got {str(store.root)!r}); run a recipe first, or set DIFFOPT_STORE")
@@ -112,3 +116,9 @@ def _gc(store: Store, yes: bool) -> None:
             store.remove(path)
     verb = "removed" if yes else "to remove with --yes"
     print(f"{len(unused)} artifacts, {size(sum(e.bytes for e in unused))}, and {len(stale)} left-overs {verb}")
+
+
+def _import(store: Store, directories: list[Path]) -> None:
+    for directory in directories:
+        entry = store.take(directory)
+        print(printable(f"{_path(entry)}  {size(entry.bytes)}"))

@@ -13,11 +13,6 @@ UNWRITABLE = {
     getattr(errno, e) for e in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "EISDIR", "EFBIG")
 }
 
-NO_MEMORY = (
-    "memory: there is no more (got MemoryError); give this process more (`ulimit -v`, the container's limit), or take a "
-    "smaller batch; finished steps are in the store, the same command goes on from them"
-)
-
 log = logging.getLogger("diffopt")
 
 

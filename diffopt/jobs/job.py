@@ -79,17 +79,23 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     environment = Environment()
     check(choices, environment)
     store = Store.at(plain["store"])
-    store.check()
-    if not dry:
+    unwritable = store.trouble()
+    if unwritable and not (store.root.is_dir() and store.entries()):
+        raise unwritable
+    if not dry and not unwritable:
         store.open()
     sources = sources or Sources(store.sources, dry=dry)
     plan = make_plan(choices, stages(), environment, sources.digest)
     if reach := schedule.planned(choices):
         plan = replace(plan, notes=[*plan.notes, *reach])
+    from diffopt.jobs.runner import missing
+
     reasons = [] if sweep else idle_overrides(plan, choices, overrides)
     reasons += _foreseen(choices, plan, store, sources)
     if reasons:
         raise PlanError("\n".join(reasons))
+    if unwritable and missing(plan, store):
+        raise unwritable
     return Job(choices, plan, store, sources, OmegaConf.to_yaml(visible))
 
 
@@ -125,7 +131,10 @@ def run(
         log.info("job %s  %s", directory.name, " ".join(overrides))
     with progress.step("plan"):  # models are hashed, or asked for on the hub
         job = prepare(config, overrides, dry=False, sweep=sweep)
-    job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
+    if job.store.trouble():
+        log.info("note: the store cannot be written, so it does not know of this run: its owner's `gc` may remove what it uses")
+    else:
+        job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
     for note in job.plan.notes:
         log.info("note: %s", note)
     done = run_plan(job.plan, job.choices, job.store, job.sources)

@@ -32,7 +32,7 @@ class Past:
     @cached_property
     def _entries(self) -> dict[str, Entry]:
         """By fingerprint, the oldest of a kind first."""
-        return {e.fingerprint: e for e in self.store.entries()}
+        return {e.fingerprint: e for e in self.store.all_entries()}
 
     def of(self, stage: str, kind: str) -> list[Entry]:
         """Every artifact that a stage made, the oldest first."""

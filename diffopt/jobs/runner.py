@@ -13,6 +13,7 @@ from typing import Any
 
 from diffopt import __version__
 from diffopt.artifact import Artifact, Pipeline
+from diffopt.errors import memory, pass_on_memory
 from diffopt.files.run import RunFile, RunStep, State
 from diffopt.jobs import preflight
 from diffopt.jobs.plan import Plan, Step
@@ -106,14 +107,23 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
                         release()  # before the next stage opens its own copy of the model
                     try:
                         _make(step, store, sources)
-                    except BaseException:
+                    except BaseException as e:
                         _held.drop()  # who knows in which state
+                        _raise_known(step, e)
                         raise
                     checked.add(step.fingerprint)
         seconds = time.monotonic() - started
         log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
         done.append(Done(step, state, seconds))
     return done
+
+
+def _raise_known(step: Step, error: BaseException) -> None:
+    """Raises GateError where memory lacked, whatever library said so."""
+    try:
+        pass_on_memory(error)
+    except MemoryError as e:
+        raise memory(step.name, e) from None
 
 
 def _preflight(plan: Plan, choices: Choices, store: Store, sources: Sources) -> None:
@@ -201,7 +211,8 @@ def write_run(
     for d in done:
         if d.state != "spare":
             link = directory / d.step.name
-            target = store.root / d.step.kind / d.step.fingerprint
+            entry = store.entry(d.step.kind, d.step.fingerprint)
+            target = entry.path if entry else store.root / d.step.kind / d.step.fingerprint
             if link.is_symlink():
                 link.unlink()
             link.symlink_to(os.path.relpath(target, directory.resolve()))
@@ -209,4 +220,5 @@ def write_run(
         rows.append(RunStep(d.step.name, d.step.kind, d.step.fingerprint, d.state, round(d.seconds, 3), inputs))
     content = RunFile(name, overrides, config, plan.notes, [s.name for s in plan.wanted], tuple(rows))
     publish(directory / RunFile.NAME, content.to_json())
-    store.refer(directory, [(d.step.kind, d.step.fingerprint) for d in done if d.state != "spare"])
+    if not store.trouble():
+        store.refer(directory, [(d.step.kind, d.step.fingerprint) for d in done if d.state != "spare"])

@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
 from diffopt.artifact import Pipeline
-from diffopt.errors import SourceError
+from diffopt.errors import SourceError, pass_on_memory
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
 from diffopt.models import Family, family, svd_pipeline
@@ -228,6 +228,7 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
     try:
         return cls.from_pretrained(directory, **how)
     except (OSError, ValueError, LookupError, SafetensorError) as e:
+        pass_on_memory(e)
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
 

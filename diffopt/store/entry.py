@@ -2,6 +2,7 @@
 
 import builtins
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,6 +120,39 @@ class Entry:
             f"store: {self.kind}/{self.fingerprint}: {name} {what}; "
             "`diffopt store verify --drop` removes what was changed by hand, the next run makes it again"
         )
+
+
+@dataclass(frozen=True)
+class Exported(Entry):
+    """One that lies elsewhere, perhaps with files that were added."""
+
+    def _misplaced(self) -> str | None:
+        return None
+
+    def copy(self, name: str, to: Path) -> None:
+        """Raises StoreError where the copy's bytes are not those that were made."""
+        try:
+            if not (self.path / name).is_file() or (self.path / name).is_symlink():
+                raise self._changed(name, "is no plain file")
+            shutil.copyfile(self.path / name, to)
+        except FileNotFoundError:
+            raise self._changed(name, "is missing") from None
+        if trouble := _differs(to, self.record["files"][name]["sha256"]):
+            raise self._changed(name, trouble)
+
+    def _changed(self, name: str, what: str) -> StoreError:
+        return StoreError(f"store import: {name} {what} (got {str(self.path)!r}); export it again")
+
+
+def exported(directory: Path) -> Exported:
+    """Of a directory that `diffopt store export` has written. Raises StoreError for another."""
+    try:
+        record = schemas.read(directory / RECORD, schemas.Record)
+        return Exported(record["kind"], fingerprint(record["identity"]), directory)
+    except (OSError, ValueError, TypeError) as e:
+        raise StoreError(
+            f"store import: has no {RECORD} that can be read ({e}) (got {str(directory)!r}); give what was exported"
+        ) from None
 
 
 def _differs(path: Path, made: str) -> str | None:

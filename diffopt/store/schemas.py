@@ -59,7 +59,7 @@ class Provenance(Part):
 class Record(Part):
     """`record.json` of an artifact."""
 
-    kind: str
+    kind: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     identity: Identity
     provenance: Provenance
     files: dict[Name, Content]

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.store import schemas
-from diffopt.store.entry import RECORD, Entry
+from diffopt.store.entry import RECORD, Entry, exported
 from diffopt.store.files import create, flush, flush_all, remove, sha256
 
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
@@ -34,14 +34,19 @@ log = logging.getLogger("diffopt")
 class Store:
     """Opening a store writes nothing; the first `publish` makes its directories."""
 
-    def __init__(self, root: Path):
-        self.root = root.absolute()
+    def __init__(self, root: Path, shared: Sequence["Store"] = ()):
+        """What is not in it is looked for in the `shared` ones, in which nothing is written."""
+        self.root, self.shared = root.absolute(), tuple(shared)
 
     @classmethod
     def at(cls, path: str) -> "Store":
-        """The store in a directory as a user names it. Raises StoreError for what can be no path."""
+        """The store in a directory as a user names it, or `MINE:TEAM`, of which the first alone is written to. Raises
+        StoreError for what can be no path."""
         try:
-            return cls(Path(path).expanduser())
+            own, *shared = (Path(p).expanduser() for p in path.split(os.pathsep))
+            if lost := [p for p in shared if not p.is_dir()]:
+                raise StoreError(f"store: a shared store is no directory (got {str(lost[0])!r}); check DIFFOPT_STORE")
+            return cls(own, [cls(p) for p in shared])
         except (RuntimeError, OSError) as e:  # the home of a user that there is not; a working directory that is gone
             raise StoreError(f"store: {said(e)} (got {path!r}); set DIFFOPT_STORE to a directory") from None
 
@@ -51,6 +56,14 @@ class Store:
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise self._unwritable(e) from None
+
+    def trouble(self) -> StoreError | None:
+        """Why it cannot be written; None where it can, as far as looking tells."""
+        try:
+            self.check()
+        except StoreError as e:
+            return e
+        return None
 
     def check(self) -> None:
         """Raises StoreError where it cannot be written, as far as looking tells: where something else is in its place, or
@@ -92,7 +105,7 @@ class Store:
         """The finished artifact, or None. Raises StoreError when it was changed, as far as `Entry.check` looks."""
         path = self.root / kind / fingerprint
         if not os.path.lexists(path / RECORD):
-            return None
+            return next((e for store in self.shared if (e := store.entry(kind, fingerprint))), None)
         found = Entry(kind, fingerprint, path)
         found.check()
         return found
@@ -106,6 +119,10 @@ class Store:
         finished = sorted((p for p in paths if os.path.lexists(p / RECORD)), key=lambda p: (p.parent.name, _age(p), p.name))
         return [Entry(p.parent.name, p.name, p) for p in finished]
 
+    def all_entries(self) -> list[Entry]:
+        """Those of the shared stores too, the own ones last."""
+        return [*(e for store in reversed(self.shared) for e in store.entries()), *self.entries()]
+
     def unfinished(self) -> list[Path]:
         """Directories in the place of artifacts that have no record: nothing takes them, the next run makes them again."""
         kinds = [p for p in self.root.iterdir() if p.is_dir() and p.name not in INTERNAL] if self.root.is_dir() else []
@@ -114,7 +131,7 @@ class Store:
     def find(self, prefix: str) -> Entry:
         """The one artifact whose fingerprint starts with `prefix`, or which is called KIND/FINGERPRINT."""
         found = [
-            e for e in self.entries() if f"{e.kind}/{e.fingerprint}".startswith(prefix) or e.fingerprint.startswith(prefix)
+            e for e in self.all_entries() if f"{e.kind}/{e.fingerprint}".startswith(prefix) or e.fingerprint.startswith(prefix)
         ]
         if len(found) != 1:
             what = "no artifact" if not found else f"{len(found)} artifacts"
@@ -133,24 +150,55 @@ class Store:
             yield work
             files = {str(p.relative_to(work)): _manifest(p) for p in sorted(work.rglob("*")) if p.is_file()}
             record = {"kind": kind, "identity": identity, "provenance": provenance, "files": files}
-            flush_all(work)
-            create(work / RECORD, json.dumps(record, indent=1, sort_keys=True))
-            for p in work.rglob("*"):
-                p.chmod(0o555 if p.is_dir() else 0o444)
-            flush(work)
-            final = self.root / kind / fingerprint
-            final.parent.mkdir(exist_ok=True)
-            if os.path.lexists(final):  # it has no record, or this would not run: a hand or a killed clean-up was there
-                remove(final)
-            os.rename(work, final)
-            final.chmod(0o555)
-            flush(final.parent)
+            self._place(work, kind, fingerprint, json.dumps(record, indent=1, sort_keys=True))
         except BaseException as e:
             if work:
                 remove(work)
             if reason := self._disk_trouble(e):
                 raise reason from None
             raise
+
+    def _place(self, work: Path, kind: str, fingerprint: str, record: str) -> None:
+        """Give what was made its place, whole and on the disk."""
+        flush_all(work)
+        create(work / RECORD, record)
+        for p in work.rglob("*"):
+            p.chmod(0o555 if p.is_dir() else 0o444)
+        flush(work)
+        final = self.root / kind / fingerprint
+        final.parent.mkdir(exist_ok=True)
+        if os.path.lexists(final):  # it has no record, or this would not run: a hand or a killed clean-up was there
+            remove(final)
+        os.rename(work, final)
+        final.chmod(0o555)
+        flush(final.parent)
+
+    def take(self, directory: Path) -> Entry:
+        """Copy in what `diffopt store export` has written, perhaps on another machine, without what it added.
+
+        Raises StoreError where it is not as it was made.
+        """
+        given = exported(directory)
+        if given.kind in INTERNAL:
+            raise StoreError(f"store import: is no artifact (got the kind {given.kind!r}); give what was exported")
+        if there := Store(self.root).entry(given.kind, given.fingerprint):
+            return there
+        work: Path | None = None
+        try:
+            self.open()
+            with self.lock(given.fingerprint):
+                work = self._scratch(given.fingerprint)
+                for name in given.record["files"]:
+                    (work / name).parent.mkdir(parents=True, exist_ok=True)
+                    given.copy(name, work / name)
+                self._place(work, given.kind, given.fingerprint, json.dumps(given.record, indent=1, sort_keys=True))
+        except BaseException as e:
+            if work and work.exists():
+                remove(work)
+            if reason := self._disk_trouble(e):
+                raise reason from None
+            raise
+        return Entry(given.kind, given.fingerprint, self.root / given.kind / given.fingerprint)
 
     def kept(self, fingerprint: str) -> Path:
         """Where a step that takes long keeps what its next run goes on from; removed when its artifact is there."""

@@ -76,8 +76,7 @@ def launch(ctx: Context, processes: Processes, machine: int, steps: int, work: C
                 print(_said(logs, process), file=sys.stderr, end="")  # where this process's own goes
     if stopped == signal.SIGINT:
         raise KeyboardInterrupt
-    signal.signal(stopped, signal.SIG_DFL)
-    os.kill(os.getpid(), stopped)
+    os.kill(os.getpid(), stopped)  # it does what it did before the launcher came
 
 
 def _meeting(processes: Processes, machine: int) -> dict[str, Any]:
