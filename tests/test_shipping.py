@@ -318,7 +318,7 @@ def test_a_folder_needs_about_as_much_as_it_is_said_to(tmp_path: Path, monkeypat
 def test_an_artifact_without_weights_is_refused(tmp_path: Path) -> None:
     b = bench()
     line = refused(store_of(b, "fp8", tmp_path), tmp_path / "out", "pipeline/aaaa", tmp_path / "out", "--as", "hf")
-    assert "--as hf takes a checkpoint or deploy or native (got pipeline/aaaaaaaaaaaaaaaa)" in line
+    assert "--as hf takes a checkpoint, deploy or native artifact (got pipeline/aaaaaaaaaaaaaaaa)" in line
 
 
 def test_a_model_that_is_not_here_is_asked_for(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ COMMANDS = _table(
         Command("eval", "--data-path images.json --metrics NAME...", "score pictures of any models: one table, with intervals"),
         Command(
             "store",
-            "ls | show ID | verify | gc | export ID DIR | import DIR",
+            "ls | show ID | verify | gc | export ID DIR [--as hf] | import DIR",
             "",
             ("ls", "show", "verify", "gc", "export", "import"),
         ),

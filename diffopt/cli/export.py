@@ -124,9 +124,9 @@ def _ship(store: Store, entry: Entry, way: Way, given: argparse.Namespace) -> No
 def _shipment(store: Store, entry: Entry, way: Way, given: argparse.Namespace) -> Shipment:
     """Raises StoreError for an artifact that the way does not take, and for one whose model is not here but needed."""
     if entry.kind not in way.takes:
-        kinds = " or ".join(way.takes)
+        kinds = f"{', '.join(way.takes[:-1])} or {way.takes[-1]}"
         raise StoreError(
-            f"store export: --as {way.name} takes a {kinds} (got {entry.kind}/{entry.fingerprint}); name one of those"
+            f"store export: --as {way.name} takes a {kinds} artifact (got {entry.kind}/{entry.fingerprint}); name one of those"
         )
     scored = _checkpoint(store, entry)
     if scored is None:
