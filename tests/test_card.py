@@ -21,6 +21,7 @@ from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.json_file import typed
 from diffopt.files.pipeline import FusedAdapter, PipelineFile
 from diffopt.files.run import RunStep
+from diffopt.groups.export import LAYOUTS
 from diffopt.report import run_page
 from diffopt.report.run_directory import Run
 from diffopt.shipping import evidence, licence, private, run_card
@@ -298,6 +299,11 @@ def consumer(name: str) -> Consumer:
 def test_a_consumer_takes_what_its_sources_read(name: str, given: Load, refusal: str | None) -> None:
     found = consumer(name).refusal(given)
     assert (refusal in found) if refusal and found else found is refusal
+
+
+def test_every_layout_has_a_way_out_and_is_read_by_someone() -> None:
+    assert {*LAYOUTS} <= {w.kind for w in WAYS.values()}
+    assert {*LAYOUTS} <= {kind for c in CONSUMERS for kind in c.reads}
 
 
 def test_a_card_has_code_or_a_reason_for_all_five(card: str) -> None:

@@ -321,6 +321,13 @@ def test_an_artifact_without_weights_is_refused(tmp_path: Path) -> None:
     assert "--as hf takes a checkpoint, deploy or native artifact (got pipeline/aaaaaaaaaaaaaaaa)" in line
 
 
+@pytest.mark.parametrize(("way", "name"), [("comfyui", "int4_awq"), ("native", "w4a8_awq")])
+def test_a_format_that_a_way_does_not_take_is_refused_before_the_model_is_opened(way: str, name: str, tmp_path: Path) -> None:
+    store = store_of(bench(), name, tmp_path)
+    line = refused(store, tmp_path / "out", CHECKPOINT, tmp_path / "out", "--as", way, "--source=/nowhere")
+    assert f"transformer_blocks.0.norm1.linear is in {name}, and --as {way} takes fp8, " in line
+
+
 def test_a_model_that_is_not_here_is_asked_for(tmp_path: Path) -> None:
     b = bench()
     line = refused(store_of(b, "fp8", tmp_path, made(b, "fp8")), tmp_path / "out", DEPLOYED, tmp_path / "out")

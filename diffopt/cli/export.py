@@ -11,6 +11,7 @@ from diffopt.artifact import Checkpoint, DeployedCheckpoint, NativeCheckpoint, P
 from diffopt.cli import modelopt_file, upload
 from diffopt.cli.modelopt_file import Origin
 from diffopt.errors import DiffoptError, StoreError
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.report.run_directory import RUN, Run
 from diffopt.shipping import ways
@@ -135,6 +136,8 @@ def _shipment(store: Store, entry: Entry, way: Way, given: argparse.Namespace) -
             f"run the recipe again, or {BARE}"
         )
     scored.check_content()
+    if refusal := way.refusal(CheckpointFile.read(scored.path)):
+        raise StoreError(f"store export: {refusal} (got {entry.kind}/{entry.fingerprint}); go another way")
     weights = entry if ways.own(entry) == way else _ready(store, scored, way)
     fingerprint = scored.record["identity"]["inputs"]["pipeline"]
     pipeline = store.entry(Pipeline.kind, fingerprint)

@@ -53,8 +53,8 @@ class Consumer:
     """By format, the GPU."""
     assembled: bool = False
     """Whether it takes a whole pipeline alone."""
-    ran: bool = False
-    """Whether tests here load what is written for it."""
+    ran: frozenset[str] = frozenset()
+    """Of what it reads, what tests here load with it."""
 
     @property
     def there(self) -> list[str]:
@@ -134,9 +134,11 @@ def _diffusers(x: Load) -> list[str]:
             ")",
             f'pipe = {x.pipeline}.from_pretrained("{whole}", {name}={name}, torch_dtype=torch.{x.dtype})',
         ]
+    if x.way.kind == "nunchaku":
+        head.insert(0, "# pip install kernels; with DIFFUSERS_TRUST_REMOTE_KERNELS=true in the environment")
     if x.whole:
         return [*head, f'pipe = {x.pipeline}.from_pretrained("{x.place}", torch_dtype=torch.{x.dtype})']
-    head[1] = f"from diffusers import {x.backbone_class}, {x.pipeline}"
+    head = [line.replace("import ", f"import {x.backbone_class}, ", 1) if "diffusers import" in line else line for line in head]
     own = [f'{n} = {x.backbone_class}.from_pretrained("{x.place}/{n}", torch_dtype=torch.{x.dtype})' for n in x.backbones]
     given = ", ".join(f"{n}={n}" for n in x.backbones)
     return [
@@ -173,7 +175,7 @@ CONSUMERS = (
     Consumer("ComfyUI", "of 2026", {"comfyui": frozenset(COMFYUI)}, _comfyui, mixes=True),
     Consumer(
         "diffusers", "0.42.1",
-        {"huggingface": _named("nvfp4"), "nunchaku_lite": _named("nvfp4_svdquant"), "modelopt": ANY, **PLAIN}, _diffusers,
-        "python", needs={"nvfp4_svdquant": SERVER["nvfp4"]}, ran=True,
+        {"huggingface": _named("nvfp4"), "nunchaku": _named("nvfp4_svdquant"), "modelopt": ANY, **PLAIN}, _diffusers,
+        "python", needs={"nvfp4_svdquant": SERVER["nvfp4"]}, ran=_named("huggingface", "modelopt", "diffusers"),
     ),
 )  # fmt: skip

@@ -32,7 +32,7 @@ def _of(subject: Subject, consumer: Consumer) -> Iterator[str]:
         return
     gpu = consumer.gpu(load)
     needs = f", on {gpu}" if gpu and subject.way.artifact else ""
-    yield f"{name}{needs}{'' if consumer.ran else ' (untried)'}:"
+    yield f"{name}{needs}{'' if subject.way.kind in consumer.ran else ' (untried)'}:"
     yield ""
     yield f"```{consumer.language}"
     yield from consumer.code(load)

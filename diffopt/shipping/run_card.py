@@ -15,6 +15,7 @@ from diffopt.shipping.card import card
 from diffopt.shipping.evidence import checkpoint_of, of_run
 from diffopt.shipping.shipment import WEIGHTS
 from diffopt.shipping.subject import Subject, called
+from diffopt.shipping.ways import Way
 from diffopt.store.entry import Entry
 from diffopt.store.files import publish
 
@@ -27,17 +28,18 @@ def write(run: Run, source: Path | None) -> Path | None:
     scored = next((s for s in steps if s.fingerprint == quantized), None)
     if made is None or scored is None or {made.name, scored.name, "load"} & {*run.lost}:
         return None
+    entry = Entry(made.kind, made.fingerprint, run.directory / made.name)
+    way = ways.own(entry)
+    if way is None:
+        return None
     found = list(of_run(run, scored.fingerprint))
     pictures = samples.linked(samples.chosen(found), run.directory)
-    text = card(_subject(run, made, scored, source), found, pictures, run.content.config)
+    text = card(_subject(run, way, entry, scored, source), found, pictures, run.content.config)
     return publish(run.directory / CARD, text)
 
 
-def _subject(run: Run, made: RunStep, scored: RunStep, source: Path | None) -> Subject:
-    entry = Entry(made.kind, made.fingerprint, run.directory / made.name)
-    way = ways.own(entry)
+def _subject(run: Run, way: Way, entry: Entry, scored: RunStep, source: Path | None) -> Subject:
     pinned = run.stored("load", PipelineFile)
-    assert way is not None
     assert pinned is not None
     known = licence.of(source)
     link = known.link if known.link and known.link.startswith("https://") else None
@@ -49,7 +51,7 @@ def _subject(run: Run, made: RunStep, scored: RunStep, source: Path | None) -> S
         head=CheckpointFile.read(folder),
         training=TrainingFile.read(folder) if (folder / TrainingFile.NAME).is_file() else None,
         made=entry.record["provenance"],
-        lineage={s.kind: s.fingerprint for s in (pipeline, scored, made)},
+        lineage={s.kind: s.fingerprint for s in (pipeline, scored, entry)},
         licence=replace(known, link=link, files=()),  # whose texts are not in a run's directory
         model=called(pinned, str(run.config["model"].get("source") or "")),
         bytes=sum(p.stat().st_size for p in entry.path.rglob(WEIGHTS)),

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 from diffopt.artifact import Artifact, Checkpoint, DeployedCheckpoint, NativeCheckpoint
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.deploy import DeployFile
 from diffopt.groups.export import LAYOUTS
+from diffopt.kernels.capability import KIND
+from diffopt.layouts import COMFYUI
 from diffopt.store.entry import Entry
 
+SVDQUANT = frozenset({"nvfp4_svdquant"})
 CHECKPOINTS = ("diffusers", "modelopt")
 """Weights that are written from a checkpoint alone, by no step of a plan."""
 
@@ -19,6 +23,8 @@ class Way:
     about: str
     whole: bool = True
     """Whether it is a folder of diffusers, with the rest of the pipeline beside the backbone."""
+    formats: frozenset[str] | None = None
+    """That the weights can be in; None takes any, as far as is known before a layer is looked at."""
 
     @property
     def artifact(self) -> type[Artifact] | None:
@@ -26,6 +32,14 @@ class Way:
         if self.kind in CHECKPOINTS:
             return None
         return NativeCheckpoint if self.kind == "native" else DeployedCheckpoint
+
+    def refusal(self, head: CheckpointFile) -> str | None:
+        """Why a checkpoint cannot go this way, by its formats alone; None where it may."""
+        each = head.mix or dict.fromkeys(head.layers, head.format)
+        found = [n for n in head.layers if self.formats is not None and each[n] not in self.formats]
+        if not found:
+            return None
+        return f"{found[0]} is in {each[found[0]]}, and --as {self.name} takes {', '.join(sorted(self.formats or ()))}"
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -35,10 +49,10 @@ class Way:
 
 _ALL = (
     Way("hf", "huggingface", "Model-Optimizer's layout: vLLM-Omni, SGLang, TensorRT-LLM"),
-    Way("comfyui", "comfyui", "one file for ComfyUI", whole=False),
-    Way("svdquant", "svdquant", "SVDQuant for vLLM-Omni"),
-    Way("nunchaku", "nunchaku_lite", "Nunchaku's kernels, by diffusers"),
-    Way("native", "native", "diffopt's own kernels, by diffopt.load", whole=False),
+    Way("comfyui", "comfyui", "one file for ComfyUI", whole=False, formats=frozenset(COMFYUI)),
+    Way("svdquant", "svdquant", "SVDQuant for vLLM-Omni", formats=SVDQUANT),
+    Way("nunchaku", "nunchaku", "SVDQuant for Nunchaku's kernels, by diffusers", formats=SVDQUANT),
+    Way("native", "native", "diffopt's own kernels, by diffopt.load", whole=False, formats=frozenset(KIND)),
     Way("diffusers", "diffusers", "plain weights in the model's precision, rounded once: any diffusers"),
     Way("modelopt", "modelopt", "weights and quantizers: diffusers with Model-Optimizer, bit for bit what was simulated"),
 )
@@ -52,4 +66,4 @@ def own(entry: Entry) -> Way | None:
     if entry.kind != DeployedCheckpoint.kind:
         return None
     layout = DeployFile.read(entry.path).layout
-    return next(w for w in WAYS.values() if w.kind == layout)
+    return next((w for w in WAYS.values() if w.kind == layout), None)
