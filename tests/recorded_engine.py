@@ -31,6 +31,7 @@ NEED = 1 << 12
 class DataType(Enum):
     FLOAT = "float"
     INT64 = "int64"
+    BOOL = "bool"
 
 
 class TensorIOMode(Enum):
@@ -210,7 +211,7 @@ class ICudaEngine:
         return IExecutionContext(self)
 
     def _dtype(self, name: str) -> np.dtype[Any]:
-        return np.dtype({"FLOAT": "float32"}.get(self.get_tensor_dtype(name).name, "int64"))
+        return np.dtype({"FLOAT": "float32", "BOOL": "bool"}.get(self.get_tensor_dtype(name).name, "int64"))
 
 
 class Runtime:
@@ -218,6 +219,7 @@ class Runtime:
         self._library, self._logger = library, logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        serialized_engine = bytes(serialized_engine)
         if not serialized_engine.startswith(MARK):
             self._logger.log(ILogger.Severity.ERROR, "magic tag does\n not match")
             return None

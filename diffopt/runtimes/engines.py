@@ -2,6 +2,7 @@
 
 import logging
 import re
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,14 @@ class Engines:
         here = {"tensorrt": {"flavour": self.flavour, "version": self.version}}
         if self.device.type == "cuda" and (reason := unusable(head, here)):
             raise PlanError(reason)
-        content = path.read_bytes()
-        if reasons := self._flaws(content):
-            raise self._refused(path, head, reasons)
+        if path.stat().st_size == 0:
+            raise self._refused(path, head, ["it is empty"])
         del self._errors.errors[:]
-        found = self._runtime.deserialize_cuda_engine(content)
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:  # no copy of it in RAM
+            reasons = self._flaws(content)
+            found = None if reasons else self._runtime.deserialize_cuda_engine(content)
         if found is None:
-            raise self._refused(path, head, self._errors.errors)
+            raise self._refused(path, head, reasons or self._errors.errors)
         session = EngineSession(found, lambda: self._context(found, path.name), self.scratch, self.lane, path.name)
         # TensorRT-RTX captures by itself, once it has the kernels for a shape.
         return Graphed(session) if self.cuda_graph and not self._rtx and self.device.type == "cuda" else session
@@ -75,7 +77,7 @@ class Engines:
     def _rtx(self) -> bool:
         return self.flavour == "tensorrt_rtx"
 
-    def _flaws(self, content: bytes) -> list[str]:
+    def _flaws(self, content: mmap) -> list[str]:
         """Why TensorRT-RTX cannot run a plan here, by its header; TensorRT tells when it reads all of it."""
         if not self._rtx:
             return []
@@ -85,9 +87,8 @@ class Engines:
         if validity != self.trt.EngineValidity.INVALID:
             return []
         names = [x.name for x in self.trt.EngineInvalidityDiagnostics.__members__.values() if int(flags) & int(x)]
-        return [n.lower().replace("_", " ").replace("cc", "compute capability") for n in names] or [
-            "it is no plan for this GPU"
-        ]
+        said = [n.lower().replace("_", " ").replace("cc", "compute capability") for n in names]
+        return said or ["it is not for this GPU" if environment.gpus() else "there is no GPU"]
 
     def _context(self, engine: Any, what: str) -> Any:
         own = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED

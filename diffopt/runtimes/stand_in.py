@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch.utils._pytree import tree_leaves
 
 from diffopt.caches.loop import Loop
 from diffopt.caches.meter import Meter, statistics
@@ -55,6 +56,8 @@ class StandIn(torch.nn.Module):
         given = self.family.flat(dict(zip(self.names, positional, strict=False)) | arguments)
         if missing := [name for name in self.types if given.get(name) is None]:
             raise GateError(f"{missing[0]}: the graph needs it (got none); call the backbone as it was exported")
+        if other := [n for n, x in given.items() if n not in self.types and _tensors(x)]:
+            raise GateError(f"{other[0]}: the graph has no such input (got a tensor); leave it out, or use the backbone itself")
         feeds = {name: given[name].to(dtype) for name, dtype in self.types.items()}
         shapes = {name: list(x.shape) for name, x in feeds.items()}
         if self.takes and holding([self.takes], shapes) is None:
@@ -97,6 +100,10 @@ class CutStandIn(StandIn):
         given, taken = self.values
         inputs = {name: given(x) for name, x in feeds.items()}
         return taken(self.parts(inputs, Place(place[0], (place[1], call, shapes)) if place else None)[OUTPUT])
+
+
+def _tensors(value: Any) -> bool:
+    return any(isinstance(x, torch.Tensor) for x in tree_leaves(value))
 
 
 def bounds(head: OnnxGraphFile) -> Bounds:
