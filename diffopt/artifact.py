@@ -60,6 +60,13 @@ class CalibStats(Artifact):
     passing = True
 
 
+class HessianChunk(Artifact):
+    """`hessians.safetensors`: of every linear layer the local Hessians of its inputs, summed over one chunk of prompts."""
+
+    kind = "hessian-chunk"
+    passing = True
+
+
 class Recording(Artifact):
     """`calls.json` and `tensors.safetensors`: what the backbone was called with over one chunk of prompts."""
 
@@ -107,8 +114,8 @@ class TrainSet(Artifact):
 class Checkpoint(Artifact):
     """`checkpoint.json`, `quantizers.safetensors`, and `extremes.safetensors` where nothing was searched.
 
-    That is what differs from the source; the weights are derived from it again. A trained one has its own in
-    `weights.safetensors`, and `training.json` with what training it has seen.
+    That is what differs from the source; the weights are derived from it again. Block scales that were searched are kept. A
+    trained one has its own in `weights.safetensors`, and `training.json` with what training it has seen.
     """
 
     kind = "checkpoint"

@@ -24,11 +24,13 @@ from diffopt.text import signed
 
 INT4 = ["format=int4_awq", "format.block_size=64"]  # its default of 128 does not divide all layers of this model
 BARE = ["export=null"]
+MAXIMA = ["format.weights=max"]
+"""Where training starts from."""
 ROWS: dict[str, list[str]] = {
     "full": ["+recipe=emoji_fp8", "format=null", "calib=null", *BARE],
-    "nvfp4": ["+recipe=emoji_fp4", *BARE],
-    "svdquant": ["+recipe=emoji_fp4", "format=nvfp4_svdquant", *BARE],
-    "int4": ["+recipe=emoji_fp4", *INT4, *BARE],
+    "nvfp4": ["+recipe=emoji_fp4", *MAXIMA, *BARE],
+    "svdquant": ["+recipe=emoji_fp4", "format=nvfp4_svdquant", *MAXIMA, *BARE],
+    "int4": ["+recipe=emoji_fp4", *INT4, *MAXIMA, *BARE],
     "nvfp4_qat": ["+recipe=emoji_fp4_qat"],
     "nvfp4_qad": ["+recipe=emoji_fp4_qad"],
     "int4_qat": ["+recipe=emoji_fp4_qat", *INT4],

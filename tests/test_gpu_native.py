@@ -13,7 +13,7 @@ from diffopt.kernels import fp8, int4, int8, mxfp8, nvfp4
 from diffopt.kernels.capability import CAPABILITY
 from diffopt.kernels.convert import convert
 from diffopt.kernels.fuse import fuse
-from diffopt.quantization import checkpoint
+from diffopt.quantization import block_codes, checkpoint
 from diffopt.runtimes import RUNTIMES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -65,7 +65,7 @@ def test_products_in_blocks_are_those_of_the_codes_in_float64(rows: int, depth: 
         pytest.skip("needs a GPU of compute capability 10.0")
     weight, x = torch.randn(out, depth, device="cuda").bfloat16() / 50, torch.randn(rows, depth, device="cuda").bfloat16()
     added = torch.randn(out, device="cuda").bfloat16()
-    four = nvfp4.Nvfp4Linear(weight, added, weight.abs().max(), x.abs().max())
+    four = nvfp4.Nvfp4Linear(block_codes.nvfp4_by_maxima(weight, weight.abs().max()), added, x.abs().max())
     eight = mxfp8.Mxfp8Linear(weight, added)
     for made in (four, eight, torch.compile(four), torch.compile(eight)):
         exact = copy.deepcopy(getattr(made, "_orig_mod", made)).cpu()(x.cpu().float()).double()

@@ -151,7 +151,7 @@ def test_layers_are_compiled_without_a_break() -> None:
     low_rank = torch.randn(8, 64), torch.randn(48, 8)
     for made in (
         Int4Linear(weight, None, weight.unflatten(1, (-1, 32)).abs().amax(-1), smoothing),
-        Nvfp4Linear(weight, None, weight.abs().max(), x.abs().max(), smoothing, low_rank),
+        Nvfp4Linear(block_codes.nvfp4_by_maxima(weight, weight.abs().max()), None, x.abs().max(), smoothing, low_rank),
         Mxfp8Linear(weight, None),
     ):
         assert torch.equal(torch.compile(made, backend="aot_eager", fullgraph=True)(x), made(x))

@@ -48,7 +48,25 @@ def test_a_format_alone_makes_a_checkpoint_and_draws_nothing(plan):
 def test_a_format_that_searches_records_and_does_not_observe(plan, name):
     made = plan(EMOJI, f"format={name}", "calib=emoji", "calib.size=16")
     calibrating = [n.partition(".")[0] for n in names(made) if n != "load" and not n.startswith("embed")]
-    assert calibrating == ["record", "record", "quantize"]
+    correlating = ["correlate"] * 2 * (name != "w4a8_awq")
+    assert calibrating == ["record", "record", *correlating, "quantize"]
+
+
+@pytest.mark.parametrize("weights", ["max", "mse", "four_over_six"])
+def test_local_hessians_are_made_where_a_format_asks_for_them_alone(plan, weights):
+    asked, not_asked = (plan(EMOJI, "format=nvfp4", "calib=emoji", *more) for more in ([], [f"format.weights={weights}"]))
+    assert {*names(asked)} - {*names(not_asked)} == {"correlate.0", "correlate.1"}
+    shared = [{s.stage.name: s.fingerprint for s in made.steps if s.stage.name == "merge"} for made in (asked, not_asked)]
+    assert shared[0] == shared[1]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("format=int4_awq", "format.weights=four_over_six"), ("format=int4_awq", "format.awq=full", "format.weights=mse")],
+)
+def test_scales_that_a_format_does_not_search_are_refused(plan, given):
+    with pytest.raises(ConfigError, match=r"format\.weights: .*\(got (four_over_six|mse)\)"):
+        plan(EMOJI, "calib=emoji", *given)
 
 
 def test_a_format_without_calibration_needs_none(plan):
@@ -370,7 +388,7 @@ def test_stages_come_in_the_order_of_the_numbers_in_front_of_their_names(monkeyp
 
 
 def test_the_installed_stages_are_the_built_in_ones_in_their_order():
-    built_in = ["load", "embed", "observe", "record", "merge", "sense", "mix", "quantize"]
+    built_in = ["load", "embed", "observe", "record", "correlate", "merge", "sense", "mix", "quantize"]
     built_in += ["phrase", "teach", "collect", "train"]
     built_in += [
         "export",

@@ -21,9 +21,20 @@ import torch
 from tiny_pipelines import EMOJI, TINY
 
 from diffopt import formats, models
-from diffopt.artifact import CalibChunk, CalibStats, Checkpoint, Embeddings, EvalEmbeddings, OnnxGraph, Pipeline, Recording
+from diffopt.artifact import (
+    CalibChunk,
+    CalibStats,
+    Checkpoint,
+    Embeddings,
+    EvalEmbeddings,
+    HessianChunk,
+    OnnxGraph,
+    Pipeline,
+    Recording,
+)
 from diffopt.data import prompts
 from diffopt.data.prompts import PromptSet
+from diffopt.formats.method import Awq, Inputs, Weights
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.calib import Collect
 from diffopt.groups.cut import CutView
@@ -31,6 +42,7 @@ from diffopt.groups.encoded import CalibPromptsView, EvalPromptsView
 from diffopt.groups.model import TextView
 from diffopt.stage import Context
 from diffopt.stages import encode
+from diffopt.stages.correlate import correlate
 from diffopt.stages.embed import embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
@@ -165,6 +177,17 @@ class Bench:
 
         return self._once(("recording", start, stop, steps), make)
 
+    def hessians(self, size: int, steps: int = STEPS) -> tuple[HessianChunk, ...]:
+        """Of the first `size` prompts, in chunks of CHUNK."""
+        return tuple(self.hessian(i, min(i + CHUNK, size), steps) for i in range(0, size, CHUNK))
+
+    def hessian(self, start: int, stop: int, steps: int = STEPS) -> HessianChunk:
+        def make(ctx: Context) -> HessianChunk:
+            correlate.run(ctx, self.call, self.view(start, stop, steps), self.pipeline(), self.texts(start, stop), SEED)
+            return HessianChunk(ctx.out, "hessian")
+
+        return self._once(("hessian", start, stop, steps), make)
+
     def stats(self, size: int, steps: int = STEPS, per_step: bool = False) -> CalibStats:
         """Of the first `size` prompts, in chunks of CHUNK."""
 
@@ -189,6 +212,9 @@ class Bench:
         share: bool = False,
         round: bool = False,
         rank: int = RANK,
+        weights: Weights = "max",
+        awq: Awq = "lite",
+        inputs: Inputs = "max",
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
             method = formats.method(name)
@@ -200,16 +226,22 @@ class Bench:
                 round_scales=round,
                 block_size=method.block_size and BLOCK,
                 rank=method.rank and rank,
+                weights=weights,
+                awq=awq,
+                inputs=inputs,
             )
+            hessians = self.hessians(size, steps) if weights == "local_hessian" else ()
             per_step = (percentile, collect) != (1.0, "default")
             stats = self.stats(size, steps, per_step) if method.observes else None
             recordings = self.recordings(size) if method.records else ()
             view = ScaleView(alpha=alpha, percentile=percentile, collect_method=collect)
             scale = None if method.algorithm is None else view
-            quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings)
+            quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings, hessians=hessians)
             return Checkpoint(ctx.out, "checkpoint")
 
-        return self._once((name, alpha, exclude, mha, size, steps, percentile, collect, share, round, rank), make)
+        return self._once(
+            (name, alpha, exclude, mha, size, steps, percentile, collect, share, round, rank, weights, awq, inputs), make
+        )
 
     def graph(
         self,

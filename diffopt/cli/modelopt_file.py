@@ -24,9 +24,19 @@ FILE = "modelopt.pt"
 
 
 def portable(model: Any, path: Path) -> None:
-    """Write what `mto.restore` reads, from a backbone that `checkpoint.restore` gave."""
+    """Write what `mto.restore` reads, from a backbone that `checkpoint.restore` gave.
+
+    Raises StoreError for one that modelopt would not restore.
+    """
     import modelopt.torch.opt as mto
 
+    from diffopt.quantization.weight_scales import StaticBesideLowRank
+
+    if odd := next((n for n, m in model.named_modules() if isinstance(m, StaticBesideLowRank)), None):
+        raise StoreError(
+            f"store export: Model-Optimizer cannot restore SVDQuant with searched scales (got {odd}); quantize with "
+            "format.weights=max, or copy the checkpoint alone with --bare"
+        )
     mto.save(model, path)
 
 

@@ -32,6 +32,10 @@ class CheckpointFile(JsonFile):
     block_size: int | None
     rank: int | None = later(None)
     """Of the part of the weights that is kept beside them."""
+    weights: str = "max"
+    """How the scales of the weights' blocks were found."""
+    inputs: str = "max"
+    """How the layers' inputs are quantized; `full` leaves them in the model's precision."""
     share_scales: bool = False
     """Whether layers of one input have the same scales."""
     rules: list[dict[str, Any]]

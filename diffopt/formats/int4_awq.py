@@ -13,5 +13,7 @@ METHOD = Method(
     algorithm="awq_lite",
     weight_bits=4.125,  # a 16-bit scale for a block of 128
     block_size=128,
+    weights=("local_hessian", "mse", "max"),
+    awq=("lite", "clip", "full"),
     attention=False,
 )

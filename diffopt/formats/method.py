@@ -1,10 +1,22 @@
 """What a number format is to diffopt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Rule = dict[str, Any]
 """One entry of modelopt's `quant_cfg`; of the rules that match a quantizer the last wins."""
+
+Weights = Literal["max", "mse", "local_hessian", "four_over_six"]
+"""How the scales of weights are found: by the largest of a block; by the least squared error of its weights, or of what they
+make of the inputs; by which of two ends, 6 or 4, has the least squared error."""
+
+Inputs = Literal["max", "full"]
+"""How inputs are quantized: by a scale of the largest that was seen, or not at all."""
+
+Algorithm = Literal["max", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant"]
+Awq = Literal["lite", "clip", "full"]
+"""What AWQ searches, each by the error of a layer's output: scales of its input channels; where the blocks of its weights are
+clipped; both."""
 
 Attributes = dict[str, Any] | list[dict[str, Any]]
 """modelopt's attributes of a quantizer; a list quantizes the same tensor by one after the other."""
@@ -19,7 +31,7 @@ class Method:
     """modelopt's attributes of a Linear's weight quantizer; without `block_sizes` where the block size is chosen."""
     input: Attributes | None
     """The same of its input quantizer; None where only weights are quantized."""
-    algorithm: Literal["max", "smoothquant", "awq_lite", "svdquant"] | None
+    algorithm: Algorithm | None
     """modelopt's calibration algorithm; None where every scale is found as the tensor passes."""
     weight_bits: float
     """Stored bits per weight, block scales included, at the default block size."""
@@ -34,6 +46,12 @@ class Method:
     export_dtype: str | None = None
     """The only precision in which the rest of the graph can be exported, where there is only one."""
     export_reason: str = ""
+    weights: tuple[Weights, ...] = ()
+    """How its weights' scales can be found, the default first; none where there is no choice."""
+    awq: tuple[Awq, ...] = ()
+    """What AWQ can search, the default first; none where it is not AWQ or has no choice."""
+    inputs_kept: bool = False
+    """Whether inputs can be left in the model's precision, where they are quantized."""
     attention: bool = True
     """Whether query, key and value can be quantized (to FP8) beside it."""
 
@@ -41,6 +59,12 @@ class Method:
     def inputs(self) -> bool:
         """Whether what layers compute with is quantized too."""
         return self.input is not None
+
+    def of(self, inputs: Inputs = "max", awq: Awq = "lite") -> "Method":
+        """The same where inputs are quantized, and AWQ searches, so."""
+        found = replace(self, input=None) if inputs == "full" else self
+        kinds: dict[Awq, Algorithm] = {"lite": "awq_lite", "clip": "awq_clip", "full": "awq_full"}
+        return replace(found, algorithm=kinds[awq]) if self.awq else found
 
     @property
     def observes(self) -> bool:
@@ -61,7 +85,7 @@ class Method:
     @property
     def records(self) -> bool:
         """Whether it searches with activations, and so is calibrated on recorded backbone inputs."""
-        return self.algorithm in ("awq_lite", "svdquant")
+        return self.algorithm in ("awq_lite", "awq_clip", "awq_full", "svdquant")
 
     @property
     def blockwise(self) -> bool:
@@ -71,7 +95,7 @@ class Method:
     @property
     def passes(self) -> int:
         """How often the search runs the model over its data: statistics, the search itself, and the maxima of what is left."""
-        return {"awq_lite": 2, "svdquant": 3}.get(self.algorithm or "", 0)
+        return {"awq_lite": 2, "awq_clip": 1, "awq_full": 3, "svdquant": 3}.get(self.algorithm or "", 0)
 
     def bits(self, block_size: int | None) -> float:
         """Stored bits per weight where a block has this many."""
@@ -95,7 +119,7 @@ class Method:
         """
         found: list[Rule] = [
             {"quantizer_name": "*", "enable": False},
-            {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": self.weights(block_size)},
+            {"quantizer_name": "*weight_quantizer", "parent_class": "nn.Linear", "cfg": self.weight_rule(block_size)},
         ]
         if self.input is not None:
             found.append({"quantizer_name": "*input_quantizer", "parent_class": "nn.Linear", "cfg": self.input})
@@ -111,7 +135,7 @@ class Method:
             found += [{"quantizer_name": f"{name}.*", "enable": False}]
         return found
 
-    def weights(self, block_size: int | None) -> Attributes:
+    def weight_rule(self, block_size: int | None) -> Attributes:
         """The weight's attributes with its block size, which is the first quantizer's where there are two."""
         if self.block_size is None:
             return self.weight

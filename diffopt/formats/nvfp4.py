@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from diffopt.formats.method import Method
+from diffopt.formats.method import Method, Weights
 
 BLOCKS: dict[str, Any] = {
     "num_bits": (2, 1),
     "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)},
     "axis": None,
 }
+WEIGHTS: tuple[Weights, ...] = ("local_hessian", "mse", "four_over_six", "max")
 EXPORT_DTYPE, EXPORT_REASON = "float16", "TensorRT's block quantization works on 16-bit tensors only"
 
 METHOD = Method(
@@ -17,6 +18,8 @@ METHOD = Method(
     input=BLOCKS,
     algorithm="max",
     weight_bits=4.5,
+    weights=WEIGHTS,
+    inputs_kept=True,
     export_dtype=EXPORT_DTYPE,
     export_reason=EXPORT_REASON,
 )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffopt import formats
+from diffopt.formats.method import Awq, Inputs, Weights
 from diffopt.groups.choices import Choices
 from diffopt.groups.gpu_rates import PEAK, Gpu
 from diffopt.groups.quantized_source import Quantized
@@ -88,6 +89,9 @@ class Format(Group):
         "rank": "SVDQuant",
         "share_scales": "a format with scales of whole tensors, or that smooths (int8_sq, fp8, nvfp4, nvfp4_svdquant)",
         "round_scales": "SVDQuant",
+        "awq": "int4_awq",
+        "inputs": "a format whose inputs can be left in full precision (nvfp4)",
+        "weights": "a format of blocks (int4_awq, nvfp4, nvfp4_svdquant)",
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
         "candidates": "format=auto",
         "budget": "format=auto",
@@ -107,10 +111,28 @@ class Format(Group):
     """Weights that share a scale, along a layer's input features; null takes the format's default."""
     rank: int | None = Field(default=None, ge=1)
     """Rank of the part of each weight that SVDQuant keeps beside it; null takes the format's default."""
+    weights: Weights | None = None
+    """How the scales of the weights' blocks are found; null takes the format's default."""
+    inputs: Inputs = "max"
+    """How the layers' inputs are quantized: by the largest that calibration saw, or `full`, not at all."""
+    awq: Awq = "lite"
+    """What AWQ searches: scales of input channels, where blocks are clipped, or both."""
     candidates: list[Candidate] = Field(default=[])
     """Of `auto`: the formats that a layer is given one of; `full` leaves it as it is."""
     budget: Budget | None = None
     """Of `auto`: what the mix may cost."""
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        known = formats.method(self.name).weights
+        if self.weights is not None and known and self.weights not in known:
+            raise ValueError(f"weights: {self.name} has {', '.join(known)} (got {self.weights}); choose one of them")
+        if self.weights not in (None, "max") and formats.method(self.name).awq and self.awq != "lite":
+            raise ValueError(
+                f"weights: format.awq={self.awq} finds the scales of weights itself (got {self.weights}); leave it out, or set "
+                "format.awq=lite"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_candidates(self) -> Self:
@@ -130,6 +152,13 @@ class Format(Group):
         return self
 
 
+def weights(format: Format) -> Weights:
+    """How the scales of its weights are found: beside AWQ's clipping there is no other search."""
+    method = formats.method(format.name)
+    clips = bool(method.awq) and format.awq != "lite"
+    return (format.weights or method.weights[0]) if method.weights and not clips else "max"
+
+
 class FormatView(View, of=Format):
     """How the backbone is quantized; defaults are filled in, so that one left out and one spelled out are the same."""
 
@@ -140,6 +169,9 @@ class FormatView(View, of=Format):
     round_scales: bool = False
     block_size: int | None = None
     rank: int | None = None
+    weights: Weights = "max"
+    inputs: Inputs = "max"
+    awq: Awq = "lite"
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
@@ -152,6 +184,9 @@ class FormatView(View, of=Format):
             "round_scales": method.rounds,
             "block_size": method.block_size,
             "rank": method.rank,
+            "weights": method.weights,
+            "inputs": method.inputs_kept,
+            "awq": method.awq,
         }
         return cls.fields_read() - {name for name, read in reads.items() if not read}
 
@@ -168,13 +203,17 @@ class FormatView(View, of=Format):
                 round_scales=group.round_scales,
                 block_size=method.block_size and (group.block_size or method.block_size),
                 rank=method.rank and (group.rank or method.rank),
+                weights=weights(group),
+                inputs=group.inputs if method.inputs_kept else "max",
+                awq=group.awq if method.awq else "lite",
             )
         ]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
-        """Without what is false of scales: checkpoints from before there was such a choice stay known."""
-        later = {name for name in ("share_scales", "round_scales") if not getattr(self, name)}
-        return {n: x for n, x in super().identity(used).items() if n not in later}
+        """Without what is as it was before there was such a choice: checkpoints from then stay known."""
+        plain = {"share_scales": False, "round_scales": False, "weights": "max", "inputs": "max", "awq": "lite"}
+        found = super().identity(used)
+        return {n: x for n, x in found.items() if n not in plain or x != plain[n]}
 
 
 class MixView(View, of=Format):

@@ -151,6 +151,11 @@ def _format(choices: Choices) -> Iterator[str]:
             f"format.quantize_mha: {choices.format.name} has no quantized attention (got true); "
             "drop it, or choose format=fp8 or format=nvfp4"
         )
+    if choices.format and choices.format.inputs == "full" and choices.eval and choices.eval.runtime == "native":
+        yield (
+            "format.inputs: no kernel multiplies NVFP4 by 16 bits (got full, eval.runtime=native); set format.inputs=max, or "
+            "eval.runtime=torch"
+        )
     if choices.format and choices.format.quantize_mha and choices.model and not models.family(choices.model.family).attention:
         yield (
             f"format.quantize_mha: Model-Optimizer cannot quantize the attention of {choices.model.family} (got true); drop it"

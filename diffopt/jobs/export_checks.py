@@ -31,6 +31,11 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
         if export.kind == "native" and picked and picked.name not in KIND:
             there = " or ".join(f"format={name}" for name in KIND)
             yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
+        if export.kind in ("native", "comfyui") and picked and picked.inputs == "full":
+            why = "no kernel multiplies NVFP4 by 16 bits" if export.kind == "native" else "ComfyUI rounds them"
+            yield (
+                f"format.inputs: {why} (got full, export={export.kind}); set format.inputs=max, or choose export=huggingface"
+            )
         return
     if export.engine and environment["tensorrt"] is None:
         yield (

@@ -10,6 +10,7 @@ from diffopt.kernels.int4 import Int4Linear
 from diffopt.kernels.kernel import Kernel
 from diffopt.kernels.mxfp8 import Mxfp8Linear
 from diffopt.kernels.nvfp4 import Nvfp4Linear
+from diffopt.quantization import block_codes
 
 
 def in_blocks(quantizer: Any) -> bool:
@@ -27,10 +28,12 @@ def kernel(layer: Any) -> Kernel:
     rules = [_rule(x) for x in (weight, entering)]
     if rules == [_of(mxfp8.BLOCKS)] * 2 and entering.pre_quant_scale is None:
         return Mxfp8Linear(layer.weight, layer.bias)
-    if rules == [_of(nvfp4.BLOCKS)] * 2 and None not in (weight.amax, entering.amax):
+    four = _of(nvfp4.BLOCKS)
+    if rules[0] in (four, (*four[:2], "static", four[3])) and rules[1] == four and None not in (weight.amax, entering.amax):
         a, b = (getattr(weight, f"svdquant_lora_{x}", None) for x in "ab")
         low_rank = None if a is None or b is None else (a, b)
-        return Nvfp4Linear(layer.weight, layer.bias, weight.amax, entering.amax, entering.pre_quant_scale, low_rank)
+        coded = block_codes.nvfp4_weight(layer.weight.detach(), weight)
+        return Nvfp4Linear(coded, layer.bias, entering.amax, entering.pre_quant_scale, low_rank)
     raise ValueError(f"there is no kernel for its blocks of {weight.block_sizes.get(-1)} numbers of {weight.num_bits} bits")
 
 

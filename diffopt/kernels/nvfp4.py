@@ -9,7 +9,7 @@ import torch
 
 from diffopt.kernels.block_scales import length, straight, tiled
 from diffopt.kernels.kernel import Buffer, Kernel
-from diffopt.quantization.block_codes import nvfp4, tensor_scale
+from diffopt.quantization.block_codes import Coded, nvfp4, tensor_scale
 from diffopt.quantization.block_fake_quant import BLOCK
 from diffopt.quantization.numbers import nvfp4 as numbers
 from diffopt.quantization.numbers import packed, unpacked
@@ -45,28 +45,26 @@ class Nvfp4Linear(Kernel):
 
     def __init__(
         self,
-        weight: torch.Tensor,
+        weight: Coded,
         bias: torch.Tensor | None,
-        weight_amax: torch.Tensor,
         input_amax: torch.Tensor,
         smoothing: torch.Tensor | None = None,
         low_rank: tuple[torch.Tensor, torch.Tensor] | None = None,
     ):
-        """`weight` is the layer's own [out, in], without what is in `low_rank`, A and B; amax are the tensors'.
+        """`weight` is the layer's own [out, in], without what is in `low_rank`, A and B; `input_amax` is the tensor's.
 
         Raises ValueError for lengths that the product does not take.
         """
         super().__init__()
-        out, depth = weight.shape
+        codes, small, scale = weight
+        out, depth = codes.shape
         if depth % INPUTS or out % OUTPUTS:
             raise ValueError(f"its {depth} inputs and {out} outputs are not multiples of {INPUTS} and {OUTPUTS}")
-        scale = tensor_scale(weight_amax).to(weight.device)
-        codes, small = nvfp4(weight.detach(), scale)
         a, b = (None, None) if low_rank is None else (x.detach().contiguous() for x in low_rank)
         self.register_buffer("weight", packed(codes))
         self.register_buffer("block_scales", tiled(small))
         self.register_buffer("weight_scale", scale)
-        self.register_buffer("input_scale", tensor_scale(input_amax).to(weight.device))
+        self.register_buffer("input_scale", tensor_scale(input_amax).to(codes.device))
         self.register_buffer("smoothing", None if smoothing is None else smoothing.detach().flatten())
         self.register_buffer("low_rank_a", a)
         self.register_buffer("low_rank_b", b)

@@ -15,3 +15,6 @@ MULTIPLES = {"nunchaku": (128, 128)}
 """What a quantized layer's outputs and inputs are multiples of in a layout."""
 RANKS = {"nunchaku": 16}
 """What the rank of the part that is kept beside is a multiple of."""
+
+WEIGHTS_ALONE = "nvfp4_weights"
+"""NVFP4 where inputs stay in full precision, by the name that it has among layouts."""

@@ -15,6 +15,7 @@ from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_form
 from modelopt.torch.quantization.nn import SequentialQuantizer
 
 from diffopt.kernels import fp8, int4, int8
+from diffopt.layouts import WEIGHTS_ALONE
 from diffopt.quantization import block_codes
 from diffopt.quantization.block_fake_quant import BLOCK, MX_BLOCK
 from diffopt.quantization.numbers import packed, unpacked
@@ -23,11 +24,12 @@ Tensors = dict[str, torch.Tensor]
 """By the last part of the key."""
 
 ALGORITHM = {
-    "fp8": "FP8", "nvfp4": "NVFP4", "nvfp4_svdquant": "NVFP4_SVD", "mxfp8": "MXFP8", "int8": "W8A8_SQ_PER_CHANNEL",
-    "int8_sq": "W8A8_SQ_PER_CHANNEL", "int4_awq": "W4A16_AWQ", "w4a8_awq": "W4A8_AWQ",
+    "fp8": "FP8", "nvfp4": "NVFP4", "nvfp4_svdquant": "NVFP4_SVD", WEIGHTS_ALONE: "W4A16_NVFP4",
+    "mxfp8": "MXFP8", "int8": "W8A8_SQ_PER_CHANNEL", "int8_sq": "W8A8_SQ_PER_CHANNEL", "int4_awq": "W4A16_AWQ",
+    "w4a8_awq": "W4A8_AWQ",
 }  # fmt: skip
 """What the layout calls the formats."""
-GROUPS = {"NVFP4": BLOCK, "NVFP4_SVD": BLOCK, "MXFP8": MX_BLOCK}
+GROUPS = {"NVFP4": BLOCK, "W4A16_NVFP4": BLOCK, "NVFP4_SVD": BLOCK, "MXFP8": MX_BLOCK}
 """Numbers of a block, where a format has no choice."""
 MIXED = "MIXED_PRECISION"
 
@@ -78,14 +80,14 @@ def _int8(weight: torch.Tensor, own: Any, entering: Any) -> Tensors:
 
 
 def _nvfp4(weight: torch.Tensor, own: Any, entering: Any) -> Tensors:
-    scale = block_codes.tensor_scale(own.amax).to(weight.device)
-    codes, small = block_codes.nvfp4(weight, scale)
+    codes, small, scale = block_codes.nvfp4_weight(weight, own)
     found = {
         "weight": packed(codes),
         "weight_scale": small,
         "weight_scale_2": scale,
-        "input_scale": block_codes.tensor_scale(entering.amax),
     }
+    if entering.is_enabled:
+        found["input_scale"] = block_codes.tensor_scale(entering.amax)
     a, b = (getattr(own, f"svdquant_lora_{x}", None) for x in "ab")
     return found if a is None or b is None else found | {"svdquant_lora_a": a.detach(), "svdquant_lora_b": b.detach()}
 
@@ -118,8 +120,8 @@ def _number(quantizer: Any) -> torch.Tensor:
 
 
 WRITERS = {
-    "fp8": _fp8, "int8": _int8, "int8_sq": _int8, "nvfp4": _nvfp4, "nvfp4_svdquant": _nvfp4, "mxfp8": _mxfp8,
-    "int4_awq": _int4, "w4a8_awq": _int4,
+    "fp8": _fp8, "int8": _int8, "int8_sq": _int8, "nvfp4": _nvfp4, "nvfp4_svdquant": _nvfp4, WEIGHTS_ALONE: _nvfp4,
+    "mxfp8": _mxfp8, "int4_awq": _int4, "w4a8_awq": _int4,
 }  # fmt: skip
 
 

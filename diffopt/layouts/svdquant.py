@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from diffopt.layouts import modelopt
+from diffopt.quantization.numbers import numbers as stand_for
 
 Tensors = dict[str, torch.Tensor]
 
@@ -71,4 +72,5 @@ def numbers(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     codes = tensors["qweight"].view(torch.uint8)
     outer = tensors["wtscale"].float() * tensors["wcscales"].float()[:, None]
     same = {"weight": codes, "weight_scale": tensors["wscales"].T.contiguous(), "weight_scale_2": torch.ones(())}
-    return modelopt.numbers(same, FORMAT) * outer
+    found: torch.Tensor = stand_for(same, FORMAT) * outer
+    return found

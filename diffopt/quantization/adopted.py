@@ -60,7 +60,7 @@ def _attributes(format: str, tensors: Tensors) -> tuple[Any, Any]:
         return weight, {"num_bits": 8, "axis": None} if "input_scale" in tensors else None
     scale = tensors["weight_scale"]
     inputs = tensors["weight"].shape[1]
-    return method.weights(inputs // scale.shape[1] if method.block_size else None), method.input
+    return method.weight_rule(inputs // scale.shape[1] if method.block_size else None), method.input
 
 
 def put(

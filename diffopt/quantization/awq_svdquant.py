@@ -28,6 +28,7 @@ Found = dict[str, torch.Tensor]
 with `TURNED` behind the name its transpose."""
 
 SCALE, A, B, AMAX = "._pre_quant_scale", "._svdquant_lora_a", "._svdquant_lora_b", "._amax"
+CLIPPING = ("awq_clip", "awq_full")
 TURNED = ".T"
 """Ends the name of a matrix that lies column by column in memory."""
 
@@ -60,7 +61,7 @@ def calibrate(
             raise GateError(f"quantize: inf or NaN in calibration (got {e}); set another model.dtype") from None
     found: Found = {}
     for name, module in model.named_modules():
-        if not getattr(getattr(module, "weight_quantizer", None), "is_enabled", False):
+        if not _weighted(module) or algorithm == "awq_clip":  # which smooths nothing
             continue
         if module not in scales:
             raise GateError(
@@ -92,12 +93,12 @@ def rebuild(model: torch.nn.Module, rules: list[Rule], algorithm: Any, found: Ma
             for name, scale in layers.items():
                 layer: Any = model.get_submodule(name)
                 model_calib.apply_pre_quant_scale_and_smooth(layer, scale.to(layer.weight.device))
-        for name in layers:
+        for name in layers or [n for n, m in model.named_modules() if _weighted(m)]:
             layer = model.get_submodule(name)
             if f"{name}.weight_quantizer{A}" in found:
                 _take_out(layer, *(found[f"{name}.weight_quantizer{factor}"] for factor in (A, B)))
             model_calib.max_calibrate(layer, lambda layer: layer.weight_quantizer(layer.weight))
-        _put_back(model, found)
+        _put_back(model, found, clipped=algorithm in CLIPPING)
         _straighten(model)
         _add_mode(model, algorithm)
 
@@ -118,7 +119,12 @@ def _straighten(model: torch.nn.Module) -> None:
                 setattr(quantizer, key, buffer.contiguous())
 
 
-def _put_back(model: torch.nn.Module, found: Mapping[str, torch.Tensor]) -> None:
+def _weighted(module: Any) -> bool:
+    return bool(getattr(getattr(module, "weight_quantizer", None), "is_enabled", False))
+
+
+def _put_back(model: torch.nn.Module, found: Mapping[str, torch.Tensor], clipped: bool) -> None:
+    """With `clipped` the maxima of weights are not those of the weights, to which they are not compared then."""
     device = next(model.parameters()).device
     stored = {n.removesuffix(AMAX): x.to(device) for n, x in found.items() if n.endswith(AMAX)}
     on = {name: quantizer for name, quantizer in quantizers(model) if quantizer.is_enabled}
@@ -128,10 +134,14 @@ def _put_back(model: torch.nn.Module, found: Mapping[str, torch.Tensor]) -> None
         if derived is None and name in stored:
             quantizer.amax = stored[name]
         # The product B A has other last bits on another device, and with it the maximum of what is left.
-        elif derived is not None and not (
-            name in stored
-            and derived.shape == stored[name].shape
-            and torch.allclose(derived.float(), stored[name].float(), rtol=0.01, atol=0)
+        elif (
+            derived is not None
+            and not clipped
+            and not (
+                name in stored
+                and derived.shape == stored[name].shape
+                and torch.allclose(derived.float(), stored[name].float(), rtol=0.01, atol=0)
+            )
         ):
             raise DerivedError(name)
         elif derived is not None:

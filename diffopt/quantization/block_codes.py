@@ -1,9 +1,14 @@
 """The codes and block scales of NVFP4 and MXFP8, of which `block_fake_quant` computes the numbers: on any device."""
 
+from typing import Any
+
 import torch
 
+from diffopt.quantization import static_blocks
 from diffopt.quantization.block_fake_quant import BLOCK, E2M1_MAX, E4M3_MAX, MX_BLOCK, RECIPROCAL, SMALLEST
 
+Coded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""E2M1 codes UINT8 [out, in], E4M3 block scales [out, in / 16] and the tensor's scale FP32 [] of a weight in NVFP4."""
 BIAS = 127
 """Of E8M0 exponents."""
 
@@ -12,6 +17,25 @@ def tensor_scale(amax: torch.Tensor) -> torch.Tensor:
     """FP32 []: NVFP4's scale of a tensor with this calibrated maximum, of any shape."""
     found = amax.detach().float().max() * RECIPROCAL
     return torch.where(found > 0, found, 1e-12)
+
+
+def nvfp4_weight(weight: torch.Tensor, quantizer: Any) -> Coded:
+    """As its quantizer rounds it: by the blocks' own maxima, or by scales that were searched. Kernels, graphs and packages of
+    NVFP4 are all made of these."""
+    if quantizer.block_sizes.get("type") == "dynamic":
+        return nvfp4_by_maxima(weight, quantizer.amax)
+    peak, most = quantizer.global_amax.to(weight.device), static_blocks.largest(quantizer)
+    small = static_blocks.codes(quantizer.amax.to(weight.device), peak, most).reshape(*weight.shape[:-1], -1)
+    scale = static_blocks.tensor_scale(peak, most)
+    whole = (small.float() * scale)[..., None]
+    blocks = weight.float().unflatten(-1, (-1, BLOCK))
+    return e2m1(torch.where(whole == 0, 0, blocks / torch.where(whole == 0, 1, whole))).flatten(-2), small, scale
+
+
+def nvfp4_by_maxima(weight: torch.Tensor, amax: torch.Tensor) -> Coded:
+    """By the maxima of its blocks, beside that of the tensor."""
+    scale = tensor_scale(amax).to(weight.device)
+    return *nvfp4(weight, scale), scale
 
 
 def nvfp4(x: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

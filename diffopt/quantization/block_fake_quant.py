@@ -13,6 +13,7 @@ common/nvfp4_quant.py, tensor_quant_mx.cu), since it decides the last bits.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -118,8 +119,30 @@ def simulated() -> Iterator[None]:
             return nvfp4(inputs, amax)
         raise ValueError(f"no CPU arithmetic for blocks of {block} with {bits}-bit values and {scale_bits}-bit scales")
 
+    kernels = tensor_quant.triton_kernel
     tensor_quant.dynamic_block_quantize_op = dispatch
+    tensor_quant.triton_kernel = _StaticBlocks(kernels)
     try:
         yield
     finally:
         tensor_quant.dynamic_block_quantize_op = kernel
+        tensor_quant.triton_kernel = kernels
+
+
+class _StaticBlocks:
+    """modelopt's module of kernels, with that for static blocks on a CPU too."""
+
+    IS_AVAILABLE = True
+
+    def __init__(self, kernels: Any):
+        self._kernels = kernels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernels, name)
+
+    def static_blockwise_fp4_fake_quant(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
+        from diffopt.quantization.static_blocks import fake_quant
+
+        own = self._kernels.static_blockwise_fp4_fake_quant if x.is_cuda else fake_quant
+        found: torch.Tensor = own(x, *how)
+        return found

@@ -28,6 +28,7 @@ from diffopt.quantization.layers import expected_layers
 from diffopt.quantization.rules import rule
 from diffopt.quantization.scales import AMAX, HIGHEST, LOWEST, Quantizer, check_finite
 from diffopt.quantization.shared_scales import share_weights, smooth
+from diffopt.quantization.weight_scales import put, split
 from diffopt.quantization.zeros import refuse
 from diffopt.stage import Context
 
@@ -131,10 +132,10 @@ def check(model: torch.nn.Module, expected: list[str], inputs: bool = True) -> N
     _gate(expected, layers, scaled)
 
 
-def check_scales(known: list[Quantizer], found: Extremes, expected: list[str]) -> None:
+def check_scales(known: list[Quantizer], found: Extremes, expected: list[str], inputs: bool = True) -> None:
     """The same of quantizers that rules switch on, both of weights and of inputs, and the scales that were found for them."""
     on = {q.name for q in known}
-    layers = {q.layer for q in known if q.weight and f"{q.layer}.input_quantizer" in on}
+    layers = {q.layer for q in known if q.weight and (not inputs or f"{q.layer}.input_quantizer" in on)}
     _gate(expected, layers, {q.name: found.get(f"{q.name}.{AMAX}") for q in known if q.scaled})
 
 
@@ -220,19 +221,22 @@ def _put_trained(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def _derive(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Make of the plain `model` what was calibrated."""
-    head, stored = CheckpointFile.read(checkpoint.path), load_file(checkpoint.path / STATE)
+    head = CheckpointFile.read(checkpoint.path)
+    stored, searched = split(load_file(checkpoint.path / STATE))
     rules = [rule(r) for r in head.rules]
     if not (checkpoint.path / EXTREMES).is_file():
         try:
             rebuild(model, rules, head.algorithm, stored)
         except DerivedError as e:
             raise StoreError(_otherwise(checkpoint, str(e))) from None
+        put(model, searched, head.weights)
         return
     quantize(model, rules, head.algorithm, load_file(checkpoint.path / EXTREMES), head.share_scales)
     derived = state(model)
     wrong = [n for n in {*stored, *derived} if n not in stored or n not in derived or not torch.equal(stored[n], derived[n])]
     if wrong:
         raise StoreError(_otherwise(checkpoint, f"{len(wrong)} scales, the first {sorted(wrong)[0]}"))
+    put(model, searched, head.weights)
 
 
 def _otherwise(checkpoint: Checkpoint, what: str) -> str:

@@ -22,7 +22,7 @@ def numbers(tensors: Mapping[str, torch.Tensor], format: str) -> torch.Tensor:
         found = (found * (1 / outer)).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * outer
         return found
     weight, scale = tensors["weight"], tensors["weight_scale"]
-    if format in ("nvfp4", "nvfp4_svdquant"):
+    if format.startswith("nvfp4"):
         return (nvfp4(unpacked(weight), scale) * tensors["weight_scale_2"].double()).float()
     if format == "mxfp8":
         return mxfp8(weight, scale).float()

@@ -39,9 +39,9 @@ def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None, *, ho
     with ExitStack() as stack:
         for name, module in backbone.named_modules():
             if isinstance(module, (torch.nn.Linear, *CONVOLUTIONS)):
-                stack.enter_context(_forward(module, watch.layer(name, module)))
+                stack.enter_context(instead(module, watch.layer(name, module)))
             elif issubclass(QuantModuleRegistry.get(type(module)) or object, _QuantAttention):
-                stack.enter_context(_forward(module, watch.attention(name, module)))
+                stack.enter_context(instead(module, watch.attention(name, module)))
         for part in called_modules(backbone).values():
             stack.callback(part.register_forward_hook(lambda *_: watch.fold()).remove)
         stack.enter_context(attention_backend(AttentionBackendName.NATIVE))  # as modelopt's attention modules choose
@@ -51,10 +51,10 @@ def observed(backbone: torch.nn.Module, steps: StepExtremes | None = None, *, ho
 
 
 @contextmanager
-def _forward(module: Any, instead: Forward) -> Iterator[None]:
-    """Within it, the module's forward is `instead`: half as dear a call as a hook, and there are hundreds."""
+def instead(module: Any, forward: Forward) -> Iterator[None]:
+    """Within it, the module's forward is `forward`: half as dear a call as a hook, and there are hundreds."""
     own = module.__dict__.get("forward")
-    module.forward = instead
+    module.forward = forward
     try:
         yield
     finally:

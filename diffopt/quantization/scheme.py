@@ -35,7 +35,11 @@ class Scheme:
 
 def uniform(backbone: "torch.nn.Module", pipeline: Pipeline, format: FormatView, alpha: float | None) -> Scheme:
     """One format for every layer that the family and the user do not keep in full precision."""
-    family, method, pinned = family_of(pipeline), formats.method(format.name), PipelineFile.read(pipeline.path)
+    family, method, pinned = (
+        family_of(pipeline),
+        formats.method(format.name).of(format.inputs, format.awq),
+        PipelineFile.read(pipeline.path),
+    )
     kept = family.kept(pinned.blocks, pinned.backbones)
     convolutions = bool(method.convolution) and family.convolutions
     return Scheme(

@@ -9,6 +9,7 @@ from diffopt.files.deploy import DeployFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Export
 from diffopt.groups.export import LAYOUTS
+from diffopt.layouts import WEIGHTS_ALONE
 from diffopt.stage import Context, stage
 from diffopt.view import Choices, View
 
@@ -38,7 +39,8 @@ def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Che
 
     pinned, head = PipelineFile.read(pipeline.path), CheckpointFile.read(checkpoint.path)
     whole = restore(ctx, pipeline, checkpoint)
-    formats = {name: (head.mix or {}).get(name, head.format) for name in quantized_layers(whole)}
+    plain = WEIGHTS_ALONE if head.inputs == "full" else head.format
+    formats = {name: (head.mix or {}).get(name, plain) for name in quantized_layers(whole)}
     layouts: dict[str, folder.Layout] = {
         "huggingface": modelopt.Unified(package("nvidia-modelopt") or "", head.block_size, head.rank),
         "svdquant": svdquant.Rows(head.rank or 0),

@@ -4,9 +4,10 @@ from functools import partial
 from typing import Annotated
 
 from diffopt import formats
-from diffopt.artifact import CalibStats, Checkpoint, Mix, Pipeline, Recording
+from diffopt.artifact import CalibStats, Checkpoint, HessianChunk, Mix, Pipeline, Recording
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.groups import FormatView, ScaleView
+from diffopt.groups.format import weights
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
 
@@ -17,6 +18,10 @@ def observes(choices: Choices) -> bool:
 
 def searches(choices: Choices) -> bool:
     return choices.format is not None and any(m.records for m in formats.methods(choices.format))
+
+
+def correlates(choices: Choices) -> bool:
+    return choices.format is not None and weights(choices.format) == "local_hessian"
 
 
 def mixes(choices: Choices) -> bool:
@@ -41,17 +46,20 @@ def quantize(
     stats: Annotated[CalibStats | None, Under(observes)],
     recordings: Annotated[tuple[Recording, ...], Under(searches)],
     mix: Annotated[Mix | None, Under(mixes, silent=True)] = None,
+    hessians: Annotated[tuple[HessianChunk, ...], Under(correlates, silent=True)] = (),
 ) -> Checkpoint:
+    from safetensors.torch import load_file
+
     from diffopt.machine.memory import release
     from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
-    from diffopt.quantization import checkpoint, zeros
+    from diffopt.quantization import checkpoint, hessian, weight_scales, zeros
     from diffopt.quantization.awq_svdquant import calibrate
     from diffopt.quantization.recorded_calls import count, replay
     from diffopt.quantization.scales import Plain, scales
     from diffopt.quantization.scheme import mixed, uniform
     from diffopt.quantization.step_extremes import extremes_of
 
-    family, method = family_of(pipeline), formats.method(format.name)
+    family, method = family_of(pipeline), formats.method(format.name).of(format.inputs, format.awq)
     if method.records:
         ctx.held.drop()  # a search changes the weights, so it has a backbone of its own
         release()
@@ -70,6 +78,8 @@ def quantize(
         weight_bits=scheme.weight_bits,
         block_size=format.block_size,
         rank=format.rank,
+        weights=format.weights,
+        inputs=format.inputs,
         share_scales=format.share_scales,
         rules=scheme.rules,
         algorithm=scheme.algorithm,
@@ -77,6 +87,8 @@ def quantize(
     )
     extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
     zeros.check(backbone, [n for n in scheme.layers if _scaled(scheme.mix[n] if scheme.mix else method.name)], extremes)
+    means = hessian.merge([load_file(h.path / "hessians.safetensors") for h in hessians]) if hessians else {}
+    search = None if format.weights == "max" else weight_scales.Search(format.weights, means)
     if method.records:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:
@@ -84,9 +96,11 @@ def quantize(
                 backbone, scheme.rules, scheme.algorithm, replay(paths, tick), format.share_scales, format.round_scales
             )
         checkpoint.check(backbone, scheme.layers, inputs=method.input is not None)
+        found |= weight_scales.of_model(backbone, search) if search else {}
         checkpoint.save_found(ctx.out, head(layers=tuple(checkpoint.quantized_layers(backbone))), found)
     else:
         known = plain.switched_on(scheme.rules)
         state = scales(backbone, known, extremes, alpha, format.share_scales)
-        checkpoint.check_scales(known, state, scheme.layers)
+        checkpoint.check_scales(known, state, scheme.layers, inputs=bool(mix) or method.input is not None)
+        state |= weight_scales.of_layers(backbone, scheme.layers, state, search) if search else {}
         checkpoint.save(ctx.out, head(layers=tuple(q.layer for q in known if q.weight)), known, extremes, state)

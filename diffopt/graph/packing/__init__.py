@@ -43,6 +43,7 @@ def _packer(name: str, quantizer: Any) -> Packer:
             "int4 static": int4,
             "e4m3": fp8,
             "e2m1 dynamic e4m3": nvfp4,
+            "e2m1 static e4m3": nvfp4,
             "e4m3 dynamic e8m0": mxfp8,
         }.get(kinds[0])
     if found is None:

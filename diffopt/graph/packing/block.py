@@ -15,8 +15,7 @@ def nvfp4(packed: Packed, weight: torch.Tensor, quantizer: Any, transpose: bool)
 
     Blocks lie along the last axis, where TensorRT wants them, so the weight is stored as it is and transposed after.
     """
-    whole = block_codes.tensor_scale(quantizer.amax).to(weight.device)
-    codes, small = block_codes.nvfp4(weight, whole)
+    codes, small, whole = block_codes.nvfp4_weight(weight, quantizer)
     inner = packed.node(
         "DequantizeLinear",
         [

@@ -1,0 +1,108 @@
+"""Block scales of weights that a search found: beside what a calibration on maxima gives, and put where a backbone has that.
+
+NVFP4's are kept as the E4M3 codes that every file of such a weight has, INT4's as maxima.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from modelopt.torch.quantization.nn import SequentialQuantizer, StaticBlockScaleQuantizer
+from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQuantizer
+
+from diffopt.quantization import block_search, static_blocks
+from diffopt.quantization.hessian import smoothed
+
+CODES, MAXIMA = "._block_scales", "._block_amax"
+"""End the names of what `find` gives: E4M3 [out, in / 16] of NVFP4, and of INT4 [blocks, 1] in the model's dtype."""
+
+Found = dict[str, torch.Tensor]
+
+
+class Search:
+    """How the scales of a format's weights are sought."""
+
+    def __init__(self, kind: str, hessians: Mapping[str, torch.Tensor]):
+        """`hessians` by layer, as `hessian.merge` gives them: needed where `kind` is local_hessian."""
+        self.kind = kind
+        self._hessians = hessians
+
+    def nvfp4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
+        """Of the layer `name`, its weight [out, in] with this maximum; its input is multiplied by `smoothing` [in] before."""
+        if self.kind == "four_over_six":
+            found = block_search.four_over_six(weight, amax)
+        else:
+            found = block_search.nvfp4(weight, amax, self._hessian(name, smoothing))
+        return {f"{name}.weight_quantizer{CODES}": found.cpu()}
+
+    def int4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
+        found = block_search.int4(weight, amax, self._hessian(name, smoothing))
+        return {f"{name}.weight_quantizer{MAXIMA}": found.cpu().contiguous()}
+
+    def _hessian(self, name: str, smoothing: torch.Tensor | None) -> torch.Tensor | None:
+        """None where the squared error of the weights themselves is sought."""
+        if self.kind == "mse":
+            return None
+        found = self._hessians[name]
+        return found if smoothing is None else smoothed(found, smoothing.detach().to(found.device))
+
+
+def of_layers(backbone: torch.nn.Module, layers: Iterable[str], state: Mapping[str, torch.Tensor], search: Search) -> Found:
+    """The scales of NVFP4 layers of the plain backbone, of which `state` has the maxima."""
+    found: Found = {}
+    for name in layers:
+        layer: Any = backbone.get_submodule(name)
+        found |= search.nvfp4(name, layer.weight.detach(), state[f"{name}.weight_quantizer._amax"].to(layer.weight.device))
+    return found
+
+
+def of_model(model: torch.nn.Module, search: Search) -> Found:
+    """The scales of every weight of a quantized model that has blocks, sought among what is rounded: smoothed, and without a
+    low-rank part that is kept beside."""
+    found: Found = {}
+    for name, layer in _blocks(model):
+        quantizer, smoothing = layer.weight_quantizer, layer.input_quantizer.pre_quant_scale
+        seek = search.int4 if quantizer.num_bits == 4 else search.nvfp4
+        found |= seek(name, layer.weight.detach(), quantizer.amax, smoothing)
+    return found
+
+
+def _blocks(model: torch.nn.Module) -> Iterable[tuple[str, Any]]:
+    for name, layer in model.named_modules():
+        quantizer = getattr(layer, "weight_quantizer", None)
+        if quantizer is None or isinstance(quantizer, SequentialQuantizer) or not quantizer.is_enabled:
+            continue
+        if quantizer.num_bits == 4 or quantizer.is_nvfp4_dynamic:
+            yield name, layer
+
+
+@torch.no_grad()
+def put(model: torch.nn.Module, found: Mapping[str, torch.Tensor], kind: str) -> None:
+    """Give a model that is calibrated on maxima these scales, in place: its NVFP4 weights become modelopt's static blocks."""
+    for name, scales in found.items():
+        quantizer: Any = model.get_submodule(name.removesuffix(CODES).removesuffix(MAXIMA))
+        if name.endswith(MAXIMA):
+            quantizer.amax = scales.to(quantizer.amax.device)
+        else:
+            _make_static(quantizer, scales.to(quantizer.amax.device), kind == "four_over_six")
+
+
+def _make_static(quantizer: Any, codes: torch.Tensor, four_over_six: bool) -> None:
+    peak = quantizer.amax.detach().float().reshape(())
+    quantizer.block_sizes = quantizer.block_sizes | {"type": "static"} | ({"four_over_six": True} if four_over_six else {})
+    quantizer.reset_amax()
+    quantizer.amax = static_blocks.maxima(codes, peak, static_blocks.largest(quantizer)).reshape(-1, 1)
+    low_rank = isinstance(quantizer, SVDQuantTensorQuantizer)
+    StaticBlockScaleQuantizer.from_tensor_quantizer(quantizer, peak)
+    if low_rank:
+        quantizer.__class__ = StaticBesideLowRank
+
+
+class StaticBesideLowRank(StaticBlockScaleQuantizer, SVDQuantTensorQuantizer):  # type: ignore[misc]
+    """Static blocks of what SVDQuant leaves, which modelopt has no class for: its own file of such a model cannot be read."""
+
+
+def split(stored: Mapping[str, torch.Tensor]) -> tuple[Found, Found]:
+    """What is of maxima, and what a search found."""
+    searched = {n: x for n, x in stored.items() if n.endswith((CODES, MAXIMA))}
+    return {n: x for n, x in stored.items() if n not in searched}, searched
