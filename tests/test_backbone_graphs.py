@@ -13,7 +13,8 @@ from backbones import BACKBONES, made
 from conftest import some
 from quantized import FORMATS, quantize
 
-from diffopt.graph import engine, write
+from diffopt.graph import write
+from diffopt.graph.engine import builder
 from diffopt.machine import environment
 
 families = pytest.mark.parametrize("family", BACKBONES)
@@ -22,6 +23,7 @@ UNUSED = {"qwen": [f"{BLOCK}.attn.to_add_out", f"{BLOCK}.txt_mlp.net.0.proj", f"
 """The last block's text is dropped: of all families' layers, only those that make it are not in the graph."""
 several = pytest.mark.parametrize("family", some(BACKBONES, ["flux", "sdxl", "qwen"]))
 needs_builder = pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")
+FAST = builder.Options(level=0)
 ROWS = (1, 2, 5)
 
 
@@ -135,7 +137,7 @@ def test_a_quantized_convolution_in_a_graph_is_torchs(name: str, tmp_path: Path)
 def test_a_plan_is_built_of_every_family(family: str, name: str, dynamic: bool) -> None:
     path, *_ = graph(family, name, torch.float16, dynamic)
     asked = profile(family, 1, 2, 4) if dynamic else None
-    built = engine.build(path, 0, asked)
+    built = builder.build(path, FAST, asked)
     assert len(built.plan) > 100_000
     assert built.profiles == ([asked] if dynamic else [])
 
@@ -164,7 +166,7 @@ def test_every_formats_graph_passes_onnxs_checker(name: str) -> None:
 @pytest.mark.matrix
 def test_a_plan_is_built_of_every_format(name: str) -> None:
     path, *_ = graph("flux", name, torch.float16, False)
-    assert len(engine.build(path, 0).plan) > 100_000
+    assert len(builder.build(path, FAST).plan) > 100_000
 
 
 @needs_builder
@@ -182,7 +184,7 @@ def test_a_plan_is_built_of_every_format(name: str) -> None:
 @pytest.mark.matrix
 def test_a_plan_is_built_in_other_precisions(name: str, dtype: torch.dtype) -> None:
     path, *_ = graph("flux", name, dtype, False)
-    assert len(engine.build(path, 0).plan) > 100_000
+    assert len(builder.build(path, FAST).plan) > 100_000
 
 
 @needs_builder
@@ -190,4 +192,4 @@ def test_a_plan_is_built_in_other_precisions(name: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("name", ["w4a8_awq", "nvfp4", "mxfp8"])
 def test_a_plan_of_a_block_format_takes_a_dynamic_batch(name: str) -> None:
     path, *_ = graph("flux", name, torch.float16, True)
-    assert engine.build(path, 0, profile("flux", 1, 2, 4)).profiles == [profile("flux", 1, 2, 4)]
+    assert builder.build(path, FAST, profile("flux", 1, 2, 4)).profiles == [profile("flux", 1, 2, 4)]

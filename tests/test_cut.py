@@ -21,7 +21,8 @@ from test_backbone_graphs import apart, computed, graph, needs_builder, profile,
 from diffopt.caches.policy import Reuse
 from diffopt.caches.segment import Segment
 from diffopt.files.graph import PartFile
-from diffopt.graph import engine, write
+from diffopt.graph import write
+from diffopt.graph.engine import builder
 from diffopt.graph.part_files import CutPoints
 from diffopt.runtimes.cut_graph import Change, CutGraph, Place
 
@@ -54,6 +55,7 @@ POLICIES = [
 FEW = ("flux", "sdxl", "sd3")
 policies = pytest.mark.parametrize(("family", "policy"), some(POLICIES, [x for x in POLICIES if x[0] == "flux"]))
 few = pytest.mark.parametrize("family", some(FEW, ["flux"]))
+FAST = builder.Options(level=0)
 
 
 def segments(family: str, policy: str, model: torch.nn.Module) -> list[Segment]:
@@ -242,7 +244,7 @@ def test_a_plan_is_built_of_every_part(family: str, policy: str, name: str | Non
     folder, found, *_ = part_files(family, policy, name, torch.float16, **({"dynamic": True} if dynamic else {}))
     assert found.parts is not None
     for part in found.parts:
-        built = engine.build(folder / part.file, 0, part.profile)
+        built = builder.build(folder / part.file, FAST, part.profile)
         assert len(built.plan) > 10_000
         assert built.profiles == ([part.profile] if part.profile else [])
 
@@ -254,7 +256,7 @@ def test_a_plan_is_built_of_every_part_in_every_format(name: str) -> None:
     folder, found, *_ = part_files("flux", "residual", name, torch.float16)
     assert found.parts is not None
     for part in found.parts:
-        assert len(engine.build(folder / part.file, 0).plan) > 10_000
+        assert len(builder.build(folder / part.file, FAST).plan) > 10_000
 
 
 # The scheduler of the parts.

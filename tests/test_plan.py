@@ -213,6 +213,34 @@ def test_a_plan_that_can_be_refitted_is_refused_where_its_builder_lacks_a_gpu(pl
     assert plan("+recipe=emoji_fp8", "export.refit=true", probes={"tensorrt": {"flavour": "tensorrt", "version": "11.4"}})
 
 
+def fingerprints(made):
+    return {s.name: s.fingerprint for s in made.steps}
+
+
+SIZES = [
+    (("+recipe=ltx_fp8", "export.heights=[256,1024]"), "export.heights: a graph of ltx has the size in it"),
+    (("+recipe=sdxl_fp8", "export.heights=[512,768]"), "model.height: is not within the graph's export.heights=[512, 768]"),
+    (("+recipe=sdxl_fp8", "export.widths=[500,1024]"), "export.widths: is not a multiple of"),
+    (("+recipe=sdxl_fp8", "export.frames=[5,9]"), "export.frames: sdxl makes no videos"),
+    (
+        ("+recipe=quickstart", "cache=cachify", "export.heights=[32,64]"),
+        "export.heights: a graph that is cut for a cache takes one size",
+    ),
+    (("+recipe=sd21_fp8", "export.profiles=original"), "export.profiles: Model-Optimizer's example builds no plans of sd21"),
+]
+
+
+@pytest.mark.parametrize(("chosen", "said"), SIZES, ids=[said.split(" ")[0] + str(i) for i, (_, said) in enumerate(SIZES)])
+def test_sizes_that_no_graph_takes_are_refused(plan, chosen, said):
+    assert any(line.startswith(said) for line in refused(plan, *chosen))
+
+
+def test_the_originals_batches_are_those_given_by_hand(plan):
+    by_hand = plan("+recipe=sdxl_fp8", "export.batch_size=8", "export.max_batch_size=8")
+    assert fingerprints(plan("+recipe=sdxl_fp8", "export.profiles=original")) == fingerprints(by_hand)
+    assert fingerprints(by_hand) != fingerprints(plan("+recipe=sdxl_fp8"))
+
+
 def test_no_builder_is_needed_for_a_graph(plan):
     assert plan("+recipe=emoji_fp8", "export=onnx", probes={"tensorrt": None})
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from diffopt.errors import GateError
+from diffopt.files.graph import OUTPUT
 from diffopt.models.family import Family, Json, Size
 
 
@@ -23,10 +25,14 @@ class Calls:
     batch_size: int
     """Pictures of a usual call."""
     max_batch_size: int | None
-    """Pictures of the largest; None where every call is a usual one."""
+    """Pictures of the largest; None where every call has as many."""
+    smallest: Size | None = None
+    """The extent of one row of the smallest pictures; None where all have one size."""
+    largest: Size | None = None
 
     @property
     def dynamic(self) -> bool:
+        """Whether the batch axis is."""
         return self.max_batch_size is not None
 
     @cached_property
@@ -44,13 +50,35 @@ class Calls:
         # Traced with one row a broadcast along the batch axis would not be told from a fixed axis.
         return self._inputs(max(2, self.batch_size) if self.dynamic else self.batch_size)
 
+    @cached_property
+    def sizes(self) -> dict[str, dict[str, list[int]]]:
+        """By call, `min`, `opt` and `max`, the shapes of the inputs at its size and a usual batch."""
+        extents = {"min": self.smallest or self.extent, "opt": self.extent, "max": self.largest or self.extent}
+        return {k: self._shapes(extent) for k, extent in extents.items()}
+
+    @property
+    def size_axes(self) -> dict[str, dict[int, str]]:
+        """The axes that differ between sizes, by input; the output has those of what is denoised."""
+        if self.smallest is None:
+            return {}
+        shapes = [*self.sizes.values()]
+        axes = {n: [i for i in range(len(shapes[0][n])) if len({s[n][i] for s in shapes}) > 1] for n in self.usual}
+        found = {n: {i: f"{n}.{i}" for i in own} for n, own in axes.items() if own}
+        noisy = found.get(self.family.noisy, {})
+        return found | {OUTPUT: {i: name.replace(self.family.noisy, OUTPUT) for i, name in noisy.items()}}
+
     @property
     def profile(self) -> dict[str, dict[str, list[int]]] | None:
-        """The shapes of each batched input in calls `min`, `opt` and `max`; None where every call is a usual one."""
-        if self.max_batch_size is None:
+        """The shapes of each dynamic input in calls `min`, `opt` and `max`; None where every call is a usual one."""
+        if not self.dynamic and self.smallest is None:
             return None
-        batches = {"min": self.rows, "opt": self.batch_size * self.rows, "max": self.max_batch_size * self.rows}
-        return {n: {k: _shape(self.usual[n], axis, b) for k, b in batches.items()} for n, axis in self.batched.items()}
+        usual = self.batch_size * self.rows
+        batches = dict.fromkeys(("min", "opt", "max"), usual)
+        if self.max_batch_size is not None:
+            batches |= {"min": self.rows, "max": self.max_batch_size * self.rows}
+        batched = self.batched if self.dynamic else {}
+        names = [n for n in self.usual if n in batched or n in self.size_axes]
+        return {n: {k: _shape(self.sizes[k][n], batched.get(n), rows) for k, rows in batches.items()} for n in names}
 
     @property
     def shapes(self) -> dict[str, dict[str, list[int]]]:
@@ -58,13 +86,29 @@ class Calls:
         profile = self.profile
         return {} if profile is None else {k: {n: by[k] for n, by in profile.items()} for k in ("min", "opt", "max")}
 
-    def _inputs(self, pictures: int) -> dict[str, Any]:
+    def _shapes(self, extent: Size) -> dict[str, list[int]]:
+        """Of the inputs of a usual batch at that size of a row. Raises GateError where a constant is another than usual."""
+        found = self.usual if extent == self.extent else self._inputs(self.batch_size, extent)
+        for name, x in found.items():
+            if not isinstance(x, torch.Tensor) and x != self._constants.get(name):
+                raise GateError(
+                    f"export: {name} is a constant of the graph that differs between sizes (got {x} and "
+                    f"{self._constants.get(name)}); set export.heights=null, export.widths=null and export.frames=null"
+                )
+        return {n: [*x.shape] for n, x in found.items() if isinstance(x, torch.Tensor)}
+
+    @cached_property
+    def _constants(self) -> dict[str, Any]:
+        return {n: x for n, x in self._inputs(self.batch_size).items() if not isinstance(x, torch.Tensor)}
+
+    def _inputs(self, pictures: int, extent: Size | None = None) -> dict[str, Any]:
         """On the backbone's device."""
         device = next(self.backbone.parameters()).device
-        found = self.family.inputs(self.backbone, self.vae, replace(self.extent, batch=pictures * self.rows))
+        extent = replace(extent or self.extent, batch=pictures * self.rows)
+        found = self.family.inputs(self.backbone, self.vae, extent)
         return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in found.items()}
 
 
-def _shape(x: torch.Tensor, axis: int, extent: int) -> list[int]:
-    """The shape of `x` with another extent of one axis."""
-    return [extent if i == axis else n for i, n in enumerate(x.shape)]
+def _shape(shape: list[int], axis: int | None, extent: int) -> list[int]:
+    """`shape` with another extent of one axis."""
+    return [extent if i == axis else n for i, n in enumerate(shape)]

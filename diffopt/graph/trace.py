@@ -20,6 +20,8 @@ PREFIX = "backbone."
 BATCH = "batch"
 """The name of a dynamic batch axis."""
 
+SizeAxes = Mapping[str, dict[int, str]]
+"""Of inputs, and of the output by its name, those axes that follow from a picture's size, with names."""
 
 Arguments = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """The backbone's keyword arguments of flat inputs: some families nest them."""
@@ -48,16 +50,19 @@ def trace(
     opset: int,
     batch_axes: Mapping[str, int] | None = None,
     arguments: Arguments = dict,
+    size_axes: SizeAxes | None = None,
 ) -> None:
     """Write the graph of one backbone call to `path`, run on the device where backbone and inputs are.
 
     Parameters and buffers are inputs of the graph, called `backbone.` and their name in the state dict. Every axis is
-    static, but for those that `batch_axes` names (input -> axis), and the output's first one with them.
+    static, but for those that `batch_axes` names (input -> axis), and the output's first one with them, and `size_axes`.
     """
     flat = FlatInputs(backbone, inputs, arguments)
     dynamic = {name: {axis: BATCH} for name, axis in (batch_axes or {}).items()}
     if dynamic:
         dynamic[OUTPUT] = {0: BATCH}
+    for name, axes in (size_axes or {}).items():
+        dynamic[name] = dynamic.get(name, {}) | axes
     training = backbone.training
     with torch.inference_mode(), traceable(opset), _weights_as_they_are(backbone):
         torch.onnx.export(

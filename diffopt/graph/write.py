@@ -17,7 +17,7 @@ from diffopt.graph.count import operators, quantized_inputs, quantized_products
 from diffopt.graph.file import GraphFile
 from diffopt.graph.part_files import CutPoints, part_files
 from diffopt.graph.tensor import KINDS
-from diffopt.graph.trace import Arguments, trace
+from diffopt.graph.trace import Arguments, SizeAxes, trace
 from diffopt.graph.weights import fill
 from diffopt.quantization.extremes import quantizers
 
@@ -50,13 +50,15 @@ def write(
     batch_axes: Mapping[str, int] | None = None,
     arguments: Arguments = dict,
     cut: CutPoints | None = None,
+    size_axes: SizeAxes | None = None,
 ) -> Graph:
     """Write the graph of `backbone`, plain or quantized by modelopt, to `path`; weights of 2 GiB go beside it.
 
     With `cut` it is written in parts, to files beside `path` of names that begin as its own.
 
     `inputs` are of one call, on the backbone's device; what is no tensor is a constant of the graph, and `arguments`
-    makes the backbone's keyword arguments of them. `batch_axes` (input -> axis) are dynamic; None: all are static.
+    makes the backbone's keyword arguments of them. `batch_axes` (input -> axis) and `size_axes` are dynamic; None: all are
+    static. A graph that is cut has no `size_axes`.
     Raises GateError for weights that no graph can hold.
     """
     dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
@@ -64,7 +66,7 @@ def write(
         quantizer.trt_high_precision_dtype = PRECISION[dtype]
     with tempfile.TemporaryDirectory(dir=path.parent) as raw:
         with bordered(cut.segments if cut else ()):
-            trace(backbone, inputs, Path(raw) / "model.onnx", opset, batch_axes, arguments)
+            trace(backbone, inputs, Path(raw) / "model.onnx", opset, batch_axes, arguments, size_axes)
         model = onnx.load(Path(raw) / "model.onnx")
         traced = onnx.load(Path(raw) / "model.onnx") if cut else None
     finish(model.graph, KINDS[dtype])

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from diffopt.artifact import Artifact, DeployedCheckpoint, EnginePlan, NativeCheckpoint, OnnxGraph
 from diffopt.schema import Group
 
-GRAPH = ("engine", "opset", "batch_size", "max_batch_size", "high_precision_dtype")
+SHAPES = ("batch_size", "max_batch_size", "heights", "widths", "frames")
+GRAPH = ("engine", "opset", *SHAPES, "profiles", "high_precision_dtype")
 BUILT = ("builder_optimization_level", "refit", "weight_streaming", "workspace")
 PACKED = ("max_shard_size",)
 LAYOUTS = ("huggingface", "comfyui", "svdquant", "nunchaku")
@@ -41,6 +42,14 @@ class Export(Group):
     `max_batch_size` what the plan is tuned for."""
     max_batch_size: int | None = Field(ge=1, default=None)
     """Largest extent of a dynamic batch axis; null makes it static."""
+    heights: tuple[int, int] | None = None
+    """Least and largest height in pixels that one graph takes; null takes `model.height` alone, which plans are tuned for."""
+    widths: tuple[int, int] | None = None
+    """The same of widths."""
+    frames: tuple[int, int] | None = None
+    """The same of a video's frames."""
+    profiles: Literal["own", "original"] = "own"
+    """Take batches and sizes from the fields above, or those that Model-Optimizer's example builds plans for."""
     high_precision_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Precision of what is not quantized; null takes the model's."""
     builder_optimization_level: int = Field(ge=0, le=5, default=3)
@@ -71,7 +80,8 @@ class Export(Group):
     def unread(self) -> Mapping[str, str]:
         if self.kind != "graph":
             return dict.fromkeys((*GRAPH, *BUILT), "there is no graph")
-        return {} if self.engine else dict.fromkeys(BUILT, "no plan is built")
+        shapes = dict.fromkeys(SHAPES, "profiles=original gives it") if self.profiles == "original" else {}
+        return shapes | ({} if self.engine else dict.fromkeys(BUILT, "no plan is built"))
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -79,6 +89,10 @@ class Export(Group):
             raise ValueError(
                 f"engine: is built of a graph, which kind={self.kind} makes none of (got true); choose export=tensorrt"
             )
+        for name in ("heights", "widths", "frames"):
+            pair = getattr(self, name)
+            if pair and not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name}: are not a least and a largest one (got {[*pair]}); give them as [512,1024]")
         if self.max_batch_size is not None and self.max_batch_size < self.batch_size:
             raise ValueError(
                 f"max_batch_size: is less than export.batch_size={self.batch_size} (got {self.max_batch_size}); raise it, "

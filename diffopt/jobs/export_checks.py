@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from diffopt import formats
+from diffopt import formats, models
 from diffopt.files.layers import Layer
+from diffopt.groups.cut import cuts
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.format import Format
 from diffopt.kernels.capability import KIND
@@ -42,6 +43,7 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
             "export: no engine builder is installed (got export.engine=true); install one with "
             "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
         )
+    yield from _shapes(choices)
     if export.engine and export.refit and (environment["tensorrt"] or {}).get("flavour") == "tensorrt_rtx" and not gpus():
         yield (
             "export.refit: TensorRT-RTX builds a plan that can be refitted on a GPU alone (got true, and no GPU here); "
@@ -59,6 +61,47 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
             yield (
                 "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
                 "set export.high_precision_dtype=float16"
+            )
+
+
+def _shapes(choices: Choices) -> Iterator[str]:
+    """Sizes that one graph is to take, of a family whose graphs can, and around the recipe's own."""
+    export, model = choices.export, choices.model
+    assert export is not None
+    assert model is not None
+    family = models.family(model.family)
+    if export.profiles == "original" and not family.original:
+        there = ", ".join(n for n in models.names() if models.family(n).original)
+        yield (
+            f"export.profiles: Model-Optimizer's example builds no plans of {family.name} (got original); set "
+            f"export.profiles=own, or choose a model of {there}"
+        )
+    sizes = {"heights": model.height, "widths": model.width, "frames": model.frames}
+    given = family.original if export.profiles == "original" else {n: getattr(export, n) for n in sizes}
+    asked = {name: pair for name in sizes if (pair := given.get(name))}
+    for name, (least, most) in asked.items():
+        own, field = sizes[name], name if name == "frames" else name.removesuffix("s")
+        if own is None:
+            yield f"export.{name}: {family.name} makes no videos (got {[least, most]}); set export.{name}=null"
+        elif not least <= own <= most:
+            yield (
+                f"model.{field}: is not within the graph's export.{name}={[least, most]} (got {own}), which plans are tuned "
+                f"around; choose one that is"
+            )
+        step, first = (family.frame_step or 1, 1) if name == "frames" else (family.size_step, 0)
+        if wrong := [n for n in (least, most) if (n - first) % step]:
+            more = " and one" if first else ""
+            yield f"export.{name}: is not a multiple of {step}{more} (got {wrong[0]}); round it"
+    for name, pair in [*asked.items()][:1]:
+        if not family.resizable:
+            yield (
+                f"export.{name}: a graph of {family.name} has the size in it, so it takes one alone (got {[*pair]}); "
+                f"set export.{name}=null, and export a graph for each size"
+            )
+        if cuts(choices):
+            yield (
+                f"export.{name}: a graph that is cut for a cache takes one size (got {[*pair]}); "
+                f"set export.{name}=null, or cache=null"
             )
 
 

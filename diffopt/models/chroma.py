@@ -70,6 +70,7 @@ FAMILY = Family(
     # The first block sees the new latents; what the others added is reused, as FirstBlockCache does, at fixed steps.
     cached=("*", "!transformer_blocks.0"),
     cached_reuse="residual",
+    resizable=True,
     arguments=flux.arguments,
     embed=embed,
     embeddings=embeddings,

@@ -114,6 +114,11 @@ class Family:
     """The size step of one model, from its backbone's and its VAE's config, where the family's models differ."""
     timed: bool = False
     """Whether its VAE's pixels and latents have an axis of time, as videos have: [b, channels, frames, h, w]."""
+    resizable: bool = False
+    """Whether one graph of its backbone computes every size of pictures: nothing of it is a constant that follows from one."""
+    original: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """What Model-Optimizer's example builds plans for, least and most: `batch_size` in pictures, `heights`, `widths`, `frames`
+    (examples/diffusers/quantization/onnx_utils/export.py); empty where it has none for the family."""
     unpack: Callable[[Any, "torch.Tensor", Any], "torch.Tensor"] = lambda _pipe, latents, _model: latents
     """The latents that its pipeline gives in the shape that its VAE decodes, from the pipeline, those latents, model."""
 

@@ -39,6 +39,7 @@ FAMILY = Family(
     unbatched=("timestep",),
     block_cache=False,
     cached=unet.CACHED,
+    resizable=True,
     arguments=unet.arguments,
     conditions=conditions,
     noisy="sample",

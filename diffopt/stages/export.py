@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+from diffopt import models
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
 from diffopt.files.checkpoint import CheckpointFile
@@ -14,10 +15,11 @@ from diffopt.files.graph import GraphInput, OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Export, Model
 from diffopt.groups.cut import CutView, cuts
+from diffopt.groups.export import SHAPES
 from diffopt.groups.model import GuidedView
 from diffopt.models.family import Family, Size
 from diffopt.stage import Context, Under, stage
-from diffopt.view import View
+from diffopt.view import Choices, Group, View
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,37 @@ class GraphView(View, of=Export):
     batch_size: int
     max_batch_size: int | None
     high_precision_dtype: Literal["float32", "float16", "bfloat16"] | None
+    heights: tuple[int, int] | None = None
+    widths: tuple[int, int] | None = None
+    frames: tuple[int, int] | None = None
+
+    @classmethod
+    def fields_read(cls) -> frozenset[str]:
+        return frozenset({*cls.model_fields, "profiles"})
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        export = choices.export
+        return cls.fields_read() - {*(SHAPES if export and export.profiles == "original" else ())}
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        """Of the original's shapes, where they are asked for, or the group's own."""
+        assert isinstance(group, Export)
+        assert choices.model is not None
+        given: dict[str, Any] = {name: getattr(group, name) for name in cls.model_fields}
+        if group.profiles == "original":
+            original = models.family(choices.model.family).original
+            _, most = original.get("batch_size", (1, 1))
+            given |= {name: original.get(name) for name in ("heights", "widths", "frames")}
+            given |= {"batch_size": most, "max_batch_size": most if most > 1 else None}
+        return [cls(**given)]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        """What a graph is made with, wherever it comes from, and of sizes only those that there are: graphs from before there
+        were such choices stay known."""
+        dumped = self.model_dump(mode="json")
+        return {n: x for n, x in dumped.items() if n not in ("heights", "widths", "frames") or x is not None}
 
 
 @stage(version=2, when="export", probes=("numerics", "modelopt", "onnx"))
@@ -82,7 +115,8 @@ def export(
     vae = config(ctx, pinned, "vae")
 
     def calls(backbone: torch.nn.Module) -> Calls:
-        return Calls(backbone, family, vae, extent, family.rows(model), export.batch_size, export.max_batch_size)
+        usual = (backbone, family, vae, extent, family.rows(model), export.batch_size, export.max_batch_size)
+        return Calls(*usual, *_extremes(extent, export))
 
     def reuse(name: str, backbone: torch.nn.Module) -> "list[Segment]":
         return reused(cache, family, name, backbone)
@@ -134,6 +168,16 @@ def reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn
         raise GateError(f"cache.blocks: {e}") from None
 
 
+def _extremes(extent: Size, export: GraphView) -> tuple[Size, Size] | tuple[None, None]:
+    """The extents of a row of the smallest and the largest pictures, where they differ."""
+    given = {"height": export.heights, "width": export.widths, "frames": export.frames}
+    pairs = {name: pair for name, pair in given.items() if pair}
+    if not pairs:
+        return None, None
+    least, most = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+    return replace(extent, **least), replace(extent, **most)
+
+
 def _write(
     path: Path, calls: "Calls", opset: int, layers: list[str], reused: "list[Segment]", described: Callable[..., OnnxGraphFile]
 ) -> OnnxGraphFile:
@@ -145,7 +189,7 @@ def _write(
     backbone, given, profile = calls.backbone, calls.usual, calls.profile
     batched = calls.batched if calls.dynamic else None
     cut = CutPoints(reused, calls.shapes) if reused else None
-    graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut)
+    graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut, calls.size_axes)
     # A checkpoint counts layers that a model has without reading what they make.
     layers = [n for n in layers if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)
