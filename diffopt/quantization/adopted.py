@@ -30,7 +30,7 @@ ATTENTION = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
 ATTENTION_AMAX = "attention_amax"
 """Ends the key of an attention layer's maxima of q, k and v, [3]."""
 BY_TOKEN: dict[str, Any] = {"num_bits": (4, 3), "type": "dynamic", "block_sizes": {-1: None}}
-"""Inputs in FP8 by a scale of each row, found as it passes."""
+"""Inputs in FP8 by a scale of each row, found as it passes; INT8 has the same in 8 bits."""
 LAST_BITS = 2.0**-21
 """Relative: of FP32, where a scale is of a 16-bit maximum. A GPU divides by a number by multiplying with its reciprocal, and
 what a kernel has is made of two scales."""
@@ -57,7 +57,7 @@ def _attributes(format: str, tensors: Tensors) -> tuple[Any, Any]:
         return weight, method.input if "input_scale" in tensors else BY_TOKEN if rows else None
     if format in ("int8", "int8_sq"):
         weight = method.weight if tensors["weight_scale"].dim() else {"num_bits": 8, "axis": None}
-        return weight, {"num_bits": 8, "axis": None} if "input_scale" in tensors else None
+        return weight, {"num_bits": 8, "axis": None} if "input_scale" in tensors else BY_TOKEN | {"num_bits": 8}
     scale = tensors["weight_scale"]
     inputs = tensors["weight"].shape[1]
     return method.weight_rule(inputs // scale.shape[1] if method.block_size else None), method.input
