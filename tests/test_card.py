@@ -111,6 +111,13 @@ def test_a_checkpoint_that_no_run_has_scored_says_so_and_how(tmp_path: Path) -> 
     assert "## What was measured" not in text
 
 
+def test_a_checkpoint_that_was_only_made_can_be_scored_by_the_command_that_made_it(tmp_path: Path) -> None:
+    steps = [step("load", "pipeline", "a" * 16), step("quantize", "checkpoint", CHECKPOINT, "load")]
+    text = shipped(tmp_path, {"steps": steps, "overrides": ["format=fp8", "eval=null"]})
+    assert "diffopt +recipe=mine format=fp8 eval=OPTION" in text
+    assert "Calibrated on 4 prompts" in text
+
+
 def test_every_run_is_there_the_newest_first(tmp_path: Path) -> None:
     b = bench()
     store = store_of(b, "fp8", tmp_path)

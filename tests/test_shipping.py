@@ -168,6 +168,20 @@ def test_plain_weights_are_those_that_were_scored(name: str) -> None:
     assert not torch.allclose(call(b.backbone(), b.inputs()), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.matrix
+def test_plain_weights_of_convolutions_are_those_that_were_scored() -> None:
+    b = bench(family="sd21")
+    scored = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))
+    for module in scored.modules():
+        if hasattr(module, "input_quantizer"):
+            module.input_quantizer.disable()
+    own = b.backbone()
+    own.load_state_dict(plain.unquantized(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("int8_sq"))))
+    assert torch.allclose(call(own, b.inputs()), call(scored, b.inputs()), rtol=1e-4, atol=1e-5)
+    changed = {n for n, x in b.backbone().state_dict().items() if not torch.equal(x, own.state_dict()[n])}
+    assert "down_blocks.0.resnets.0.conv1.weight" in changed
+
+
 @pytest.mark.usefixtures("as_before")
 def test_diffusers_with_model_optimizer_draws_the_scored_pictures_to_the_bit(tmp_path: Path) -> None:
     """And diffusers alone draws with the rounded weights."""

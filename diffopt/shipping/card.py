@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from diffopt.files.metrics import MetricResult
+from diffopt.report.run_directory import Run
 from diffopt.shipping import findings, loading_code, private
 from diffopt.shipping.consumers import SMOOTHED
 from diffopt.shipping.evidence import Evidence
@@ -20,13 +21,13 @@ LIBRARY = {"comfyui": "diffusion-single-file"}
 """The hub's name of the library by `export.kind`, where it is another than diffusers."""
 
 
-def card(subject: Subject, evidence: Sequence[Evidence], samples: Sequence[Sample], config: str | None) -> str:
-    """Markdown with front matter. `config` is the recipe that made the weights, YAML, where a run still tells."""
+def card(subject: Subject, evidence: Sequence[Evidence], samples: Sequence[Sample], run: Run | None) -> str:
+    """Markdown with front matter. `run` is the newest that has the checkpoint, scored or not, where there is one."""
     parts = [
-        _what(subject, evidence),
+        _what(subject, evidence, run),
         findings.section(subject, evidence),
         _samples(samples, evidence),
-        _made(subject, evidence, config),
+        _made(subject, evidence, run),
         loading_code.section(subject),
         ["## Licence", "", subject.licence.line],
     ]
@@ -87,7 +88,7 @@ def _name(metric: MetricResult) -> str:
     return f"{metric.title}{against}: {said}, n={metric.candidate.n}"
 
 
-def _what(subject: Subject, evidence: Sequence[Evidence]) -> Iterator[str]:
+def _what(subject: Subject, evidence: Sequence[Evidence], run: Run | None) -> Iterator[str]:
     base = subject.model
     if subject.hub:
         base = f"[{subject.hub[0]}](https://huggingface.co/{subject.hub[0]}/tree/{subject.hub[1]})"
@@ -107,7 +108,7 @@ def _what(subject: Subject, evidence: Sequence[Evidence]) -> Iterator[str]:
     yield f"The network takes {size(subject.bytes)}, {share:.1%} of the {size(subject.source_bytes)} in {subject.pinned.dtype}."
     if not evidence:
         yield ""
-        yield from _unscored(subject)
+        yield from _unscored(subject, run)
 
 
 def _kept(subject: Subject) -> Iterator[str]:
@@ -125,12 +126,14 @@ def _kept(subject: Subject) -> Iterator[str]:
         yield "Inputs are not rounded here, as they were for the figures below."
 
 
-def _unscored(subject: Subject) -> Iterator[str]:
+def _unscored(subject: Subject, run: Run | None) -> Iterator[str]:
+    """With which command it can be."""
     yield "**It was not scored.** No run that the store knows has drawn a picture with this checkpoint. A recipe's `eval` does:"
     yield ""
     kind = subject.way.kind if subject.way.artifact else "huggingface"
-    picks = f"model=OPTION format={subject.head.format} calib=OPTION export={kind}"
-    yield f"```sh\ndiffopt {picks} eval=OPTION    # `diffopt ls` lists the options\n```"
+    picks = f"diffopt model=OPTION format={subject.head.format} calib=OPTION export={kind}"
+    command = findings.command(run, "eval") if run else picks
+    yield f"```sh\n{command} eval=OPTION    # `diffopt ls` lists the options\n```"
 
 
 def _samples(samples: Sequence[Sample], evidence: Sequence[Evidence]) -> Iterator[str]:
@@ -145,7 +148,7 @@ def _samples(samples: Sequence[Sample], evidence: Sequence[Evidence]) -> Iterato
     yield from table(("prompt", "seed", "full precision", "these weights", ""), rows)
 
 
-def _made(subject: Subject, evidence: Sequence[Evidence], config: str | None) -> Iterator[str]:
+def _made(subject: Subject, evidence: Sequence[Evidence], run: Run | None) -> Iterator[str]:
     head, pinned = subject.head, subject.pinned
     yield "## How it was made"
     yield ""
@@ -165,7 +168,7 @@ def _made(subject: Subject, evidence: Sequence[Evidence], config: str | None) ->
     versions = {"diffopt": subject.made.get("diffopt"), **packages}
     rows.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)))
     yield from table(("", ""), rows)
-    yield from findings.recipes(evidence, config)
+    yield from findings.recipes(evidence, run)
 
 
 def _algorithm(value: Any) -> str:

@@ -132,17 +132,19 @@ def _contender(c: Contender) -> tuple[str, str, str]:
     return cell(c.name), step, f"{with_interval(c.over_base.end_to_end)} x" if c.over_base else "1"
 
 
-def recipes(evidence: Sequence[Evidence], config: str | None) -> Iterator[str]:
+def recipes(evidence: Sequence[Evidence], run: Run | None) -> Iterator[str]:
     """The commands of the runs, and the newest one's whole recipe."""
-    commands = list(dict.fromkeys(command(x.run) for x in evidence[:SHOWN]))
+    runs = [x.run for x in evidence[:SHOWN]] or ([run] if run else [])
+    commands = list(dict.fromkeys(map(command, runs)))
     if commands:
         yield ""
-        yield "The commands of those runs, the newest first:"
+        yield "The commands of its runs, the newest first:"
         yield ""
         yield "```sh"
         yield from commands
         yield "```"
-    if config:
+    if run:
+        config = run.content.config
         calibrated = _calibration(config)
         if calibrated:
             yield ""
@@ -157,11 +159,11 @@ def recipes(evidence: Sequence[Evidence], config: str | None) -> Iterator[str]:
         yield "</details>"
 
 
-def command(run: Run) -> str:
-    """That made a run, without what says where things lie here."""
+def command(run: Run, without: str | None = None) -> str:
+    """That made a run, without what says where things lie here, nor the choice of the group `without`."""
     content = run.content
     recipe = [f"+recipe={content.name}"] if content.name and content.name != "config" else []
-    given = [private.override(o) for o in content.overrides]
+    given = [private.override(o) for o in content.overrides if o.partition("=")[0].lstrip("~") != without]
     return " ".join(["diffopt", *recipe, *map(quote, given)]).replace("```", "'''")
 
 

@@ -34,7 +34,7 @@ def write(run: Run, source: Path | None) -> Path | None:
         return None
     found = list(of_run(run, scored.fingerprint))
     pictures = samples.linked(samples.chosen(found), run.directory)
-    text = card(_subject(run, way, entry, scored, source), found, pictures, run.content.config)
+    text = card(_subject(run, way, entry, scored, source), found, pictures, run)
     return publish(run.directory / CARD, text)
 
 

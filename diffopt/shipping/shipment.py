@@ -132,9 +132,8 @@ class Shipment:
         found = evidence(self.store, self.checkpoint.fingerprint)
         runs = runs_of(self.store, self.checkpoint.fingerprint)
         pictures = samples.written(samples.chosen(found), out)
-        config = runs[0].content.config if runs else None
         sharded = any(True for name in self.pinned.backbones for _ in (out / name).glob("*.index.json"))
-        text = card(self.subject(known, taken, place, sharded), found, pictures, config)
+        text = card(self.subject(known, taken, place, sharded), found, pictures, runs[0] if runs else None)
         (out / README).write_text(text, encoding="utf-8")
 
     def subject(self, known: licence.Licence, taken: int, place: str, sharded: bool = False) -> Subject:
