@@ -14,7 +14,7 @@ from diffopt.caches.knob import Knob
 from diffopt.caches.method import Method, Settings
 from diffopt.caches.policy import MIDDLE, Policy, Reuse, Scope, check_pattern, stem
 from diffopt.errors import suggestion
-from diffopt.models import Family
+from diffopt.models import AUTO, Family
 
 if TYPE_CHECKING:
     from diffopt.caches.target import Attached, Target
@@ -68,6 +68,8 @@ class Cachify(Settings):
         return self
 
     def filled(self, family: Family) -> Self:
+        if family.name == AUTO.name:  # filled when it is attached
+            return self
         said = any(value is not None for value in (self.every, self.start, self.steps))
         own = family.cached if self.part == "block" else ("*",)
         reuse = self.reuse or (family.cached_reuse if self.part == "block" else "output")
@@ -79,6 +81,8 @@ class Cachify(Settings):
         return self.model_copy(update=changes)
 
     def unfit(self, family: Family) -> str | None:
+        if family.name == AUTO.name:
+            return None
         unet = "down_blocks" in family.blocks
         own = f"choose cache=cachify, which takes {family.name}'s own"
         there = (*family.blocks, MIDDLE) if unet else family.blocks
@@ -128,7 +132,7 @@ def policy(settings: Cachify) -> Policy:
 def attach(target: "Target", settings: Any) -> "Attached":
     from diffopt.caches.blocks import BlockCache
 
-    found = policy(settings)
+    found = policy(settings.filled(target.family))
     return BlockCache(target, lambda names: dict.fromkeys(found.reused(names), found.reuses), found.part, found.reuse)
 
 

@@ -54,7 +54,7 @@ def source_of(origin: Origin) -> str:
 
 def _checkpoint(directory: Path, origin: Origin) -> tuple[list[str], str]:
     pinned = PipelineFile.read(origin.pipeline.path)
-    name, random = models.family(pinned.family).backbone_class, pinned.weights == "random"
+    name, random = models.of(pinned).backbone_class, pinned.weights == "random"
     several = len(pinned.backbones) > 1
     backbone = "name" if several else _text(pinned.backbones[0])
     plain = _of(name, backbone, source_of(origin), pinned.dtype, random)
@@ -112,7 +112,7 @@ def _native(directory: Path, origin: Origin | None) -> tuple[list[str], str]:
     read = f"diffopt.load({_text(directory)})"
     if origin is None:
         return ["import diffopt", f"backbone = {read}"], "The rest of the pipeline is the model's that it was made from."
-    pipeline = models.family(head.family).pipeline
+    pipeline = models.of(PipelineFile.read(origin.pipeline.path)).pipeline
     place = f"**{read}" if several else f"{head.backbones[0]}={read}"
     own = pipeline in _diffusers()
     remark = "" if own else f"The rest of the pipeline is that of {source_of(origin)}."

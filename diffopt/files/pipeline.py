@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from diffopt.files.found import Found
 from diffopt.files.json_file import JsonFile
 
 
@@ -49,3 +50,5 @@ class PipelineFile(JsonFile):
     variant: str | None = None
     """Of the weights that are read as *.VARIANT.*, where the parts have it; None are plain ones."""
     lora: tuple[FusedAdapter, ...] = ()
+    found: Found | None = None
+    """What the family is, where it is `auto`."""

@@ -72,7 +72,7 @@ class CacheView(View, of=Cache):
     def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Settings)
         assert choices.model is not None
-        return [cls(method=group.method, settings=group.filled(models.family(choices.model.family)))]
+        return [cls(method=group.method, settings=group.filled(models.of(choices.model)))]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         return self.settings.model_dump(mode="json", exclude_none=True, include={*_read(self.settings)})
@@ -110,7 +110,7 @@ class SearchView(CacheView, of=Cache):
         assert choices.eval is not None
         low, high = group.ends(choices.eval.steps)
         found = group.search.model_copy(update={"knob": group.knob.name, "low": low, "high": high})
-        return [cls(method=group.method, settings=group.filled(models.family(choices.model.family)), search=found)]
+        return [cls(method=group.method, settings=group.filled(models.of(choices.model)), search=found)]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         return {**super().identity(used), "search": self.search.model_dump(mode="json")}

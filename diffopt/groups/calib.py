@@ -74,7 +74,7 @@ def reads_steps(choices: Choices) -> bool:
     """Whether `percentile` and `collect_method` have an effect: the family has convolutions and the format INT8 for them."""
     if choices.format is None or choices.model is None:
         return False
-    return models.family(choices.model.family).convolutions and any(m.steps for m in formats.methods(choices.format))
+    return models.of(choices.model).convolutions and any(m.steps for m in formats.methods(choices.format))
 
 
 class ChunkView(View, of=Calib):

@@ -35,7 +35,7 @@ class CutView(View, of=Cache):
     def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Cachify)
         assert choices.model is not None
-        found = policy(group.filled(models.family(choices.model.family)))
+        found = policy(group.filled(models.of(choices.model)))
         return [cls(blocks=found.blocks, part=found.part, reuse=found.reuse)]
 
 

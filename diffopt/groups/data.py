@@ -79,7 +79,7 @@ class Data(BaseModel):
     def item_prompts(self, choices: Choices) -> PromptSet:
         """The prompt of every item that the model draws, in order."""
         assert choices.model is not None
-        videos = models.family(choices.model.family).frame_step is not None
+        videos = models.of(choices.model).frame_step is not None
         found = self.prompts or read(PACKAGED_VIDEOS if videos else PACKAGED)
         many = self.size or len(found)
         return PromptSet(found.where, tuple(found.prompts[i % len(found)] for i in range(many)))

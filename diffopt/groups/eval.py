@@ -134,7 +134,7 @@ class DrawView(View, of=Eval):
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        films = choices.model is not None and models.family(choices.model.family).frame_step is not None
+        films = choices.model is not None and models.of(choices.model).frame_step is not None
         return cls.fields_read() - (set() if films else {"frames"})
 
     @classmethod

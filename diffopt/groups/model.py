@@ -10,10 +10,13 @@ from pydantic import Field, model_validator
 
 from diffopt import models
 from diffopt.errors import suggestion
+from diffopt.files.found import Found
 from diffopt.groups.choices import Choices
 from diffopt.groups.lora_file import Adapter
 from diffopt.groups.quantized_source import Quantized, recognised
 from diffopt.groups.view import View
+from diffopt.models import Family
+from diffopt.models.index import index_of
 from diffopt.schema import Group
 from diffopt.store.source import ModelSource, Source
 
@@ -37,7 +40,9 @@ class Model(Group):
     }
 
     family: str
-    """Name of a file in diffopt/models."""
+    """Name of a file in diffopt/models, or of another package's family; `auto` is found out by `load`, from the source."""
+    found: Found | None = None
+    """What `auto` is, as `diffopt inspect` prints it: then nothing is found out, and this is taken."""
     source: ModelSource
     """A diffusers pipeline: a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the hub. Or what is quantized already:
     a directory or a .safetensors file of backbones alone."""
@@ -84,34 +89,39 @@ class Model(Group):
         """What the source is, where it is quantized already. Raises ValueError where it is and cannot be read."""
         local = self.source.local if self.weights == "pretrained" else None
         try:
-            return recognised(local, models.family(self.family)) if local else None
+            return recognised(local, models.of(self)) if local else None
         except ValueError as e:
             what, _, advice = str(e).partition("; ")
             raise ValueError(f"source: {what} (got {self.source.name!r}); {advice}") from None
 
     @model_validator(mode="after")
     def _holds_the_family(self) -> Self:
-        if self.family not in models.names():
-            raise ValueError(f"family: no such family (got {self.family!r}); {suggestion(self.family, models.names())}")
-        family = models.family(self.family)
+        if self.family != models.AUTO.name:
+            if self.family not in models.names():
+                raise ValueError(f"family: no such family (got {self.family!r}); {suggestion(self.family, models.names())}")
+            if self.found:
+                raise ValueError(
+                    f"found: says what family=auto is, not {self.family} (got it too); set family=auto, or drop it"
+                )
+        family = models.of(self)
         if self.weights == "random" and self.architecture is None:
             raise ValueError(
                 f"weights: this model has no architecture to draw them for (got {self.weights}); set model.architecture"
             )
         _check_base(self)
         if directory := self.origin.directory:
-            _check_index(directory, self.origin, self.family, "base" if self.base else "source")
+            _check_index(directory, self.origin, self, "base" if self.base else "source")
         step = family.size_step
         for name, value in {"height": self.height, "width": self.width}.items():
             if value % step:
                 raise ValueError(f"{name}: is not a multiple of {step} pixels (got {value}); round it")
         if family.frame_step and (self.frames is None or (self.frames - 1) % family.frame_step):
             raise ValueError(f"frames: is not a multiple of {family.frame_step} plus one (got {self.frames}); round it")
-        takes = family.reads | ({"frames"} if family.frame_step else set())
+        takes = _taken(family)
         for name in OPTIONAL:
             if name not in takes and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: {self.family} does not read it (got {getattr(self, name)!r}); drop it")
-        if "max_sequence_length" in takes and self.max_sequence_length is None:
+        if "max_sequence_length" in takes and self.max_sequence_length is None and self.family != models.AUTO.name:
             raise ValueError("max_sequence_length: is not set (got None); give the tokens that the text encoder is padded to")
         for i, adapter in enumerate(self.lora):
             if any(_target(adapter) == _target(other) for other in self.lora[:i]):
@@ -121,6 +131,13 @@ class Model(Group):
                 f"scheduler: diffusers has no such class (got {self.scheduler!r}); {suggestion(self.scheduler, there)}"
             )
         return self
+
+
+def _taken(family: Family) -> set[str]:
+    """Those of OPTIONAL that a family reads; all of them while it is not known."""
+    if family.name == models.AUTO.name:
+        return {*OPTIONAL}
+    return {*family.reads, *(["frames"] if family.frame_step else [])}
 
 
 def _target(adapter: Adapter) -> tuple[Source, str | None]:
@@ -146,7 +163,7 @@ def _check_base(model: Model) -> None:
         )
 
 
-def _check_index(directory: Path, source: Source, family: str, where: str) -> None:
+def _check_index(directory: Path, source: Source, model: Model, where: str) -> None:
     index = directory / "model_index.json"
     if not index.is_file():
         raise ValueError(
@@ -159,10 +176,16 @@ def _check_index(directory: Path, source: Source, family: str, where: str) -> No
         raise ValueError(
             f"{where}: model_index.json names no pipeline class (got {source.name!r}); download it again"
         ) from None
-    kind = models.family(family)
+    if model.family == models.AUTO.name:
+        try:
+            index_of(directory)
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            raise ValueError(f"{where}: {what} (got {source.name!r}); {advice}") from None
+    kind = models.of(model)
     if kind.opened(found) is None:
         raise ValueError(
-            f"{where}: holds a {found}, but family {family} loads a {kind.pipeline} (got {source.name!r}); "
+            f"{where}: holds a {found}, but family {model.family} loads a {kind.pipeline} (got {source.name!r}); "
             "choose another model=OPTION, or set model.family"
         )
 
@@ -182,8 +205,8 @@ class ReadView(View):
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         assert choices.model is not None
-        family = models.family(choices.model.family)
-        idle = set(OPTIONAL) - family.reads - ({"frames"} if family.frame_step else set())
+        family = models.of(choices.model)
+        idle = set(OPTIONAL) - _taken(family)
         if not family.guided(choices.model):
             idle |= {"negative_prompt"}
         return cls.fields_read() - idle
@@ -195,7 +218,7 @@ class GuidedView(ReadView):
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Model)
-        steered = {"guidance_scale": 2.0 if models.family(group.family).guided(group) else 0.0}
+        steered = {"guidance_scale": 2.0 if models.of(group).guided(group) else 0.0}
         return [cls(**{name: getattr(group, name) for name in cls.model_fields} | steered)]
 
 
@@ -226,4 +249,4 @@ class TextView(GuidedView, of=Model):
     def used(cls, choices: Choices) -> frozenset[str]:
         assert choices.model is not None
         size = frozenset({"height", "width"})
-        return size if models.family(choices.model.family).animates else super().used(choices) - size
+        return size if models.of(choices.model).animates else super().used(choices) - size

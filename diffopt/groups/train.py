@@ -231,7 +231,7 @@ class TrainView(View, of=Train):
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        guided = choices.model is not None and models.family(choices.model.family).guided(choices.model)
+        guided = choices.model is not None and models.of(choices.model).guided(choices.model)
         rounded = choices.format is None or any(m.inputs for m in formats.methods(choices.format))
         reads = {"unconditional": guided, "quantize_inputs": rounded}
         return cls.fields_read() - {name for name, read in reads.items() if not read}

@@ -67,7 +67,7 @@ def _source(choices: Choices) -> Iterator[str]:
     if model is None or (directory := model.origin.directory) is None:
         return
     pretrained = model.weights == "pretrained"
-    parts = Parts(directory, models.family(model.family), model.variant if pretrained else None)
+    parts = Parts(directory, models.of(model), model.variant if pretrained else None)
     for what, advice in parts.problems(pretrained=pretrained):
         named = {"source": model.source, "base": model.base, "architecture": model.architecture}
         where = next(name for name, source in named.items() if source is model.origin)
@@ -79,7 +79,7 @@ def _lora(choices: Choices) -> Iterator[str]:
     model = choices.model
     if model is None or not model.lora:
         return
-    family = models.family(model.family)
+    family = models.of(model)
     if not family.lora:
         yield f"model.lora: diffusers has no LoRA loader for {family.pipeline} (got {model.lora[0].path.name!r}); drop it"
         return
@@ -117,7 +117,7 @@ def _weights(model: Model) -> dict[str, Shapes | None]:
     """Sizes of the layers of a local model's backbones, by their files' headers; empty where these do not tell."""
     directory = model.origin.directory if model.weights == "pretrained" else None
     found: dict[str, Shapes | None] = {}
-    for name in models.family(model.family).backbones if directory else ():
+    for name in models.of(model).backbones if directory else ():
         assert directory is not None
         own: dict[str, tuple[int, ...]] = {}
         for path in sorted((directory / name).glob("*.safetensors")):
@@ -131,7 +131,7 @@ def _prompts(choices: Choices) -> Iterator[str]:
     """Models that animate take pictures, the others texts."""
     if choices.model is None:
         return
-    family = models.family(choices.model.family)
+    family = models.of(choices.model)
     for name, group in {"calib": choices.calib, "eval": choices.eval}.items():
         if group and family.animates != (group.prompts.folder is not None):
             takes, kind = ("pictures", "texts") if family.animates else ("texts", "pictures")
@@ -156,7 +156,7 @@ def _format(choices: Choices) -> Iterator[str]:
             "format.inputs: no kernel multiplies NVFP4 by 16 bits (got full, eval.runtime=native); set format.inputs=max, or "
             "eval.runtime=torch"
         )
-    if choices.format and choices.format.quantize_mha and choices.model and not models.family(choices.model.family).attention:
+    if choices.format and choices.format.quantize_mha and choices.model and not models.of(choices.model).attention:
         yield (
             f"format.quantize_mha: Model-Optimizer cannot quantize the attention of {choices.model.family} (got true); drop it"
         )
@@ -212,7 +212,7 @@ def _cache(choices: Choices) -> Iterator[str]:
     if choices.cache is None or choices.model is None:
         return
     assert isinstance(choices.cache, Settings)
-    method, family = METHODS[choices.cache.method], models.family(choices.model.family)
+    method, family = METHODS[choices.cache.method], models.of(choices.model)
     if reason := method.supports(family):
         other = "choose cache=cachify, or drop the cache" if family.cached and method.name != "cachify" else "drop the cache"
         yield f"cache: {reason} (got cache={method.name}); {other}"
@@ -240,7 +240,7 @@ def _search(choices: Choices, cache: Settings, search: KnobSearch) -> Iterator[s
         )
     if search.prompts and search.prompts > eval.size:
         yield f"cache.search.prompts: is more than the eval.size={eval.size} prompts (got {search.prompts}); lower it"
-    family = models.family(model.family)
+    family = models.of(model)
     for metric in (METRICS[name] for name in search.floor):
         unfit = "compares with a text, and {} has none" if metric.of_text and family.animates else ""
         unfit = "judges videos, {} draws pictures" if metric.of_video and family.frame_step is None else unfit
@@ -265,7 +265,7 @@ def _train(choices: Choices) -> Iterator[str]:
     train = choices.train
     if train is None or choices.model is None:
         return
-    family = models.family(choices.model.family)
+    family = models.of(choices.model)
     if family.conditions is None:
         yield f"train: how {choices.model.family} is trained is not known here (got train=...); drop train"
     for name in train.trackers:
@@ -297,7 +297,7 @@ def _metrics(choices: Choices) -> Iterator[str]:
             f"eval.metrics: random weights draw noise, which has no quality (got {', '.join(choices.eval.metrics)}); "
             "set eval.metrics=[] for times alone, or model.weights=pretrained"
         )
-    if choices.model and models.family(choices.model.family).frame_step is None:
+    if choices.model and models.of(choices.model).frame_step is None:
         for metric in (m for m in choices.eval.metrics if METRICS[m].of_video):
             yield f"eval.metrics: {metric} judges videos, {choices.model.family} draws pictures (got {metric}); leave it out"
     yield from _scorers(choices)

@@ -44,7 +44,7 @@ WEIGHT = ".weight_quantizer"
 def compile(target: Any, choices: Choices, onnx: Path | None, plans: Path | None, *, cuda_graph: bool = False) -> Any:
     """As `diffopt.compile`: `choices` has a model and an export of a plan, and may have a cache that a graph is cut for."""
     assert choices.model is not None
-    family = models.family(choices.model.family)
+    family = models.of(choices.model)
     pipe = target if isinstance(target, DiffusionPipeline) else None
     backbones = _backbones(target, pipe, family)
     if choices.cache and not (cuts(choices) and pipe):
@@ -81,7 +81,7 @@ def _placed(
         return whole
     assert choices.model is not None
     assert isinstance(choices.cache, Cachify)
-    steps = policy(choices.cache.filled(models.family(choices.model.family)))
+    steps = policy(choices.cache.filled(models.of(choices.model)))
 
     def made(loop: Loop) -> Iterator[tuple[str, CutStandIn]]:
         for name, plan in plans.items():
@@ -146,7 +146,7 @@ def _export(backbones: dict[str, torch.nn.Module], choices: Choices, pipe: Any, 
     model = choices.model
     assert model is not None
     assert choices.export is not None
-    family = models.family(model.family)
+    family = models.of(model)
     (asked,) = GraphView.split(choices.export, choices)
     cache = CutView.split(choices.cache, choices)[0] if choices.cache else None
     vae, extent = _vae(pipe, model), Size(1, model.height, model.width, _tokens(pipe, model), model.frames or 1)

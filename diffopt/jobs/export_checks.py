@@ -69,7 +69,7 @@ def _shapes(choices: Choices) -> Iterator[str]:
     export, model = choices.export, choices.model
     assert export is not None
     assert model is not None
-    family = models.family(model.family)
+    family = models.of(model)
     if export.profiles == "original" and not family.original:
         there = ", ".join(n for n in models.names() if models.family(n).original)
         yield (

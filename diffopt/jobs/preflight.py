@@ -2,23 +2,26 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import gcd, prod
 from pathlib import Path
 from shutil import disk_usage
+
+from pydantic import ValidationError
 
 from diffopt import formats, models
 from diffopt.artifact import Pipeline
 from diffopt.caches import Settings
 from diffopt.caches.policy import block_names
 from diffopt.errors import PlanError
+from diffopt.files.found import Found
 from diffopt.files.layers import Layer, read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.data import STEPS, Data
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.model import BYTES
-from diffopt.jobs import export_checks, schedule
+from diffopt.jobs import checks, export_checks, schedule
 from diffopt.machine import environment
 from diffopt.models.parts import Parts
 from diffopt.pipeline.outline import outline
@@ -55,12 +58,28 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
     `ctx` is of the run; its `out` lies on the store's disk.
     """
     pinned = PipelineFile.read(pipeline.path)
+    if pinned.found and choices.model and choices.model.found is None:  # what planning could not know
+        choices = _told(choices, pinned.found)
     known = Known(ctx.locate(pinned.source), pinned, read_layers(pipeline.path), ctx.out)
     if reasons := [*_refused(choices, known), *_range(choices, known)]:
         raise PlanError("\n".join(reasons))
     schedule.told(choices, known.directory, pinned.backbones)  # of a model that planning had not here
     if reasons := [*_steps(choices, known.directory), *_prompts(choices, known.directory, lambda s: ctx.locate(ctx.digest(s)))]:
         raise PlanError("\n".join(reasons))
+
+
+def _told(choices: Choices, found: Found) -> Choices:
+    """The choices with what was found of their model. Raises PlanError with every reason why they do not fit it."""
+    model = choices.model
+    assert model is not None
+    try:
+        told = type(model).model_validate({n: getattr(model, n) for n in type(model).model_fields} | {"found": found})
+    except ValidationError as e:
+        lines = [str(x["msg"]).removeprefix("Value error, ") for x in e.errors()]
+        raise PlanError("\n".join(f"model.{line}" for line in lines)) from None
+    made = replace(choices, model=told)
+    checks.check(made, environment.Environment())
+    return made
 
 
 def foresee(choices: Choices, entry: Pipeline | None, store: Path, local: Callable[[Source], Path | None]) -> list[str]:
@@ -85,7 +104,7 @@ def foresee(choices: Choices, entry: Pipeline | None, store: Path, local: Callab
 
 def _refused(choices: Choices, known: Known) -> Iterator[str]:
     pinned, layers = known.pinned, known.layers
-    kept = models.family(pinned.family).kept(pinned.blocks, pinned.backbones)
+    kept = models.of(pinned).kept(pinned.blocks, pinned.backbones)
     yield from _size(choices, pinned.largest, pinned.size_step)
     yield from _format(choices, layers, kept)
     yield from _cache(choices, known)
@@ -155,7 +174,7 @@ def _cache(choices: Choices, known: Known) -> Iterator[str]:
         return
     assert isinstance(choices.cache, Settings)
     pinned = known.pinned
-    family = models.family(pinned.family)
+    family = models.of(pinned)
     path = known.directory / pinned.backbones[0] / "config.json"
     middle = "down_blocks" in family.blocks and json.loads(path.read_text()).get("mid_block_type", True) is not None
     if mismatch := choices.cache.filled(family).mismatch(block_names(pinned.blocks, middle)):
@@ -172,7 +191,7 @@ def _range(choices: Choices, known: Known) -> Iterator[str]:
         return
     from diffopt.quantization.narrow import beyond
 
-    family = models.family(pinned.family)
+    family = models.of(pinned)
     parts = Parts(known.directory, family, pinned.variant)
     layers = {x.name for x in without(known.layers, family.kept(pinned.blocks, pinned.backbones))}
     excluded = choices.format.exclude if choices.format else []
@@ -359,7 +378,7 @@ def _prompts(choices: Choices, directory: Path, local: Callable[[Source], Path |
                     f"train.validation.size: leaves none of the data's {len(trained)} prompts to train on (got {held}); "
                     "lower it, or give more data"
                 )
-    if model.weights != "random" and not models.family(model.family).animates and model.long_prompts == "refuse":
+    if model.weights != "random" and not models.of(model).animates and model.long_prompts == "refuse":
         yield from filter(None, (too_long(directory, prompts, model, where) for where, prompts in sets.items()))
 
 

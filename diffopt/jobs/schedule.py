@@ -16,14 +16,14 @@ MOST = 100
 def planned(choices: Choices) -> list[str]:
     """Notes on it, where the model's files, or those of its architecture, are here. Raises PlanError as `told` does."""
     model = choices.model
-    if model is None or len(models.family(model.family).backbones) < 2:
+    if model is None or len(models.of(model).backbones) < 2:
         return []
     directory = model.origin.directory or (model.architecture.directory if model.architecture else None)
     needed = ("model_index.json", "scheduler/scheduler_config.json")
     if directory is None or not all((directory / name).is_file() for name in needed):
         return []
     index = json.loads((directory / "model_index.json").read_text())
-    names = [n for n in models.family(model.family).backbones if isinstance(index.get(n), list) and index[n][0]]
+    names = [n for n in models.of(model).backbones if isinstance(index.get(n), list) and index[n][0]]
     return told(choices, directory, names)
 
 

@@ -1,25 +1,59 @@
-"""Model families: one small file each. Importing them does not import torch."""
+"""Model families: one small file each, and those of other packages. Importing them does not import torch."""
 
-from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
 
+from diffopt.errors import PlanError
+from diffopt.files.found import Found
 from diffopt.models.family import Family
+from diffopt.models.found import AUTO, family_of
+from diffopt.models.index import index_of
+from diffopt.registry import Registry
 
-HELPERS = ("example", "family", "parts", "svd_pipeline", "unet")
+OURS = ("chroma", "flux", "ltx", "pixart", "qwen_image", "sd21", "sd3", "sdxl", "svd", "wan")
+
+FAMILIES: Registry[Family] = Registry("diffopt.models", "FAMILY", Family, OURS, PlanError, "model.family={}")
 
 
-@cache
+class Described(Protocol):
+    """What says its family: the group `model`, a view of it, a Pipeline's file."""
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def found(self) -> Found | None: ...
+
+
 def names() -> list[str]:
     """The families there are."""
-    return sorted(m.name for m in iter_modules(__path__) if m.name not in HELPERS)
+    return sorted(FAMILIES)
 
 
 def family(name: str) -> Family:
     """The family called `name`; one of `names()`."""
-    found = import_module(f"diffopt.models.{name}").FAMILY
-    assert isinstance(found, Family)
-    return found
+    return FAMILIES[name]
 
 
-__all__ = ["Family", "family", "names"]
+def of(described: Described) -> Family:
+    """Its family: one of `names()`, or with `auto` the one that was found, or that which stands for it until then."""
+    if described.family != AUTO.name:
+        return family(described.family)
+    if described.found:
+        return family_of(described.found)
+    origin = getattr(described, "origin", None)  # of the group alone
+    return unknown(origin.directory if origin else None)
+
+
+def unknown(directory: Path | None) -> Family:
+    """AUTO, with what the index of the pipeline's directory tells, where it is here."""
+    if directory is not None:
+        with suppress(ValueError):  # which the group says
+            found = index_of(directory)
+            return replace(AUTO, pipeline=found.pipeline, backbones=found.backbones)
+    return AUTO
+
+
+__all__ = ["AUTO", "FAMILIES", "Family", "Found", "family", "names", "of", "unknown"]

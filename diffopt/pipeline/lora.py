@@ -27,7 +27,7 @@ from diffopt.errors import GateError, PlanError, pass_on_memory
 from diffopt.files.lora import Hits, read_hits
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import HALVES, Adapter, Fit, fit
-from diffopt.models import Family, family
+from diffopt.models import Family, of
 from diffopt.pipeline.lora_keys import Account, Tensors, Traced, account, culprits, stem
 from diffopt.stage import Context
 
@@ -145,7 +145,7 @@ def fuse(ctx: Context, pipeline: Pipeline, modules: Mapping[str, torch.nn.Module
     pinned = PipelineFile.read(pipeline.path)
     if not pinned.lora:
         return
-    kind = family(pinned.family)
+    kind = of(pinned)
     scales: dict[str, dict[str, float]] = {}
     for i, (adapter, expected) in enumerate(zip(pinned.lora, read_hits(pipeline.path), strict=True)):
         here, name = [c for c in expected.layers if c in modules], f"lora_{i}"

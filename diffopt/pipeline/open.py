@@ -16,7 +16,7 @@ from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError, pass_on_memory
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
-from diffopt.models import Family, family, svd_pipeline
+from diffopt.models import Family, of, svd_pipeline
 from diffopt.models.parts import Parts
 from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
@@ -106,7 +106,7 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
         if pinned.weights == "random":
             found[name] = _random(ctx, pinned, name, there)
         else:
-            cls = getattr(diffusers, family_of(pipeline).backbone_class)
+            cls = _class(ctx, pinned, name)
             variant = _parts(ctx, pinned).variant_of(name)
             how = {"subfolder": name, "torch_dtype": getattr(torch, pinned.dtype), "variant": variant}
             found[name] = _read(cls, directory, **how)
@@ -142,7 +142,7 @@ def empty_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
 
 
 def family_of(pipeline: Pipeline) -> Family:
-    return family(PipelineFile.read(pipeline.path).family)
+    return of(PipelineFile.read(pipeline.path))
 
 
 def config(ctx: Context, pinned: PipelineFile, component: str) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _texts(ctx: Context, pinned: PipelineFile) -> list[str]:
 
 
 def _parts(ctx: Context, pinned: PipelineFile) -> Parts:
-    return Parts(ctx.locate(pinned.source), family(pinned.family), pinned.variant)
+    return Parts(ctx.locate(pinned.source), of(pinned), pinned.variant)
 
 
 def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
@@ -172,7 +172,7 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     directory = ctx.locate(pinned.source)
     parts = _parts(ctx, pinned)
     own = dict.fromkeys(parts.left_out) | own | {"scheduler": scheduler(directory, pinned.scheduler)}
-    kind = family(pinned.family)
+    kind = of(pinned)
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
     cls = getattr(svd_pipeline if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
     pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned.dtype), variant=_asked(parts, own), **own)
@@ -235,7 +235,10 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
 
 def tokens(ctx: Context, pipeline: Pipeline) -> int:
     """Tokens that a prompt of the source is padded to where the model's config does not say; 0 where nothing does."""
-    directory = ctx.locate(PipelineFile.read(pipeline.path).source)
+    pinned = PipelineFile.read(pipeline.path)
+    if pinned.found:
+        return pinned.found.tokens or 0
+    directory = ctx.locate(pinned.source)
     paths = [directory / name / "tokenizer_config.json" for name in ("tokenizer_2", "tokenizer")]
     found = [json.loads(path.read_text()).get("model_max_length", 0) for path in paths if path.is_file()]
     return int(found[0]) if found else 0

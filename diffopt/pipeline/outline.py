@@ -38,7 +38,9 @@ class Outline:
 
 def outline(directory: Path, model: Model) -> Outline | None:
     """Of the pipeline in `directory`; None where its configs do not tell, which is left to `load` to judge."""
-    index, family = _json(directory / "model_index.json"), models.family(model.family)
+    index, family = _json(directory / "model_index.json"), models.of(model)
+    if family.name == models.AUTO.name:  # which `load` finds out
+        return None
     backbones = [name for name in family.backbones if isinstance(index.get(name), list) and index[name][0]]
     names = backbones or list(family.backbones[:1])
     configs, vae = {n: _json(directory / n / "config.json") for n in names}, _json(directory / "vae" / "config.json")
@@ -61,6 +63,7 @@ def outline(directory: Path, model: Model) -> Outline | None:
             blocks={name: _count(first[KEYS[name]]) for name in family.blocks},
             largest=family.largest(first),
             size_step=family.coarser(first, vae) or family.size_step,
+            found=model.found,
         )
     except (KeyError, TypeError):  # a field that an older config lacks
         return None

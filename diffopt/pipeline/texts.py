@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline, TrainTexts
 from diffopt.data.prompts import PromptSet
 from diffopt.files.pipeline import PipelineFile
-from diffopt.models import family
+from diffopt.models import of
 from diffopt.pipeline.open import open_texts
 from diffopt.stage import Context
 
@@ -29,7 +29,7 @@ def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], 
     if pinned.weights == "random":
         return _random(ctx, pinned, prompts, model)
     with torch.inference_mode():
-        return family(pinned.family).embed(pipe, list(prompts), model)
+        return of(pinned).embed(pipe, list(prompts), model)
 
 
 def encoder(ctx: Context, pipeline: Pipeline, model: Any) -> Callable[[Sequence[str]], Texts]:
@@ -104,7 +104,7 @@ def padded(x: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _random(ctx: Context, pinned: PipelineFile, prompts: Sequence[str], model: Any) -> Texts:
-    kind, device = family(pinned.family), torch.device(ctx.device)
+    kind, device = of(pinned), torch.device(ctx.device)
     directory = ctx.locate(pinned.source)
     config = json.loads((directory / pinned.backbones[0] / "config.json").read_text())
     dtype = getattr(torch, pinned.dtype)

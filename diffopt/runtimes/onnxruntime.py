@@ -57,7 +57,7 @@ def opened(ctx: Context, pipeline: Pipeline, subject: OnnxGraph, *, texts: bool)
             yield Running(pipe, batch)
             return
         assert isinstance(cache.settings, Cachify)
-        steps = policy(cache.settings)
+        steps = policy(cache.settings.filled(family))
 
         def made(loop: Loop) -> Iterator[tuple[str, CutStandIn]]:
             for name, head in heads.items():

@@ -53,7 +53,7 @@ def pieces(directory: Path, pinned: PipelineFile) -> list[Piece]:
     """What is copied from the model's directory; of random weights nothing, which it does not have."""
     if pinned.weights == "random":
         return []
-    parts = Parts(directory, models.family(pinned.family), pinned.variant)
+    parts = Parts(directory, models.of(pinned), pinned.variant)
     changed = {*pinned.backbones, *fused(pinned), *([SCHEDULER] if pinned.scheduler else [])}
     return [piece for name in parts.named if name not in changed for piece in _of(parts, name)]
 
@@ -85,7 +85,7 @@ def write(ctx: Context, pipeline: Pipeline, out: Path, link: bool) -> None:
         piece.write(out, link)
     index = json.loads((directory / INDEX).read_text())
     index.pop("_name_or_path", None)  # a path of the machine that made it
-    for name in Parts(directory, models.family(pinned.family), pinned.variant).left_out:
+    for name in Parts(directory, models.of(pinned), pinned.variant).left_out:
         if name in index:
             index[name] = [None, None]
     with to_log():

@@ -81,12 +81,12 @@ class Subject:
     @property
     def task(self) -> str:
         """As the hub names it."""
-        family = models.family(self.pinned.family)
+        family = models.of(self.pinned)
         return "image-to-video" if family.animates else "text-to-video" if family.frame_step else "text-to-image"
 
     @property
     def load(self) -> Load:
-        family = models.family(self.pinned.family)
+        family = models.of(self.pinned)
         repository = self.hub[0] if self.hub else "BASE"
         return Load(
             way=self.way,

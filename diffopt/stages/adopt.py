@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from diffopt import formats
+from diffopt import formats, models
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import SourceError
 from diffopt.files.checkpoint import Adopted, CheckpointFile
@@ -12,7 +12,6 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Format, Model
 from diffopt.groups.format import Name
 from diffopt.groups.quantized_source import Quantized, recognised
-from diffopt.models import family
 from diffopt.stage import Context, stage
 from diffopt.store.source import ModelSource
 from diffopt.view import Choices, View
@@ -48,7 +47,7 @@ def adopt(ctx: Context, model: SourceView, format: CameView, pipeline: Pipeline)
 
     pinned = PipelineFile.read(pipeline.path)
     try:
-        found = recognised(ctx.locate(ctx.digest(model.source)), family(model.family))
+        found = recognised(ctx.locate(ctx.digest(model.source)), models.of(pinned))
         assert found is not None
         blank = blank_backbone(ctx, pipeline)
         read = _read(pinned, found, blank)

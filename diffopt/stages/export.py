@@ -63,7 +63,7 @@ class GraphView(View, of=Export):
         assert choices.model is not None
         given: dict[str, Any] = {name: getattr(group, name) for name in cls.model_fields}
         if group.profiles == "original":
-            original = models.family(choices.model.family).original
+            original = models.of(choices.model).original
             _, most = original.get("batch_size", (1, 1))
             given |= {name: original.get(name) for name in ("heights", "widths", "frames")}
             given |= {"batch_size": most, "max_batch_size": most if most > 1 else None}
@@ -159,6 +159,8 @@ def reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn
     from diffopt.caches.target import Target
 
     policy = cache.policy
+    if not policy.blocks:  # of a family that was not found yet when this was planned
+        policy = replace(policy, blocks=family.cached, reuse=family.cached_reuse)
     try:
         blocks = Target(None, family, {name: backbone}).blocks(backbone)
         return divide(

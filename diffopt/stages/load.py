@@ -12,6 +12,7 @@ from pydantic import Field
 from diffopt import models
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError, suggestion
+from diffopt.files.found import Found
 from diffopt.files.layers import write_layers
 from diffopt.files.lora import write_hits
 from diffopt.files.pipeline import FusedAdapter, PipelineFile
@@ -37,6 +38,7 @@ class LoadView(View, of=Model):
     dtype: Dtype
     scheduler: str | None
     lora: list[Adapter] = Field(default_factory=list)
+    found: Found | None = None
 
     @classmethod
     def fields_read(cls) -> frozenset[str]:
@@ -61,8 +63,10 @@ class LoadView(View, of=Model):
         adapters = found.pop("lora")
         if found["variant"] is None:  # as it was before there were any
             del found["variant"]
+        if found["found"] is None:
+            del found["found"]
         if adapters:  # by what they are: a digest has the file within the repository, null is the first backbone
-            first = models.family(self.family).backbones[0]
+            first = None if self.family == models.AUTO.name else models.of(self).backbones[0]
             rows = [{"path": a["path"], "scale": a["scale"], "backbone": a["backbone"] or first} for a in adapters]
             found["lora"] = rows
         return found
@@ -73,38 +77,42 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
     import diffusers
     import torch
 
+    from diffopt.finding.find import find
     from diffopt.pipeline.scheduler import scheduler
     from diffopt.quantization.layers import layers_of
 
     digest = ctx.digest(model.source)
     directory = ctx.locate(digest)
-    family = models.family(model.family)
+    if model.family == models.AUTO.name and model.found is None:
+        _check(Parts(directory, models.unknown(directory), model.variant), model)
+        model = model.model_copy(update={"found": find(directory)})
+    family = models.of(model)
     parts = Parts(directory, family, model.variant)
     _check(parts, model)
     scheduler(directory, model.scheduler)
     backbones = [name for name in family.backbones if name in parts.named]
     configs = {name: json.loads((directory / name / "config.json").read_text()) for name in [*backbones, "vae"]}
     vae = configs.pop("vae")
-    modules = {}
+    modules, classes = {}, parts.named
     with torch.device("meta"):  # buffers too: SD3.5 medium's table of positions took 9 s
         for name, config in configs.items():
-            modules[name] = getattr(diffusers, family.backbone_class).from_config(config)
+            modules[name] = getattr(diffusers, classes[name]).from_config(config)
     first = next(iter(modules.values()))
-    components = parts.named
     PipelineFile(
         source=digest,
         family=model.family,
         weights=model.weights,
         dtype=model.dtype,
         scheduler=model.scheduler,
-        components=components,
+        components=classes,
         backbones=tuple(modules),
         parameters=sum(p.numel() for m in modules.values() for p in m.parameters()),
         blocks={name: len(getattr(first, name)) for name in family.blocks},
         largest=family.largest(next(iter(configs.values()))),
         size_step=family.coarser(next(iter(configs.values())), vae) or family.size_step,
         variant=parts.variant if model.weights == "pretrained" else None,
-        lora=_adapters(ctx, model, directory, components, modules) if model.lora else (),
+        found=model.found,
+        lora=_adapters(ctx, model, directory, classes, modules) if model.lora else (),
     ).write(ctx.out)
     prefixed = {f"{name}." if len(modules) > 1 else "": module for name, module in modules.items()}
     write_layers(ctx.out, (layer for prefix, module in prefixed.items() for layer in layers_of(module, prefix)))
@@ -116,7 +124,13 @@ def _check(parts: Parts, model: LoadView) -> None:
 
     pretrained = model.weights == "pretrained"
     index = json.loads((parts.directory / INDEX).read_text())
-    cls: Any = getattr(diffusers, parts.family.opened(index.get("_class_name", "")) or parts.family.pipeline)
+    name = parts.family.opened(index.get("_class_name", "")) or parts.family.pipeline
+    if not hasattr(diffusers, name):
+        raise PlanError(
+            f"model.source: is a {name}, which diffusers {diffusers.__version__} has not (got {model.source.name!r}); "
+            "install a newer one"
+        )
+    cls: Any = getattr(diffusers, name)
     needed, _ = cls._get_signature_keys(cls)
     optional = {*cls._optional_components} - {*parts.family.backbones}
     flaws = list(parts.problems(pretrained=pretrained, needed=[n for n in needed if n not in optional]))
@@ -134,7 +148,7 @@ def _adapters(
     """What is pinned of the adapters; writes which layers each hits. `modules` are the backbones, without their weights."""
     from diffopt.pipeline import lora
 
-    family, there = models.family(model.family), dict(modules)
+    family, there = models.of(model), dict(modules)
     texts = [name for name in lora.components(family) if name in classes and name not in modules]
     if model.weights != "random":
         there |= {name: lora.text_encoder(directory / name, classes[name]) for name in texts}

@@ -86,7 +86,7 @@ def arranged(
 
     Raises PlanError as `arrange` does.
     """
-    kept = models.family(pinned.family).kept(pinned.blocks, pinned.backbones)
+    kept = models.of(pinned).kept(pinned.blocks, pinned.backbones)
     about = train, pinned.parameters, adapted(train, layers, kept), pinned.dtype, bool(gpus)
     whole = footprint(*about)
     processes = arrange(train, gpus, whole)

@@ -1,0 +1,161 @@
+"""A pipeline run without its weights, to see what it passes to its backbone and what it makes of the prediction."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from diffopt.errors import PlanError
+from diffopt.finding.hollow import hollow
+from diffopt.models.family import Size
+from diffopt.models.prompt_encoding import encoded
+from diffopt.pipeline.open import default_dtype
+
+DTYPE = torch.bfloat16
+"""Of the rehearsal: what has it is of the model's dtype, what is in FP32 always is."""
+PROMPT = "a red apple on a table"
+
+
+class Enough(Exception):
+    """The first backbone call is all that was wanted."""
+
+
+@dataclass
+class Seen:
+    """What one run of a pipeline did."""
+
+    calls: list[tuple[str, dict[str, Any], Any]] = field(default_factory=list)
+    """Of backbones: which, its arguments by name, what it gave."""
+    steps: list[tuple[Any, Any]] = field(default_factory=list)
+    """Of the scheduler: the prediction and the latents that it was given."""
+
+
+class Rehearsal:
+    """Of the pipeline in a directory."""
+
+    def __init__(self, directory: Path, cls: Any, backbones: tuple[str, ...], classes: Mapping[str, tuple[str, str]]):
+        self.directory, self.cls, self.backbones = directory, cls, backbones
+        self.classes = classes
+        """Library and class of each part that the pipeline has."""
+        self.seen, self.enough = Seen(), False
+        self.takes = signature(cls.__call__).parameters
+        self.models = {n: self._hollow(n, n in backbones) for n in classes if (directory / n).is_dir() and self._is_model(n)}
+        self.pipe = self._open(self.models)
+
+    @property
+    def backbone(self) -> Any:
+        return self.models[self.backbones[0]]
+
+    def texts(
+        self, names: tuple[str | None, ...], rows: int, tokens: int | None, guided: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Embeddings of as many equal prompts, by the text encoders without their weights, in random numbers."""
+        model = SimpleNamespace(max_sequence_length=tokens, negative_prompt="")
+        with torch.no_grad():
+            return encoded(self.pipe, [PROMPT] * rows, names, guided, model)
+
+    def run(self, texts: Mapping[str, torch.Tensor], arguments: Mapping[str, Any], steps: int = 2, enough: bool = True) -> Seen:
+        """A run on embeddings, without text encoders; `enough` ends it at the first backbone call. Raises what it raises."""
+        self.seen, self.enough = Seen(), enough
+        pipe = self._silent
+        takes_none = {"negative_prompt": None} if "negative_prompt" in self.takes else {}
+        rows = len(next(iter(texts.values())))
+        generator = [torch.Generator().manual_seed(i) for i in range(rows)]
+        with suppress(Enough), torch.no_grad(), self._watched(pipe):
+            pipe(
+                **texts,
+                **takes_none,
+                **arguments,
+                num_inference_steps=steps,
+                output_type="latent",
+                generator=generator,
+            )
+        return self.seen
+
+    @property
+    def _silent(self) -> Any:
+        """The pipeline without its text encoders and tokenizers, as calibration opens it."""
+        if not hasattr(self, "_without"):
+            kept = (*self.backbones, "scheduler", "vae")
+            own = {n: m for n, m in self.models.items() if n in kept}
+            self._without = self._open({**dict.fromkeys(n for n in self.classes if n not in kept), **own})
+        return self._without
+
+    @contextmanager
+    def _watched(self, pipe: Any) -> Iterator[None]:
+        scheduler = pipe.scheduler
+        step = scheduler.step
+
+        def stepped(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            self.seen.steps.append((model_output, sample))
+            return step(model_output, timestep, sample, *args, **kwargs)
+
+        scheduler.step = stepped
+        try:
+            yield
+        finally:
+            del scheduler.step
+
+    def _is_model(self, name: str) -> bool:
+        library, kind = self.classes[name]
+        cls = getattr(diffusers if library == "diffusers" else transformers, kind, None)
+        return isinstance(cls, type) and issubclass(cls, torch.nn.Module)
+
+    def _hollow(self, name: str, denoises: bool) -> torch.nn.Module:
+        library, kind = self.classes[name]
+        folder = self.directory / name
+
+        def make() -> torch.nn.Module:
+            with default_dtype(DTYPE):
+                if library == "diffusers":
+                    cls = getattr(diffusers, kind)
+                    found: torch.nn.Module = cls.from_config(json.loads((folder / "config.json").read_text()))
+                else:
+                    cls = getattr(transformers, kind)
+                    found = cls(cls.config_class.from_pretrained(folder))
+            return found.to(DTYPE).eval()
+
+        def watch(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            names = [n for n, p in signature(type(self.models[name]).forward).parameters.items() if n != "self"]
+            self.seen.calls.append((name, dict(zip(names, args, strict=False)) | kwargs, out))
+            if self.enough:
+                raise Enough
+
+        with torch.device("meta"):
+            empty = make()
+        return hollow(empty, make, watch if denoises else None)
+
+    def _open(self, own: Mapping[str, Any]) -> Any:
+        try:
+            pipe = self.cls.from_pretrained(self.directory, torch_dtype=DTYPE, **own)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as e:
+            raise PlanError(
+                f"model.source: its {self.cls.__name__} cannot be opened (got {said(e)}); download it again"
+            ) from None
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def arguments(self, size: Size, scale: float, guidance: str | None, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a call at a size, in pixels, with such guidance."""
+        given: dict[str, Any] = {"height": size.height, "width": size.width, "num_frames": size.frames}
+        found = {n: v for n, v in given.items() if n in self.takes}
+        return found | ({guidance: scale} if guidance else {}) | dict(fixed)
+
+
+def said(error: BaseException) -> str:
+    """The first line of it."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def needed(cls: Any) -> list[str]:
+    """Arguments that a call must have."""
+    own = list(signature(cls.__call__).parameters.values())[1:]
+    return [p.name for p in own if p.default is Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -1,0 +1,98 @@
+"""What a backbone is made of: its repeated blocks, and what is kept in full precision. Computes nothing."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
+
+from diffopt.caches.policy import MIDDLE
+from diffopt.errors import PlanError
+
+UNET = "down_blocks"
+SHARE = 0.1
+"""Of a backbone's weights, that a list of blocks has at least where diffusers names no class of them."""
+WITHIN = ("*.time_emb_proj", "*.conv_shortcut", "*.time_pos_embed")
+"""What is kept within the blocks too: what works on time and the shortcuts' 1x1 convolutions of UNets, as Model-Optimizer's
+examples do. Modulations within a transformer's blocks are quantized, as they are in all of the written families."""
+
+Products = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d, torch.nn.Conv3d)
+
+
+def blocks_of(backbone: torch.nn.Module) -> tuple[str, ...]:
+    """Its lists of repeated blocks, in its order: those that hold a class that diffusers says is repeated or never split, and
+    where it says nothing those with attention or convolutions that have a tenth of the weights.
+
+    Raises PlanError where it has none.
+    """
+    lists = {n: x for n, x in backbone.named_children() if isinstance(x, torch.nn.ModuleList) and _composite(x)}
+    if UNET in lists:
+        found = [n for n in (UNET, "up_blocks") if n in lists]
+    else:
+        named = {*(getattr(backbone, "_repeated_blocks", None) or ()), *(getattr(backbone, "_no_split_modules", None) or ())}
+        found = [n for n, x in lists.items() if any(type(m).__name__ in named for block in x for m in block.modules())]
+        whole = _weights(backbone)
+        found = found or [n for n, x in lists.items() if _weights(x) >= SHARE * whole]
+    if not found:
+        raise PlanError(
+            f"model.source: its backbone has no repeated blocks, so there is nothing that can be told from what must be kept "
+            f"(got a {type(backbone).__name__}); name them in model.found.blocks"
+        )
+    return tuple(found)
+
+
+def kept_of(backbone: torch.nn.Module, blocks: Iterable[str]) -> tuple[str, ...]:
+    """Globs over what stays in full precision: everything with weights of products outside the blocks, and WITHIN them."""
+    inside = {*blocks, MIDDLE} if UNET in blocks else {*blocks}
+    outside = [n for n, x in backbone.named_children() if n not in inside and any(isinstance(m, Products) for m in x.modules())]
+    names = {n for n, _ in backbone.named_modules()}
+    return (*outside, *(g for g in WITHIN if any(n.endswith(g[1:]) for n in names)))
+
+
+def attentions(backbone: torch.nn.Module, blocks: Iterable[str]) -> Iterator[torch.nn.Module]:
+    """Those within the blocks, as diffusers tells them."""
+    for name in blocks:
+        for module in getattr(backbone, name).modules():
+            if isinstance(module, (Attention, AttentionModuleMixin)):
+                yield module
+
+
+def quantizable(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether modelopt can quantize the attention of its blocks."""
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+    from modelopt.torch.quantization.plugins.diffusion import diffusers as _plugin  # noqa: F401  registers its classes
+
+    kinds = {type(m) for m in attentions(backbone, blocks)}
+    return bool(kinds) and all(QuantModuleRegistry.get(k) is not None for k in kinds)
+
+
+def crossing(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether its blocks have attention to the text alone: diffusers calls that attn2, or says so."""
+    kinds: list[Any] = [getattr(backbone, n) for n in blocks]
+    layers = [(n, m) for x in kinds for n, m in x.named_modules() if isinstance(m, (Attention, AttentionModuleMixin))]
+    return any(getattr(m, "is_cross_attention", n.endswith("attn2")) for n, m in layers)
+
+
+def known_to_hooks(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether diffusers' block caches know the classes of its blocks."""
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+    from diffusers.models.cache_utils import CacheMixin
+
+    if not isinstance(backbone, CacheMixin):
+        return False
+    try:
+        for block in {type(b): b for n in blocks for b in getattr(backbone, n)}.values():
+            TransformerBlockRegistry.get(type(block))
+    except ValueError:
+        return False
+    return True
+
+
+def _composite(blocks: torch.nn.ModuleList) -> bool:
+    """Whether its elements are more than a single layer."""
+    return all(any(True for _ in b.children()) for b in blocks) and any(isinstance(m, Products) for m in blocks.modules())
+
+
+def _weights(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
