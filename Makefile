@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check golden matrix bench
+.PHONY: help demo test check golden matrix bench soak
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,3 +54,8 @@ bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, 
 	$(BIN)/python tests/bench_observe.py sdxl flux_dev
 	$(BIN)/python tests/bench_full_size.py outputs/bench flux_dev:int8_sq flux_dev:fp8 flux_dev:nvfp4 sdxl:int8_sq sdxl:fp8 sdxl:nvfp4
 	for m in sdxl flux_dev; do $(BIN)/python tests/bench_sweep.py outputs/bench/$$m --one-alpha --grid small large -- model=$$m model.weights=random calib=images calib.n_steps=4 || exit 1; done
+
+SEED ?= 0
+soak: $(VENV)/installed  ## 300 corruptions of a store, 10,000 random command lines, 100 kills and 8 processes on one store; hours; SEED=N
+	DIFFOPT_SEED=$(SEED) DIFFOPT_CORRUPTIONS=300 DIFFOPT_LINES=10000 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 tests/test_corruption.py tests/test_random_lines.py
+	$(BIN)/python tests/soak_store.py --seed $(SEED) --kills 100 --processes 8 --minutes 10

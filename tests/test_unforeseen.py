@@ -51,7 +51,7 @@ ERRORS = [
     RuntimeError(""),
     TypeError("unhashable"),
     RecursionError("too deep"),
-    MemoryError(),
+    ArithmeticError(),
 ]
 
 

@@ -82,7 +82,7 @@ def _told(arguments: list[str]) -> Iterator[None]:
         if (text := unforeseen.of_disk(e)) is None:
             raise
         raise DiffoptError(text) from None
-    except (RecursionError, TypeError, ValueError) as e:
+    except (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
         if (text := hydra_errors.of_hydra(e, arguments)) is None:
             raise
         raise ConfigError(text) from None

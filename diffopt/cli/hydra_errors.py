@@ -6,6 +6,7 @@ Their exceptions have fields for most of that; what stands in the text alone is 
 import re
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -112,12 +113,16 @@ def of_hydra(error: Exception, arguments: list[str]) -> str | None:
             group = key.replace(".", "/")
             if sign and group in ("hydra/launcher", "hydra/sweeper"):
                 return f"{key}: is chosen by the name of an option (got {value}); {group}=NAME, basic is the default"
-    return of_defaults(error, arguments) if isinstance(error, RecursionError | TypeError | ValueError) else None
+    plain = AssertionError | AttributeError | LookupError | RecursionError | TypeError | ValueError
+    return of_defaults(error, arguments) if isinstance(error, plain) else None
 
 
 def of_defaults(error: Exception, arguments: list[str]) -> str | None:
     """For what Hydra's list of defaults raises without an exception of its own; None for an error of something else."""
-    within = ["defaults_list" in frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    within = [
+        Path(frame.filename).name in ("defaults_list.py", "default_element.py")
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
     if isinstance(error, RecursionError) and any(within):
         return "recipe: extends itself, perhaps through another (got endless defaults); mend its defaults"
     if not within or not within[-1]:

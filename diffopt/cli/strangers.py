@@ -27,7 +27,7 @@ def environment(name: str, default: Any = "???") -> Any:
     if name not in READABLE:
         raise ConfigError(
             f"oc.env: the variable is not given to recipes, as what it holds would be written down (got {name!r}); put the "
-            f"value into the recipe, or use one of {', '.join(READABLE[:3])} ..., which conf/README.md lists"
+            f"value into the recipe, or use one of {', '.join(READABLE[:3])} ..., which recipes/README.md lists"
         )
     found = os.environ.get(name)
     if found is None and default == "???":
