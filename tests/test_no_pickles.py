@@ -1,11 +1,15 @@
 """Nothing that is read can run: no pickle is loaded but by torch's reader of weights alone."""
 
 import ast
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import diffopt
+from diffopt.errors import MetricError, SourceError
 
 ROOT = Path(diffopt.__file__).parent
 MODULES = [p for p in sorted(ROOT.rglob("*.py")) if "assets" not in p.relative_to(ROOT).parts]
@@ -48,3 +52,46 @@ def test_the_grep_finds_what_reads_pickles(code: str) -> None:
 def test_no_module_reads_a_pickle() -> None:
     assert len(MODULES) > 200
     assert {p: found for p in MODULES if (found := faults(p.read_text(encoding="utf-8")))} == {}
+
+
+class Bomb:
+    """A pickle that makes a directory when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_models_pickled_weights_run_nothing(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    from diffopt.pipeline.open import _read
+
+    mark = tmp_path / "ran"
+    AutoencoderKL(block_out_channels=(32,), norm_num_groups=32).save_config(tmp_path / "vae")
+    for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
+        torch.save(Bomb(mark), tmp_path / "vae" / name)
+    with pytest.raises(SourceError, match=r"^model\.source: cannot be read"):
+        _read(AutoencoderKL, tmp_path / "vae")
+    assert not mark.exists()
+    torch.load(tmp_path / "vae" / "pytorch_model.bin", weights_only=False)  # the attack is one
+    assert mark.exists()
+
+
+def test_a_scorers_pickled_weights_run_nothing(tmp_path: Path) -> None:
+    from transformers import CLIPConfig
+
+    from diffopt.metrics import encoder, imagereward
+
+    mark = tmp_path / "ran"
+    CLIPConfig().save_pretrained(tmp_path)
+    (tmp_path / "med_config.json").write_text("{}")
+    for name in ("pytorch_model.bin", "ImageReward.pt"):
+        torch.save(Bomb(mark), tmp_path / name)
+    with pytest.raises(MetricError):
+        encoder.load(tmp_path, "cpu")
+    with pytest.raises(MetricError):
+        imagereward.load(tmp_path)
+    assert not mark.exists()
