@@ -54,6 +54,10 @@ EVALUATION = {
     "schema": "diffopt.evaluation/1", "reference": None, "models": ["a"], "prompts": ["p"], "left_out": [0], "problems": [],
     "metrics": {"z": ABOUT | {"weights": {}, "models": {"a": {"stat": STAT, "values": [None]}}, "order": []}},
 }  # fmt: skip
+EXPORTED = {
+    "schema": "diffopt.export/1", "way": "hf", "source": "sha256:0", "artifacts": {"checkpoint": "b"}, "whole": True,
+    "files": {"README.md": {"size": 5, "sha256": "0"}},
+}  # fmt: skip
 SAVED = {"hits": 1, "misses": 2, "computed": 0.5}
 PICTURE = {"file": "000.png", "prompt": "p", "seed": 3}
 DRAWN = {"runtime": "torch", "format": "fp8", "simulated": False}

@@ -17,6 +17,7 @@ from contents import (
     CUT,
     DRAWN,
     EVALUATION,
+    EXPORTED,
     FEWER,
     GRAPH,
     METRICS,
@@ -45,6 +46,7 @@ from diffopt.files.bench import BenchFile
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import ComparisonFile
 from diffopt.files.evaluation import EvaluationFile
+from diffopt.files.export import ExportFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import ImagesFile
 from diffopt.files.json_file import JsonFile, later
@@ -141,6 +143,7 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
         (EnginePlanFile, PLAN),
         (EnginePlanFile, PLAN | {"plans": [{"file": "model.0.plan", "bytes": 1, "profiles": [], "reused": False}]}),
         (EvaluationFile, EVALUATION),
+        (ExportFile, EXPORTED),
         (ImagesFile, {"runtime": "torch", "format": None, "images": [PICTURE]}),
         (ImagesFile, DRAWN | {"cache": SAVED, "images": [PICTURE | {"frames": ["0/0.png"], "plays": "0.webp"}]}),
         (ImagesFile, DRAWN | {"steps": 12, "arithmetic": 0.6, "images": []}),

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from adapters import adapter
 from conftest import some
+from contents import CHECKPOINT as CONTENT
 from matrix_table import FORMATS
 from modelopt.torch.opt.plugins import huggingface
 from shipped import CHECKPOINT, DEPLOYED, export, ran, store_of
@@ -21,6 +23,7 @@ from test_layouts import made
 from tiny import Bench, bench, call, emoji, random_bench
 
 from diffopt.errors import DiffoptError, StoreError
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.export import ExportFile
 from diffopt.kernels.kernel import Kernel
 from diffopt.pipeline.open import open_pipeline, open_texts
@@ -195,9 +198,8 @@ def test_diffusers_with_model_optimizer_draws_the_scored_pictures_to_the_bit(tmp
     rounded = b.draw(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "diffusers"), **draw)
     mto.enable_huggingface_checkpointing()
     theirs = b.draw(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "modelopt"), **draw)
-    plain_pictures = b.draw(open_pipeline(b.context(), b.pipeline()), **draw)
     assert np.array_equal(theirs, scored)
-    assert not np.array_equal(rounded, plain_pictures)
+    assert not np.array_equal(rounded, scored)
     for module in backbone.modules():
         if hasattr(module, "input_quantizer"):
             module.input_quantizer.disable()
@@ -335,11 +337,16 @@ def test_an_artifact_without_weights_is_refused(tmp_path: Path) -> None:
     assert "--as hf takes a checkpoint, deploy or native artifact (got pipeline/aaaaaaaaaaaaaaaa)" in line
 
 
-@pytest.mark.parametrize(("way", "name"), [("comfyui", "int4_awq"), ("native", "w4a8_awq")])
-def test_a_format_that_a_way_does_not_take_is_refused_before_the_model_is_opened(way: str, name: str, tmp_path: Path) -> None:
-    store = store_of(bench(), name, tmp_path)
-    line = refused(store, tmp_path / "out", CHECKPOINT, tmp_path / "out", "--as", way, "--source=/nowhere")
-    assert f"transformer_blocks.0.norm1.linear is in {name}, and --as {way} takes fp8, " in line
+def test_a_format_that_a_way_does_not_take_is_refused_before_the_model_is_opened(tmp_path: Path) -> None:
+    store = store_of(bench(), "int8_sq", tmp_path)
+    line = refused(store, tmp_path / "out", CHECKPOINT, tmp_path / "out", "--as", "comfyui", "--source=/nowhere")
+    assert "transformer_blocks.0.norm1.linear is in int8_sq, and --as comfyui takes fp8, " in line
+
+
+def test_of_a_mix_of_formats_each_layers_own_is_asked_for() -> None:
+    head = replace(CheckpointFile.of(CONTENT), format="auto", layers=("a", "b"), mix={"a": "fp8", "b": "w4a8_awq"})
+    assert (WAYS["native"].refusal(head) or "").startswith("b is in w4a8_awq, and --as native takes fp8, ")
+    assert WAYS["hf"].refusal(head) is None
 
 
 def test_a_model_that_is_not_here_is_asked_for(tmp_path: Path) -> None:
