@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import metadata_load
 
 from diffopt.store import assets
 from diffopt.store.source import CARD, LICENCES
@@ -58,6 +57,8 @@ def _card(path: Path) -> dict[str, Any]:
     """The front matter of the model's own card; empty where there is none, or none that can be read."""
     if not path.is_file():
         return {}
+    from huggingface_hub import metadata_load
+
     try:
         return metadata_load(path) or {}
     except (OSError, ValueError, yaml.YAMLError):

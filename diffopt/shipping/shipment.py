@@ -17,7 +17,6 @@ from diffopt.files.training import TrainingFile
 from diffopt.machine.output import to_log
 from diffopt.report.weight_bytes import weight_bytes
 from diffopt.shipping import licence, others, samples
-from diffopt.shipping.card import card
 from diffopt.shipping.evidence import evidence, runs_of
 from diffopt.shipping.subject import Subject
 from diffopt.shipping.ways import Way
@@ -129,6 +128,8 @@ class Shipment:
                 deploy.run(context, LayoutView(kind=kind, max_shard_size=SHARD), self.pipeline, made)
 
     def _card(self, out: Path, known: licence.Licence, taken: int, place: str) -> None:
+        from diffopt.shipping.card import card
+
         found = evidence(self.store, self.checkpoint.fingerprint)
         runs = runs_of(self.store, self.checkpoint.fingerprint)
         pictures = samples.written(samples.chosen(found), out)
