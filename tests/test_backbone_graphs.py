@@ -15,6 +15,7 @@ from quantized import FORMATS, quantize
 
 from diffopt.graph import write
 from diffopt.graph.engine import builder
+from diffopt.graph.engine.options import Options
 from diffopt.machine import environment
 
 families = pytest.mark.parametrize("family", BACKBONES)
@@ -23,7 +24,7 @@ UNUSED = {"qwen": [f"{BLOCK}.attn.to_add_out", f"{BLOCK}.txt_mlp.net.0.proj", f"
 """The last block's text is dropped: of all families' layers, only those that make it are not in the graph."""
 several = pytest.mark.parametrize("family", some(BACKBONES, ["flux", "sdxl", "qwen"]))
 needs_builder = pytest.mark.skipif(environment.tensorrt() is None, reason="no engine builder is installed")
-FAST = builder.Options(level=0)
+FAST = Options(level=0)
 ROWS = (1, 2, 5)
 
 

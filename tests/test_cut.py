@@ -23,6 +23,7 @@ from diffopt.caches.segment import Segment
 from diffopt.files.graph import PartFile
 from diffopt.graph import write
 from diffopt.graph.engine import builder
+from diffopt.graph.engine.options import Options
 from diffopt.graph.part_files import CutPoints
 from diffopt.runtimes.cut_graph import Change, CutGraph, Place
 
@@ -55,7 +56,7 @@ POLICIES = [
 FEW = ("flux", "sdxl", "sd3")
 policies = pytest.mark.parametrize(("family", "policy"), some(POLICIES, [x for x in POLICIES if x[0] == "flux"]))
 few = pytest.mark.parametrize("family", some(FEW, ["flux"]))
-FAST = builder.Options(level=0)
+FAST = Options(level=0)
 
 
 def segments(family: str, policy: str, model: torch.nn.Module) -> list[Segment]:

@@ -13,7 +13,7 @@ from tiny import LAYERS, bench
 from diffopt.artifact import EnginePlan
 from diffopt.errors import GateError, PlanError
 from diffopt.graph.engine import builder
-from diffopt.graph.engine.builder import Options
+from diffopt.graph.engine.options import Options
 from diffopt.machine import environment
 from diffopt.stages.build import BuilderView, build
 

@@ -9,8 +9,8 @@ from contents import PLAN
 
 from diffopt.files.plan import EnginePlanFile
 from diffopt.graph.engine import command, layers, timing_cache
-from diffopt.graph.engine.builder import Options
 from diffopt.graph.engine.log import BuilderLog
+from diffopt.graph.engine.options import Options
 from diffopt.graph.engine.validity import unusable
 
 ADA = {"name": "RTX 4090", "capability": "8.9"}

@@ -90,6 +90,13 @@ def test_a_graph_that_onnxruntime_has_no_kernels_for_is_read_and_what_runs_it_is
     assert "onnxruntime has no kernels for fp8" in said
 
 
+def test_the_command_that_builds_a_plan_of_a_graph_is_told_with_its_paths(tmp_path: Path) -> None:
+    said = exported(bench(), bench().graph("int8"), tmp_path)
+    (line,) = (x for x in said.splitlines() if x.startswith("  $ "))
+    assert f"--onnx={tmp_path / 'out' / 'model.onnx'} --saveEngine={tmp_path / 'out' / 'model.plan'}" in line
+    assert line.split()[1] in ("trtexec", "tensorrt_rtx")
+
+
 @pytest.mark.parametrize(
     ("family", "names"), [("flux", ["transformer"]), ("sdxl", ["unet"]), ("wan", ["transformer", "transformer_2"])]
 )

@@ -233,6 +233,9 @@ def _loading(entry: Entry, directory: Path, origin: Origin | None) -> Iterator[s
     yield from (f"    {line}" for line in code)
     if remark:
         yield remark
+    if commands := loading.by_hand(entry, directory.resolve()):
+        yield "with TensorRT's own programs:"
+        yield from (f"  $ {line}" for line in commands)
 
 
 def _shipped(shipment: Shipment, directory: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ They need nothing of diffopt but where a packed backbone is read.
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from diffopt.files.images import ImagesFile
 from diffopt.files.native import NativeFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.plan import EnginePlanFile
+from diffopt.graph.engine.command import line
+from diffopt.graph.engine.options import Options
+from diffopt.machine import environment
 from diffopt.runtimes import RUNTIMES
 from diffopt.store.entry import Entry
 
 LINES = 5
+LATEST = "11.4"
+"""The version of TensorRT whose command is told where none is installed."""
 
 
 def lines(entry: Entry, directory: Path, origin: Origin | None) -> tuple[list[str], str]:
@@ -34,6 +40,26 @@ def lines(entry: Entry, directory: Path, origin: Origin | None) -> tuple[list[st
     if (directory / ImagesFile.NAME).is_file():
         return _pictures(directory)
     return _files(entry, directory)
+
+
+def by_hand(entry: Entry, directory: Path) -> list[str]:
+    """Commands of other programs that build or run the same, where there are any."""
+    if entry.kind == EnginePlan.kind:
+        return [*EnginePlanFile.read(directory).commands]
+    if entry.kind != OnnxGraph.kind:
+        return []
+    head = OnnxGraphFile.read(directory)
+    if head.command:
+        return [head.command.replace("DIRECTORY", shlex.quote(str(directory)))]
+    builder = environment.tensorrt() or {"flavour": "tensorrt", "version": LATEST}
+    found = []
+    for folder in [directory / name for name in head.backbones] if len(head.backbones) > 1 else [directory]:
+        for part in OnnxGraphFile.read(folder).parts:
+            file = folder / part.file
+            options = Options(level=3)
+            plan = file.with_suffix(".plan")
+            found.append(line(builder["flavour"], builder["version"], options, file, plan, part.profile))
+    return found
 
 
 def _of(name: str, backbone: str, source: str, dtype: str, random: bool) -> str:
@@ -72,7 +98,7 @@ def _checkpoint(directory: Path, origin: Origin) -> tuple[list[str], str]:
 def _graph(directory: Path) -> tuple[list[str], str]:
     head = OnnxGraphFile.read(directory)
     folders = [directory / name for name in head.backbones] if len(head.backbones) > 1 else [directory]
-    files = {f: sorted(f.glob("*.onnx")) for f in folders}
+    files = {f: [f / part.file for part in OnnxGraphFile.read(f).parts] for f in folders}
     runs = head.format in RUNTIMES["onnxruntime"].kernels and "bfloat16" not in {i.dtype for i in head.inputs.values()}
     found = [str(p) for each in files.values() for p in each]
     if not runs:

@@ -65,8 +65,13 @@ class OnnxGraphFile(JsonFile):
     pieces: tuple[PartFile, ...] | None = None
     """The parts of a graph that is cut."""
     diffusers: str
+    file: str = "model.onnx"
+    """Of a graph that is whole: another program may look for another name."""
+    output: str = OUTPUT
+    command: str | None = None
+    """That of the other program, which runs it."""
 
     @property
     def parts(self) -> tuple[PartFile, ...]:
         """In their order; of a graph that is whole it is its only one."""
-        return self.pieces or (PartFile("model.onnx", False, [*self.inputs], [OUTPUT], {}, self.profile, self.bytes),)
+        return self.pieces or (PartFile(self.file, False, [*self.inputs], [self.output], {}, self.profile, self.bytes),)

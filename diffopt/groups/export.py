@@ -10,7 +10,7 @@ from diffopt.artifact import Artifact, DeployedCheckpoint, EnginePlan, NativeChe
 from diffopt.schema import Group
 
 SHAPES = ("batch_size", "max_batch_size", "heights", "widths", "frames")
-GRAPH = ("engine", "opset", *SHAPES, "profiles", "high_precision_dtype")
+GRAPH = ("engine", "opset", *SHAPES, "profiles", "target", "high_precision_dtype")
 BUILT = ("builder_optimization_level", "refit", "weight_streaming", "workspace")
 PACKED = ("max_shard_size",)
 LAYOUTS = ("huggingface", "comfyui", "svdquant", "nunchaku")
@@ -60,6 +60,8 @@ class Export(Group):
     """Build a plan whose weights may stay in RAM, and come to the GPU as they are needed."""
     workspace: str | None = None
     """Scratch memory that a layer of the plan may take, as 2GB; null leaves it to the builder."""
+    target: Literal["demo_diffusion"] | None = None
+    """Another program whose names and folders the graph is to have; null has diffopt's own."""
     max_shard_size: str = "10GB"
     """Largest file of packed weights; larger ones are split."""
 

@@ -169,7 +169,7 @@ def _export(backbones: dict[str, torch.nn.Module], choices: Choices, pipe: Any, 
         diffusers=diffusers.__version__,
     )
     reuse = partial(reused, cache, family)
-    write_graphs(out, backbones, calls, asked.opset, layers, reuse, described)
+    write_graphs(out, backbones, calls, asked.opset, layers, reuse, lambda _: described)
 
 
 def _quantized(backbone: torch.nn.Module) -> list[str]:

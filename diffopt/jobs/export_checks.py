@@ -8,10 +8,12 @@ from diffopt.groups.cut import cuts
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.format import Format
 from diffopt.kernels.capability import KIND
-from diffopt.layouts import COMFYUI, MULTIPLES, RANKS, SVDQUANT, UNREAD
+from diffopt.layouts import COMFYUI, MULTIPLES, RANKS, SVDQUANT, UNREAD, demo_diffusion
 from diffopt.layouts.families import NAMES
 from diffopt.machine.environment import Environment, gpus
 from diffopt.view import Choices
+
+GRAPH_RUNTIMES = frozenset({"onnxruntime", "tensorrt"})
 
 
 def exported(choices: Choices, environment: Environment) -> Iterator[str]:
@@ -44,6 +46,7 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
             "`pip install 'diffopt[tensorrt-rtx]'`, or go without a plan by export=onnx"
         )
     yield from _shapes(choices)
+    yield from _target(choices)
     if export.engine and export.refit and (environment["tensorrt"] or {}).get("flavour") == "tensorrt_rtx" and not gpus():
         yield (
             "export.refit: TensorRT-RTX builds a plan that can be refitted on a GPU alone (got true, and no GPU here); "
@@ -103,6 +106,32 @@ def _shapes(choices: Choices) -> Iterator[str]:
                 f"export.{name}: a graph that is cut for a cache takes one size (got {[*pair]}); "
                 f"set export.{name}=null, or cache=null"
             )
+
+
+def _target(choices: Choices) -> Iterator[str]:
+    """Another program's names, where it has them for this family and format."""
+    export, model, picked = choices.export, choices.model, choices.format
+    if export is None or export.target is None or model is None:
+        return
+    taken = demo_diffusion.FORMATS.get(model.family)
+    if taken is None:
+        why = ", since it gives a ControlNet's states to SD3.5's graph, which has no input for them here"
+        yield (
+            f"export.target: demoDiffusion takes no graph of {model.family} from here{why if model.family == 'sd3' else ''} "
+            f"(got demo_diffusion); set export.target=null, or choose a model of {' or '.join(demo_diffusion.FORMATS)}"
+        )
+    elif picked and picked.name not in taken:
+        there = " or ".join(f"format={name}" for name in taken if name)
+        yield f"export.target: demoDiffusion takes no {picked.name} of {model.family} (got demo_diffusion); choose {there}"
+    if export.engine:
+        yield "export.target: demoDiffusion builds its own plan of the graph (got export.engine=true); choose export=onnx"
+    if cuts(choices):
+        yield "export.target: demoDiffusion runs no graph that is cut for a cache (got demo_diffusion); set cache=null"
+    if choices.eval and (choices.eval.runtime in GRAPH_RUNTIMES or {*choices.eval.bench} & GRAPH_RUNTIMES):
+        yield (
+            "export.target: a graph with demoDiffusion's names is not run here (got demo_diffusion); set eval=null, or "
+            "eval.runtime=torch"
+        )
 
 
 def _comfyui(family: str, picked: Format, came: bool) -> Iterator[str]:

@@ -4,6 +4,7 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Iterable
+from ctypes.util import find_library
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -99,9 +100,11 @@ def device() -> str:
 def tensorrt() -> dict[str, str] | None:
     """Flavour and version of the engine builder: TensorRT where its library is installed, else TensorRT-RTX.
 
-    PyPI's `tensorrt` alone is a stub without the library, and is not taken for TensorRT.
+    PyPI's `tensorrt` alone is a stub without the library, and is not taken for TensorRT. NVIDIA's image has the library among
+    the system's.
     """
-    if find_spec("tensorrt") and find_spec("tensorrt_libs") and (found := package("tensorrt")):
+    there = find_spec("tensorrt") and (find_spec("tensorrt_libs") or find_library("nvinfer"))
+    if there and (found := package("tensorrt")):
         return {"flavour": "tensorrt", "version": found}
     if find_spec("tensorrt_rtx") and find_spec("tensorrt_rtx_libs"):
         return {"flavour": "tensorrt_rtx", "version": package("tensorrt-rtx-cu13") or "unknown"}

@@ -33,8 +33,9 @@ class BuilderView(View, of=Export):
 @stage(version=2, when="export", probes=("tensorrt",))
 def build(ctx: Context, export: BuilderView, graph: OnnxGraph) -> EnginePlan:
     from diffopt.graph.engine import builder, command, layers
+    from diffopt.graph.engine.options import Options
 
-    options = builder.Options(
+    options = Options(
         level=export.builder_optimization_level,
         refit=export.refit,
         weight_streaming=export.weight_streaming,

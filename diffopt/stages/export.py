@@ -11,12 +11,13 @@ from diffopt import models
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
 from diffopt.errors import GateError
 from diffopt.files.checkpoint import CheckpointFile
-from diffopt.files.graph import GraphInput, OnnxGraphFile
+from diffopt.files.graph import OUTPUT, GraphInput, OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Export, Model
 from diffopt.groups.cut import CutView, cuts
 from diffopt.groups.export import SHAPES
 from diffopt.groups.model import GuidedView
+from diffopt.layouts import demo_diffusion
 from diffopt.models.family import Family, Size
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices, Group, View
@@ -46,6 +47,7 @@ class GraphView(View, of=Export):
     heights: tuple[int, int] | None = None
     widths: tuple[int, int] | None = None
     frames: tuple[int, int] | None = None
+    target: Literal["demo_diffusion"] | None = None
 
     @classmethod
     def fields_read(cls) -> frozenset[str]:
@@ -70,10 +72,10 @@ class GraphView(View, of=Export):
         return [cls(**given)]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
-        """What a graph is made with, wherever it comes from, and of sizes only those that there are: graphs from before there
-        were such choices stay known."""
+        """What a graph is made with, wherever it comes from, and of sizes and targets only those that there are: graphs from
+        before there were such choices stay known."""
         dumped = self.model_dump(mode="json")
-        return {n: x for n, x in dumped.items() if n not in ("heights", "widths", "frames") or x is not None}
+        return {n: x for n, x in dumped.items() if n not in ("heights", "widths", "frames", "target") or x is not None}
 
 
 @stage(version=2, when="export", probes=("numerics", "modelopt", "onnx"))
@@ -121,7 +123,10 @@ def export(
     def reuse(name: str, backbone: torch.nn.Module) -> "list[Segment]":
         return reused(cache, family, name, backbone)
 
-    write_graphs(ctx.out, by_name(pinned, whole), calls, export.opset, layers, reuse, described)
+    def placed(called: Calls) -> partial[OnnxGraphFile]:
+        return partial(described, **_place(export, model, called, head.format if head else None))
+
+    write_graphs(ctx.out, by_name(pinned, whole), calls, export.opset, layers, reuse, placed)
 
 
 def write_graphs(
@@ -131,11 +136,12 @@ def write_graphs(
     opset: int,
     layers: Sequence[str],
     reuse: "Callable[[str, torch.nn.Module], list[Segment]]",
-    described: Callable[..., OnnxGraphFile],
+    described: "Callable[[Calls], partial[OnnxGraphFile]]",
 ) -> None:
     """Write the graphs of a pipeline's backbones to the directory `out`, of several in a folder each, and what they are.
 
-    `layers` are the quantized ones, `calls` what a backbone's graph is to take, and `reuse` where it is to be cut.
+    `layers` are the quantized ones, `calls` what a backbone's graph is to take, `reuse` where it is to be cut, and `described`
+    has what there is to say of each besides.
     """
     several = len(backbones) > 1
     graphs: dict[str, OnnxGraphFile] = {}
@@ -143,7 +149,8 @@ def write_graphs(
         own = [n.removeprefix(f"{name}.") for n in layers if not several or n.startswith(f"{name}.")]
         folder = out / name if several else out
         folder.mkdir(exist_ok=True)
-        graphs[name] = _write(folder / "model.onnx", calls(backbone), opset, own, reuse(name, backbone), described)
+        called = calls(backbone)
+        graphs[name] = _write(folder, called, opset, own, reuse(name, backbone), described(called))
         if several:
             graphs[name].write(folder)
     weights = sum(g.bytes for g in graphs.values())
@@ -170,6 +177,26 @@ def reused(cache: CutView | None, family: Family, name: str, backbone: "torch.nn
         raise GateError(f"cache.blocks: {e}") from None
 
 
+def _place(export: GraphView, model: SizeView, calls: "Calls", format: str | None) -> dict[str, str]:
+    """What there is to say of a graph that is for another program: its file, its output, the command."""
+    if export.target is None:
+        return {}
+    config: Any = calls.backbone.config
+    family = calls.family
+    place = demo_diffusion.place(
+        demo_diffusion.Asked(
+            family=family.name,
+            format=format,
+            dtype=str(calls.backbone.dtype).removeprefix("torch."),
+            distilled=bool(config.guidance_embeds) if family.name == "flux" else family.guided(model),
+            height=model.height,
+            width=model.width,
+            batch_size=export.batch_size,
+        )
+    )
+    return {"file": place.file, "output": demo_diffusion.OUTPUT, "command": place.command}
+
+
 def _extremes(extent: Size, export: GraphView) -> tuple[Size, Size] | tuple[None, None]:
     """The extents of a row of the smallest and the largest pictures, where they differ."""
     given = {"height": export.heights, "width": export.widths, "frames": export.frames}
@@ -181,17 +208,22 @@ def _extremes(extent: Size, export: GraphView) -> tuple[Size, Size] | tuple[None
 
 
 def _write(
-    path: Path, calls: "Calls", opset: int, layers: list[str], reused: "list[Segment]", described: Callable[..., OnnxGraphFile]
+    folder: Path, calls: "Calls", opset: int, layers: list[str], reused: "list[Segment]", described: partial[OnnxGraphFile]
 ) -> OnnxGraphFile:
-    """Write the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to say of it,
-    which `described` knows of all backbones."""
+    """Write to `folder` the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to
+    say of it, of which `described` has what holds for all backbones, and its file."""
     from diffopt.graph.part_files import CutPoints
     from diffopt.graph.write import write
 
     backbone, given, profile = calls.backbone, calls.usual, calls.profile
     batched = calls.batched if calls.dynamic else None
     cut = CutPoints(reused, calls.shapes) if reused else None
+    head = described.keywords
+    path = folder / head.get("file", "model.onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
     graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut, calls.size_axes)
+    if "output" in head:
+        demo_diffusion.rename_output(path, OUTPUT)
     # A checkpoint counts layers that a model has without reading what they make.
     layers = [n for n in layers if n not in graph.unused]
     _check(graph.quantized_products, len(layers), "weight", graph.operators)

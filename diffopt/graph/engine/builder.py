@@ -11,6 +11,7 @@ from diffopt.files.plan import EngineLayer
 from diffopt.graph.engine import module, timing_cache
 from diffopt.graph.engine.layers import NODE, read
 from diffopt.graph.engine.log import NOISE, BuilderLog
+from diffopt.graph.engine.options import Options
 from diffopt.machine.environment import gpus, tensorrt
 
 PORTABLE = ("8.0", "8.6", "8.9", "12.0")
@@ -18,20 +19,6 @@ PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 docs.nvidia.com/deeplearning/tensorrt-rtx, CPU-Only AOT. Turing (7.5) is none of them."""
 BACKBONE = ("/backbone/", "backbone.")
 """How the names of a graph's nodes begin."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a plan is to be built."""
-
-    level: int
-    """TensorRT's effort, 0 to 5."""
-    refit: bool = False
-    weight_streaming: bool = False
-    workspace: int | None = None
-    """Bytes of scratch memory that a layer may take; None for as much as the builder likes."""
-    timings: Path | None = None
-    """A directory, perhaps not there yet, where the timings of kernels are kept from build to build."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from diffopt.files.graph import Profile
-from diffopt.graph.engine.builder import Options
+from diffopt.graph.engine.options import Options
 
 PROGRAM = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
 
