@@ -129,9 +129,9 @@ def of_defaults(error: Exception, arguments: list[str]) -> str | None:
         return None
     for argument in arguments:
         key, sign, given = argument.lstrip("+~").partition("=")
-        if sign and (key in (*PICKS, "recipe", "") or "/" in key) and not _names(argument):
-            if not key:
-                return f"override: names no field (got {argument!r}); write key=value"
+        if sign and not key:
+            return f"override: names no field (got {argument!r}); write key=value"
+        if sign and (key in (*PICKS, "recipe") or "/" in key) and not _names(argument):
             return f"{key}: is chosen by the name of an option (got {given}); `diffopt ls` lists them"
     return f"recipe: its defaults cannot be read (got {type(error).__name__}: {error}); mend them"
 
