@@ -14,6 +14,8 @@ from test_comfyui import CELLS, FILE, first, left_out
 from test_comfyui import written as comfy
 from test_layouts import FOLDER, made
 from test_packed import packed
+from test_svdquant_layouts import NAME, SETTLED
+from test_svdquant_layouts import written as svdquant_written
 from tiny import Bench, bench, emoji, folder
 
 from diffopt import formats, models
@@ -24,14 +26,16 @@ from diffopt.groups.quantized_source import recognised
 from diffopt.kernels.block_scales import straight, tiled
 from diffopt.kernels.capability import KIND
 from diffopt.kernels.convert import convert
+from diffopt.layouts import nunchaku, svdquant_reader
 from diffopt.layouts.families import NAMES
 from diffopt.quantization import checkpoint
+from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.folding import fold
 from diffopt.quantization.numbers import numbers, unpacked
 from diffopt.quantization.numbers import packed as packed_codes
 from diffopt.stages.adopt import CameView, SourceView, adopt
-from diffopt.stages.deploy import deploy
+from diffopt.stages.deploy import LayoutView, deploy
 from diffopt.stages.pack import ShardView, pack
 from diffopt.store.source import Source
 
@@ -141,6 +145,38 @@ def test_fp8_attention_comes_with_a_native_pack() -> None:
     came = read(b, ctx.out)
     assert CheckpointFile.read(came.path).adopted.attention  # type: ignore[union-attr]
     same_as(b, "fp8", came, mha=True)
+
+
+def test_svdquant_of_vllm_omni_is_read_and_written_again_byte_for_byte() -> None:
+    """It has no scale of the inputs' tensor, which is rounded by blocks alone."""
+    b = bench("bfloat16")
+    path = svdquant_written(b, "svdquant", **SETTLED).path
+    came = read(b, path)
+    same_as(b, NAME, came, inputs=False, **SETTLED)
+    entering: Any = checkpoint.restore(b.context(), b.pipeline(), came).get_submodule(LAYER).input_quantizer
+    assert float(tensor_scale(entering.amax)) == 1.0
+    assert bytes_of(again(b, came, deploy, LayoutView(kind="svdquant", max_shard_size="10GB"))) == bytes_of(path)
+
+
+def test_nunchakus_lanes_are_put_back_row_by_row() -> None:
+    out, depth, rank = 256, 384, 32
+    torch.manual_seed(0)
+    rows = {
+        "qweight": torch.randint(-128, 128, (out, depth // 2), dtype=torch.int8),
+        "wscales": torch.randn(depth // 16, out).to(torch.float8_e4m3fn),
+        "proj_down": torch.randn(depth, rank).bfloat16(),
+        "proj_up": torch.randn(out, rank).bfloat16(),
+        "wtscale": torch.ones(1),
+        "smooth_factor": torch.randn(depth).bfloat16(),
+        "wcscales": torch.ones(out).bfloat16(),
+        "bias": torch.randn(out).bfloat16(),
+    }
+    lanes = nunchaku.packed(rows)
+    assert not lanes["proj_down"].equal(rows["proj_down"])
+    found = svdquant_reader.unpacked(lanes)
+    assert {*found} == {*rows}
+    for name, x in rows.items():
+        assert found[name].float().equal(x.float()), name
 
 
 # Published layouts

@@ -10,7 +10,7 @@ from diffopt.groups.tensor_file import Tensor, json_object, metadata, tensors
 from diffopt.models.family import Family
 from diffopt.store.source import SUFFIX
 
-Layout = Literal["huggingface", "comfyui", "native"]
+Layout = Literal["huggingface", "comfyui", "native", "svdquant", "nunchaku"]
 ALGORITHMS = {
     "FP8": "fp8", "NVFP4": "nvfp4", "NVFP4_SVD": "nvfp4_svdquant", "MXFP8": "mxfp8", "W8A8_SQ_PER_CHANNEL": "int8",
     "W4A16_AWQ": "int4_awq", "W4A8_AWQ": "w4a8_awq", "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
@@ -77,6 +77,18 @@ def recognised(path: Path, family: Family) -> Quantized | None:
 
 def _folders(folders: Mapping[str, Path], described: Mapping[str, Any], head: Mapping[str, Any] | None) -> Quantized:
     """In Model-Optimizer's layout."""
+    methods = {config.get("quant_method") for config in described.values() if isinstance(config, dict)}
+    source = head.get("source") if head else None
+    if methods in ({"svdquant"}, {"nunchaku_lite"}):
+        for name, config in described.items():
+            about = config.get("svdq_w4a4") if "nunchaku_lite" in methods else config
+            precision = about.get("precision") if isinstance(about, dict) else about
+            if precision != "nvfp4" or config.get("awq_w4a16"):
+                raise ValueError(f"{name} is SVDQuant in {precision or 'W4A16'}, which is not read; give one in nvfp4")
+            tensors(folders[name])
+        shared = bool(head and head.get("share_scales"))
+        layout: Layout = "svdquant" if "svdquant" in methods else "nunchaku"
+        return Quantized(layout, folders, ("nvfp4_svdquant",), False, source, shared)
     found: set[str] = set()
     for name, config in described.items():
         if not isinstance(config, dict) or (method := config.get("quant_method")) not in ("modelopt", "modelopt_fp4"):
@@ -88,7 +100,6 @@ def _folders(folders: Mapping[str, Path], described: Mapping[str, Any], head: Ma
         if "int8" in formats and any(key.endswith(SMOOTHING) for key in keys):
             formats = formats - {"int8"} | {"int8_sq"}
         found |= formats
-    source = head.get("source") if head else None
     return Quantized("huggingface", folders, tuple(sorted(found)), False, source, bool(head and head.get("share_scales")))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffopt.layouts import folder_reader, native_reader, single_file_reader
+from diffopt.layouts import folder_reader, native_reader, single_file_reader, svdquant_reader
 from diffopt.layouts.fit import fitted
 from diffopt.layouts.names import Names
 from diffopt.layouts.read import Read, Tensors
@@ -18,6 +18,8 @@ READERS: dict[str, Callable[[Path, Any, Names | None], Read]] = {
     "huggingface": folder_reader.read,
     "comfyui": single_file_reader.read,
     "native": native_reader.read,
+    "svdquant": svdquant_reader.read,
+    "nunchaku": svdquant_reader.read,
 }
 
 
