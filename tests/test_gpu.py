@@ -7,7 +7,7 @@ from test_calibrate_once import differing, formats, ordinary, replayed
 from tiny import bench, call, recipe
 
 from diffopt.pipeline.open import open_pipeline
-from diffopt.quantization import checkpoint
+from diffopt.quantization import block_search, checkpoint, hessian, static_blocks
 from diffopt.quantization.awq_svdquant import calibrate
 from diffopt.quantization.block_fake_quant import VALUES, mxfp8, nvfp4, simulated
 from diffopt.quantization.channel_peaks import Raised, bits, raise_to_peaks
@@ -142,6 +142,26 @@ def test_peaks_of_many_tensors_are_exact_in_one_launch(dtype: torch.dtype) -> No
     for peaks, t in zip(found, tensors, strict=True):
         wanted = t.x.abs().flatten(0, -2).amax(0)
         assert torch.equal(peaks.view(torch.float32).to(dtype).nan_to_num(-1), wanted.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("sought", [False, True], ids=["mse", "local_hessian"])
+def test_modelopts_kernels_choose_the_scales_that_a_cpu_does(sought: bool) -> None:
+    weight, x = drawn(torch.float32, True, (96, 256)) / 10, drawn(torch.float32, True, (300, 256))
+    means = hessian.products(x) / len(x) if sought else None
+    ours = block_search.nvfp4(weight, weight.abs().max(), means)
+    theirs = block_search.nvfp4(weight.cuda(), weight.abs().max().cuda(), None if means is None else means.cuda()).cpu()
+    assert (ours.float() != theirs.float()).float().mean() < 2e-3  # two scales may be as good as each other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_static_blocks_on_a_cpu_are_modelopts_kernel_to_the_bit(dtype: torch.dtype) -> None:
+    import modelopt.torch.kernels.quantization.gemm as kernels
+
+    weight = drawn(dtype, True, (96, 256))
+    amax, peak = weight.float().reshape(-1, 16).abs().amax(-1, keepdim=True) * 0.9, weight.float().abs().max()
+    theirs = kernels.static_blockwise_fp4_fake_quant(weight.reshape(-1, 16).cuda(), amax.cuda(), peak.cuda())
+    ours = static_blocks.fake_quant(weight.reshape(-1, 16), amax, peak)
+    assert (ours != theirs.cpu()).float().mean() <= SHARE[dtype]
 
 
 def test_attention_operands_on_cuda_are_exact_and_nan_where_there_is_one() -> None:

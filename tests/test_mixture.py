@@ -145,6 +145,19 @@ def test_a_candidate_may_be_to_leave_a_layer_as_it_is() -> None:
     assert {*names.values()} == {"nvfp4", "full"}
 
 
+def test_the_nvfp4_layers_of_a_mix_have_the_scales_that_are_searched_for_them_alone() -> None:
+    b, ctx = bench(family="flux"), bench(family="flux").context()
+    chosen = FormatView(name="auto", exclude=[], quantize_mha=False, weights="local_hessian")
+    mix = in_turn(("nvfp4", "fp8"))
+    quantize.run(ctx, chosen, ScaleView(alpha=ALPHA), b.pipeline(), b.stats(CHUNK), (), mix, b.hessians(CHUNK))
+    whole = checkpoint.restore(b.context(), b.pipeline(), Checkpoint(ctx.out, "checkpoint"))
+    alone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("nvfp4", weights="local_hessian"))
+    assert {*formats_of(mix).values()} == {"nvfp4", "fp8"}
+    for name, kind in formats_of(mix).items():
+        ours, theirs = (m.get_submodule(name).weight_quantizer for m in (whole, alone))
+        assert (kind == "nvfp4") == torch.equal(ours.amax, theirs.amax), name
+
+
 # The checkpoint.
 
 

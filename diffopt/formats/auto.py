@@ -11,5 +11,6 @@ METHOD = Method(
     input={},
     algorithm="max",
     weight_bits=16,
+    weights=("max", "local_hessian", "mse", "four_over_six"),  # of its layers in NVFP4
     attention=False,
 )

@@ -91,7 +91,7 @@ class Format(Group):
         "round_scales": "SVDQuant",
         "awq": "int4_awq",
         "inputs": "a format whose inputs can be left in full precision (nvfp4)",
-        "weights": "a format of blocks (int4_awq, nvfp4, nvfp4_svdquant)",
+        "weights": "a format of blocks (int4_awq, nvfp4, nvfp4_svdquant, or auto with nvfp4)",
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
         "candidates": "format=auto",
         "budget": "format=auto",
@@ -184,7 +184,7 @@ class FormatView(View, of=Format):
             "round_scales": method.rounds,
             "block_size": method.block_size,
             "rank": method.rank,
-            "weights": method.weights,
+            "weights": any(m.weights for m in formats.methods(choices.format)),
             "inputs": method.inputs_kept,
             "awq": method.awq,
         }

@@ -21,7 +21,8 @@ def searches(choices: Choices) -> bool:
 
 
 def correlates(choices: Choices) -> bool:
-    return choices.format is not None and weights(choices.format) == "local_hessian"
+    there = choices.format is not None and any(m.weights for m in formats.methods(choices.format))
+    return there and choices.format is not None and weights(choices.format) == "local_hessian"
 
 
 def mixes(choices: Choices) -> bool:
@@ -102,5 +103,6 @@ def quantize(
         known = plain.switched_on(scheme.rules)
         state = scales(backbone, known, extremes, alpha, format.share_scales)
         checkpoint.check_scales(known, state, scheme.layers, inputs=bool(mix) or method.input is not None)
-        state |= weight_scales.of_layers(backbone, scheme.layers, state, search) if search else {}
+        blocks = [n for n in scheme.layers if formats.method(scheme.mix[n] if scheme.mix else method.name).weights]
+        state |= weight_scales.of_layers(backbone, blocks, state, search) if search else {}
         checkpoint.save(ctx.out, head(layers=tuple(q.layer for q in known if q.weight)), known, extremes, state)
