@@ -38,7 +38,8 @@ gc.set_threshold(200_000, 20, 20)
 """Searches for garbage are rarer than Python's, by 700: libraries and graphs are a million objects. Four files of tests took
 135 s of processor time, and 125 so."""
 
-LONGEST = {f"test_{name}.py" for name in ("matrix", "quickstart", "families", "cli", "runtimes", "graph", "caches", "training")}
+LONG = ("matrix", "targets", "quickstart", "families", "cli", "runtimes", "graph", "caches", "training")
+LONGEST = {f"test_{name}.py" for name in LONG}
 
 PROBES: dict[str, Any] = {
     "numerics": {"torch": "2.11.0", "diffusers": "0.42.1", "transformers": "5.0.0", "device": "cpu+x86_64+avx2"},
@@ -61,35 +62,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `--matrix` what is slow alone. A family of the matrix, and each other file, go to one process: what a module's
     fixtures made is used again there. The longest begin first, so that no process ends long before the others."""
-    matrix = "test_matrix.py"
+    matrix = ("test_matrix.py", "test_targets.py")
     if config.getoption("--matrix"):
-        kept = [x for x in items if x.path.name == matrix or x.get_closest_marker("matrix")]
+        kept = [x for x in items if x.path.name in matrix or x.get_closest_marker("matrix")]
         config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
         items[:] = kept
     items.sort(key=lambda x: x.path.name not in LONGEST)
     for item in items:
-        cell: Any = getattr(item, "callspec", None) if item.path.name == matrix else None
-        item.add_marker(pytest.mark.xdist_group(cell.params["family"] if cell else item.path.name))
+        cell: Any = getattr(item, "callspec", None) if item.path.name in matrix else None
+        group = f"{item.path.name}-{cell.params['family']}" if cell else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """A process of xdist's has ended."""
-    for family, cells in getattr(node, "workeroutput", {}).get("matrix", {}).items():
-        matrix_table.CELLS.setdefault(family, {}).update(cells)
+    there = getattr(node, "workeroutput", {})
+    for name, found in (("matrix", matrix_table.CELLS), ("targets", matrix_table.TARGETS)):
+        for family, cells in there.get(name, {}).items():
+            found.setdefault(family, {}).update(cells)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the support matrix where all of it was run and passed."""
-    cells = matrix_table.CELLS
+    """Write those parts of the support matrix that were run whole and passed."""
+    parts = {"cells": matrix_table.CELLS, "targets": matrix_table.TARGETS}
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["matrix"] = cells
+        session.config.workeroutput |= {"matrix": parts["cells"], "targets": parts["targets"]}
     elif session.config.getoption("--matrix") and exitstatus == 0:
         from test_matrix import MODELS
 
-        if all(f in cells and {*cells[f]} == {*matrix_table.FORMATS} for f in MODELS):
-            ordered = {f: {name: cells[f][name] for name in matrix_table.FORMATS} for f in MODELS}
-            matrix_table.write(ordered, environment.machine()["cpu"])
+        whole = {
+            part: {f: {name: found[f][name] for name in matrix_table.FORMATS} for f in MODELS}
+            for part, found in parts.items()
+            if all(f in found and {*found[f]} == {*matrix_table.FORMATS} for f in MODELS)
+        }
+        if whole:
+            matrix_table.write(whole, environment.machine()["cpu"])
 
 
 @pytest.fixture(autouse=True, scope="module")

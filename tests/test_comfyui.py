@@ -1,100 +1,52 @@
 """Files for ComfyUI: every tensor is found under the names that others read, and quantized layers are what was scored."""
 
-import json
-from functools import cache
 from typing import Any
 
 import pytest
+import targets
 import torch
 from comfyui_readers import READERS
 from conftest import some
 from safetensors.torch import load_file
-from tiny import Bench, bench
+from targets import made, settings
+from test_mixture import made as mixture
+from tiny import bench
 from tiny_pipelines import TINY
 
-from diffopt import formats
-from diffopt.artifact import DeployedCheckpoint
 from diffopt.errors import GateError, PlanError
+from diffopt.files.deploy import DeployFile
 from diffopt.layouts import COMFYUI, UNREAD, comfyui
 from diffopt.layouts.families import NAMES
-from diffopt.models import family
-from diffopt.quantization import checkpoint
-from diffopt.quantization.block_fake_quant import simulated
 from diffopt.stages.deploy import LayoutView, deploy
 
 FILE = LayoutView(kind="comfyui", max_shard_size="10GB")
-CONVOLUTIONS = ("*conv*", "*proj_in", "*proj_out")
-"""Of UNets; with the projections that are linear in some."""
-EXACT = {"float32": 1e-6, "bfloat16": 2.0**-8}
-"""Relative: what scale times code is rounded to. Two codes are further apart."""
-
-
-def written(b: Bench, name: str, **how: Any) -> dict[str, torch.Tensor]:
-    """The first backbone's file."""
-
-    def make(ctx: Any) -> DeployedCheckpoint:
-        deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name, **how))
-        return DeployedCheckpoint(ctx.out, "deploy")
-
-    return load_file(b._once(("comfyui", name, *how.items()), make).path / f"{family(b.family).backbones[0]}.safetensors")
 
 
 def first(model: Any) -> Any:
     return next(iter(model.values())) if isinstance(model, torch.nn.ModuleDict) else model
 
 
-def dequantized(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As comfy-kitchen reads a file, by what it says of each layer; FP32 where it was quantized."""
-    from comfy_kitchen.backends.eager import quantization as read
-
-    found = {**tensors}
-    for layer in [n.removesuffix(".comfy_quant") for n in tensors if n.endswith(".comfy_quant")]:
-        kind = json.loads(bytes(found.pop(f"{layer}.comfy_quant").tolist()))["format"]
-        weight, scale = found.pop(f"{layer}.weight"), found.pop(f"{layer}.weight_scale")
-        whole = found.pop(f"{layer}.weight_scale_2", None)
-        found.pop(f"{layer}.input_scale", None)
-        if kind == "nvfp4":
-            found[f"{layer}.weight"] = read.dequantize_nvfp4(weight, whole, scale, torch.float32)
-        elif kind == "mxfp8":
-            found[f"{layer}.weight"] = read.dequantize_mxfp8(weight, scale, torch.float32)
-        elif kind == "float8_e4m3fn":
-            found[f"{layer}.weight"] = read.dequantize_per_tensor_fp8(weight, scale, torch.float32)
-        else:
-            assert scale.shape == (len(weight), 1)  # a scale a row, as its reader tells them apart
-            found[f"{layer}.weight"] = read.dequantize_int8_simple(weight, scale)
-    return found
+QUICK = [("flux", "nvfp4"), ("sd3", "fp8"), ("sd3", "int8"), ("pixart", "mxfp8"), ("wan", "nvfp4"), ("sdxl", "nvfp4")]
 
 
-@cache
-def left_out(tiny: str, name: str) -> tuple[str, ...]:
-    return CONVOLUTIONS if family(TINY[tiny].family).convolutions and formats.method(name).convolution else ()
-
-
-CELLS = [(tiny, name) for tiny in TINY for name in COMFYUI]
-QUICK = {("flux", "nvfp4"), ("sd3", "fp8"), ("sd3", "int8"), ("pixart", "mxfp8"), ("wan", "nvfp4"), ("sdxl", "nvfp4")}
-
-
-@pytest.mark.parametrize(("tiny", "name"), some(CELLS, QUICK))
+@pytest.mark.parametrize(("tiny", "name"), QUICK)
 def test_a_file_is_read_to_exactly_what_was_scored_and_all_else_is_as_it_was(tiny: str, name: str) -> None:
-    b = bench(family=tiny)
-    how: dict[str, Any] = {"share": formats.method(name).shares and NAMES[b.family].fuses(), "exclude": left_out(tiny, name)}
-    tensors = written(b, name, **how)
-    scored = first(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, **how)))
-    plain, layers = first(b.backbone()), {*checkpoint.quantized_layers(scored)}
-    read = READERS[b.family](dequantized(tensors), plain)
-    expected = plain.state_dict()
-    assert layers
-    assert {*read} == {*expected}
-    for key, there in read.items():
-        layer, _, last = key.rpartition(".")
-        if layer not in layers or last != "weight":
-            assert there.equal(expected[key]), key
-            continue
-        own: Any = scored.get_submodule(layer)
-        with simulated(), torch.no_grad():
-            was = own.weight_quantizer(own.weight)
-        assert ((there - was).abs() <= was.abs() * EXACT[b.dtype]).all(), key
-        assert not there.equal(own.weight), key
+    """test_targets.py has every family in every format."""
+    b = made(tiny)
+    targets.comfyui(b, name, settings(b, name))
+
+
+def test_each_layer_of_a_mix_is_read_in_its_own_format() -> None:
+    names = ("fp8", "nvfp4", "mxfp8", "int8")
+    b = bench(family="qwen_image")
+    for kind in ("comfyui", "huggingface"):
+        ctx, mixed = b.context(), mixture(names, "qwen_image")
+        deploy.run(ctx, LayoutView(kind=kind, max_shard_size="10GB"), b.pipeline(), mixed)
+        assert {*DeployFile.read(ctx.out).layers.values()} == {*names}
+        if kind == "comfyui":
+            targets.in_one_file(ctx.out, targets.parts_of(b, mixed), "qwen_image")
+        else:
+            targets.in_folders(ctx.out, targets.parts_of(b, mixed), targets.same_numbers)
 
 
 @pytest.mark.parametrize("tiny", some(TINY, {"chroma", "ltx", "qwen_image", "sd21", "svd", "pixart_alpha"}))

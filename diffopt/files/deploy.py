@@ -13,7 +13,7 @@ class DeployFile(JsonFile):
     SCHEMA: ClassVar[str | None] = "diffopt.deploy/1"
 
     layout: str
-    """`huggingface` or `comfyui`."""
+    """`huggingface`, `comfyui`, `svdquant` or `nunchaku`."""
     family: str
     format: str
     backbones: tuple[str, ...]

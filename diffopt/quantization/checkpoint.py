@@ -62,6 +62,8 @@ def quantize(
     """
     check_finite(extremes)
     in_turn = algorithm if isinstance(algorithm, list) else []
+    if algorithm == "max" and any(_microscaled(rule) for rule in rules):  # maxima would be kept of those that have none
+        in_turn = [algorithm]
     with torch.no_grad(), simulated():
         smooths = share and isinstance(algorithm, dict)
         config = {"quant_cfg": copy.deepcopy(rules), "algorithm": None if in_turn or smooths else algorithm}
@@ -74,6 +76,12 @@ def quantize(
         for step in in_turn:
             with _only(model, smoothed, smoothing=step != "max"):
                 mtq.calibrate(model, step, replay(extremes))
+
+
+def _microscaled(rule: Rule) -> bool:
+    """Whether a rule's quantizers are of a format without calibrated maxima: its scales are powers of two."""
+    cfgs = rule.get("cfg") or {}
+    return any((x.get("block_sizes") or {}).get("scale_bits") == (8, 0) for x in (cfgs if isinstance(cfgs, list) else [cfgs]))
 
 
 def _smoothed(model: torch.nn.Module) -> set[str]:
