@@ -1,6 +1,6 @@
 # diffopt on NVIDIA's TensorRT image, which has TensorRT's library and trtexec, as PyPI has not. In it:
 #
-#   docker build --tag diffopt .
+#   docker build . --tag diffopt
 #   docker run --rm --gpus all --volume "$PWD/outputs:/work/outputs" --volume "$HOME/.cache/huggingface:/hub" diffopt +recipe=quickstart
 #
 # Not built yet: NVIDIA's registry could not be reached where this was written. What was checked there is that pip resolves what

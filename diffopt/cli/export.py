@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffopt.artifact import Checkpoint, DeployedCheckpoint, NativeCheckpoint, Pipeline
-from diffopt.cli import modelopt_file, upload
+from diffopt.cli import modelopt_file, refit, upload
 from diffopt.cli.modelopt_file import Origin
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.checkpoint import CheckpointFile
@@ -51,6 +51,7 @@ def arguments(made: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the artifact as it lies: a checkpoint without mto.restore's file, weights without a card",
     )
+    made.add_argument("--refit", metavar="ID", help="an engine plan with the weights of this graph; needs export.refit=true")
     upload.arguments(made)
     made.set_defaults(run=run)
 
@@ -59,6 +60,8 @@ def run(store: Store, given: argparse.Namespace) -> None:
     directory: Path = given.directory
     if given.bare and given.way:
         raise StoreError(f"store export: --bare copies an artifact as it lies (got --as {given.way} too); drop one of them")
+    if given.refit and (given.way or given.bare or given.push_to_hub):
+        raise StoreError("store export: --refit copies a plan out (got another way with it); give --refit alone")
     upload.check(given)
     entry = _named(store, given.id, WAYS[given.way] if given.way else None)
     way = WAYS[given.way] if given.way else None if given.bare else _own(store, entry)
@@ -69,6 +72,9 @@ def run(store: Store, given: argparse.Namespace) -> None:
         return
     if directory.exists():
         raise StoreError(f"store export: the directory exists (got {str(directory)!r}); give a new one")
+    if given.refit:
+        print(refit.write(entry, store.find(given.refit), directory))
+        return
     entry.check_content()
     if way:
         _ship(store, entry, way, given)
