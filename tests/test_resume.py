@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import trainsets
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_training import SEED, about, data, weights
 from tiny import bench, folder
@@ -23,6 +24,7 @@ from diffopt.stage import Context
 from diffopt.stages.train import train
 from diffopt.training import state
 from diffopt.training.loop import Training
+from diffopt.training.resume import Keeper
 
 HOW: dict[str, Any] = {
     "steps": 10,
@@ -281,3 +283,27 @@ def test_moments_of_8_bits_go_on_bit_equal_where_adamw_goes() -> None:
     moved = torch.cat([(theirs[n] - start[n]).flatten() for n in theirs]).norm()
     apart = torch.cat([(theirs[n] - ours[n]).flatten() for n in theirs]).norm()
     assert 0 < apart < 0.1 * moved  # 0.052 was measured
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_what_is_kept_is_put_back_whole_and_in_shards(in_shards: bool, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+
+    def keeper(start: float) -> tuple[Keeper, torch.nn.Parameter, torch.optim.Optimizer]:
+        weight = torch.nn.Parameter(torch.full((2, 3), start))
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        states: dict[str, Any] = {"optimizer": optimizer}
+        return Keeper(tmp_path, accelerator, {"w": weight}, states, in_shards), weight, optimizer
+
+    one, weight, optimizer = keeper(1.0)
+    for step in range(1, 4):
+        weight.square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        one.save(step, {"step": step, "best": None})
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-2", "step-3"]
+    other, theirs, again = keeper(9.0)
+    assert other.load() == {"step": 3, "best": None}
+    assert torch.equal(theirs, weight)
+    assert torch.equal(again.state[theirs]["exp_avg"], optimizer.state[weight]["exp_avg"])
+    assert again.state[theirs]["step"] == 3
