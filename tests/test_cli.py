@@ -446,6 +446,7 @@ def test_the_store_is_where_the_variable_says(diffopt, tmp_path, monkeypatch):
         ("diffopt eval --me", {"--metrics"}),
         ("diffopt eval --data-path a.json --metrics psnr lp", {"lpips"}),
         ("diffopt store export --b", {"--backbone-only", "--bare"}),
+        ("diffopt store export --r", {"--refit"}),
         ("diffopt store export 0123 out --as h", {"hf"}),
         ("diffopt store export 0123", set()),
         ("diffopt report --f", {"--floor"}),
