@@ -491,7 +491,7 @@ def test_the_portable_file_is_read_by_plain_modelopt(tmp_path: Path) -> None:
     from diffopt.cli.modelopt_file import portable
 
     b = bench("bfloat16")
-    for name in ("int8_sq", "nvfp4"):
+    for name in ("int8_sq", "nvfp4_svdquant"):
         model = checkpoint.restore(b.context(), b.pipeline(), read(b, made(b, name).path))
         portable(model, tmp_path / f"{name}.pt")
         found = mto.restore(b.backbone(), tmp_path / f"{name}.pt")

@@ -17,6 +17,7 @@ from modelopt.torch.quantization.nn import SequentialQuantizer
 from diffopt import formats
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.formats.method import Rule
+from diffopt.quantization.awq_svdquant import add_mode
 from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import E2M1_MAX, E4M3_MAX, simulated
 from diffopt.quantization.numbers import FOUR_BITS, int4, numbers
@@ -77,6 +78,8 @@ def put(
         for name, amax in attention.items():
             for quantizer, value in zip(ATTENTION, amax, strict=True):
                 getattr(model.get_submodule(name), quantizer).amax = value
+        if ranks := [len(tensors["svdquant_lora_a"]) for _, tensors in layers.values() if "svdquant_lora_a" in tensors]:
+            add_mode(model, {"method": "svdquant", "lowrank": max(ranks)})
 
 
 def _scale(layer: Any, format: str, tensors: Tensors) -> None:

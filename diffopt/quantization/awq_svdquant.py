@@ -100,7 +100,7 @@ def rebuild(model: torch.nn.Module, rules: list[Rule], algorithm: Any, found: Ma
             model_calib.max_calibrate(layer, lambda layer: layer.weight_quantizer(layer.weight))
         _put_back(model, found, clipped=algorithm in CLIPPING)
         _straighten(model)
-        _add_mode(model, algorithm)
+        add_mode(model, algorithm)
 
 
 def _take_out(layer: Any, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -156,7 +156,7 @@ def _largest(on: Mapping[str, Any], factors: Mapping[str, torch.Tensor]) -> dict
     return {name: torch.stack([on[n].amax for n in group]).amax(0) for name, group in groups.items()}
 
 
-def _add_mode(model: torch.nn.Module, algorithm: Any) -> None:
+def add_mode(model: torch.nn.Module, algorithm: Any) -> None:
     """Tell modelopt that its algorithm was applied, so that it saves and restores the model as one that was searched."""
     manager = ModeloptStateManager(model)
     ((mode, given),) = get_modelike_from_algo_cfg(algorithm)
