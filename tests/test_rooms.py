@@ -26,7 +26,7 @@ view
 stage
 pipeline
 quantization
-graph kernels training
+graph kernels training finding
 layouts runtimes
 tuning
 stages report

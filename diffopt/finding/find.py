@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from inspect import Parameter
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from diffopt.errors import PlanError
 from diffopt.files.found import Found
 from diffopt.finding import structure
 from diffopt.finding.recorded import Unfit, flat, template
-from diffopt.finding.rehearsal import DTYPE, PROMPT, Rehearsal, Seen, needed, said
+from diffopt.finding.rehearsal import DTYPE, Rehearsal, Seen, needed, said
 from diffopt.finding.texts import SHORT, text_templates
 from diffopt.finding.training import trained
 from diffopt.models.family import Size
@@ -71,12 +71,14 @@ class _Search:
         blocks = structure.blocks_of(backbone)
         step = self._step()
         sizes = _sizes(step, self.frame_step, self.text)
-        calls = [self._seen(s).calls[0][1] for s in sizes]
+        calls = [self._seen(s).calls[0].given for s in sizes]
         reasons: dict[str, str] = {}
         inputs, nested = self._inputs(calls, sizes, reasons)
         plain, guidance = self._guidance(sizes[0])
         unet = structure.UNET in blocks
-        first = {"cached": ("*", "!up_blocks.-1")} if unet else {"cached": ("*", f"!{blocks[0]}.0"), "cached_reuse": "residual"}
+        first: dict[str, Any] = (
+            {"cached": ("*", "!up_blocks.-1")} if unet else {"cached": ("*", f"!{blocks[0]}.0"), "cached_reuse": "residual"}
+        )
         found = Found(
             pipeline=self.run.cls.__name__,
             backbone_class=type(backbone).__name__,
@@ -102,7 +104,7 @@ class _Search:
             timed=_timed(self.run),
             calls=max(1, round(len(plain.calls) / STEPS)),
             reasons=reasons,
-            **first,  # type: ignore[arg-type]
+            **first,
         )
         return trained(found, self.run, plain, self._given(sizes[0]), sizes[0])
 
@@ -128,7 +130,7 @@ class _Search:
                 shares = set()
                 for height, width in ((5 * step, 3 * step), (7 * step, 9 * step)):
                     size = Size(1, height, width, text, frames)
-                    given = self._seen(size, enough=False, steps=2).calls[0][1]
+                    given = self._seen(size, enough=False, steps=2).calls[0].given
                     shares.add(next(x.numel() for x in _tensors(given)) * 1e6 // (height * width))
                 if len(shares) == 1:
                     return step
@@ -138,7 +140,7 @@ class _Search:
             except Exception as e:  # a pipeline's or a backbone's own, for a size that does not fit it
                 reason = said(e)
         raise PlanError(
-            f"model.source: its {self.run.cls.__name__} did not run on small random inputs, so it cannot be found out (got {reason}); "
+            f"model.source: its {self.run.cls.__name__} did not run on small random inputs (got {reason}); "
             "write its family in a file of a package"
         )
 
@@ -163,7 +165,7 @@ class _Search:
         guided = self._seen(size, STRONG, enough=False, steps=STEPS)
         if len(guided.calls) > len(plain.calls):
             return plain, "separate"
-        rows = [len(_tensors(s.calls[0][1])[0]) for s in (plain, guided)]  # of what it denoises
+        rows = [len(_tensors(s.calls[0].given)[0]) for s in (plain, guided)]  # of what it denoises
         return plain, "batched" if rows[1] > rows[0] else "none"
 
     def _arguments(self, guidance: str) -> dict[str, str]:
@@ -202,13 +204,9 @@ def _tensors(given: Mapping[str, Any]) -> list[torch.Tensor]:
 
 def _first(backbone: Any) -> str:
     """The first argument of a backbone's call is what it denoises."""
-    from inspect import signature
-
-    return next(n for n in signature(type(backbone).__mro__[1].forward).parameters if n != "self")
+    cls: Any = type(backbone)
+    return next(n for n in signature(cls.__mro__[1].forward).parameters if n != "self")
 
 
 def _timed(run: Rehearsal) -> bool:
     return any(isinstance(m, torch.nn.Conv3d) for m in run.models["vae"].modules()) if "vae" in run.models else False
-
-
-__all__ = ["PROMPT", "find"]

@@ -74,7 +74,7 @@ def _list(name: str, values: Sequence[Any], sizes: Sequence[Size], dtype: torch.
 
 
 def flat(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arguments without what is None, empty or a switch of the form of the output; of dicts what is in them, and whose it is."""
+    """Arguments without what is None, empty or the switch of the output's form; of dicts what is in them, and whose it is."""
     found: dict[str, Any] = {}
     nested: dict[str, str] = {}
     for name, value in given.items():

@@ -1,7 +1,7 @@
 """A pipeline run without its weights, to see what it passes to its backbone and what it makes of the prediction."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -29,11 +29,19 @@ class Enough(Exception):
 
 
 @dataclass
+class Call:
+    backbone: str
+    given: dict[str, Any]
+    """Its arguments by name."""
+    out: Any = None
+
+
+@dataclass
 class Seen:
     """What one run of a pipeline did."""
 
-    calls: list[tuple[str, dict[str, Any], Any]] = field(default_factory=list)
-    """Of backbones: which, its arguments by name, what it gave."""
+    calls: list[Call] = field(default_factory=list)
+    """Of backbones."""
     steps: list[tuple[Any, Any]] = field(default_factory=list)
     """Of the scheduler: the prediction and the latents that it was given."""
 
@@ -120,14 +128,16 @@ class Rehearsal:
                     found: torch.nn.Module = cls.from_config(json.loads((folder / "config.json").read_text()))
                 else:
                     cls = getattr(transformers, kind)
-                    found = cls(cls.config_class.from_pretrained(folder))
-            return found.to(DTYPE).eval()
+                    found = cls(cls.config_class.from_pretrained(folder)).to(DTYPE)
+            return found.eval()
 
-        def watch(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            names = [n for n, p in signature(type(self.models[name]).forward).parameters.items() if n != "self"]
-            self.seen.calls.append((name, dict(zip(names, args, strict=False)) | kwargs, out))
+        def watch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], None]:
+            names = [n for n in signature(type(self.models[name]).forward).parameters if n != "self"]
+            call = Call(name, dict(zip(names, args, strict=False)) | kwargs)
+            self.seen.calls.append(call)
             if self.enough:
                 raise Enough
+            return lambda out: setattr(call, "out", out)
 
         with torch.device("meta"):
             empty = make()
@@ -135,7 +145,7 @@ class Rehearsal:
 
     def _open(self, own: Mapping[str, Any]) -> Any:
         try:
-            pipe = self.cls.from_pretrained(self.directory, torch_dtype=DTYPE, **own)
+            pipe = self.cls.from_pretrained(self.directory, dtype=DTYPE, **own)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as e:
             raise PlanError(
                 f"model.source: its {self.cls.__name__} cannot be opened (got {said(e)}); download it again"

@@ -4,8 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from diffopt.errors import PlanError
 from diffopt.finding.recorded import Unfit, template
 from diffopt.finding.rehearsal import DTYPE, Rehearsal, said
@@ -27,7 +25,8 @@ def text_templates(run: Rehearsal, names: tuple[str | None, ...]) -> tuple[int |
         given = [run.texts(names, s.batch, s.text if default else None) for s in sizes]
     except Exception as e:  # another's code
         raise PlanError(
-            f"model.source: its encode_prompt did not run on a small prompt (got {said(e)}); write its family in a file of a package"
+            f"model.source: its encode_prompt did not run on a small prompt (got {said(e)}); "
+            "write its family in a file of a package"
         ) from None
     given = [{n: x for n, x in g.items() if not n.startswith("negative_")} for g in given]
     try:
@@ -59,10 +58,10 @@ def _guessed(run: Rehearsal, names: tuple[str | None, ...]) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((run.directory / run.backbones[0] / "config.json").read_text())
 
     def width(fields: tuple[str, ...], name: str) -> int:
-        found = next((config[f] for f in fields if isinstance(config.get(f), int)), None)
+        found: int | None = next((config[f] for f in fields if isinstance(config.get(f), int)), None)
         if found is None:
             raise PlanError(
-                f"model.architecture: has no text encoders, and its {run.backbones[0]}'s config does not tell how wide {name} is "
+                f"model.architecture: has no text encoders, and its {run.backbones[0]}'s config tells no width of {name} "
                 f"(got none of {', '.join(fields)}); give the whole pipeline, or write model.found"
             )
         return found
@@ -76,6 +75,3 @@ def _guessed(run: Rehearsal, names: tuple[str | None, ...]) -> dict[str, Any]:
         else:
             found[name] = {"shape": ["batch", "text", width(WIDTHS, name)], "dtype": "model", "fill": "noise"}
     return found
-
-
-__all__ = ["text_templates", "torch"]

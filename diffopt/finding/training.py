@@ -14,7 +14,7 @@ from diffopt.models.family import Size
 
 def trained(found: Found, run: Rehearsal, seen: Seen, texts: Mapping[str, torch.Tensor], size: Size) -> Found:
     """With its `conditions`, or the reason why there are none."""
-    given, _ = flat(seen.calls[0][1])
+    given, _ = flat(seen.calls[0].given)
     try:
         conditions = _conditions(given, texts)
         clock = _clock(seen)
@@ -41,8 +41,8 @@ def _conditions(given: Mapping[str, Any], texts: Mapping[str, torch.Tensor]) -> 
 
 def _clock(seen: Seen) -> float:
     """The timestep of pure noise. Raises ValueError for one that runs the other way."""
-    times = [flat(c[1])[0].get(TIME) for c in seen.calls]
-    if not all(isinstance(t, torch.Tensor) for t in times):
+    times = [x for c in seen.calls if isinstance(x := flat(c.given)[0].get(TIME), torch.Tensor)]
+    if len(times) < len(seen.calls):
         raise ValueError("its backbone takes no timestep")
     numbers = [float(t.flatten()[0]) for t in times]
     if numbers[-1] >= numbers[0]:
@@ -54,7 +54,7 @@ def _check_prediction(seen: Seen) -> None:
     """The scheduler is given what the backbone gave: else the pipeline turns or scales it, and the target is another."""
     if not seen.steps or len(seen.steps) != len(seen.calls):
         raise ValueError("its scheduler is not asked once for each backbone call")
-    out: Any = seen.calls[0][2]
+    out: Any = seen.calls[0].out
     out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
     if not isinstance(out, torch.Tensor):
         raise ValueError("its backbone gives several predictions")

@@ -2,8 +2,10 @@
 
 import contextlib
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
+import modelopt.torch.quantization.plugins.diffusion.diffusers as attention
 import modelopt.torch.quantization.tensor_quant as tensor_quant
 import torch
 from diffusers.models.transformers import transformer_qwenimage
@@ -24,6 +26,7 @@ def traceable(opset: int) -> Iterator[None]:
         idle_squeezes(),
         idle_block_kernels(),
         shapes_alone(),
+        given_scales(),
     ):
         yield
 
@@ -41,6 +44,27 @@ def shapes_alone() -> Iterator[None]:
     finally:
         for name, infer in own.items():
             setattr(torch._C, name, infer)
+
+
+@contextlib.contextmanager
+def given_scales() -> Iterator[None]:
+    """Attention that is given its scale, as AuraFlow's: modelopt's symbolic hands the number where a tensor is taken."""
+    own: Any = attention.export_fp8_mha
+    place = list(signature(own).parameters).index("scale")
+    kinds = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64}
+
+    def export(g: Any, query: Any, *others: Any) -> Any:
+        given = [g, query, *others]
+        number = symbolic_helper._maybe_get_const(given[place], "f")
+        if isinstance(number, float):
+            given[place] = torch.tensor(number, dtype=kinds[query.type().scalarType()])
+        return own(*given)
+
+    attention.export_fp8_mha = export
+    try:
+        yield
+    finally:
+        attention.export_fp8_mha = own
 
 
 @contextlib.contextmanager
@@ -123,6 +147,8 @@ def _unflatten_symbolic(g: Any, x: Any, dim: Any, sizes: Any) -> Any:
         return symbolic_opset13.unflatten(g, x, dim, sizes)
     old = x.type().varyingSizes()
     axis %= len(old)
+    if None in old[axis + 1 :]:  # as of Sana's linear attention
+        return symbolic_opset13.unflatten(g, x, dim, sizes)
     if -1 not in new:
         new = [-1, *new[1:]]
     shape = [*[0] * axis, *new, *old[axis + 1 :]]

@@ -26,7 +26,9 @@ def family_of(found: Found) -> Family:
     return Family(
         name=found.pipeline,
         reads=READ & {*found.arguments.values()},
-        unbatched=tuple(n for n, x in (found.inputs or {}).items() if isinstance(x, Mapping) and not batched(x)),
+        unbatched=tuple(
+            n for n, x in (found.inputs or {}).items() if isinstance(x, Mapping) and "shape" in x and not batched(x)
+        ),
         arguments=made_of.arguments,
         embed=made_of.embed,
         embeddings=made_of.embeddings,

@@ -13,6 +13,7 @@ from diffopt import models
 from diffopt.artifact import Pipeline
 from diffopt.errors import PlanError, suggestion
 from diffopt.files.found import Found
+from diffopt.files.json_file import plain
 from diffopt.files.layers import write_layers
 from diffopt.files.lora import write_hits
 from diffopt.files.pipeline import FusedAdapter, PipelineFile
@@ -63,8 +64,9 @@ class LoadView(View, of=Model):
         adapters = found.pop("lora")
         if found["variant"] is None:  # as it was before there were any
             del found["variant"]
-        if found["found"] is None:
-            del found["found"]
+        del found["found"]
+        if self.found:  # without what has its default: a field that is added later changes no key
+            found["found"] = plain(self.found)
         if adapters:  # by what they are: a digest has the file within the repository, null is the first backbone
             first = None if self.family == models.AUTO.name else models.of(self).backbones[0]
             rows = [{"path": a["path"], "scale": a["scale"], "backbone": a["backbone"] or first} for a in adapters]

@@ -1,0 +1,233 @@
+"""What is found of a pipeline is what the written family says of it; where it cannot be, the reason stands here."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from tiny import TINY, Bench, called, folder, saved
+
+from diffopt import models
+from diffopt.cli import inspect
+from diffopt.errors import PlanError
+from diffopt.files.found import Found
+from diffopt.finding.find import find
+from diffopt.groups.model import Model
+from diffopt.models.extent import evaluated, fitted
+from diffopt.models.family import Size
+from diffopt.models.found import family_of
+from diffopt.models.index import index_of
+from diffopt.quantization.layers import layers_of, without
+from diffopt.stages.load import LoadView, load
+from diffopt.store.source import Source
+
+UNFOUND = {"svd": "its prompts are pictures: only pipelines whose prompts are texts are found"}
+"""Of tiny pipelines, why they are not found at all."""
+ENDS = {"ltx", "wan", "wan_ti2v", "qwen_image"}
+"""Which blocks at the ends are kept was measured on trained weights, and shows in no structure: found are none."""
+MASKED = {"qwen_image": "encoder_hidden_states_mask", "pixart_alpha": "resolution"}
+"""Inputs that the pipeline passes under conditions: a mask where prompts differ in length, a size where a model is large."""
+QUICK = ("flux", "sd21", "wan")
+NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.matrix]) for n in TINY if n not in UNFOUND]
+
+
+@cache
+def found(name: str) -> Found:
+    return find(saved(name))
+
+
+@cache
+def backbone(name: str) -> Any:
+    return TINY[name].make()
+
+
+def written(name: str) -> models.Family:
+    return models.family(TINY[name].family)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_kept_layers_and_what_is_quantized_agree(name: str) -> None:
+    ours, theirs = family_of(found(name)), written(name)
+    assert ours.blocks == theirs.blocks
+    there = backbone(name)
+    assert ours.backbones == tuple(n for n in theirs.backbones if getattr(there, n) is not None)
+    assert ours.backbone_class == theirs.backbone_class
+    model = getattr(there, theirs.backbones[0])
+    counts = {n: len(getattr(model, n)) for n in theirs.blocks}
+    layers = layers_of(model)
+    ends = replace(ours, ends=theirs.ends)
+    assert (theirs.ends > 0) == (name in ENDS)
+    assert without(layers, ends.kept(counts, ["one"])) == without(layers, theirs.kept(counts, ["one"]))
+    for field in ("convolutions", "attention", "lora", "block_cache", "cross_attention", "timed"):
+        assert getattr(ours, field) == getattr(theirs, field), field
+    assert (ours.frame_step is None) == (theirs.frame_step is None)  # the written ones' is that of the VAE at full size
+    assert ours.nested.items() <= theirs.nested.items()  # of sizes that a model may or may not be given
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_guidance_and_the_calls_of_a_step_agree(name: str) -> None:
+    ours, theirs = family_of(found(name)), written(name)
+    assert ours.guidance == theirs.guidance
+    assert found(name).calls == 1
+    model = _called(name, guidance_scale=3.0)
+    assert (ours.rows(model), ours.calls(model), ours.guided(model)) == (
+        theirs.rows(model),
+        theirs.calls(model),
+        theirs.guided(model),
+    )
+    assert {k: v for k, v in ours.arguments(model).items() if k in theirs.arguments(model)} == {
+        k: v for k, v in theirs.arguments(model).items() if k in ours.arguments(model)
+    }
+    assert ours.embeddings(getattr(backbone(name), theirs.backbones[0]).config, 2, model) == theirs.embeddings(
+        getattr(backbone(name), theirs.backbones[0]).config, 2, model
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_agree_in_names_shapes_types_and_what_has_no_batch(name: str) -> None:
+    pipe, ours, theirs = backbone(name), family_of(found(name)), written(name)
+    side = 64 if name in ("wan_ti2v", "ltx") else 48
+    size = Size(2, side, side, 16 if theirs.name != "sd21" else 77, 9 if theirs.frame_step else 1)
+    model = getattr(pipe, theirs.backbones[0])
+    mine = {n: about(x) for n, x in ours.inputs(model, pipe.vae.config, size).items()}
+    wanted = {n: about(x) for n, x in theirs.inputs(model, pipe.vae.config, size).items()}
+    for given in (mine, wanted):
+        given.pop(MASKED.get(name, ""), None)
+        given.pop("aspect_ratio", None)
+        if name.startswith("pixart"):  # the written family makes its masks bool, the pipeline's own are int64
+            given["encoder_attention_mask"] = given["encoder_attention_mask"][0]
+    assert mine == wanted
+    assert {*ours.unbatched} == {*theirs.unbatched}
+
+
+def about(x: Any) -> Any:
+    """Of a tensor its shape and type; of constants their numbers, tuples as lists."""
+    if isinstance(x, torch.Tensor):
+        return tuple(x.shape), x.dtype
+    return [about(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+
+def _called(name: str, **changes: Any) -> Any:
+    tiny = TINY[name]
+    return called(tiny.side, tiny.tokens, frames=tiny.frames, **changes)
+
+
+def test_a_description_says_all_of_it_and_is_the_same_again() -> None:
+    again = TypeAdapter(Found).validate_python(asdict(found("flux")))
+    assert again == found("flux")
+
+
+def test_an_axis_is_told_from_sizes() -> None:
+    sizes = [Size(2, 64, 96, 24, 5), Size(3, 64, 96, 24, 5), Size(2, 96, 96, 24, 5), Size(2, 64, 160, 24, 5)]
+    sizes += [Size(2, 64, 96, 32, 5), Size(2, 64, 96, 24, 13), Size(3, 160, 64, 40, 9)]
+    rules = {
+        "batch": lambda s: s.batch,
+        "text + 77": lambda s: s.text + 77,
+        "height / 8": lambda s: s.height // 8,
+        "height * width / 256": lambda s: s.height * s.width // 256,
+        "frames / 4 + 3 / 4": lambda s: (s.frames - 1) // 4 + 1,
+        "height * width * (frames + 3) / 4096": lambda s: ((s.frames - 1) // 4 + 1) * s.height * s.width // 1024,
+        "height * width / 256 + text": lambda s: s.height * s.width // 256 + s.text,
+    }
+    for wanted, rule in rules.items():
+        assert fitted([rule(s) for s in sizes], sizes) == wanted
+        assert all(evaluated(wanted, s) == rule(s) for s in sizes)
+    assert fitted([s.height**2 for s in sizes], sizes) is None
+
+
+@pytest.mark.parametrize("bad", ["__import__('os')", "height.real", "depth", "height **2", "height / 0"])
+def test_what_is_no_arithmetic_is_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match="is no arithmetic of batch, height"):
+        evaluated(bad, Size(1, 8, 8, 8))
+
+
+def test_a_pipeline_whose_prompts_are_pictures_is_not_found() -> None:
+    with pytest.raises(PlanError, match=r"whose call needs image \(got 'svd'\); give one that draws by text alone"):
+        find(saved("svd"))
+
+
+def spoilt(index: dict[str, Any]) -> Path:
+    """A copy of the tiny sd21's configs with another index."""
+    directory = folder()
+    for path in saved("sd21").rglob("*.json"):
+        target = directory / path.relative_to(saved("sd21"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    own = json.loads((directory / "model_index.json").read_text())
+    (directory / "model_index.json").write_text(json.dumps(own | index))
+    return directory
+
+
+BAD = {
+    "remote code": ({"_class_name": ["my_pipeline", "MyPipeline"]}, r"my_pipeline\.py, which is not run"),
+    "no class": ({"_class_name": None}, "it names no class, which is not run"),
+    "no backbone": ({"unet": [None, None]}, "is a StableDiffusionPipeline without a denoising backbone"),
+    "no VAE": ({"vae": [None, None]}, "names no vae in its model_index.json"),
+    "unknown class": ({"_class_name": "TomorrowPipeline"}, "is a TomorrowPipeline, which diffusers 0.42.1 has not"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_directory_that_cannot_be_found_out_is_refused_in_a_line(case: str) -> None:
+    index, said = BAD[case]
+    directory = spoilt(index)
+    with pytest.raises((PlanError, ValidationError), match=said):
+        _loaded(directory)
+
+
+def _loaded(directory: Path) -> None:
+    """As the plan and then load take it."""
+    Model(family="auto", source=str(directory), dtype="float32", height=64, width=64)
+    given = {"scheduler": None, "weights": "pretrained", "dtype": "float32"}
+    view = LoadView(family="auto", source=Source(str(directory)), **given)
+    load.run(Bench(folder(), str(directory), family="auto").context(), view)
+
+
+def test_a_backbone_without_repeated_blocks_is_refused() -> None:
+    from diffopt.finding.structure import blocks_of
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
+
+    with pytest.raises(PlanError, match=r"has no repeated blocks.*got a Plain.*model\.found\.blocks"):
+        blocks_of(Plain())
+
+
+def test_a_part_that_is_code_of_its_own_is_refused() -> None:
+    directory = spoilt({})
+    config = json.loads((directory / "text_encoder" / "config.json").read_text())
+    (directory / "text_encoder" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
+    with pytest.raises(ValueError, match=r"its text_encoder is code of its own, CLIPTextModel, which is not run"):
+        index_of(directory)
+
+
+def test_found_is_for_auto_alone() -> None:
+    with pytest.raises(ValidationError, match=r"found: says what family=auto is, not flux"):
+        Model(family="flux", source=str(saved("flux")), dtype="float32", height=64, width=64, found=found("flux"))
+
+
+def test_the_plan_of_a_pipeline_that_was_never_run_imports_no_torch(tmp_path: Path) -> None:
+    picks = ["model=auto", f"model.source={saved('sd21')}", "format=fp8", "calib=images", "eval=images", f"store={tmp_path}"]
+    code = f"import sys; from diffopt.cli.main import main; main({['plan', *picks]!r}); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "11 steps, 11 to run" in said.stdout
+    assert said.stdout.splitlines()[-1] == "False"
+
+
+def test_an_option_that_inspect_writes_is_taken_as_it_is() -> None:
+    given = yaml.safe_load(inspect.option(saved("flux"), found("flux")))
+    model = Model(**given)
+    assert model.found == found("flux")
+    assert models.of(model).kept({"transformer_blocks": 2, "single_transformer_blocks": 2}, ["transformer"]) == [
+        *models.family("flux").keep
+    ]
