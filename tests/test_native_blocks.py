@@ -94,12 +94,18 @@ def test_mxfp8_codes_stand_for_the_numbers_that_are_simulated() -> None:
         assert torch.equal(mxfp8.numbers(*block_codes.mxfp8(x)).float(), block_fake_quant.mxfp8(x))
 
 
+def linear(kind: Any, weight: torch.Tensor, bias: Any, weight_amax: torch.Tensor, input_amax: torch.Tensor) -> Any:
+    if kind is Nvfp4Linear:
+        return kind(block_codes.nvfp4_by_maxima(weight, weight_amax), bias, input_amax)
+    return kind(weight, bias)
+
+
 @pytest.mark.parametrize("kind", [Nvfp4Linear, Mxfp8Linear])
 def test_a_layer_adds_up_the_products_of_the_simulated_numbers(kind: Any) -> None:
     weight, x, bias = drawn(48, 96, seed=1), drawn(21, 96, seed=2), torch.randn(48)
     peaks = weight.abs().max(), x.abs().max()
     four = kind is Nvfp4Linear
-    made = kind(weight, bias, *(peaks if four else ()))
+    made = linear(kind, weight, bias, *peaks)
     pair = zip((weight, x), peaks, strict=True)
     w, a = (block_fake_quant.nvfp4(t, peak) if four else block_fake_quant.mxfp8(t) for t, peak in pair)
     exact = a.double() @ w.double().T + bias.double()
@@ -111,7 +117,7 @@ def test_a_layer_adds_up_the_products_of_the_simulated_numbers(kind: Any) -> Non
 def test_lengths_that_the_block_products_do_not_take_are_refused(kind: Any, shape: tuple[int, int]) -> None:
     weight = torch.randn(*shape)
     with pytest.raises(ValueError, match=f"its {shape[1]} inputs and {shape[0]} outputs are not multiples of 32 and 16"):
-        kind(weight, None, *([torch.tensor(1.0)] * 2 if kind is Nvfp4Linear else []))
+        linear(kind, weight, None, torch.tensor(1.0), torch.tensor(1.0))
 
 
 # what a GPU is given
@@ -132,7 +138,7 @@ def test_scales_lie_in_tiles_as_torchao_lays_them(rows: int, blocks: int) -> Non
 def test_the_product_takes_the_codes_and_the_scales_by_torchs_own_checks(kind: Any, dtype: torch.dtype) -> None:
     weight, bias = torch.randn(336, 320, dtype=dtype), torch.randn(336, dtype=dtype)
     for scales in ("right", "wrong"):
-        made = kind(weight, bias, *([torch.tensor(3.0)] * 2 if kind is Nvfp4Linear else []))
+        made = linear(kind, weight, bias, torch.tensor(3.0), torch.tensor(3.0))
         made.block_scales = made.block_scales if scales == "right" else made.block_scales[:-16]
         with FakeTensorMode() as mode:
             for name, buffer in made.named_buffers():
