@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import other_packages
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from test_plan import refused
+from tiny_unknown import aura_flow
 
 from diffopt.artifact import Artifact, CalibStats, Pipeline
 from diffopt.caches import METHODS
@@ -28,6 +30,7 @@ from diffopt.groups.validate import choose
 from diffopt.jobs.plan import ENDS, wants
 from diffopt.jobs.reach import unreached
 from diffopt.metrics import METRICS
+from diffopt.models import FAMILIES
 from diffopt.stage import Context, Stage, stage, stages
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +81,29 @@ def ran(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # what it adds
+
+
+@pytest.mark.parametrize("steps", [0, pytest.param(2, marks=pytest.mark.matrix)])
+def test_its_family_goes_through_the_chain(site: Path, tmp_path: Path, steps: int) -> None:
+    """Planned, and where there are steps, run."""
+    torch.manual_seed(0)
+    aura_flow().save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red apple\nbanana\n")
+    given = ["model.source=model", "model.dtype=float32", "model.height=32", "model.width=32", "model.max_sequence_length=16"]
+    given += ["format=fp8", "calib=default", "calib.prompts=prompts.txt", "calib.size=2", f"calib.n_steps={steps or 2}"]
+    given += [
+        "eval=default",
+        "eval.prompts=prompts.txt",
+        "eval.size=2",
+        "eval.steps=2",
+        "eval.latency=false",
+        "eval.metrics=[psnr]",
+    ]
+    done = diffopt(
+        site, tmp_path, *([] if steps else ["plan"]), "model=aura_flow", *given, "export=onnx", "export.batch_size=1"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("PSNR" if steps else "export") in done.stdout
 
 
 def test_its_metric_is_measured(ran):
@@ -172,6 +198,7 @@ FAULTS = {
         ("diffopt.stages", "26_bad", stages, PlanError),
         ("diffopt.metrics", "bad", lambda: METRICS["bad"], MetricError),
         ("diffopt.caches", "bad", lambda: METHODS["bad"], ConfigError),
+        ("diffopt.models", "bad", lambda: FAMILIES["bad"], PlanError),
     ],
 )
 def test_a_package_that_cannot_be_used_is_named(tmp_path, monkeypatch, group, name, use, error, point):
