@@ -33,7 +33,7 @@ def table(found: dict[str, Any]) -> str:
     rows = ["| |" + "".join(f" `{name}` |" for name in FORMATS), "|---|" + "---|" * len(FORMATS)]
     for family, cells in found["cells"].items():
         targets = found.get("targets", {}).get(family, {})
-        told = [_cell(cells[name], reasons) + _letters(targets.get(name, "")) for name in FORMATS]
+        told = [_cell(cells.get(name), reasons) + _letters(targets.get(name, "")) for name in FORMATS]
         rows.append(f"| {family} |" + "".join(f" {x} |" for x in told))
     notes = [f"{i}. {reason}" for i, reason in enumerate(reasons, 1)]
     return "\n".join([*rows, "", *notes, *([""] if notes else []), f"Tiny random models on a CPU ({found['where']})."]) + "\n"
@@ -44,8 +44,10 @@ def _letters(kinds: str) -> str:
     return "".join(letter for kind, letter in LETTERS.items() if kind in kinds.split())
 
 
-def _cell(cell: dict[str, Any], reasons: list[str]) -> str:
-    """Initials of the steps that pass, and a note's number for each that does not."""
+def _cell(cell: dict[str, Any] | None, reasons: list[str]) -> str:
+    """Initials of the steps that pass, and a note's number for each that does not; nothing of what was not tried."""
+    if cell is None:
+        return ""
     parts = []
     for step in ALL:
         if cell[step] is True:

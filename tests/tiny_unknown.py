@@ -1,9 +1,8 @@
 """Tiny random pipelines of diffusers that have no family file, one function each: what `model=auto` is to find its way in."""
 
-from collections.abc import Callable
 from typing import Any
 
-from tiny_pipelines import FLOW, Tiny, clip, clip_tokenizer, louder, t5, t5_tokenizer, unet, vae
+from tiny_pipelines import FLOW, Tiny, clip, clip_tokenizer, louder, sd3, sd21, t5, t5_tokenizer, unet, vae
 
 
 def gemma() -> Any:
@@ -203,13 +202,142 @@ def text_to_video(**changes: Any) -> Any:
     )
 
 
+def bria(**changes: Any) -> Any:
+    from diffusers import BriaPipeline, BriaTransformer2DModel
+
+    sizes = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": (8, 12, 12),
+    }
+    return BriaPipeline(
+        transformer=louder(BriaTransformer2DModel(**sizes | changes)),
+        scheduler=flow(),
+        vae=vae(latent_channels=4, **FLOW),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+    )
+
+
+def skyreels(**changes: Any) -> Any:
+    from diffusers import AutoencoderKLWan, SkyReelsV2Pipeline, SkyReelsV2Transformer3DModel, UniPCMultistepScheduler
+
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "text_dim": 32,
+        "freq_dim": 64,
+        "ffn_dim": 128,
+        "num_layers": 3,
+        "rope_max_seq_len": 64,
+    }
+    stages = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    return SkyReelsV2Pipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        transformer=louder(SkyReelsV2Transformer3DModel(**sizes | changes)),
+        vae=AutoencoderKLWan(z_dim=16, base_dim=3, **stages).eval(),
+        scheduler=UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=8.0),
+    )
+
+
+def mochi(**changes: Any) -> Any:
+    from diffusers import AutoencoderKLMochi, MochiPipeline, MochiTransformer3DModel
+
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 3,
+        "pooled_projection_dim": 32,
+        "in_channels": 12,
+        "text_embed_dim": 32,
+        "time_embed_dim": 32,
+        "max_sequence_length": 16,
+    }
+    autoencoder = AutoencoderKLMochi(
+        latent_channels=12,
+        out_channels=3,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+    return MochiPipeline(
+        scheduler=flow(),
+        vae=autoencoder.eval(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=louder(MochiTransformer3DModel(**sizes | changes)),
+    )
+
+
+def lumina(**changes: Any) -> Any:
+    from diffusers import LuminaNextDiT2DModel, LuminaPipeline
+
+    sizes = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "in_channels": 4,
+        "hidden_size": 64,
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "num_kv_heads": 1,
+        "multiple_of": 32,
+        "norm_eps": 1e-5,
+        "learn_sigma": True,
+        "qk_norm": True,
+        "cross_attention_dim": 32,
+        "scaling_factor": 1.0,
+    }
+    transformer = louder(LuminaNextDiT2DModel(**sizes | changes))
+    transformer.pad_token.data.zero_()  # what its class leaves in memory as it was
+    return LuminaPipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=vae(),
+        text_encoder=gemma(),
+        tokenizer=gemma_tokenizer(),
+    )
+
+
+def sprint(**changes: Any) -> Any:
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
+    own = sana(guidance_embeds=True, qk_norm="rms_norm_across_heads", **changes).components
+    return SanaSprintPipeline(**{**own, "scheduler": SCMScheduler()})
+
+
+def perturbed(**changes: Any) -> Any:
+    """SD3's parts in the pipeline of perturbed attention guidance."""
+    from diffusers import StableDiffusion3PAGPipeline
+
+    own = {n: x for n, x in sd3(**changes).components.items() if n not in ("image_encoder", "feature_extractor")}
+    return StableDiffusion3PAGPipeline(**own)
+
+
+def perturbed_unet(**changes: Any) -> Any:
+    """The same of a UNet."""
+    from diffusers import StableDiffusionPAGPipeline
+
+    own = {n: x for n, x in sd21(**changes).components.items() if n != "image_encoder"}
+    return StableDiffusionPAGPipeline(**own, requires_safety_checker=False)
+
+
 UNKNOWN: dict[str, Tiny] = {
-    "aura_flow": Tiny("auto", aura_flow, tokens=None),
-    "lumina2": Tiny("auto", lumina2, tokens=None),
-    "sana": Tiny("auto", sana, tokens=None),
-    "cogvideox": Tiny("auto", cogvideox, tokens=None, frames=9),
+    "aura_flow": Tiny("auto", aura_flow),
+    "lumina2": Tiny("auto", lumina2),
+    "sana": Tiny("auto", sana),
+    "cogvideox": Tiny("auto", cogvideox, frames=9),
+    "bria": Tiny("auto", bria),
+    "skyreels": Tiny("auto", skyreels, frames=5),
+    "mochi": Tiny("auto", mochi, frames=7),
+    "lumina": Tiny("auto", lumina),
+    "sprint": Tiny("auto", sprint),
+    "perturbed": Tiny("auto", perturbed),
+    "perturbed_unet": Tiny("auto", perturbed_unet, tokens=None),
     "lcm": Tiny("auto", lcm, tokens=None),
     "text_to_video": Tiny("auto", text_to_video, tokens=None, frames=4),
 }
-
-Maker = Callable[..., Any]

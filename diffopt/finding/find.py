@@ -21,13 +21,14 @@ from diffopt.models.index import index_of
 from diffopt.models.prompt_encoding import returns
 from diffopt.models.template import made
 
-SCALES = ("vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio", "spatial_compression_ratio")
-TIMES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "temporal_compression_ratio")
+SCALES = ("vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
+TIMES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+"""How pipelines call their pixels per latent, and their frames per latent."""
 FIXED = {"use_resolution_binning": False}
 """Arguments that a call is given where it takes them: else it draws another size, and resizes."""
 STRONG = 3.0
 """A guidance scale that guides."""
-STEPS = 3
+STEPS = 2
 COMMON = (8, 16, 32, 64)
 """Pixels that a side may have to be a multiple of, whatever the VAE's scale is."""
 
@@ -49,7 +50,12 @@ def find(directory: Path) -> Found:
         what, _, advice = str(e).partition("; ")
         raise PlanError(f"model.source: {what} (got {directory.name!r}); {advice or 'give another pipeline'}") from None
     run = Rehearsal(directory, cls, index.backbones, index.classes)
-    return _Search(run, names).found()
+    try:
+        return _Search(run, names).found()
+    except PlanError:
+        raise
+    except Exception as e:  # another's code
+        raise _unrun(cls, said(e)) from None
 
 
 @dataclass
@@ -76,9 +82,7 @@ class _Search:
         inputs, nested = self._inputs(calls, sizes, reasons)
         plain, guidance = self._guidance(sizes[0])
         unet = structure.UNET in blocks
-        first: dict[str, Any] = (
-            {"cached": ("*", "!up_blocks.-1")} if unet else {"cached": ("*", f"!{blocks[0]}.0"), "cached_reuse": "residual"}
-        )
+        adds = not unet and structure.adds(backbone, blocks)
         found = Found(
             pipeline=self.run.cls.__name__,
             backbone_class=type(backbone).__name__,
@@ -104,7 +108,8 @@ class _Search:
             timed=_timed(self.run),
             calls=max(1, round(len(plain.calls) / STEPS)),
             reasons=reasons,
-            **first,
+            cached=("*", "!up_blocks.-1") if unet else ("*", f"!{blocks[0]}.0"),
+            cached_reuse="residual" if adds else "output",
         )
         return trained(found, self.run, plain, self._given(sizes[0]), sizes[0])
 
@@ -139,10 +144,7 @@ class _Search:
                 raise
             except Exception as e:  # a pipeline's or a backbone's own, for a size that does not fit it
                 reason = said(e)
-        raise PlanError(
-            f"model.source: its {self.run.cls.__name__} did not run on small random inputs (got {reason}); "
-            "write its family in a file of a package"
-        )
+        raise _unrun(self.run.cls, reason)
 
     def _inputs(
         self, calls: list[dict[str, Any]], sizes: list[Size], reasons: dict[str, str]
@@ -174,6 +176,11 @@ class _Search:
         found |= {self.guidance_argument: "guidance_scale"} if self.guidance_argument else {}
         found |= {n: n for n in ("max_sequence_length",) if n in takes}
         return found | ({"negative_prompt": "negative_prompt"} if guidance != "none" and "negative_prompt" in takes else {})
+
+
+def _unrun(cls: Any, reason: str) -> PlanError:
+    what = f"its {cls.__name__} did not run on small random inputs (got {reason})"
+    return PlanError(f"model.source: {what}; write its family in a file of a package")
 
 
 def _guidance_argument(takes: Mapping[str, Parameter]) -> str | None:

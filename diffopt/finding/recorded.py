@@ -39,6 +39,8 @@ def template(name: str, values: Sequence[Any], sizes: Sequence[Size], dtype: tor
 
 def _tensor(name: str, values: Sequence[torch.Tensor], sizes: Sequence[Size], dtype: torch.dtype) -> dict[str, Any]:
     first = values[0]
+    if first.is_complex():
+        raise Unfit(f"{name} is complex, which graphs have not")
     if any(v.dim() != first.dim() for v in values):
         raise Unfit(f"{name} has several numbers of axes")
     shape = [fitted([v.shape[i] for v in values], sizes) for i in range(first.dim())]

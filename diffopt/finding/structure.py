@@ -1,6 +1,7 @@
 """What a backbone is made of: its repeated blocks, and what is kept in full precision. Computes nothing."""
 
 from collections.abc import Iterable, Iterator
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from diffusers.models.attention_processor import Attention
 
 from diffopt.caches.policy import MIDDLE
 from diffopt.errors import PlanError
+from diffopt.models.prompt_encoding import given_back
 
 UNET = "down_blocks"
 SHARE = 0.1
@@ -72,6 +74,17 @@ def crossing(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
     kinds: list[Any] = [getattr(backbone, n) for n in blocks]
     layers = [(n, m) for x in kinds for n, m in x.named_modules() if isinstance(m, (Attention, AttentionModuleMixin))]
     return any(getattr(m, "is_cross_attention", n.endswith("attn2")) for n, m in layers)
+
+
+def adds(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
+    """Whether what its blocks add can be told from what they are given, as a cache of residuals does (caches/segment.py): they
+    give the picture's hidden states, or the text's and the picture's, by the names of their arguments."""
+    for kind in {type(b) for n in blocks for b in getattr(backbone, n)}:
+        if kind.forward is torch.nn.Module.forward or "hidden_states" not in signature(kind.forward).parameters:
+            return False
+        if given_back(kind.forward) not in (["hidden_states"], ["encoder_hidden_states", "hidden_states"]):
+            return False
+    return True
 
 
 def known_to_hooks(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:

@@ -19,16 +19,20 @@ def returns(cls: type) -> tuple[str | None, ...]:
     a call of the pipeline does not take. Raises ValueError where no name is an argument of the call."""
     if not hasattr(cls, "encode_prompt"):
         raise ValueError("has no encode_prompt, so that its prompts cannot be encoded beforehand")
-    tree = ast.parse(dedent(getsource(cls.encode_prompt)))
+    names, takes = given_back(cls.encode_prompt), signature(cls.__call__).parameters
+    found = tuple(n if n in takes else None for n in names)
+    if not any(found):
+        raise ValueError(f"takes none of what its encode_prompt gives (got {', '.join(names)})")
+    return found
+
+
+def given_back(function: Any) -> list[str]:
+    """The names in a function's last return statement; of what is no name that which it begins with, or nothing."""
+    tree = ast.parse(dedent(getsource(function)))
     given = [x.value for x in ast.walk(tree) if isinstance(x, ast.Return) and x.value is not None]
     last = given[-1] if given else ast.Tuple([])
     parts = last.elts if isinstance(last, ast.Tuple) else [last]
-    takes = signature(cls.__call__).parameters
-    names = [m[0] if (m := FIRST.match(ast.unparse(x))) else "" for x in parts]
-    found = tuple(n if n in takes else None for n in names)
-    if not any(found):
-        raise ValueError(f"takes none of what its encode_prompt gives (got {ast.unparse(last)!r})")
-    return found
+    return [m[0] if (m := FIRST.match(ast.unparse(x))) else "" for x in parts]
 
 
 def encoded(

@@ -80,7 +80,10 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
         vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
     pipe = _assemble(ctx, pipeline, own | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
-    return place(pipe, ctx.device)
+    place(pipe, ctx.device)
+    if pinned.found:  # some ask for its config after that too
+        pipe.vae = SimpleNamespace(config=vae.config, dtype=getattr(torch, pinned.dtype))
+    return pipe
 
 
 def open_vae(ctx: Context, pipeline: Pipeline) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffopt.files.layers import Layer
 
@@ -23,8 +23,9 @@ def layers_of(model: "torch.nn.Module", prefix: str = "") -> list[Layer]:
         elif isinstance(module, torch.nn.Conv2d):
             found.append(Layer(prefix + name, "convolution", tuple(module.weight.shape)))
         elif isinstance(module, (Attention, AttentionModuleMixin)):
-            attention: Any = module
-            found.append(Layer(prefix + name, "attention", (attention.heads, attention.inner_dim // attention.heads)))
+            heads, inner = getattr(module, "heads", None), getattr(module, "inner_dim", None)
+            if isinstance(heads, int) and isinstance(inner, int):  # some classes count otherwise; none of them is quantized
+                found.append(Layer(prefix + name, "attention", (heads, inner // heads)))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from diffopt import models
 from diffopt.artifact import Checkpoint, OnnxGraph, Pipeline
-from diffopt.errors import GateError
+from diffopt.errors import DiffoptError, GateError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OUTPUT, GraphInput, OnnxGraphFile
 from diffopt.files.pipeline import PipelineFile
@@ -18,6 +18,7 @@ from diffopt.groups.cut import CutView, cuts
 from diffopt.groups.export import SHAPES
 from diffopt.groups.model import GuidedView
 from diffopt.layouts import demo_diffusion
+from diffopt.models import names
 from diffopt.models.family import Family, Size
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices, Group, View
@@ -221,7 +222,17 @@ def _write(
     head = described.keywords
     path = folder / head.get("file", "model.onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
-    graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut, calls.size_axes)
+    try:
+        graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut, calls.size_axes)
+    except DiffoptError:
+        raise
+    except Exception as e:  # of a backbone that nobody has exported yet
+        if calls.family.name in names():
+            raise
+        what = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}"
+        raise GateError(
+            f"export: no graph can be written of a {calls.family.backbone_class} (got {what}); drop export"
+        ) from None
     if "output" in head:
         demo_diffusion.rename_output(path, OUTPUT)
     # A checkpoint counts layers that a model has without reading what they make.

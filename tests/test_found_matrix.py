@@ -1,0 +1,84 @@
+"""Pipelines without a family file in three formats at tiny size on a CPU, by the family that is found: as test_matrix.py."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from matrix_table import CELLS, STEPS
+from test_matrix import _check_restored, attempt, calibration, entry
+from tiny import PROMPTS, folder
+from tiny_unknown import UNKNOWN
+
+FORMATS = ("int8_sq", "fp8", "nvfp4")
+UNEXPORTED = {
+    "cogvideox": "CogVideoXTransformer3DModel cannot be written down (got image_rotary_emb is a list of tensors)",
+    "lumina": "LuminaNextDiT2DModel cannot be written down (got image_rotary_emb is complex, which graphs have not)",
+    "lumina2": "no graph can be written of a Lumina2Transformer2DModel (got RuntimeError: ScalarType ComplexDouble is",
+}
+"""Why there is no graph of them."""
+CELLS_ASKED = [
+    pytest.param(name, kind, id=f"{name}-{kind}", marks=[] if (name, kind) == ("sana", "fp8") else [pytest.mark.matrix])
+    for name in UNKNOWN
+    for kind in FORMATS
+]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def source(name: str, there: dict[str, Path]) -> Path:
+    if name not in there:
+        there[name] = folder() / name
+        torch.manual_seed(0)
+        UNKNOWN[name].make().save_pretrained(there[name])
+    return there[name]
+
+
+@pytest.mark.parametrize(("name", "kind"), CELLS_ASKED)
+def test_a_pipeline_without_a_family_file_goes_through_the_chain(
+    name: str, kind: str, store: Path, prompts: Path, sources: dict[str, Path]
+) -> None:
+    tiny = UNKNOWN[name]
+    picks = ["model=auto", f"model.source={source(name, sources)}", "model.dtype=float32", f"format={kind}"]
+    picks += [f"model.height={tiny.side}", f"model.width={tiny.side}", "model.long_prompts=cut"]
+    picks += [f"model.guidance_scale={tiny.guidance}", *([f"model.frames={tiny.frames}"] if tiny.frames else [])]
+    picks += [f"model.max_sequence_length={tiny.tokens}"] if tiny.tokens else []
+    picks += calibration(kind, prompts)
+    picks += ["eval=default", f"eval.prompts={prompts}", "eval.size=2", "eval.batch_size=2", "eval.steps=2"]
+    picks += ["eval.metrics=[psnr]", "eval.latency=false"]
+    engine = ["export=tensorrt", "export.high_precision_dtype=float16", "export.builder_optimization_level=0"]
+    cell: dict[str, Any] = {}
+    CELLS.setdefault(f"auto: {name}", {})[kind] = cell
+    made, said = attempt(store, *picks, *engine)
+    assert made is not None, said
+    for step, stage in STEPS.items():
+        cell[step] = True if entry(made, stage) else said
+    if name in UNEXPORTED:
+        assert UNEXPORTED[name] in said
+        made, said = attempt(store, *picks)
+        assert made is not None, said
+        cell["run"] = True if entry(made, "sample") else said
+    cached, said = attempt(store, *picks, "cache=cachify")
+    cell["cache"] = True if cached and entry(cached, "sample") else said
+    lacking = {step: x for step, x in cell.items() if x is not True}
+    assert {*lacking} == ({"export", "build"} if name in UNEXPORTED else set()), lacking
+    if name not in UNEXPORTED:
+        for graph in entry(made, "export").path.rglob("*.onnx"):
+            onnx.checker.check_model(graph)
+    _check_restored(made) if name not in UNEXPORTED else None
