@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from test_portable import stored
+from test_portable import MADE, PIPELINE, stored
 from test_report import scored
 from tiny import Bench
 
 from diffopt.artifact import DeployedCheckpoint
 from diffopt.cli.store import command
+from diffopt.store.fingerprint import fingerprint
 from diffopt.store.store import Store
 
-PIPELINE, CHECKPOINT, DEPLOYED = "a" * 16, "b" * 16, "d" * 16
+CHECKPOINT = MADE
+IDENTITY = {"stage": "deploy", "inputs": {"pipeline": PIPELINE, "checkpoint": CHECKPOINT}}
+DEPLOYED = fingerprint(IDENTITY)
 CONFIG = """
 store: /home/someone/store
 seed: 3
@@ -27,9 +30,8 @@ def store_of(b: Bench, name: str, root: Path, deployed: DeployedCheckpoint | Non
     """With the pipeline, the checkpoint and perhaps its weights for another program."""
     store = stored(b, name, root / "store")
     if deployed:
-        inputs = {"pipeline": PIPELINE, "checkpoint": CHECKPOINT}
         made = {"seconds": 1.0, "diffopt": "0.1.0", "packages": {"torch": "2.14.1"}}
-        with store.publish("deploy", DEPLOYED, {"stage": "deploy", "inputs": inputs}, made) as out:
+        with store.publish("deploy", DEPLOYED, IDENTITY, made) as out:
             for file in (p for p in deployed.path.rglob("*") if p.is_file()):
                 (out / file.relative_to(deployed.path)).parent.mkdir(parents=True, exist_ok=True)
                 (out / file.relative_to(deployed.path)).write_bytes(file.read_bytes())

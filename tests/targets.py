@@ -21,12 +21,13 @@ from diffopt import formats
 from diffopt.artifact import Checkpoint, DeployedCheckpoint
 from diffopt.files.deploy import DeployFile
 from diffopt.files.pipeline import PipelineFile
-from diffopt.layouts import modelopt, svdquant
+from diffopt.layouts import svdquant
 from diffopt.layouts.families import NAMES
 from diffopt.models import family
 from diffopt.pipeline.open import by_name
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
+from diffopt.quantization.numbers import numbers as numbers_of
 from diffopt.stages.deploy import LayoutView, deploy
 
 Tensors = dict[str, torch.Tensor]
@@ -121,7 +122,7 @@ def in_folders(there: Path, parts: Parts, same: Callable[[Any, Tensors, str], No
 
 
 def same_numbers(layer: Any, found: Tensors, name: str) -> None:
-    numbers, scored = modelopt.numbers(found, name), scored_weight(layer)
+    numbers, scored = numbers_of(found, name), scored_weight(layer)
     if name == "w4a8_awq":  # simulated in two roundings, of which the model's precision is between
         assert float((numbers - scored.float()).norm() / scored.float().norm()) < 0.05
     else:

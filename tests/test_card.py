@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from shipped import CHECKPOINT, DEPLOYED, export, ran, step, store_of
+from shipped import CHECKPOINT, DEPLOYED, PIPELINE, export, ran, step, store_of
 from sweeps import MACHINE
 from test_layouts import made
 from test_report import artifact
@@ -78,7 +78,7 @@ def test_a_speed_is_given_with_its_machine(tmp_path: Path) -> None:
     b = bench()
     store = store_of(b, "fp8", tmp_path)
     steps = [
-        step("load", "pipeline", "a" * 16),
+        step("load", "pipeline", PIPELINE),
         step("quantize", "checkpoint", CHECKPOINT, "load"),
         step("sample", "images", "2" * 16, "quantize"),
         step("score", "metrics", "3" * 16, "sample"),
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_no_run_has_scored_says_so_and_how(tmp_path: Path) -> 
 
 
 def test_a_checkpoint_that_was_only_made_can_be_scored_by_the_command_that_made_it(tmp_path: Path) -> None:
-    steps = [step("load", "pipeline", "a" * 16), step("quantize", "checkpoint", CHECKPOINT, "load")]
+    steps = [step("load", "pipeline", PIPELINE), step("quantize", "checkpoint", CHECKPOINT, "load")]
     text = shipped(tmp_path, {"steps": steps, "overrides": ["format=fp8", "eval=null"]})
     assert "diffopt +recipe=mine format=fp8 eval=OPTION" in text
     assert "Calibrated on 4 prompts" in text
@@ -140,7 +140,7 @@ def test_a_run_whose_candidate_is_another_checkpoint_scores_this_one_only_where_
     """A trained checkpoint is made of this one, and `eval.compare=[ptq]` draws with this one too."""
     store, b = Store(tmp_path / "store"), bench()
     steps = [
-        step("load", "pipeline", "a" * 16),
+        step("load", "pipeline", PIPELINE),
         step("quantize", "checkpoint", CHECKPOINT, "load"),
         step("train", "checkpoint", "e" * 16, "load", "quantize"),
         step("reference", "reference", "1" * 16, "load"),
@@ -326,7 +326,7 @@ def test_a_run_that_made_weights_has_its_card_and_the_page_links_it(tmp_path: Pa
     b = bench()
     store = store_of(b, "fp8", tmp_path, made(b, "fp8"))
     steps = [
-        step("load", "pipeline", "a" * 16),
+        step("load", "pipeline", PIPELINE),
         step("quantize", "checkpoint", CHECKPOINT, "load"),
         step("deploy", "deploy", DEPLOYED, "load", "quantize"),
         step("reference", "reference", "1" * 16, "load"),

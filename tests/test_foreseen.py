@@ -145,7 +145,13 @@ def chosen(tiny: str, weights: str = "pretrained") -> Any:
     """A tiny model as a recipe would choose it, as far as its outline is read."""
     about = TINY[tiny]
     return SimpleNamespace(
-        family=about.family, weights=weights, variant=None, dtype="float32", scheduler=None, max_sequence_length=None
+        family=about.family,
+        found=None,
+        weights=weights,
+        variant=None,
+        dtype="float32",
+        scheduler=None,
+        max_sequence_length=None,
     )
 
 
@@ -176,7 +182,9 @@ def test_the_configs_of_every_architecture_are_read(name: str) -> None:
     folder = assets.locate(f"asset:architectures/{name}")
     named = json.loads((folder / "model_index.json").read_text())["_class_name"]
     family = next(f for f in map(models.family, models.names()) if f.opened(named))
-    model: Any = SimpleNamespace(family=family.name, weights="random", variant=None, dtype="float16", scheduler=None)
+    model: Any = SimpleNamespace(
+        family=family.name, found=None, weights="random", variant=None, dtype="float16", scheduler=None
+    )
     found = outline(folder, model)
     assert found is not None
     assert all(n > 0 for n in found.pinned.blocks.values())

@@ -10,15 +10,17 @@ import torch
 from conftest import some
 from matrix_table import FORMATS
 from safetensors.torch import load_file, save_file
-from test_comfyui import CELLS, FILE, first, left_out
+from targets import settings
+from test_comfyui import FILE, first
 from test_comfyui import written as comfy
 from test_layouts import FOLDER, made
 from test_packed import packed
 from test_svdquant_layouts import NAME, SETTLED
 from test_svdquant_layouts import written as svdquant_written
 from tiny import Bench, bench, emoji, folder
+from tiny_pipelines import TINY
 
-from diffopt import formats, models
+from diffopt import models
 from diffopt.artifact import Checkpoint
 from diffopt.errors import ConfigError, SourceError
 from diffopt.files.checkpoint import CheckpointFile
@@ -26,8 +28,7 @@ from diffopt.groups.quantized_source import recognised
 from diffopt.kernels.block_scales import straight, tiled
 from diffopt.kernels.capability import KIND
 from diffopt.kernels.convert import convert
-from diffopt.layouts import nunchaku, svdquant_reader
-from diffopt.layouts.families import NAMES
+from diffopt.layouts import COMFYUI, nunchaku, svdquant_reader
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import simulated
@@ -105,11 +106,11 @@ def test_a_native_pack_is_read_as_it_was_scored_and_packed_again_byte_for_byte(n
 FEW = {("flux", "fp8"), ("flux", "nvfp4"), ("flux", "mxfp8"), ("sd3", "int8"), ("sd3", "fp8"), ("wan", "nvfp4")}
 
 
-@pytest.mark.parametrize(("tiny", "name"), some(CELLS, FEW))
+@pytest.mark.parametrize(("tiny", "name"), some([(tiny, name) for tiny in TINY for name in COMFYUI], FEW))
 def test_comfyuis_files_are_read_as_they_were_scored_and_written_again_byte_for_byte(tiny: str, name: str) -> None:
     """INT8 has no scale of its inputs there, which are rounded by rows."""
     b = bench("bfloat16", family=None if tiny == "flux" else tiny)
-    how = {"share": formats.method(name).shares and NAMES[b.family].fuses(), "exclude": left_out(tiny, name)}
+    how = settings(b, name)
     ctx = b.context()
     deploy.run(ctx, FILE, b.pipeline(), b.checkpoint(name, **how))
     came = read(b, ctx.out)

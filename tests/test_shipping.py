@@ -18,7 +18,7 @@ from conftest import some
 from contents import CHECKPOINT as CONTENT
 from matrix_table import FORMATS
 from modelopt.torch.opt.plugins import huggingface
-from shipped import CHECKPOINT, DEPLOYED, export, ran, store_of
+from shipped import CHECKPOINT, DEPLOYED, PIPELINE, export, ran, store_of
 from test_layouts import made
 from tiny import Bench, bench, call, emoji, random_bench
 
@@ -81,7 +81,7 @@ def test_diffusers_reads_the_folder_with_a_backbone_that_is_given(exported: Path
 def test_every_file_is_in_the_manifest_with_its_hash(exported: Path) -> None:
     head = ExportFile.read(exported)
     assert {*head.files} == tree(exported) - {ExportFile.NAME}
-    assert head.artifacts == {"pipeline": "a" * 16, "checkpoint": CHECKPOINT, "deploy": DEPLOYED}
+    assert head.artifacts == {"pipeline": PIPELINE, "checkpoint": CHECKPOINT, "deploy": DEPLOYED}
     assert shipment.differs(exported) is None
 
 
@@ -140,7 +140,7 @@ def _same(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
 def test_another_scheduler_is_the_folders_own(tmp_path: Path) -> None:
     b = bench()
     store = store_of(b, "fp8", tmp_path)
-    path = store.root / "pipeline" / ("a" * 16) / "pipeline.json"
+    path = store.root / "pipeline" / PIPELINE / "pipeline.json"
     path.chmod(0o644)
     content = json.loads(path.read_text()) | {"scheduler": "FlowMatchHeunDiscreteScheduler"}
     path.write_text(json.dumps(content))
@@ -334,7 +334,7 @@ def test_a_folder_needs_about_as_much_as_it_is_said_to(tmp_path: Path, monkeypat
 def test_an_artifact_without_weights_is_refused(tmp_path: Path) -> None:
     b = bench()
     line = refused(store_of(b, "fp8", tmp_path), tmp_path / "out", "pipeline/aaaa", tmp_path / "out", "--as", "hf")
-    assert "--as hf takes a checkpoint, deploy or native artifact (got pipeline/aaaaaaaaaaaaaaaa)" in line
+    assert f"--as hf takes a checkpoint, deploy or native artifact (got pipeline/{PIPELINE})" in line
 
 
 def test_a_format_that_a_way_does_not_take_is_refused_before_the_model_is_opened(tmp_path: Path) -> None:

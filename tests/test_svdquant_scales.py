@@ -11,8 +11,8 @@ from diffopt.files.checkpoint import CheckpointFile
 from diffopt.quantization import checkpoint
 from diffopt.quantization.awq_svdquant import calibrate, rebuild
 from diffopt.quantization.block_codes import tensor_scale
-from diffopt.quantization.checkpoint import _rule
 from diffopt.quantization.recorded_calls import replay
+from diffopt.quantization.rules import rule
 from diffopt.quantization.svdquant_scales import next_in_bfloat16, power_of_two
 
 NAME = "nvfp4_svdquant"
@@ -89,7 +89,7 @@ def test_one_projection_of_a_group_is_the_best_of_its_rank() -> None:
 def test_what_is_restored_is_what_was_calibrated_bit_for_bit() -> None:
     b = bench("bfloat16")
     head = CheckpointFile.read(b.checkpoint(NAME, share=True, round=True).path)
-    rules, loop = [_rule(r) for r in head.rules], replay([r.path for r in b.recordings(CHUNK)])
+    rules, loop = [rule(r) for r in head.rules], replay([r.path for r in b.recordings(CHUNK)])
     made, again = b.backbone(), b.backbone()
     found = calibrate(made, rules, head.algorithm, loop, share=True, round=True)
     rebuild(again, rules, head.algorithm, found)

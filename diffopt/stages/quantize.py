@@ -1,7 +1,7 @@
 """quantize: put the backbone into the chosen format, calibrated on recorded extremes or by a search over recorded inputs."""
 
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from diffopt import formats
 from diffopt.artifact import CalibStats, Checkpoint, HessianChunk, Mix, Pipeline, Recording
@@ -10,6 +10,9 @@ from diffopt.groups import FormatView, ScaleView
 from diffopt.groups.format import weights
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
+
+if TYPE_CHECKING:
+    from diffopt.quantization.scheme import Scheme
 
 
 def observes(choices: Choices) -> bool:
@@ -72,20 +75,7 @@ def quantize(
         backbone = plain.backbone
     alpha = calib.alpha if calib else None
     scheme = mixed(mix, alpha) if mix else uniform(backbone, pipeline, format, alpha)
-    head = partial(
-        CheckpointFile,
-        family=family.name,
-        format=method.name,
-        weight_bits=scheme.weight_bits,
-        block_size=format.block_size,
-        rank=format.rank,
-        weights=format.weights,
-        inputs=format.inputs,
-        share_scales=format.share_scales,
-        rules=scheme.rules,
-        algorithm=scheme.algorithm,
-        mix=scheme.mix,
-    )
+    head = _head(family.name, method.name, format, scheme)
     extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
     zeros.check(backbone, [n for n in scheme.layers if _scaled(scheme.mix[n] if scheme.mix else method.name)], extremes)
     means = hessian.merge([load_file(h.path / "hessians.safetensors") for h in hessians]) if hessians else {}
@@ -106,3 +96,21 @@ def quantize(
         blocks = [n for n in scheme.layers if formats.method(scheme.mix[n] if scheme.mix else method.name).weights]
         state |= weight_scales.of_layers(backbone, blocks, state, search) if search else {}
         checkpoint.save(ctx.out, head(layers=tuple(q.layer for q in known if q.weight)), known, extremes, state)
+
+
+def _head(family: str, name: str, format: FormatView, scheme: "Scheme") -> "partial[CheckpointFile]":
+    """What checkpoint.json says, but for the layers."""
+    return partial(
+        CheckpointFile,
+        family=family,
+        format=name,
+        weight_bits=scheme.weight_bits,
+        block_size=format.block_size,
+        rank=format.rank,
+        weights=format.weights,
+        inputs=format.inputs,
+        share_scales=format.share_scales,
+        rules=scheme.rules,
+        algorithm=scheme.algorithm,
+        mix=scheme.mix,
+    )
