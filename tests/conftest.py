@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `--matrix` what is slow alone. A family of the matrix, and each other file, go to one process: what a module's
     fixtures made is used again there. The longest begin first, so that no process ends long before the others."""
-    matrix = ("test_matrix.py", "test_targets.py")
+    matrix = {"test_matrix.py": "family", "test_targets.py": "family", "test_found_matrix.py": "name"}
     if config.getoption("--matrix"):
         kept = [x for x in items if x.path.name in matrix or x.get_closest_marker("matrix")]
         config.hook.pytest_deselected(items=[x for x in items if x not in {*kept}])
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda x: x.path.name not in LONGEST)
     for item in items:
         cell: Any = getattr(item, "callspec", None) if item.path.name in matrix else None
-        group = f"{item.path.name}-{cell.params['family']}" if cell else item.path.name
+        group = f"{item.path.name}-{cell.params[matrix[item.path.name]]}" if cell else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
 
 
@@ -96,6 +96,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             for part, found in parts.items()
             if all(f in found and {*found[f]} == {*matrix_table.FORMATS} for f in MODELS)
         }
+        for part, found in parts.items():
+            if part in whole:  # and what is of no family, in some formats
+                whole[part] |= {f: x for f, x in found.items() if f not in MODELS}
         if whole:
             matrix_table.write(whole, environment.machine()["cpu"])
 

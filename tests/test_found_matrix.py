@@ -16,8 +16,15 @@ UNEXPORTED = {
     "cogvideox": "CogVideoXTransformer3DModel cannot be written down (got image_rotary_emb is a list of tensors)",
     "lumina": "LuminaNextDiT2DModel cannot be written down (got image_rotary_emb is complex, which graphs have not)",
     "lumina2": "no graph can be written of a Lumina2Transformer2DModel (got RuntimeError: ScalarType ComplexDouble is",
+    "perturbed": "SD3Transformer2DModel cannot be written down (got a call without guidance has 2 * batch rows)",
 }
 """Why there is no graph of them."""
+UNBUILT = {
+    ("mochi", "int8_sq"): {"build"},
+    ("mochi", "fp8"): {"build"},
+    ("mochi", "nvfp4"): {"export", "build"},
+}
+"""Cells whose graph or engine plan lacks for what the cell says; all else of them works."""
 CELLS_ASKED = [
     pytest.param(name, kind, id=f"{name}-{kind}", marks=[] if (name, kind) == ("sana", "fp8") else [pytest.mark.matrix])
     for name in UNKNOWN
@@ -68,17 +75,18 @@ def test_a_pipeline_without_a_family_file_goes_through_the_chain(
     made, said = attempt(store, *picks, *engine)
     assert made is not None, said
     for step, stage in STEPS.items():
-        cell[step] = True if entry(made, stage) else said
-    if name in UNEXPORTED:
-        assert UNEXPORTED[name] in said
+        cell[step] = True if entry(made, stage) else said.split(" [")[0]  # without what a parser of graphs says besides
+    without = {"export", "build"} if name in UNEXPORTED else UNBUILT.get((name, kind), set())
+    if without:
+        assert UNEXPORTED.get(name, "") in said
         made, said = attempt(store, *picks)
         assert made is not None, said
         cell["run"] = True if entry(made, "sample") else said
     cached, said = attempt(store, *picks, "cache=cachify")
     cell["cache"] = True if cached and entry(cached, "sample") else said
     lacking = {step: x for step, x in cell.items() if x is not True}
-    assert {*lacking} == ({"export", "build"} if name in UNEXPORTED else set()), lacking
-    if name not in UNEXPORTED:
+    assert {*lacking} == without, lacking
+    if not without:
         for graph in entry(made, "export").path.rglob("*.onnx"):
             onnx.checker.check_model(graph)
-    _check_restored(made) if name not in UNEXPORTED else None
+        _check_restored(made)

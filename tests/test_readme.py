@@ -17,7 +17,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from manual import FOLDERS, PAGES, ROOT, Page, named, page, words
 from omegaconf import OmegaConf
+from test_found_matrix import FORMATS as FOUND_FORMATS
 from test_matrix import MODELS
+from tiny_unknown import UNKNOWN
 
 from diffopt import formats
 from diffopt.cli.arguments import Parser
@@ -297,7 +299,8 @@ def test_the_table_of_launchers_has_every_launcher() -> None:
 def test_the_support_matrix_is_that_of_the_last_results() -> None:
     found = json.loads(matrix_table.FOUND.read_text())
     assert matrix_table.table(found) in page("diffopt/models/README.md").text
-    assert {name: set(cells) for name, cells in found["cells"].items()} == {n: set(matrix_table.FORMATS) for n in MODELS}
+    expected = {n: {*matrix_table.FORMATS} for n in MODELS} | {f"auto: {n}": {*FOUND_FORMATS} for n in UNKNOWN}
+    assert {name: set(cells) for name, cells in found["cells"].items()} == expected
 
 
 # numbers

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tiny_pipelines import FLOW, Tiny, clip, clip_tokenizer, louder, sd3, sd21, t5, t5_tokenizer, unet, vae
+from tiny_pipelines import FLOW, Tiny, clip, clip_tokenizer, louder, sd3, t5, t5_tokenizer, unet, vae
 
 
 def gemma() -> Any:
@@ -318,12 +318,89 @@ def perturbed(**changes: Any) -> Any:
     return StableDiffusion3PAGPipeline(**own)
 
 
-def perturbed_unet(**changes: Any) -> Any:
-    """The same of a UNet."""
-    from diffusers import StableDiffusionPAGPipeline
+def cogview3(**changes: Any) -> Any:
+    from diffusers import CogVideoXDDIMScheduler, CogView3PlusPipeline, CogView3PlusTransformer2DModel
 
-    own = {n: x for n, x in sd21(**changes).components.items() if n != "image_encoder"}
-    return StableDiffusionPAGPipeline(**own, requires_safety_checker=False)
+    sizes = {
+        "patch_size": 2,
+        "in_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "out_channels": 4,
+        "text_embed_dim": 32,
+        "time_embed_dim": 64,
+        "condition_dim": 16,
+        "pos_embed_max_size": 32,
+        "sample_size": 16,
+    }
+    return CogView3PlusPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        vae=vae(),
+        transformer=louder(CogView3PlusTransformer2DModel(**sizes | changes)),
+        scheduler=CogVideoXDDIMScheduler(),
+    )
+
+
+def sana_video(**changes: Any) -> Any:
+    from diffusers import AutoencoderKLWan, DPMSolverMultistepScheduler, SanaVideoPipeline, SanaVideoTransformer3DModel
+
+    sizes = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "num_layers": 3,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 32,
+        "cross_attention_dim": 64,
+        "caption_channels": 32,
+        "mlp_ratio": 2.0,
+        "sample_size": 8,
+        "patch_size": (1, 2, 2),
+        "rope_max_seq_len": 64,
+    }
+    stages = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    return SanaVideoPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=gemma(),
+        vae=AutoencoderKLWan(z_dim=16, base_dim=3, **stages).eval(),
+        transformer=louder(SanaVideoTransformer3DModel(**sizes | changes)),
+        scheduler=DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=8.0),
+    )
+
+
+def animate_diff(**changes: Any) -> Any:
+    from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, UNetMotionModel
+
+    sizes = {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "sample_size": 16,
+        "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+        "cross_attention_dim": 32,
+        "num_attention_heads": 2,
+        "motion_num_attention_heads": 2,
+        "motion_max_seq_length": 8,
+        "norm_num_groups": 8,
+    }
+    adapter = MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_max_seq_length=8,
+        motion_norm_num_groups=8,
+    )
+    return AnimateDiffPipeline(
+        vae=vae(),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        unet=louder(UNetMotionModel(**sizes | changes)),
+        motion_adapter=adapter.eval(),
+        scheduler=DDIMScheduler(clip_sample=False, beta_schedule="linear"),
+    )
 
 
 UNKNOWN: dict[str, Tiny] = {
@@ -337,7 +414,9 @@ UNKNOWN: dict[str, Tiny] = {
     "lumina": Tiny("auto", lumina),
     "sprint": Tiny("auto", sprint),
     "perturbed": Tiny("auto", perturbed),
-    "perturbed_unet": Tiny("auto", perturbed_unet, tokens=None),
+    "cogview3": Tiny("auto", cogview3),
+    "sana_video": Tiny("auto", sana_video, frames=5),
+    "animate_diff": Tiny("auto", animate_diff, tokens=None, frames=4),
     "lcm": Tiny("auto", lcm, tokens=None),
     "text_to_video": Tiny("auto", text_to_video, tokens=None, frames=4),
 }

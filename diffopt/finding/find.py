@@ -13,7 +13,7 @@ from diffopt.errors import PlanError
 from diffopt.files.found import Found
 from diffopt.finding import structure
 from diffopt.finding.recorded import Unfit, flat, template
-from diffopt.finding.rehearsal import DTYPE, Rehearsal, Seen, needed, said
+from diffopt.finding.rehearsal import DTYPE, FRAMES, Rehearsal, Seen, needed, said
 from diffopt.finding.texts import SHORT, text_templates
 from diffopt.finding.training import trained
 from diffopt.models.family import Size
@@ -69,7 +69,7 @@ class _Search:
         takes = self.run.takes
         self.guidance_argument = _guidance_argument(takes)
         self.fixed = {n: v for n, v in FIXED.items() if n in takes}
-        self.frame_step = _attribute(self.run.pipe, TIMES, 1) if "num_frames" in takes else None
+        self.frame_step = _attribute(self.run.pipe, TIMES, 1) if {*FRAMES} & {*takes} else None
         self.tokens, self.texts = text_templates(self.run, self.names)
 
     def found(self) -> Found:
@@ -154,7 +154,10 @@ class _Search:
         try:
             if len({tuple(sorted(g)) for g in given}) > 1:
                 raise Unfit("its inputs are not the same at all sizes")
-            return {n: template(n, [g[n] for g in given], sizes, DTYPE) for n in given[0]}, nested
+            found = {n: template(n, [g[n] for g in given], sizes, DTYPE) for n in given[0]}
+            if (rows := next(iter(found.values()))["shape"][0]) != "batch":  # as of perturbed attention
+                raise Unfit(f"a call without guidance has {rows} rows")
+            return found, nested
         except Unfit as e:
             reasons["export"] = str(e)
             return None, nested
@@ -172,7 +175,8 @@ class _Search:
 
     def _arguments(self, guidance: str) -> dict[str, str]:
         takes = self.run.takes
-        found = {n: f for n, f in (("height", "height"), ("width", "width"), ("num_frames", "frames")) if n in takes}
+        names = {"height": "height", "width": "width", **dict.fromkeys(FRAMES, "frames")}
+        found = {n: f for n, f in names.items() if n in takes}
         found |= {self.guidance_argument: "guidance_scale"} if self.guidance_argument else {}
         found |= {n: n for n in ("max_sequence_length",) if n in takes}
         return found | ({"negative_prompt": "negative_prompt"} if guidance != "none" and "negative_prompt" in takes else {})

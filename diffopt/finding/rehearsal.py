@@ -21,6 +21,8 @@ from diffopt.pipeline.open import default_dtype
 
 DTYPE = torch.bfloat16
 """Of the rehearsal: what has it is of the model's dtype, what is in FP32 always is."""
+FRAMES = ("num_frames", "frames", "video_length")
+"""How pipelines call the frames of a video."""
 PROMPT = "a red apple on a table"
 
 
@@ -155,7 +157,7 @@ class Rehearsal:
 
     def arguments(self, size: Size, scale: float, guidance: str | None, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """Of a call at a size, in pixels, with such guidance."""
-        given: dict[str, Any] = {"height": size.height, "width": size.width, "num_frames": size.frames}
+        given: dict[str, Any] = {"height": size.height, "width": size.width, **dict.fromkeys(FRAMES, size.frames)}
         found = {n: v for n, v in given.items() if n in self.takes}
         return found | ({guidance: scale} if guidance else {}) | dict(fixed)
 

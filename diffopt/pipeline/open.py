@@ -60,7 +60,15 @@ def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, 
 def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
     pinned = PipelineFile.read(pipeline.path)
-    pipe = place(_assemble(ctx, pipeline, dict.fromkeys([*pinned.backbones, "vae"])), ctx.device)
+    none = dict.fromkeys([*pinned.backbones, "vae"])
+    if pinned.found:  # some ask for the VAE's config when they are made, and for their backbone's precision
+        pipe = _assemble(ctx, pipeline, none | {"vae": _empty_vae(ctx, pinned)})
+        pipe.register_modules(vae=None)
+        place(pipe, ctx.device)
+        own = SimpleNamespace(**config(ctx, pinned, pinned.backbones[0]))
+        setattr(pipe, pinned.backbones[0], SimpleNamespace(config=own, dtype=getattr(torch, pinned.dtype)))
+        return pipe
+    pipe = place(_assemble(ctx, pipeline, none), ctx.device)
     if {*_parts(ctx, pinned).left_out} & {*family_of(pipeline).spare}:  # zeros stand for it, as wide as the backbone takes
         setattr(pipe, pinned.backbones[0], SimpleNamespace(config=SimpleNamespace(**config(ctx, pinned, pinned.backbones[0]))))
     return pipe
@@ -76,14 +84,18 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
         fresh = {"vae": _random(ctx, pinned, "vae", ctx.device).eval()} if pinned.weights == "random" else {}
         return place(_assemble(ctx, pipeline, own | fresh), ctx.device)
-    with init_empty_weights():
-        vae = _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
+    vae = _empty_vae(ctx, pinned)
     pipe = _assemble(ctx, pipeline, own | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     place(pipe, ctx.device)
     if pinned.found:  # some ask for its config after that too
         pipe.vae = SimpleNamespace(config=vae.config, dtype=getattr(torch, pinned.dtype))
     return pipe
+
+
+def _empty_vae(ctx: Context, pinned: PipelineFile) -> Any:
+    with init_empty_weights():
+        return _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
 
 
 def open_vae(ctx: Context, pipeline: Pipeline) -> Any:
