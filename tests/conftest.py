@@ -70,7 +70,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda x: x.path.name not in LONGEST)
     for item in items:
         cell: Any = getattr(item, "callspec", None) if item.path.name in matrix else None
-        group = f"{item.path.name}-{cell.params[matrix[item.path.name]]}" if cell else item.path.name
+        of = cell.params.get(matrix[item.path.name]) if cell else None
+        group = f"{item.path.name}-{of}" if of else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -57,6 +57,34 @@ def source(name: str, there: dict[str, Path]) -> Path:
     return there[name]
 
 
+REFUSED = {
+    "train": (
+        ["train=qad", "train.steps=2", "train.warmup=0"],
+        "train: how BriaPipeline is trained is not known here: how its",
+    ),
+    "cache": (["cache=first_block"], "cache: diffusers' FirstBlockCache does not know the blocks of BriaPipeline"),
+    "size": (["model.height=34"], "model.height: is not a multiple of 4 pixels (got 34)"),
+}
+"""What only shows when the family is found."""
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_found_family_cannot_is_refused_when_it_is_loaded_and_from_then_on_in_the_plan(
+    case: str, store: Path, prompts: Path, sources: dict[str, Path]
+) -> None:
+    picks, line = REFUSED[case]
+    given = ["model=auto", f"model.source={source('bria', sources)}", "model.dtype=float32", "format=fp8"]
+    given += ["model.height=32", "model.width=32", "model.long_prompts=cut", *calibration("fp8", prompts)]
+    given += ["eval=default", f"eval.prompts={prompts}", "eval.size=2", "eval.steps=4", *picks]
+    made, said = attempt(store, *given)
+    assert line in said
+    for stage in ("embed", "observe"):
+        assert made is None or not entry(made, stage), stage
+    again, said = attempt(store, *given)
+    assert again is None
+    assert line in said
+
+
 @pytest.mark.parametrize(("name", "kind"), CELLS_ASKED)
 def test_a_pipeline_without_a_family_file_goes_through_the_chain(
     name: str, kind: str, store: Path, prompts: Path, sources: dict[str, Path]

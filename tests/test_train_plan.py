@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import Bench, bench
 
+from diffopt import models
 from diffopt.errors import ConfigError, PlanError
 from diffopt.groups import Train
 from diffopt.groups.validate import choose
@@ -113,9 +115,8 @@ def test_what_is_not_installed_is_refused(plan: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_a_family_whose_training_is_not_known_is_refused(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffopt.models import flux
-
-    monkeypatch.setattr(flux, "FAMILY", __import__("dataclasses").replace(flux.FAMILY, conditions=None))
+    unknown = replace(models.family("flux"), conditions=None)
+    monkeypatch.setattr(models, "family", lambda _: unknown)
     with pytest.raises(PlanError, match="train: how flux is trained is not known here"):
         plan(QAD)
 

@@ -267,7 +267,9 @@ def _train(choices: Choices) -> Iterator[str]:
         return
     family = models.of(choices.model)
     if family.conditions is None:
-        yield f"train: how {choices.model.family} is trained is not known here (got train=...); drop train"
+        found = choices.model.found
+        why = f": {found.reasons['train']}" if found and "train" in found.reasons else ""
+        yield f"train: how {family.name} is trained is not known here{why} (got train=...); drop train"
     for name in train.trackers:
         if name not in TRACKERS:
             yield f"train.trackers: accelerate has no such tracker (got {name!r}); {suggestion(name, TRACKERS)}"

@@ -91,7 +91,13 @@ def foresee(choices: Choices, entry: Pipeline | None, store: Path, local: Callab
     if directory is None or not (directory / "model_index.json").is_file():
         return []
     if entry:
-        known: Known | None = Known(directory, PipelineFile.read(entry.path), read_layers(entry.path), store)
+        pinned = PipelineFile.read(entry.path)
+        known: Known | None = Known(directory, pinned, read_layers(entry.path), store)
+        if pinned.found and choices.model.found is None:
+            try:
+                choices = _told(choices, pinned.found)
+            except PlanError as e:
+                return str(e).splitlines()
     else:
         found = outline(directory, choices.model)
         known = Known(directory, found.pinned, found.layers, store) if found else None
