@@ -86,20 +86,21 @@ def foresee(choices: Choices, entry: Pipeline | None, store: Path, local: Callab
     """The same reasons before anything is made, as far as they are known: of a model that was pinned before (`entry`), or by
     its configs. `local` tells where a source's files are already; nothing is asked of a network.
     """
-    assert choices.model is not None
-    directory = local(choices.model.origin)
+    model = choices.model
+    assert model is not None
+    directory = local(model.origin)
     if directory is None or not (directory / "model_index.json").is_file():
         return []
     if entry:
         pinned = PipelineFile.read(entry.path)
         known: Known | None = Known(directory, pinned, read_layers(entry.path), store)
-        if pinned.found and choices.model.found is None:
+        if pinned.found and model.found is None:
             try:
                 choices = _told(choices, pinned.found)
             except PlanError as e:
                 return str(e).splitlines()
     else:
-        found = outline(directory, choices.model)
+        found = outline(directory, model)
         known = Known(directory, found.pinned, found.layers, store) if found else None
     return [
         *(_refused(choices, known) if known else ()),
