@@ -48,7 +48,7 @@ def test_ptq_is_the_checkpoint_that_training_starts_from(plan: Any) -> None:
 
 
 def test_ptq_of_a_run_is_the_candidate_of_the_run_without_training(plan: Any) -> None:
-    plain = steps(plan, "+recipe=emoji_fp4", "export=null")
+    plain = steps(plan, "+recipe=emoji_fp4", "export=null", "format.weights=max")
     assert {n: s.fingerprint for n, s in steps(plan, QAD).items() if n.endswith("@ptq")} == {
         "sample@ptq": plain["sample"].fingerprint,
         "score@ptq": plain["score"].fingerprint,

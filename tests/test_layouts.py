@@ -14,7 +14,7 @@ from diffopt.artifact import DeployedCheckpoint
 from diffopt.errors import GateError, PlanError
 from diffopt.files.deploy import DeployFile
 from diffopt.jobs import preflight
-from diffopt.layouts import modelopt
+from diffopt.layouts import WEIGHTS_ALONE, modelopt
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.numbers import numbers
@@ -172,7 +172,7 @@ def test_it_is_a_step_of_a_recipe_and_quantized_attention_is_refused_beforehand(
 
 
 def test_every_format_has_a_writer() -> None:
-    assert {*modelopt.WRITERS} == {*modelopt.ALGORITHM} == {*FORMATS}
+    assert {*modelopt.WRITERS} == {*modelopt.ALGORITHM} == {*FORMATS, WEIGHTS_ALONE}
 
 
 def test_convolutions_are_told_before_anything_is_calibrated_and_the_advice_is_taken(chosen: Any) -> None:

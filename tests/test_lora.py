@@ -311,14 +311,14 @@ def test_a_family_takes_adapters_where_diffusers_has_a_loader(name: str) -> None
 
 
 def test_a_fused_checkpoint_is_exported_where_its_adapter_is_there(tmp_path: Path) -> None:
-    from test_portable import export, stored
+    from test_portable import MADE, export, stored
 
     b = fused("flux", (made("flux"), 0.7))
     store, source = stored(b, "fp8", tmp_path / "store"), f"--source={b.source}"
     with pytest.raises(StoreError, match=r"store export: an adapter that is fused into the model is not there .* --lora=FILE"):
-        export(store, "b" * 16, str(tmp_path / "out"), source)
+        export(store, MADE, str(tmp_path / "out"), source)
     assert not (tmp_path / "out").exists()
-    export(store, "b" * 16, str(tmp_path / "out"), source, f"--lora={made('flux')}")
+    export(store, MADE, str(tmp_path / "out"), source, f"--lora={made('flux')}")
     saved_weights = torch.load(tmp_path / "out" / "modelopt.pt", weights_only=False)["model_state_dict"]
     hand = by_hand("flux", (made("flux"), 0.7)).transformer.state_dict()
     assert all(torch.equal(saved_weights[key], x) for key, x in hand.items())

@@ -11,12 +11,11 @@ from conftest import some
 from matrix_table import FORMATS
 from safetensors.torch import load_file, save_file
 from targets import settings
+from targets import written as deployed
 from test_comfyui import FILE, first
-from test_comfyui import written as comfy
 from test_layouts import FOLDER, made
 from test_packed import packed
 from test_svdquant_layouts import NAME, SETTLED
-from test_svdquant_layouts import written as svdquant_written
 from tiny import Bench, bench, emoji, folder
 from tiny_pipelines import TINY
 
@@ -69,6 +68,11 @@ def same_as(b: Bench, name: str, came: Checkpoint, inputs: bool = True, **how: A
         given = models.family(b.family).call(b.inputs())
         with simulated(), torch.no_grad():
             assert first(scored)(**given).sample.equal(first(found)(**given).sample)
+
+
+def comfy(b: Bench, name: str, **how: Any) -> dict[str, torch.Tensor]:
+    """ComfyUI's file of the transformer."""
+    return load_file(deployed(b, "comfyui", name, **how).path / "transformer.safetensors")
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -151,7 +155,7 @@ def test_fp8_attention_comes_with_a_native_pack() -> None:
 def test_svdquant_of_vllm_omni_is_read_and_written_again_byte_for_byte() -> None:
     """It has no scale of the inputs' tensor, which is rounded by blocks alone."""
     b = bench("bfloat16")
-    path = svdquant_written(b, "svdquant", **SETTLED).path
+    path = deployed(b, "svdquant", NAME, **SETTLED).path
     came = read(b, path)
     same_as(b, NAME, came, inputs=False, **SETTLED)
     entering: Any = checkpoint.restore(b.context(), b.pipeline(), came).get_submodule(LAYER).input_quantizer

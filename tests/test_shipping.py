@@ -31,6 +31,7 @@ from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.shipping import plain, shipment
 from diffopt.shipping.ways import WAYS
+from diffopt.store.files import sha256
 
 HOUSE = r"store export: .* \(got .*\); .*"
 
@@ -147,7 +148,7 @@ def test_another_scheduler_is_the_folders_own(tmp_path: Path) -> None:
     record = path.with_name("record.json")
     record.chmod(0o644)
     known = json.loads(record.read_text())
-    known["files"]["pipeline.json"]["size"] = path.stat().st_size
+    known["files"]["pipeline.json"] = {"size": path.stat().st_size, "sha256": sha256(path)}
     record.write_text(json.dumps(known))
     export(store, CHECKPOINT, tmp_path / "out", "--as", "hf", f"--source={b.source}")
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", transformer=None)
@@ -211,8 +212,10 @@ def test_diffusers_with_model_optimizer_draws_the_scored_pictures_to_the_bit(tmp
 def test_a_checkpoint_goes_every_way_and_is_left_as_it_was(way: str, tmp_path: Path) -> None:
     b = bench("bfloat16")
     store = store_of(b, "fp8", tmp_path)  # without one scale of q, k and v
-    if way == "comfyui":
-        with pytest.raises(DiffoptError, match=r"transformer_blocks\.0\.attn\.to_q .* set format\.share_scales=true"):
+    if way in ("comfyui", "svdquant", "nunchaku"):
+        shared = r"transformer_blocks\.0\.attn\.to_q .* set format\.share_scales=true"
+        wrong = shared if way == "comfyui" else f"--as {way} takes"
+        with pytest.raises(DiffoptError, match=wrong):
             export(store, CHECKPOINT, tmp_path / "out", "--as", way, f"--source={b.source}")
         assert not [p for p in tmp_path.iterdir() if "out" in p.name]
         return
@@ -333,7 +336,7 @@ def test_a_folder_needs_about_as_much_as_it_is_said_to(tmp_path: Path, monkeypat
 
 def test_an_artifact_without_weights_is_refused(tmp_path: Path) -> None:
     b = bench()
-    line = refused(store_of(b, "fp8", tmp_path), tmp_path / "out", "pipeline/aaaa", tmp_path / "out", "--as", "hf")
+    line = refused(store_of(b, "fp8", tmp_path), tmp_path / "out", f"pipeline/{PIPELINE[:4]}", tmp_path / "out", "--as", "hf")
     assert f"--as hf takes a checkpoint, deploy or native artifact (got pipeline/{PIPELINE})" in line
 
 

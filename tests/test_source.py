@@ -307,10 +307,12 @@ def test_what_is_neither_a_directory_nor_a_hub_id_is_refused(tmp_path, monkeypat
         read(value)
 
 
-def test_a_file_is_no_source(tmp_path):
+def test_a_file_is_a_source_where_it_may_hold_a_backbone(tmp_path):
     (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.ckpt").touch()
+    assert read(str(tmp_path / "model.safetensors")).local
     with pytest.raises(ValueError, match="not a directory"):
-        read(str(tmp_path / "model.safetensors"))
+        read(str(tmp_path / "model.ckpt"))
 
 
 def test_of_a_hub_repository_only_the_files_of_the_pipeline_are_downloaded():

@@ -47,7 +47,7 @@ COMMANDS = _table(
             "store",
             "ls | show ID | verify | gc | export ID DIR [--as hf] | import DIR",
             "",
-            ("ls", "show", "verify", "gc", "export", "import"),
+            ("ls", "show", "verify", "gc", "import", "export"),
         ),
         Command("doctor", "", "what this machine can calibrate, build and run"),
         Command("help", "[COMMAND]", "this list, or the flags of a command"),

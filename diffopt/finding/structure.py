@@ -39,7 +39,7 @@ def blocks_of(backbone: torch.nn.Module) -> tuple[str, ...]:
     if not found:
         raise PlanError(
             f"model.source: its backbone has no repeated blocks, so there is nothing that can be told from what must be kept "
-            f"(got a {type(backbone).__name__}); name them in model.found.blocks"
+            f"(got a {type(backbone).__name__}); write them into model.found"
         )
     return tuple(found)
 

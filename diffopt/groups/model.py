@@ -101,7 +101,7 @@ class Model(Group):
                 raise ValueError(f"family: no such family (got {self.family!r}); {suggestion(self.family, models.names())}")
             if self.found:
                 raise ValueError(
-                    f"found: says what family=auto is, not {self.family} (got it too); set family=auto, or drop it"
+                    f"found: says what model.family=auto is (got family {self.family}); set model.family=auto, or drop it"
                 )
         family = models.of(self)
         if self.weights == "random" and self.architecture is None:

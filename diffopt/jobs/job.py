@@ -80,7 +80,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     check(choices, environment)
     store = Store.at(plain["store"])
     unwritable = store.trouble()
-    if unwritable and not (store.root.is_dir() and store.entries()):
+    if unwritable and not (os.path.isdir(store.root) and store.entries()):
         raise unwritable
     if not dry and not unwritable:
         store.open()

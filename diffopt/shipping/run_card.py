@@ -28,7 +28,7 @@ def write(run: Run, source: Path | None) -> Path | None:
     scored = next((s for s in steps if s.fingerprint == quantized), None)
     if made is None or scored is None or {made.name, scored.name, "load"} & {*run.lost}:
         return None
-    entry = Entry(made.kind, made.fingerprint, run.directory / made.name)
+    entry = Entry(made.kind, made.fingerprint, (run.directory / made.name).resolve())
     way = ways.own(entry)
     if way is None:
         return None
