@@ -186,7 +186,8 @@ def _model(store: Store, scored: Entry, pinned: PipelineFile, source: str | None
     """What the base model is called."""
     named = [source] if source else []
     with suppress(DiffoptError, OSError, KeyError):
-        named += [str(r.config["model"]["source"]) for r in runs_of(store, scored.fingerprint)[:1]]
+        models = [r.config["model"] for r in runs_of(store, scored.fingerprint)[:1]]
+        named += [str(m.get("base") or m["source"]) for m in models]
     return called(pinned, named[0] if named else "")
 
 

@@ -51,7 +51,9 @@ class Referring:
             return None
         from omegaconf import OmegaConf
 
-        found = OmegaConf.select(OmegaConf.create(self.content.config), "model.source")
+        config = OmegaConf.create(self.content.config)
+        # What was made of a model that came quantized is told by what that was made of: most of it is both's.
+        found = OmegaConf.select(config, "model.base") or OmegaConf.select(config, "model.source")
         return None if found is None else str(found)
 
 

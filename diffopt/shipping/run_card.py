@@ -53,7 +53,7 @@ def _subject(run: Run, way: Way, entry: Entry, scored: RunStep, source: Path | N
         made=entry.record["provenance"],
         lineage={s.kind: s.fingerprint for s in (pipeline, scored, entry)},
         licence=replace(known, link=link, files=()),  # whose texts are not in a run's directory
-        model=called(pinned, str(run.config["model"].get("source") or "")),
+        model=called(pinned, str(run.config["model"].get("base") or run.config["model"].get("source") or "")),
         bytes=sum(p.stat().st_size for p in entry.path.rglob(WEIGHTS)),
         whole=way.whole and pinned.weights != "random",
     )
