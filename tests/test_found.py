@@ -199,7 +199,7 @@ def test_a_backbone_without_repeated_blocks_is_refused() -> None:
             super().__init__()
             self.layers = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
 
-    with pytest.raises(PlanError, match=r"has no repeated blocks.*got a Plain.*model\.found\.blocks"):
+    with pytest.raises(PlanError, match=r"has no repeated blocks.*got a Plain.*write them into model\.found"):
         blocks_of(Plain())
 
 
@@ -212,7 +212,7 @@ def test_a_part_that_is_code_of_its_own_is_refused() -> None:
 
 
 def test_found_is_for_auto_alone() -> None:
-    with pytest.raises(ValidationError, match=r"found: says what family=auto is, not flux"):
+    with pytest.raises(ValidationError, match=r"found: says what model\.family=auto is \(got family flux\)"):
         Model(family="flux", source=str(saved("flux")), dtype="float32", height=64, width=64, found=found("flux"))
 
 
