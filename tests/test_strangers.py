@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from PIL import Image
 SECRET = "sesame-open-7"
 HEAD = "# @package _global_\ndefaults:\n  - quickstart\n"
 SECONDS, BYTES = 60, 4 << 30
-"""Of the address space, of which the libraries take their share; a machine under load is no failure."""
+"""SECONDS end what hangs; a machine under load is no failure. BYTES are of the address space, of which libraries take their
+share."""
 
 
 def limited() -> None:
@@ -23,7 +23,6 @@ def limited() -> None:
 
 def said(*arguments: str, cwd: Path, code: int = 1) -> str:
     """What a command says, which has to be no traceback, of a few lines, without what steers a terminal."""
-    started = time.monotonic()
     ran = subprocess.run(
         [sys.executable, "-m", "diffopt", *arguments],
         cwd=cwd,
@@ -39,7 +38,6 @@ def said(*arguments: str, cwd: Path, code: int = 1) -> str:
     assert SECRET not in text
     assert not {c for c in text if c < " " and c not in "\n\t"}
     assert text.count("\n") <= 3 or code == 0, text
-    assert time.monotonic() - started < SECONDS
     return text
 
 

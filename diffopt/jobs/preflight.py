@@ -18,10 +18,9 @@ from diffopt.errors import PlanError
 from diffopt.files.found import Found
 from diffopt.files.layers import Layer, read_layers
 from diffopt.files.pipeline import PipelineFile
-from diffopt.groups.data import STEPS, Data
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.model import BYTES
-from diffopt.jobs import checks, export_checks, schedule
+from diffopt.jobs import asked, checks, export_checks, schedule
 from diffopt.machine import environment
 from diffopt.models.parts import Parts
 from diffopt.pipeline.outline import outline
@@ -64,7 +63,10 @@ def check(ctx: Context, choices: Choices, pipeline: Pipeline) -> None:
     if reasons := [*_refused(choices, known), *_range(choices, known)]:
         raise PlanError("\n".join(reasons))
     schedule.told(choices, known.directory, pinned.backbones)  # of a model that planning had not here
-    if reasons := [*_steps(choices, known.directory), *_prompts(choices, known.directory, lambda s: ctx.locate(ctx.digest(s)))]:
+    if reasons := [
+        *asked.steps(choices, known.directory),
+        *asked.prompts(choices, known.directory, lambda s: ctx.locate(ctx.digest(s))),
+    ]:
         raise PlanError("\n".join(reasons))
 
 
@@ -104,8 +106,8 @@ def foresee(choices: Choices, entry: Pipeline | None, store: Path, local: Callab
         known = Known(directory, found.pinned, found.layers, store) if found else None
     return [
         *(_refused(choices, known) if known else ()),
-        *_steps(choices, directory),
-        *_prompts(choices, directory, local),
+        *asked.steps(choices, directory),
+        *asked.prompts(choices, directory, local),
     ]
 
 
@@ -328,75 +330,3 @@ def _disk(choices: Choices, known: Known) -> Iterator[str]:
             f"export: the {what} at least {size(need)}, but the store's disk has {size(free)} left "
             f"(got {str(known.store)!r}); free some by `diffopt store gc`, or set DIFFOPT_STORE to another disk"
         )
-
-
-def _steps(choices: Choices, directory: Path) -> Iterator[str]:
-    """The scheduler, and the numbers of denoising steps that it is asked for."""
-    from diffopt.pipeline.scheduler import check_steps, plain, recorded, scheduler, too_many
-
-    assert choices.model is not None
-    asked = {"calib.n_steps": choices.calib.n_steps} if choices.calib else {}
-    asked |= {"eval.steps": choices.eval.steps} if choices.eval else {}
-    if choices.train and choices.train.data.synthetic:
-        asked["train.data.steps"] = choices.train.data.steps or STEPS
-    if choices.train and choices.train.validation:
-        asked["train.validation.steps"] = choices.train.validation.steps
-    try:
-        config = recorded(directory)
-    except (OSError, ValueError):  # opening it says so
-        return
-    if plain(config, choices.model.scheduler):
-        yield from filter(None, (too_many(config, steps, where) for where, steps in asked.items()))
-        return
-    try:
-        own = scheduler(directory, choices.model.scheduler)
-    except PlanError as e:
-        yield str(e)
-        return
-    for where, steps in asked.items():
-        try:
-            check_steps(own, steps, where)
-        except PlanError as e:
-            yield str(e)
-
-
-def _prompts(choices: Choices, directory: Path, local: Callable[[Source], Path | None]) -> Iterator[str]:
-    """The tokenizer with the prompts, and how many of those that are trained on are left of those that validate."""
-    from diffopt.pipeline.lengths import too_long
-
-    model, train = choices.model, choices.train
-    assert model is not None
-    sets: dict[str, Sequence[str]] = {}
-    if choices.calib:
-        sets["calib.prompts"] = choices.calib.prompts.prompts[: choices.calib.size]
-    if choices.eval:
-        sets["eval.prompts"] = choices.eval.prompts.prompts[: choices.eval.size]
-    if train:
-        try:
-            trained = _trained(choices, train.data, local)
-        except PlanError as e:
-            yield str(e)
-            trained = None
-        if trained is not None:
-            sets["train.data.prompts" if train.data.synthetic else "train.data.source"] = trained
-            held = train.validation.size if train.validation else 0
-            if held >= len(trained):
-                yield (
-                    f"train.validation.size: leaves none of the data's {len(trained)} prompts to train on (got {held}); "
-                    "lower it, or give more data"
-                )
-    if model.weights != "random" and not models.of(model).animates and model.long_prompts == "refuse":
-        yield from filter(None, (too_long(directory, prompts, model, where) for where, prompts in sets.items()))
-
-
-def _trained(choices: Choices, data: Data, local: Callable[[Source], Path | None]) -> Sequence[str] | None:
-    """The prompts that are trained on, each once; None where they are not there. Reads no picture of one's own, only which
-    there are and their captions."""
-    from diffopt.data.imagefolder import ImageFolder
-
-    if data.source is None:
-        return tuple(dict.fromkeys(data.item_prompts(choices).prompts))
-    folder = local(data.source)
-    if folder is None:
-        return None
-    return tuple(dict.fromkeys(ImageFolder(folder, data.source.name, data.size, data.caption).captions))
