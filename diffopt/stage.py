@@ -56,6 +56,8 @@ class Context:
     """A directory, perhaps not there yet, for what torch.compile makes: it may go at any time."""
     timings: Path | None = None
     """The same for what TensorRT's builder learns of the speed of kernels."""
+    along: Path | None = None
+    """As `out`, of the stage that this one names by `along`, where it is to run too: its artifact comes of the same pass."""
 
     def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `total` ticks on a terminal; yields the function that ticks."""
@@ -118,6 +120,8 @@ class Stage:
     """Under choices that do not pass it the stage is as if it were not installed."""
     asked: Callable[[Choices], bool] | None = None
     """Under choices that pass it, what the stage makes is wanted for its own sake."""
+    along: str | None = None
+    """A stage with the same views and inputs, whose artifact this one writes too where both are to run."""
 
     def called(self, choices: Choices) -> bool:
         """Whether its group, if it has one, is chosen."""
@@ -138,6 +142,7 @@ def stage(
     probes: tuple[str, ...] = (),
     only: Callable[[Choices], bool] | None = None,
     asked: Callable[[Choices], bool] | None = None,
+    along: str | None = None,
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Make a stage of a function `(ctx, views..., artifacts..., seed) -> kind`, which writes its artifact to `ctx.out`.
 
@@ -145,7 +150,8 @@ def stage(
     `Artifact` is an input, and `seed: int` is the run's seed; the return annotation is the kind that is made.
     `when` names the group whose choice calls for the stage; under choices that do not pass `only` it is not there at all.
     A stage runs where another one takes what it makes, or an option wants it; under choices that pass `asked` it runs for
-    its own sake, as one of a new kind must that no other stage takes.
+    its own sake, as one of a new kind must that no other stage takes. `along` names a later stage that reads the same, and
+    whose artifact this one writes to `ctx.along` where that is not None.
     `probes` names what of the environment decides the result. Raise `version` when the code changes what it makes.
     """
 
@@ -161,7 +167,7 @@ def stage(
         groups = {f.name for f in fields(Choices)} - {"seed"}
         if wrong := [n for n in (when, *(p.name for p in params if p.role == "view")) if n is not None and n not in groups]:
             raise TypeError(f"{run.__qualname__}: {wrong[0]} is no config group; there are {', '.join(sorted(groups))}")
-        return Stage(run.__name__, run, version, when, probes, params, makes, only, asked)
+        return Stage(run.__name__, run, version, when, probes, params, makes, only, asked, along)
 
     return wrap
 

@@ -1,7 +1,8 @@
 """What observing costs: full-size backbones with random weights, plain and observed in turn. `bench_observe.py MODEL ...`
 
 Prints milliseconds of a forward of each, medians of ROUNDS after WARMUP, and their ratio; with --kernels first on a GPU also
-how long either takes to be enqueued, and the kernels that take longest. Two copies of a backbone are in memory, one of which
+how long either takes to be enqueued, and the kernels that take longest; with --hessians the local Hessians are kept in the same
+pass. Two copies of a backbone are in memory, one of which
 is observed all the time.
 """
 
@@ -9,6 +10,7 @@ import json
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,6 +19,7 @@ from diffopt import models
 from diffopt.cli.searchpath import bundled, register
 from diffopt.groups.validate import choose
 from diffopt.models.family import Size
+from diffopt.quantization.hessian import correlated
 from diffopt.quantization.observer import observed
 from diffopt.store import assets
 
@@ -26,7 +29,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def main() -> None:
     register()
-    names = [a for a in sys.argv[1:] if a != "--kernels"]
+    names = [a for a in sys.argv[1:] if not a.startswith("--")]
     for name in names:
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             config = compose("config", [f"model={name}", "model.weights=random"])
@@ -34,8 +37,9 @@ def main() -> None:
         assert model is not None
         plain, watched = (backbone(model) for _ in range(2))
         inputs = example(model, plain)
-        with torch.no_grad(), observed(watched):  # as pipelines do
-            if names != sys.argv[1:]:
+        sums = correlated(watched) if "--hessians" in sys.argv else nullcontext()
+        with torch.no_grad(), sums, observed(watched):  # as pipelines do
+            if "--kernels" in sys.argv:
                 for module in (plain, watched):
                     kernels(module, inputs)
             times = {"plain": [], "observed": []}

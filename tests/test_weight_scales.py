@@ -11,9 +11,13 @@ from quantized import INT4
 from safetensors.torch import load_file
 from test_calibrate_once import pipeline_loop
 from test_packing import unpacked
-from tiny import STEPS, Bench, bench, call, recipe
+from tiny import STEPS, Bench, bench, call, recipe, saved
 
 from diffopt.graph.packing import pack
+from diffopt.groups.validate import choose
+from diffopt.jobs import job
+from diffopt.jobs.plan import Plan, make_plan
+from diffopt.jobs.runner import run_plan
 from diffopt.kernels.convert import convert
 from diffopt.kernels.nvfp4 import Nvfp4Linear
 from diffopt.layouts import modelopt
@@ -23,6 +27,8 @@ from diffopt.quantization.block_fake_quant import BLOCK, e2m1, simulated
 from diffopt.quantization.numbers import numbers
 from diffopt.quantization.recorded_calls import replay
 from diffopt.quantization.weight_scales import CODES
+from diffopt.store.source import Sources
+from diffopt.store.store import Store
 
 SIX = {"method": "mse", "start_multiplier": 1.0, "stop_multiplier": 1.5, "step_size": 0.5}
 ALGORITHMS = {
@@ -142,6 +148,34 @@ def test_chunks_that_are_merged_have_all_rows_in_them() -> None:
         together = sum(r * a[name].double() for r, a in zip(rows, alone, strict=True)) / sum(rows)
         assert torch.allclose(mean.double(), together, rtol=1e-5), name
     assert rows[0] != rows[1]
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "nvfp4_svdquant"])
+def test_a_chunk_is_drawn_once_for_all_that_is_kept_of_it(config: Any, tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    from diffopt.pipeline import calibration
+
+    drawn, draws = calibration.draw, []
+    monkeypatch.setattr(calibration, "draw", lambda *a, **k: (draws.append(a), drawn(*a, **k))[1])
+    size = ("height=32", "width=32", "max_sequence_length=16", "long_prompts=cut", f"source={saved('flux')}")
+    given = (*(f"model.{s}" for s in size), "calib.size=4", "calib.batch_size=2", "calib.chunk=2", "calib.n_steps=2")
+    choices = choose(config("+recipe=emoji_fp4", "export=null", "eval=null", f"format={name}", *given))
+    stores = []
+    for where in ("together", "apart"):
+        store, sources = Store(tmp_path / where), Sources(tmp_path / f"{where}.json")
+        store.open()
+        whole = make_plan(choices, job.stages(), job.Environment(), sources.digest)
+        chunks = [s for s in whole.steps if s.stage.name in ("observe", "record", "correlate")]
+        before = [s for s in whole.steps if s.stage.name in ("load", "embed")]
+        if where == "together":
+            states = [d.state for d in run_plan(Plan(before + chunks, chunks, []), choices, store, sources)]
+        else:
+            for one in chunks:
+                states = [d.state for d in run_plan(Plan([*before, one], [one], []), choices, store, sources)]
+        assert states[-1] == "made"
+        stores.append({s.name: store.entry(s.kind, s.fingerprint) for s in chunks})
+        assert len(draws) == (2 if where == "together" else 2 + 4)
+    for name, entry in stores[0].items():
+        assert entry.record["files"] == stores[1][name].record["files"], name
 
 
 @pytest.mark.parametrize("kind", ["mse", "local_hessian"])

@@ -53,6 +53,7 @@ class Cost:
 def cost(todo: Iterable[Step], past: Past) -> Cost:
     """Of steps in the order of their plan."""
     here, steps = _machine(machine()), list(todo)
+    along = [s.companion(steps) for s in steps]  # made in the pass of another, which is counted once
     seconds, taken, peak, untold = 0.0, 0, dict[str, int](), []
     for step in steps:
         near = None if step.pending else past.nearest(step)
@@ -61,7 +62,7 @@ def cost(todo: Iterable[Step], past: Past) -> Cost:
             untold.append(step.name)
             continue
         made = near.entry.record["provenance"]
-        seconds += made["seconds"] * share
+        seconds += made["seconds"] * share * (step not in along)
         taken += near.entry.bytes
         for kind, most in made.get("peak_bytes", {}).items():
             peak[kind] = max(peak.get(kind, 0), most)

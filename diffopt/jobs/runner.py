@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -83,6 +84,7 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
     todo = missing(plan, store)
     done = []
     checked: set[str] = set()
+    along: set[Step] = set()
     ready = False
     width = max(len(s.name) for s in plan.steps)
     for step in plan.steps:
@@ -94,6 +96,8 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
             log.info("%-*s  %s  helped; the first machine goes on", width, step.name, step.fingerprint)
             break
         state: State = "made" if step in todo else "cached" if store.entry(step.kind, step.fingerprint) else "spare"
+        if step in along:
+            todo.discard(step)
         if step in todo:
             with store.lock(step.fingerprint):
                 if store.entry(step.kind, step.fingerprint):  # another job made it while this one waited
@@ -105,13 +109,15 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
                     _check_inputs(step, store, checked)
                     if _held.hand_to(step.stage.name):
                         release()  # before the next stage opens its own copy of the model
+                    beside = step.companion(todo)
                     try:
-                        _make(step, store, sources)
+                        made = _make(step, beside, store, sources)
                     except BaseException as e:
                         _held.drop()  # who knows in which state
                         _raise_known(step, e)
                         raise
-                    checked.add(step.fingerprint)
+                    checked.update(s.fingerprint for s in made)
+                    along.update(made)
         seconds = time.monotonic() - started
         log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
         done.append(Done(step, state, seconds))
@@ -142,13 +148,24 @@ def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
             checked.add(parent.fingerprint)
 
 
-def _make(step: Step, store: Store, sources: Sources) -> None:
+def _make(step: Step, beside: Step | None, store: Store, sources: Sources) -> list[Step]:
+    """Make the artifact of a step, and in the same pass that of `beside`, unless another process has or makes it."""
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
+    made = [step]
     started = time.monotonic()
-    with store.publish(step.kind, step.fingerprint, step.identity, provenance) as out:
-        provenance["peak_bytes"] = _run(step, store, sources, out)
+    with ExitStack() as stack:
+        along = None
+        if beside:
+            stack.enter_context(store.lock(beside.fingerprint))
+            if not store.entry(beside.kind, beside.fingerprint):
+                along = stack.enter_context(store.publish(beside.kind, beside.fingerprint, beside.identity, provenance))
+                made.append(beside)
+        out = stack.enter_context(store.publish(step.kind, step.fingerprint, step.identity, provenance))
+        provenance["peak_bytes"] = _run(step, store, sources, out, along)
         provenance["seconds"] = round(time.monotonic() - started, 3)
-    store.remove(store.kept(step.fingerprint))
+    for one in made:
+        store.remove(store.kept(one.fingerprint))
+    return made
 
 
 def _help(step: Step, store: Store, sources: Sources) -> None:
@@ -159,8 +176,8 @@ def _help(step: Step, store: Store, sources: Sources) -> None:
         _run(step, store, sources, Path(nothing))
 
 
-def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int]:
-    """Let the stage write to `out`; the most memory that it took."""
+def _run(step: Step, store: Store, sources: Sources, out: Path, along: Path | None = None) -> dict[str, int]:
+    """Let the stage write to `out`, and that of its companion to `along`; the most memory that it took."""
     arguments: dict[str, Any] = dict(step.views)
     for param in step.stage.params:
         if param.role == "seed":
@@ -171,7 +188,7 @@ def _run(step: Step, store: Store, sources: Sources, out: Path) -> dict[str, int
         )
     device = "cuda" if gpus() else "cpu"
     kept = store.kept(step.fingerprint)
-    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled, store.timings)
+    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled, store.timings, along)
     with to_log(), progress.step(step.name), peaks() as peak:
         if "modelopt" in step.stage.probes:
             _libraries()
