@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -22,7 +21,6 @@ from diffopt.models.parts import SPARE, Parts
 from diffopt.pipeline.lengths import too_long
 from diffopt.pipeline.open import open_backbone, open_pipeline, open_vae
 from diffopt.store import assets
-from diffopt.store import source as sources
 
 FAMILIES = ["flux", "sdxl", "sd3", "sd21", "wan", "ltx", "pixart", "svd", "qwen_image", "chroma"]
 
@@ -173,39 +171,6 @@ def test_of_two_variants_alone_one_is_to_be_chosen_and_then_read() -> None:
         shutil.copy(path, path.with_name(path.name.replace("fp16", "bf16")))
     assert "; set model.variant to one of bf16, fp16" in refusal("sdxl", where)
     assert of("sdxl", where, "bf16").pipeline().json("pipeline.json")["variant"] == "bf16"
-
-
-# The hub.
-
-FILES = ["model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
-FILES += ["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/x.fp16.bin"]
-
-
-def test_of_the_hub_a_variant_is_downloaded_in_the_place_of_plain_weights(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import huggingface_hub
-    from huggingface_hub.utils import filter_repo_objects
-
-    got: dict[str, list[str]] = {}
-
-    def snapshot_download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], **how: Any) -> str:
-        assert (repo, how["revision"]) == ("org/name", "a" * 40)
-        got["files"] = [*filter_repo_objects(FILES, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)]
-        return str(tmp_path)
-
-    api = SimpleNamespace(list_repo_files=lambda repo, revision: FILES)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    known = sources.Sources(tmp_path / "sources.json")
-    own = sources.Source(f"org/name@{'a' * 40}", variant="fp16")
-    digest = known.pinned(own)
-    assert digest == f"hub:org/name@{'a' * 40}:variant=fp16"
-    known.locate(digest)
-    assert got["files"] == [*FILES[:3], "unet/diffusion_pytorch_model.fp16.safetensors"]
-    known.locate(known.pinned(sources.Source(f"org/name@{'a' * 40}")))
-    assert got["files"] == FILES[:4]
 
 
 # Parts that are left out.

@@ -1,18 +1,12 @@
-"""`--push-to-hub`: against a server on this machine that speaks as much of the hub's protocol as making a repository and
-uploading files takes."""
+"""`--push-to-hub`: against a server on this machine that speaks the hub's protocol."""
 
-import base64
-import json
 import socket
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+from hub import COMMIT, Hub, hub
 from huggingface_hub import constants
 from shipped import CHECKPOINT, DEPLOYED, export, store_of
 from test_layouts import made
@@ -21,75 +15,7 @@ from tiny import bench
 from diffopt.errors import StoreError
 from diffopt.store.store import Store
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@dataclass
-class Hub:
-    """What it was asked, and what it has."""
-
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    made: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
-    refuses: int = 0
-    """With this status, where it is not 0."""
-    unread: bool = False
-    """The front matter of cards."""
-    public: bool = False
-    """The repository was there before."""
-
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        self.asked.append((method, path.partition("?")[0]))
-        if self.refuses:
-            return self.refuses, {"error": "Not for you"}
-        if path == "/api/repos/create":
-            self.made = json.loads(body)
-            return 200, {"url": f"{constants.ENDPOINT}/me/tiny"}
-        if path.startswith("/api/models/me/tiny/preupload/"):
-            names = [row["path"] for row in json.loads(body)["files"]]
-            return 200, {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
-        if path.startswith("/api/models/me/tiny/commit/"):
-            rows = [json.loads(line) for line in body.splitlines() if line]
-            self.files = {r["value"]["path"]: base64.b64decode(r["value"]["content"]) for r in rows if r["key"] == "file"}
-            return 200, {"success": True, "commitOid": COMMIT, "commitUrl": f"{constants.ENDPOINT}/me/tiny/commit/{COMMIT}"}
-        if path == "/api/validate-yaml":
-            return (400 if self.unread else 200), {
-                "errors": [{"message": "no licence of that name"}] * self.unread,
-                "warnings": [],
-            }
-        if path.startswith("/api/models/me/tiny"):
-            private = self.made.get("visibility") == "private" and not self.public
-            return 200, {"id": "me/tiny", "sha": COMMIT, "siblings": [], "private": private}
-        return 404, {"error": f"no such page {path}"}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    found = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            status, content = found.answer(self.command, self.path, self.rfile.read(length))
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    yield found
-    server.shutdown()
-    server.server_close()
+__all__ = ["hub"]  # the fixture
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from pathlib import Path
 from diffopt.cli import export
 from diffopt.cli.arguments import Parser
 from diffopt.cli.commands import COMMANDS
-from diffopt.errors import StoreError
+from diffopt.errors import StoreError, suggestion
 from diffopt.store.entry import Entry
+from diffopt.store.source import Sources
 from diffopt.store.store import QUARANTINE, Store
 from diffopt.text import printable, size
 
@@ -33,6 +34,10 @@ def parser() -> Parser:
     take.add_argument("directories", nargs="+", type=Path, metavar="DIRECTORY", help="what was exported")
     take.set_defaults(run=lambda store, a: _import(store, a.directories))
     export.arguments(actions.add_parser("export", help=export.ABOUT))
+    sources = actions.add_parser("sources", help="the commits at which branches of the hub are used")
+    sources.add_argument("names", nargs="*", metavar="ORG/NAME", help="only these")
+    sources.add_argument("--ask", action="store_true", help="ask the hub what they are now: the next run uses that")
+    sources.set_defaults(run=lambda store, a: _sources(store, a.names, a.ask))
     return made
 
 
@@ -116,6 +121,20 @@ def _gc(store: Store, yes: bool) -> None:
             store.remove(path)
     verb = "removed" if yes else "to remove with --yes"
     print(f"{len(unused)} artifacts, {size(sum(e.bytes for e in unused))}, and {len(stale)} left-overs {verb}")
+
+
+def _sources(store: Store, names: list[str], ask: bool) -> None:
+    known = Sources(store.sources)
+    found = {b: c for b, c in known.branches().items() if not names or b in names or b.rpartition("@")[0] in names}
+    for name in names:
+        if not any(name in (b, b.rpartition("@")[0]) for b in found):
+            there = suggestion(name, [b.rpartition("@")[0] for b in known.branches()])
+            raise StoreError(f"store sources: no run has used it (got {name!r}); {there}")
+    for branch, commit in found.items():
+        now = known.ask_again(branch) if ask else commit
+        moved = f" -> {now}, which the next run uses" if now != commit else " as before" if ask else ""
+        print(printable(f"{branch}  {commit}{moved}"))
+    print(f"{len(found)} branches")
 
 
 def _import(store: Store, directories: list[Path]) -> None:

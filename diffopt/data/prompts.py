@@ -11,13 +11,15 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt.data import prompt_sets, text_file
 from diffopt.errors import closest, suggestion
-from diffopt.store import assets
+from diffopt.store import assets, hub
 from diffopt.store.fingerprint import fingerprint
 
 HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<column>.+)")
 """A column of a data set on the Hugging Face hub: `hub:ORG/NAME[@REVISION]:COLUMN`."""
 LONGEST = 20_000
 """Characters of a prompt: no text encoder takes as many, and to count their tokens takes long."""
+ROWS = ["*.parquet", "*.csv", "*.json", "*.jsonl"]
+"""Files of a data set on the hub that rows are read from."""
 MOST = 10_000  # prompts taken of a data set, from its first row: a set of captions can have millions
 
 
@@ -130,19 +132,17 @@ def _named(name: str) -> PromptSet:
         return PromptSet(name, read(prompt_sets.PACKAGED[name]).prompts)
     if name in prompt_sets.HUB_COLUMNS:
         return PromptSet(name, _from_hub(prompt_sets.HUB_COLUMNS[name]))
-    from huggingface_hub import constants, hf_hub_download
-
     repo, file = prompt_sets.HUB_FILES[name]
     try:
-        path = hf_hub_download(repo, file, repo_type="dataset", local_files_only=constants.HF_HUB_OFFLINE)
+        path = hub.file(repo, file, "dataset")
     except Exception as e:  # the hub client has many errors
         raise ValueError(_unreachable(e) + f", or give a copy of its {file} by {name}:FILE") from None
-    return PromptSet(name, read(path).prompts)
+    return PromptSet(name, read(str(path)).prompts)
 
 
 def _unreachable(error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
-    return f"cannot be read from the hub ({reason}); check the name and the network, or set HF_TOKEN"
+    known = hub.refusal(error)
+    return f"cannot be read from the hub ({known.what}); {known.advice}"
 
 
 def _from_json(text: str) -> list[str]:
@@ -172,16 +172,9 @@ def _from_hub(value: str) -> tuple[str, ...]:
         from datasets import load_dataset
     except ImportError:
         raise ValueError("needs the package datasets; pip install 'diffopt[datasets]'") from None
-    from huggingface_hub import constants, snapshot_download
-
     try:
-        folder = snapshot_download(
-            found["repo"],
-            repo_type="dataset",
-            revision=found["revision"],
-            allow_patterns=["*.parquet", "*.csv", "*.json", "*.jsonl"],
-            local_files_only=constants.HF_HUB_OFFLINE,
-        )
+        commit = hub.commit(found["repo"], found["revision"] or "main", "dataset")
+        folder = str(hub.download(found["repo"], commit, "dataset", ROWS))
         rows = load_dataset(folder, split="train", streaming=True)
         texts = [row.get(found["column"]) for row in rows.take(MOST)]
     except Exception as e:  # the hub client, the network and the readers each have errors of their own

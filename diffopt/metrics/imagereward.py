@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from diffopt.errors import MetricError, pass_on_memory
 from diffopt.metrics.metric import Metric, Scorer, Weights
 from diffopt.metrics.weight_files import BLIP, IMAGEREWARD, lacking
+from diffopt.store import hub
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,19 +171,16 @@ def _depth(weights: "dict[str, Tensor]", prefix: str) -> int:
 
 def _tokenizer(path: Path) -> Any:
     """Of a file: where a vocabulary cannot be had, `from_pretrained` of transformers 5 makes an empty one without a word."""
-    from huggingface_hub import constants, hf_hub_download
     from transformers import BertTokenizer
 
     vocabulary = path / VOCABULARY
     if not vocabulary.is_file():
         name, revision = TOKENIZER
         try:
-            offline = constants.HF_HUB_OFFLINE
-            vocabulary = Path(hf_hub_download(name, VOCABULARY, revision=revision, local_files_only=offline))
+            vocabulary = hub.file(name, VOCABULARY, "model", revision)
         except Exception as e:  # the hub client has many errors
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
             raise MetricError(
-                f"imagereward: its tokenizer is not on this machine ({reason}) (got {name}); "
+                f"imagereward: its tokenizer is not on this machine ({hub.refusal(e).what}) (got {name}); "
                 f"put that repository's {VOCABULARY} into {path}"
             ) from None
     return BertTokenizer(str(vocabulary))

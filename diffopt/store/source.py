@@ -8,13 +8,12 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from diffopt.errors import PlanError, SourceError
-from diffopt.store import assets, schemas
+from diffopt.errors import PlanError, SourceError, pass_on_memory
+from diffopt.store import assets, hub, schemas
 from diffopt.store.files import publish
 from diffopt.store.fingerprint import fingerprint
 
@@ -183,6 +182,18 @@ class Sources:
         found = Path(HF_HUB_CACHE) / kind / "snapshots" / commit
         return found if found.is_dir() else None
 
+    def branches(self) -> dict[str, str]:
+        """The commits at which branches and tags of the hub are used, by `ORG/NAME@BRANCH`."""
+        return {name: commit for name, commit in self._remembered().items() if not name.startswith("/") and "@" in name}
+
+    def ask_again(self, branch: str) -> str:
+        """The commit that a branch names now, at which it is used from now on. Raises PlanError where the hub does not tell."""
+        name = branch.removeprefix(DATA_SETS)
+        data = name != branch
+        commit = _commit(Source(HUB + name if data else name, data=data))
+        self._remember(self._remembered() | {branch: commit})
+        return commit
+
     def pinned(self, source: Source) -> str:
         """The digest of a source that this run's plan has resolved."""
         found = self.digest(source)
@@ -194,15 +205,11 @@ class Sources:
         source = self.resolved[digest]
         if source.local:
             return source.local
-        from huggingface_hub import constants, snapshot_download
-
         pinned = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "")
         repo, commit = pinned.partition(":")[0].split("@")
 
         def download(wanted: list[str], unwanted: list[str]) -> Path:
-            offline = constants.HF_HUB_OFFLINE
-            how: Any = {"repo_type": source.repo_type, "revision": commit, "local_files_only": offline}
-            return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=unwanted, **how))
+            return hub.download(repo, commit, source.repo_type, wanted, unwanted)
 
         try:
             if source.data:
@@ -285,14 +292,10 @@ def _files(root: Path) -> list[Path]:
 
 def _unwanted(repo: str, commit: str, variant: str | None) -> list[str]:
     """Patterns of a repository's files that are not read: weights in other forms, plain ones where the variant is there."""
-    from huggingface_hub import HfApi, constants
-
     if variant is None:
         return UNWANTED
     others = [p for p in UNWANTED if p != f"*.{variant}.*"]
-    if constants.HF_HUB_OFFLINE:
-        return others
-    files = HfApi().list_repo_files(repo, revision=commit)
+    files = [f.path for f in hub.listing(repo, commit, "model")]
     own = {f.rpartition("/")[0] for f in files if f".{variant}" in f}
     plain = [f for f in files if f.endswith(SUFFIX) and f.rpartition("/")[0] in own and f".{variant}" not in f]
     return others + plain
@@ -310,31 +313,15 @@ def _only_file(directory: Path, source: Source) -> Path:
 
 def _commit(source: Source) -> str:
     """The commit that a branch or tag of a hub repository names now; from the local cache when offline."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-
     repo, revision = source.hub
     try:
-        if constants.HF_HUB_OFFLINE:
-            how: Any = {"repo_type": source.repo_type, "revision": revision}
-            return Path(snapshot_download(repo, local_files_only=True, **how)).name
-        ask = HfApi().dataset_info if source.data else HfApi().model_info
-        return str(ask(repo, revision=revision).sha)
+        return hub.commit(repo, revision, source.repo_type)
     except Exception as e:
         raise _unreachable(source, e) from None
 
 
 def _unreachable(source: Source, error: Exception) -> PlanError:
-    from huggingface_hub import constants
-
-    here = "" if source.data else ", nor is it a directory here"  # a data set's name says that it is the hub's
-    if constants.HF_HUB_OFFLINE:
-        what, advice = f"it is not in the hub's cache{here}, and HF_HUB_OFFLINE is set", "unset it"
-    else:
-        what = f"the hub did not give it{here}: " + (shorten(str(error), 160, placeholder=" ...") or type(error).__name__)
-        hints = {
-            "GatedRepoError": "accept its licence on the hub and set HF_TOKEN",
-            "RepositoryNotFoundError": "check the name, or set HF_TOKEN if it is private",
-            "RevisionNotFoundError": "check the revision after the @",
-        }
-        advice = hints.get(type(error).__name__, "check the network")
-    return PlanError(f"source: {what} (got {source.name!r}); {advice}, or give {LOCAL}")
+    pass_on_memory(error)
+    known = hub.refusal(error)
+    here = "" if source.data or known.there else "; nor is it a directory here"  # a data set's name says that it is the hub's
+    return PlanError(f"source: {known.what}{here} (got {source.name!r}); {known.advice}, or give {LOCAL}")
