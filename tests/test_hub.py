@@ -144,6 +144,15 @@ def test_a_branch_is_used_at_its_commit_until_one_asks_again(hub: Hub, memory: P
         store_command.command(["--store", str(memory.parent), "sources", "org/nam"])
 
 
+def test_a_branch_is_used_at_the_commit_of_a_shared_store(hub: Hub, memory: Path, tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    first = hub.put("org/name", SMALL)
+    Sources(tmp_path / "team/sources.json").digest(Source("org/name"))
+    hub.put("org/name", SMALL | {"vae/config.json": b"{}"})
+    mine = Sources(memory, shared=(tmp_path / "team/sources.json",))
+    assert mine.digest(Source("org/name")) == f"hub:org/name@{first}"
+
+
 # What is not given.
 
 

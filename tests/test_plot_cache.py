@@ -15,6 +15,7 @@ from diffopt.report.plots.canvas import sheet
 from diffopt.store.entry import RECORD
 from diffopt.store.files import sha256
 from diffopt.store.fingerprint import fingerprint
+from diffopt.store.garbage import garbage
 from diffopt.store.store import PLOTS, Store
 
 IDENTITY = {"stage": "score"}
@@ -128,12 +129,12 @@ def test_plots_are_garbage_when_no_run_refers_to_their_artifact(run: Any, tmp_pa
     page(run("a"))
     store = Store(tmp_path / "store")
     assert [e.kind for e in store.entries()] == ["metrics"]
-    assert store.garbage() == ([], [])
+    assert garbage(store) == ([], [])
     killed = store.root / PLOTS / f".{FP}.json.123"  # while it was written
     killed.write_text("{")
-    assert store.garbage() == ([], [killed])
+    assert garbage(store) == ([], [killed])
     (tmp_path / "a").rename(tmp_path / "gone")
-    unused, stale = store.garbage()
+    unused, stale = garbage(store)
     assert [e.fingerprint for e in unused] == [FP]
     assert store.root / PLOTS / f"{FP}.json" in stale
     for path in stale:

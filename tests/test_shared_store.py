@@ -180,6 +180,10 @@ def test_a_run_that_is_terminated_says_so_and_leaves_no_scratch(number: signal.S
     )
     scratch = tmp_path / "outputs" / "store" / "tmp"
     until(lambda: [*scratch.glob("*-*/half")] or started.poll() is not None)
+    with pytest.raises(
+        StoreError, match=rf"store gc: a run is live \(got .*/outputs/runs/quickstart/.*, process {started.pid} on"
+    ):
+        command(["--store", str(scratch.parent), "gc", "--yes"])
     started.send_signal(number)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 128 + number

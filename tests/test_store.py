@@ -27,6 +27,7 @@ from diffopt.jobs.runner import run_plan, write_run
 from diffopt.stage import Stage
 from diffopt.store.entry import RECORD
 from diffopt.store.fingerprint import fingerprint
+from diffopt.store.garbage import garbage
 from diffopt.store.source import Source, Sources
 from diffopt.store.store import Store
 from diffopt.view import Choices
@@ -76,7 +77,7 @@ def leftovers(store):
 def test_looking_into_a_store_makes_no_directory(store):
     assert store.entry("checkpoint", FP) is None
     assert store.entries() == []
-    assert store.garbage() == ([], [])
+    assert garbage(store) == ([], [])
     assert not store.root.exists()
 
 
@@ -170,13 +171,13 @@ def test_a_killed_build_is_made_again(store):
 
 def test_what_a_killed_build_left_is_garbage(store):
     killed_while_building(store)
-    assert store.garbage() == ([], leftovers(store))
+    assert garbage(store) == ([], leftovers(store))
     assert len(leftovers(store)) == 1
 
 
 def test_what_a_running_build_has_made_is_not_garbage(store):
     with store.lock(FP), store.publish("checkpoint", FP, IDENTITIES[FP], {}):
-        assert store.garbage() == ([], [])
+        assert garbage(store) == ([], [])
 
 
 def test_a_directory_that_lost_its_record_is_made_again(store):
@@ -229,7 +230,7 @@ def test_two_processes_that_want_the_same_artifact_make_it_once(tmp_path):
 def test_a_lock_is_free_again_after_its_holder_is_killed(store):
     killed_while_building(store)
     with store.lock(FP):
-        assert store.garbage() == ([], [])
+        assert garbage(store) == ([], [])
 
 
 # checked
@@ -351,7 +352,7 @@ def test_gc_removes_what_only_a_removed_run_refers_to(store, tmp_path):
     store.refer(tmp_path / "gone", [("checkpoint", FP)])
     run(store, "gc", "--yes")
     assert store.entries() == []
-    assert store.garbage() == ([], [])
+    assert garbage(store) == ([], [])
 
 
 def test_gc_removes_what_killed_builds_left(store):

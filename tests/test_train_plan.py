@@ -16,6 +16,7 @@ from diffopt.groups import Train
 from diffopt.groups.validate import choose
 from diffopt.jobs import preflight
 from diffopt.machine import environment
+from diffopt.store.garbage import garbage
 from diffopt.store.store import Store
 from diffopt.training.footprint import footprint
 
@@ -187,9 +188,9 @@ def test_what_a_killed_step_kept_stays_while_a_run_wants_it(tmp_path: Path) -> N
     store.kept("0123456789abcdef").mkdir()
     run.mkdir()
     store.refer(run, [("checkpoint", "0123456789abcdef")])
-    assert store.garbage()[1] == []
+    assert garbage(store)[1] == []
     run.rmdir()
-    assert store.kept("0123456789abcdef") in store.garbage()[1]
+    assert store.kept("0123456789abcdef") in garbage(store)[1]
 
 
 # The whole.

@@ -45,9 +45,9 @@ COMMANDS = _table(
         Command("eval", "--data-path images.json --metrics NAME...", "score pictures of any models: one table, with intervals"),
         Command(
             "store",
-            "ls | show ID | verify | gc | export ID DIR [--as hf] | import DIR | sources",
+            "ls | show ID | verify | gc | pin RUN | unpin RUN | import DIR | export ID DIR [--as hf] | sources",
             "",
-            ("ls", "show", "verify", "gc", "import", "export", "sources"),
+            ("ls", "show", "verify", "gc", "pin", "unpin", "import", "export", "sources"),
         ),
         Command("doctor", "", "what this machine can calibrate, build and run"),
         Command("help", "[COMMAND]", "this list, or the flags of a command"),

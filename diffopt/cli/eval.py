@@ -13,6 +13,7 @@ from diffopt.report.gallery import SCRIPT, SHOWN, of_evaluation
 from diffopt.report.html import PAGE, render
 from diffopt.store.files import publish
 from diffopt.store.source import LOCAL, Sources, read_scorer
+from diffopt.store.store import Store
 from diffopt.text import about_means, digits, few_values, number, with_interval
 
 DEFAULTS = {
@@ -129,7 +130,7 @@ def evaluate(
 
 def _open(names: list[str], sources: dict[str, str], device: str) -> tuple[dict[str, Scorer], dict[str, str], list[str]]:
     """The scorers that can be had, the digests of their weights, and why the others cannot."""
-    known = Sources(Path(os.environ.get("DIFFOPT_STORE", "outputs/store")) / "sources.json")
+    known = Sources(Store.at(os.environ.get("DIFFOPT_STORE", "outputs/store")).sources)
     directories: dict[str, Path] = {}
     digests: dict[str, str] = {}
     refused: dict[str, str] = {}

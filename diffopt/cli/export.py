@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffopt.artifact import Checkpoint, DeployedCheckpoint, NativeCheckpoint, Pipeline
-from diffopt.cli import modelopt_file, refit, upload
+from diffopt.cli import modelopt_file, refit, store_remote, upload
 from diffopt.cli.modelopt_file import Origin
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.checkpoint import CheckpointFile
@@ -23,6 +23,7 @@ from diffopt.shipping.subject import called
 from diffopt.shipping.ways import WAYS, Way
 from diffopt.stage import Context
 from diffopt.store.entry import RECORD, Entry
+from diffopt.store.remote import is_url
 from diffopt.store.store import Store
 from diffopt.text import size
 
@@ -35,7 +36,9 @@ BARE = "copy the artifact as it lies with --bare"
 
 def arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("id", help="KIND/FINGERPRINT, the start of a fingerprint, or a run's directory")
-    made.add_argument("directory", type=Path, help="where to; must not exist")
+    made.add_argument(
+        "directory", type=lambda x: x if is_url(x) else Path(x), help="where to; must not exist. Or s3://BUCKET/PATH, gs://..."
+    )
     listed = "; ".join(f"{w.name}: {w.about}" for w in WAYS.values())
     made.add_argument("--as", dest="way", choices=[*WAYS], help=f"what to write a checkpoint as. {listed}")
     made.add_argument(
@@ -57,6 +60,9 @@ def arguments(made: argparse.ArgumentParser) -> None:
 
 
 def run(store: Store, given: argparse.Namespace) -> None:
+    if is_url(str(given.directory)):
+        store_remote.export(store, given)
+        return
     directory: Path = given.directory
     if given.bare and given.way:
         raise StoreError(f"store export: --bare copies an artifact as it lies (got --as {given.way} too); drop one of them")

@@ -81,7 +81,7 @@ def _state(step: Step, todo: set[Step], store: Store, past: Past) -> tuple[str, 
         return "pending", "its source was never resolved; running resolves it"
     if step in todo:
         return "to run", reason(step, todo, past)
-    return ("cached", "") if store.entry(step.kind, step.fingerprint) else ("spare", "nothing to run needs it")
+    return ("cached", "") if store.has(step.kind, step.fingerprint) else ("spare", "nothing to run needs it")
 
 
 def folded(rows: list[tuple[Step, str, str]]) -> list[tuple[str, str, str, str]]:

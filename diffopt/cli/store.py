@@ -2,16 +2,15 @@
 
 import json
 import os
-from pathlib import Path
 
-from diffopt.cli import export
+from diffopt.cli import export, store_clearing, store_remote
 from diffopt.cli.arguments import Parser
 from diffopt.cli.commands import COMMANDS
 from diffopt.errors import StoreError, suggestion
 from diffopt.store.entry import Entry
 from diffopt.store.source import Sources
 from diffopt.store.store import QUARANTINE, Store
-from diffopt.text import printable, size
+from diffopt.text import printable
 
 
 def parser() -> Parser:
@@ -29,10 +28,17 @@ def parser() -> Parser:
     verify.set_defaults(run=lambda store, a: _verify(store, a.drop))
     gc = actions.add_parser("gc", help="what no existing run refers to, and left-overs of killed runs")
     gc.add_argument("--yes", action="store_true", help="remove it; without this it is only listed")
-    gc.set_defaults(run=lambda store, a: _gc(store, a.yes))
+    gc.add_argument("--older-than", metavar="AGE", help="only what was made longer ago, as 12h, 30d or 4w")
+    gc.set_defaults(run=lambda store, a: store_clearing.clear(store, a.yes, a.older_than))
+    pin = actions.add_parser("pin", help="keep the artifacts of a run, or one with what it was made from, whatever gc finds")
+    pin.add_argument("id", metavar="RUN|ID", help="a run's directory, KIND/FINGERPRINT, or the start of a fingerprint")
+    pin.set_defaults(run=lambda store, a: store_clearing.pin(store, a.id))
+    unpin = actions.add_parser("unpin", help="let gc have it again")
+    unpin.add_argument("id", metavar="RUN|ID", help="as it was pinned")
+    unpin.set_defaults(run=lambda store, a: store_clearing.unpin(store, a.id))
     take = actions.add_parser("import", help="copy in what `export` has written, here or on another machine")
-    take.add_argument("directories", nargs="+", type=Path, metavar="DIRECTORY", help="what was exported")
-    take.set_defaults(run=lambda store, a: _import(store, a.directories))
+    take.add_argument("places", nargs="+", metavar="DIRECTORY", help="what was exported; or s3://BUCKET/PATH, gs://BUCKET/PATH")
+    take.set_defaults(run=lambda store, a: store_remote.take(store, a.places))
     export.arguments(actions.add_parser("export", help=export.ABOUT))
     sources = actions.add_parser("sources", help="the commits at which branches of the hub are used")
     sources.add_argument("names", nargs="*", metavar="ORG/NAME", help="only these")
@@ -44,7 +50,7 @@ def parser() -> Parser:
 def command(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
     store = Store.at(given.store)
-    if not os.path.isdir(store.root) and not hasattr(given, "directories"):
+    if not os.path.isdir(store.root) and not hasattr(given, "places"):
         if os.path.exists(store.root):
             store.check()
         raise StoreError(f"store: there is none (got {str(store.root)!r}); run a recipe first, or set DIFFOPT_STORE")
@@ -110,19 +116,6 @@ def _made_from(bad: list[Entry], sound: list[Entry]) -> list[Entry]:
     return found
 
 
-def _gc(store: Store, yes: bool) -> None:
-    unused, stale = store.garbage()
-    for entry in unused:
-        print(printable(f"{entry.kind}/{entry.fingerprint}  {size(entry.bytes)}"))
-    for path in stale:
-        print(printable(str(path.relative_to(store.root))))
-    if yes:
-        for path in [*(e.path for e in unused), *stale]:
-            store.remove(path)
-    verb = "removed" if yes else "to remove with --yes"
-    print(f"{len(unused)} artifacts, {size(sum(e.bytes for e in unused))}, and {len(stale)} left-overs {verb}")
-
-
 def _sources(store: Store, names: list[str], ask: bool) -> None:
     known = Sources(store.sources)
     found = {b: c for b, c in known.branches().items() if not names or b in names or b.rpartition("@")[0] in names}
@@ -135,9 +128,3 @@ def _sources(store: Store, names: list[str], ask: bool) -> None:
         moved = f" -> {now}, which the next run uses" if now != commit else " as before" if ask else ""
         print(printable(f"{branch}  {commit}{moved}"))
     print(f"{len(found)} branches")
-
-
-def _import(store: Store, directories: list[Path]) -> None:
-    for directory in directories:
-        entry = store.take(directory)
-        print(printable(f"{_path(entry)}  {size(entry.bytes)}"))

@@ -70,11 +70,15 @@ class Listing:
             for run, artifacts in store.references()
             if Path(run).is_dir()
         ]
+        self.pinned = {found for artifacts in store.pins().values() for found in artifacts}
         self._models: dict[str, str] = {}
 
     def lines(self) -> list[str]:
         rows = [HEAD, *(self._row(e) for e in self.shown)]
-        wide = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+        if self.pinned:
+            kept = ["pinned" if (e.kind, e.fingerprint) in self.pinned else "" for e in self.shown]
+            rows = [(*row, mark) for row, mark in zip(rows, ["kept", *kept], strict=True)]
+        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = [
             "  ".join(f"{x:>{w}}" if i in RIGHT else f"{x:{w}}" for i, (x, w) in enumerate(zip(row, wide, strict=True)))
             for row in rows

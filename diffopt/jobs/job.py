@@ -24,6 +24,7 @@ from diffopt.machine.environment import Environment
 from diffopt.quality.limit import Limit
 from diffopt.report.run_directory import Run
 from diffopt.stage import stages
+from diffopt.store import live
 from diffopt.store.source import Sources
 from diffopt.store.store import Store
 from diffopt.view import Choices
@@ -84,7 +85,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
         raise unwritable
     if not dry and not unwritable:
         store.open()
-    sources = sources or Sources(store.sources, dry=dry)
+    sources = sources or Sources(store.sources, dry, tuple(s.sources for s in store.shared))
     plan = make_plan(choices, stages(), environment, sources.digest)
     if reach := schedule.planned(choices):
         plan = replace(plan, notes=[*plan.notes, *reach])
@@ -135,16 +136,17 @@ def run(
         log.info("note: the store cannot be written, so it does not know of this run: its owner's `gc` may remove what it uses")
     else:
         job.store.refer(directory, [(s.kind, s.fingerprint) for s in job.plan.steps])
-    for note in job.plan.notes:
-        log.info("note: %s", note)
-    done = run_plan(job.plan, job.choices, job.store, job.sources)
-    if done and done[-1].state == "helped":  # the first machine writes the page, perhaps into this same directory
-        return None
-    write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
-    with progress.step("report"):
-        run_card.write(Run(directory), _at_hand(job, directory))
-        page = run_page.write(directory)
-    for line in [*run_page.summary(directory), f"report  {os.path.relpath(page)}"]:
-        log.info("%s", line)
-    enforce(Run(directory))
+    with live.running(job.store, directory):
+        for note in job.plan.notes:
+            log.info("note: %s", note)
+        done = run_plan(job.plan, job.choices, job.store, job.sources)
+        if done and done[-1].state == "helped":  # the first machine writes the page, perhaps into this same directory
+            return None
+        write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)
+        with progress.step("report"):
+            run_card.write(Run(directory), _at_hand(job, directory))
+            page = run_page.write(directory)
+        for line in [*run_page.summary(directory), f"report  {os.path.relpath(page)}"]:
+            log.info("%s", line)
+        enforce(Run(directory))
     return objective.of(Run(directory), config.get("objective"), floors)

@@ -23,6 +23,7 @@ from diffopt.machine.environment import gpus, machine, package
 from diffopt.machine.memory import peaks, release
 from diffopt.machine.output import to_log
 from diffopt.stage import Context, Held
+from diffopt.store import arrival
 from diffopt.store.files import publish
 from diffopt.store.source import Sources
 from diffopt.store.store import Store
@@ -50,7 +51,7 @@ def missing(plan: Plan, store: Store) -> set[Step]:
     found: set[Step] = set()
 
     def visit(step: Step) -> None:
-        if step in found or (not step.pending and store.entry(step.kind, step.fingerprint)):
+        if step in found or (not step.pending and store.has(step.kind, step.fingerprint)):
             return
         found.add(step)
         for parent in step.parents():
@@ -82,6 +83,7 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
     """
     helps = number(choices.train) > 0
     todo = missing(plan, store)
+    _bring(plan, todo, store)
     done = []
     checked: set[str] = set()
     along: set[Step] = set()
@@ -122,6 +124,14 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
         log.info("%-*s  %s  %s", width, step.name, step.fingerprint, f"made in {seconds:.1f} s" if state == "made" else state)
         done.append(Done(step, state, seconds))
     return done
+
+
+def _bring(plan: Plan, todo: set[Step], store: Store) -> None:
+    """Download what an object storage has of the plan: what would be in the store after a run here, and what is read."""
+    read = {parent for step in todo for parent in step.parents()}
+    for step in plan.steps if store.remotes else ():
+        if step not in todo and (step in read or step in plan.wanted or not step.stage.makes.passing):
+            arrival.bring(store, step.kind, step.fingerprint)
 
 
 def _raise_known(step: Step, error: BaseException) -> None:

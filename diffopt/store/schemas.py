@@ -72,6 +72,14 @@ class Reference(Part):
     artifacts: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
 
 
+class Live(Part):
+    """`live/HOST-PROCESS.json`: a run that uses the store now."""
+
+    run: str
+    process: int
+    host: str
+
+
 Hash = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
 
 
@@ -79,9 +87,18 @@ class Memory(RootModel[dict[str, Hash]]):
     """`sources.json`: by path, size and date the sha256 of a file; by repository and revision the commit of the hub."""
 
 
+class Sent(RootModel[dict[str, str]]):
+    """`.sent.json` in an object storage: the sha256 of what has arrived there, by name."""
+
+
 def read(path: Path, schema: type[BaseModel]) -> Any:
     """The file's content, plain. Raises OSError, and ValueError with the first thing that is wrong."""
-    found = from_json(files.content(path))  # the parser has a limit of depth, which json's turns into a crash
+    return parse(files.content(path), schema)
+
+
+def parse(content: bytes, schema: type[BaseModel]) -> Any:
+    """The same of bytes. Raises ValueError."""
+    found = from_json(content)  # the parser has a limit of depth, which json's turns into a crash
     try:
         schema.model_validate(found)
     except ValidationError as e:

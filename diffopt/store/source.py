@@ -149,6 +149,8 @@ class Sources:
 
     memory: Path
     dry: bool = False
+    shared: tuple[Path, ...] = ()
+    """Memories of shared stores, which say at which commits a team uses the hub's branches."""
     resolved: dict[str, Source] = field(default_factory=dict)
     seen: dict[Source, str | None] = field(default_factory=dict)
     """What a dry one has answered: the jobs of a sweep ask for the same sources."""
@@ -248,13 +250,20 @@ class Sources:
         if COMMIT.fullmatch(revision):
             return f"{HUB}{repo}@{revision}{file}"
         known = self._remembered()
-        if commit := known.get(f"{repo}@{revision}"):
+        if commit := known.get(f"{repo}@{revision}") or self._shared(f"{repo}@{revision}"):
             return f"{HUB}{repo}@{commit}{file}"
         if self.dry:
             return None
         commit = _commit(source)
         self._remember(known | {f"{repo}@{revision}": commit})
         return f"{HUB}{repo}@{commit}{file}"
+
+    def _shared(self, branch: str) -> str | None:
+        for memory in self.shared:
+            with contextlib.suppress(OSError, ValueError):  # one that its owner's `verify` tells of
+                if commit := schemas.read(memory, schemas.Memory).get(branch):
+                    return str(commit)
+        return None
 
     def _remembered(self) -> dict[str, Any]:
         try:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,15 +18,18 @@ from pydantic import BaseModel
 
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.store import schemas
-from diffopt.store.entry import RECORD, Entry, exported
+from diffopt.store.entry import RECORD, Entry
 from diffopt.store.files import create, flush, flush_all, remove, sha256
+from diffopt.store.remote import Remote, is_url
 
 ROOTS = "roots"  # one file per run that refers to artifacts: what `gc` keeps
+PINS = "pins"  # one file per run or artifact that a user wants kept
+LIVE = "live"  # one file per process that runs: live.py
 PLOTS = "plots"  # one file per artifact that a page has plots of: report/plot_cache.py
 TIMINGS = "timings"  # of TensorRT's kernels, by its version and the GPU: graph/engine/timing_cache.py
 COMPILED = "compiled"  # what torch.compile made for a GPU, by its version of torch: runtimes/compiled.py
 QUARANTINE = "quarantine"  # files about artifacts that follow no schema, out of the way
-INTERNAL = {"tmp", ROOTS, PLOTS, COMPILED, TIMINGS, QUARANTINE}
+INTERNAL = {"tmp", ROOTS, PINS, LIVE, PLOTS, COMPILED, TIMINGS, QUARANTINE}
 KEPT = "-kept"  # ends the name of what a step keeps for its next run, in `tmp`
 
 log = logging.getLogger("diffopt")
@@ -34,19 +38,22 @@ log = logging.getLogger("diffopt")
 class Store:
     """Opening a store writes nothing; the first `publish` makes its directories."""
 
-    def __init__(self, root: Path, shared: Sequence["Store"] = ()):
-        """What is not in it is looked for in the `shared` ones, in which nothing is written."""
-        self.root, self.shared = root.absolute(), tuple(shared)
+    def __init__(self, root: Path, shared: Sequence["Store"] = (), remotes: Sequence[Remote] = ()):
+        """What is not in it is looked for in the `shared` ones and then in object storages, in which nothing is written."""
+        self.root, self.shared, self.remotes = root.absolute(), tuple(shared), tuple(remotes)
 
     @classmethod
     def at(cls, path: str) -> "Store":
-        """The store in a directory as a user names it, or `MINE:TEAM`, of which the first alone is written to. Raises
-        StoreError for what can be no path."""
+        """The store in a directory as a user names it, or `MINE:TEAM`, of which the first alone is written to. TEAM is a
+        directory, or a place in an object storage. Raises StoreError for what can be no path."""
+        first, *others = re.split(rf"{os.pathsep}(?!//)", path)
+        if is_url(first):
+            raise StoreError(f"store: an object storage is only read from (got {path!r}); write DIRECTORY:{first}")
         try:
-            own, *shared = (Path(p).expanduser() for p in path.split(os.pathsep))
+            own, *shared = (Path(p).expanduser() for p in (first, *(p for p in others if not is_url(p))))
             if lost := [p for p in shared if not p.is_dir()]:
                 raise StoreError(f"store: a shared store is no directory (got {str(lost[0])!r}); check DIFFOPT_STORE")
-            return cls(own, [cls(p) for p in shared])
+            return cls(own, [cls(p) for p in shared], [Remote(p.rstrip("/")) for p in others if is_url(p)])
         except (RuntimeError, OSError) as e:  # the home of a user that there is not; a working directory that is gone
             raise StoreError(f"store: {said(e)} (got {path!r}); set DIFFOPT_STORE to a directory") from None
 
@@ -95,7 +102,7 @@ class Store:
 
     def _unwritable(self, error: OSError | ValueError) -> StoreError:
         """Of an error that is the store's for sure."""
-        known = self._disk_trouble(error)
+        known = self.disk_trouble(error)
         return known or StoreError(
             f"store: cannot be written ({said(error)}) (got {str(self.root)!r}); "
             "set DIFFOPT_STORE to a directory that you may write"
@@ -109,6 +116,10 @@ class Store:
         found = Entry(kind, fingerprint, path)
         found.check()
         return found
+
+    def has(self, kind: str, fingerprint: str) -> bool:
+        """Whether there is the finished artifact, here or in an object storage. Raises StoreError as `entry`."""
+        return bool(self.entry(kind, fingerprint) or any(r.record(f"{kind}/{fingerprint}") for r in self.remotes))
 
     def entries(self, kind: str | None = None) -> list[Entry]:
         """Every finished artifact, by kind and age."""
@@ -146,19 +157,19 @@ class Store:
         """
         work: Path | None = None
         try:
-            work = self._scratch(fingerprint)
+            work = self.scratch(fingerprint)
             yield work
             files = {str(p.relative_to(work)): _manifest(p) for p in sorted(work.rglob("*")) if p.is_file()}
             record = {"kind": kind, "identity": identity, "provenance": provenance, "files": files}
-            self._place(work, kind, fingerprint, json.dumps(record, indent=1, sort_keys=True))
+            self.place(work, kind, fingerprint, json.dumps(record, indent=1, sort_keys=True))
         except BaseException as e:
             if work:
                 remove(work)
-            if reason := self._disk_trouble(e):
+            if reason := self.disk_trouble(e):
                 raise reason from None
             raise
 
-    def _place(self, work: Path, kind: str, fingerprint: str, record: str) -> None:
+    def place(self, work: Path, kind: str, fingerprint: str, record: str) -> None:
         """Give what was made its place, whole and on the disk."""
         flush_all(work)
         create(work / RECORD, record)
@@ -172,33 +183,6 @@ class Store:
         os.rename(work, final)
         final.chmod(0o555)
         flush(final.parent)
-
-    def take(self, directory: Path) -> Entry:
-        """Copy in what `diffopt store export` has written, perhaps on another machine, without what it added.
-
-        Raises StoreError where it is not as it was made.
-        """
-        given = exported(directory)
-        if given.kind in INTERNAL:
-            raise StoreError(f"store import: is no artifact (got the kind {given.kind!r}); give what was exported")
-        if there := Store(self.root).entry(given.kind, given.fingerprint):
-            return there
-        work: Path | None = None
-        try:
-            self.open()
-            with self.lock(given.fingerprint):
-                work = self._scratch(given.fingerprint)
-                for name in given.record["files"]:
-                    (work / name).parent.mkdir(parents=True, exist_ok=True)
-                    given.copy(name, work / name)
-                self._place(work, given.kind, given.fingerprint, json.dumps(given.record, indent=1, sort_keys=True))
-        except BaseException as e:
-            if work and work.exists():
-                remove(work)
-            if reason := self._disk_trouble(e):
-                raise reason from None
-            raise
-        return Entry(given.kind, given.fingerprint, self.root / given.kind / given.fingerprint)
 
     def kept(self, fingerprint: str) -> Path:
         """Where a step that takes long keeps what its next run goes on from; removed when its artifact is there."""
@@ -237,52 +221,49 @@ class Store:
 
     def refer(self, run: Path, artifacts: list[tuple[str, str]]) -> None:
         """Remember that the run directory `run` uses these (kind, fingerprint): `gc` keeps them while it exists."""
-        name = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]
+        self._note(ROOTS, str(run.absolute()), artifacts)
+
+    def pin(self, name: str, artifacts: list[tuple[str, str]]) -> None:
+        """Keep these (kind, fingerprint) for `name`, a run's directory or KIND/FINGERPRINT, until it is unpinned."""
+        self._note(PINS, name, artifacts)
+
+    def unpin(self, name: str) -> None:
+        self.remove(self.root / PINS / _file(name))
+
+    def pins(self) -> dict[str, list[tuple[str, str]]]:
+        """What is kept, by name. Raises StoreError for a file that cannot be read: what it keeps is not known."""
+        found = {}
+        for path, (name, artifacts) in self.roots(PINS).items():
+            if not name:
+                raise StoreError(
+                    f"store: a pin cannot be read (got {str(path)!r}); `diffopt store verify --drop` puts it aside; pin again"
+                )
+            found[name] = artifacts
+        return found
+
+    def _note(self, folder: str, name: str, artifacts: list[tuple[str, str]]) -> None:
         try:
-            (self.root / ROOTS).mkdir(parents=True, exist_ok=True)
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
             (self.root / "tmp").mkdir(exist_ok=True)
-            text = json.dumps({"run": str(run.absolute()), "artifacts": artifacts})
-            partial = self.root / "tmp" / f"{name}.{os.getpid()}.root"
+            text = json.dumps({"run": name, "artifacts": artifacts})
+            partial = self.root / "tmp" / f"{_file(name)}.{os.getpid()}.root"
             try:
                 create(partial, text)
-                partial.replace(self.root / ROOTS / f"{name}.json")
-                flush(self.root / ROOTS)
+                partial.replace(self.root / folder / _file(name))
+                flush(self.root / folder)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as e:
             raise self._unwritable(e) from None
 
-    def garbage(self) -> tuple[list[Entry], list[Path]]:
-        """Artifacts that no existing run refers to, their plots, and left-overs of killed runs that nobody holds a lock on.
-        And what another version of torch compiled.
-
-        What a step keeps for its next run stays while a run refers to the artifact that it is to become.
-        """
-        used: set[tuple[str, str]] = set()
-        stale: list[Path] = []
-        for root, (run, artifacts) in self._roots().items():
-            if run and Path(run).is_dir():
-                used |= set(artifacts)
-            else:
-                stale.append(root)
-        scratch = [
-            p for p in sorted((self.root / "tmp").glob("*-*")) if p.is_dir()
-        ]  # a lock file stays: another may wait on it
-        wanted = {f"{fp}{KEPT}" for _, fp in used}
-        stale += [p for p in scratch if p.name not in wanted and not self._locked(p.name.split("-")[0])]
-        shown = {f"{fp}.json" for _, fp in used}
-        stale += [p for p in (self.root / PLOTS).glob("*") if p.name not in shown]
-        stale += [p for p in (self.root / COMPILED).glob("*") if p != self.compiled]
-        return [e for e in self.entries() if (e.kind, e.fingerprint) not in used], stale
-
     def references(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Directories of runs, some perhaps gone, and the (kind, fingerprint) of what each refers to."""
-        return [found for found in self._roots().values() if found[0]]
+        return [found for found in self.roots().values() if found[0]]
 
-    def _roots(self) -> dict[Path, tuple[str, list[tuple[str, str]]]]:
+    def roots(self, folder: str = ROOTS) -> dict[Path, tuple[str, list[tuple[str, str]]]]:
         """By file the run, and what it refers to; the run is empty where the file was written when the disk ran full."""
         found: dict[Path, tuple[str, list[tuple[str, str]]]] = {}
-        for root in sorted((self.root / ROOTS).glob("*.json")):
+        for root in sorted((self.root / folder).glob("*.json")):
             try:
                 content = schemas.read(root, schemas.Reference)
                 found[root] = content["run"], [(kind, fp) for kind, fp in content["artifacts"]]
@@ -293,7 +274,8 @@ class Store:
     def misread(self) -> list[tuple[Path, str]]:
         """The files about artifacts that follow no schema, and what is wrong with each; records are their artifacts' own."""
         found = []
-        rules: dict[Path, type[BaseModel]] = dict.fromkeys(sorted((self.root / ROOTS).glob("*.json")), schemas.Reference)
+        files = [p for folder in (ROOTS, PINS) for p in sorted((self.root / folder).glob("*.json"))]
+        rules: dict[Path, type[BaseModel]] = dict.fromkeys(files, schemas.Reference)
         rules[self.sources] = schemas.Memory
         for path, schema in rules.items():
             try:
@@ -333,7 +315,8 @@ class Store:
         """Whether a path that an error names is the store's, or one that it lies in."""
         return path.is_relative_to(self.root) or self.root.is_relative_to(path)
 
-    def _locked(self, fingerprint: str) -> bool:
+    def locked(self, fingerprint: str) -> bool:
+        """Whether a process makes it now."""
         path = self.root / "tmp" / f"{fingerprint}.lock"
         if path.is_symlink() or not path.is_file():
             return False
@@ -344,11 +327,11 @@ class Store:
                 return True
         return False
 
-    def _scratch(self, fingerprint: str) -> Path:
+    def scratch(self, fingerprint: str) -> Path:
         (self.root / "tmp").mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=self.root / "tmp"))
 
-    def _disk_trouble(self, error: BaseException) -> StoreError | None:
+    def disk_trouble(self, error: BaseException) -> StoreError | None:
         """A line for the user when `error` comes from the disk. Libraries in C++ or Rust only pass on its text."""
         if isinstance(error, DiffoptError):
             return None
@@ -382,6 +365,10 @@ def said(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     first = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return first[0].lower() + first[1:]
+
+
+def _file(name: str) -> str:
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
 def _age(path: Path) -> float:

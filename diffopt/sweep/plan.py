@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -24,6 +23,7 @@ from diffopt.jobs.plan import Step, idle
 from diffopt.jobs.runner import missing
 from diffopt.machine import environment, worker
 from diffopt.store.source import Sources
+from diffopt.store.store import Store
 
 MANY = 512
 """Points of a search's space that are planned; of more, every n-th."""
@@ -132,7 +132,8 @@ def plan_sweep(config: DictConfig, loader: ConfigLoader) -> SweepPlan:
             advice = "write cache=none" if override.key_or_group == "cache" else "sweep over options, and run that one alone"
             raise PlanError(f"{override.key_or_group}: Hydra cannot sweep over null (got {override.input_line}); {advice}")
     grid = _points(parsed) if optimized else BasicSweeper.split_arguments(parsed, None)[0]
-    sources = Sources(Path(str(config.store)).expanduser() / "sources.json", dry=True)
+    store = Store.at(str(config.store))
+    sources = Sources(store.sources, True, tuple(s.sources for s in store.shared))
     composed: dict[tuple[str, ...], Any] = {}
     jobs = [_job(config, loader, overrides, composed, sources) for overrides in grid]
     found = SweepPlan(jobs, optimized)
