@@ -471,7 +471,7 @@ def test_it_is_another_artifact_when_the_file_is_another(plan: Any) -> None:
         ),
         (
             ["model.source=asset:emoji/emoji-flux"],
-            r"model\.base: .* and this is not quantized \(got 'asset:emoji/emoji-flux'\); drop",
+            r"model\.base: .* and this is a whole pipeline, not quantized \(got 'asset:emoji/emoji-flux'\); drop",
         ),
         (["model.source=org/name"], r"model\.base: .* and this is on the hub, .* \(got 'org/name'\); download it"),
         (
@@ -485,8 +485,8 @@ def test_what_cannot_be_with_it_is_refused(plan: Any, more: list[str], line: str
         plan(*CHOSEN, f"model.source={copied()}", "eval=emoji", *more)
 
 
-def test_a_file_in_which_nothing_is_quantized_is_no_model(plan: Any) -> None:
-    with pytest.raises(ConfigError, match=r"model\.source: is a file in which nothing is quantized \(got '"):
+def test_a_file_in_which_nothing_is_quantized_needs_a_base_too(plan: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.base: the source is a model alone in FP32, without text encoders"):
         plan("model=emoji_flux", f"model.source={file_of({'a': torch.ones(1)})}", "eval=emoji")
 
 

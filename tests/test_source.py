@@ -297,7 +297,7 @@ def test_a_file_is_a_source_where_it_may_hold_a_backbone(tmp_path):
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "model.ckpt").touch()
     assert read(str(tmp_path / "model.safetensors")).local
-    with pytest.raises(ValueError, match="not a directory"):
+    with pytest.raises(ValueError, match="is a pickle"):
         read(str(tmp_path / "model.ckpt"))
 
 

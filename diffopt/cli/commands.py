@@ -39,7 +39,9 @@ COMMANDS = _table(
     (
         Command("ls", "[GROUP ...] [--json]", "the recipes, and every group's options, a line each"),
         Command("plan", "+recipe=NAME [key=value ...]", "its steps: cached or to run, and why; --multirun: a sweep's jobs"),
-        Command("inspect", "PATH [--yaml]", "what model=auto finds of a pipeline's directory; as a model option to mend"),
+        Command(
+            "inspect", "PATH [--yaml]", "what model=auto finds of a pipeline, as an option to mend; what a file of weights is"
+        ),
         Command("copy", "RECIPE FILE [key=value ...]", "a recipe of your own, with every value written out"),
         Command("report", "DIRECTORY [--floor clip=-0.5% ...]", "write the page of a run or a sweep again; what to ship"),
         Command("eval", "--data-path images.json --metrics NAME...", "score pictures of any models: one table, with intervals"),

@@ -1,21 +1,27 @@
-"""`diffopt inspect`: what is found of a pipeline that has no family file, to read, mend and check in."""
+"""`diffopt inspect`: what is found of a pipeline that has no family file, to read, mend and check in; and what a file of
+weights or a backbone alone is."""
 
 from pathlib import Path
 from typing import Any
 
 from diffopt import models
+from diffopt.cli import weights
 from diffopt.cli.arguments import Parser
 from diffopt.errors import ConfigError
 from diffopt.files.found import Found
 from diffopt.files.json_file import plain
 from diffopt.machine.output import to_log
+from diffopt.store.composed import INDEX
 
 WIDE = 12
 
 
 def parser() -> Parser:
-    made = Parser("diffopt inspect", description="What model=auto finds of a pipeline. It is opened without its weights.")
-    made.add_argument("path", type=Path, help="a pipeline's directory, as save_pretrained writes it")
+    made = Parser(
+        "diffopt inspect",
+        description="What model=auto finds of a pipeline, or what weights are. Of them it reads headers alone.",
+    )
+    made.add_argument("path", type=Path, help="a pipeline's directory, as save_pretrained writes it, a backbone's, or a file")
     made.add_argument(
         "--yaml", action="store_true", help="as a model option: put it into DIR/model/NAME.yaml, for --config-dir DIR"
     )
@@ -23,10 +29,15 @@ def parser() -> Parser:
 
 
 def command(arguments: list[str]) -> None:
-    """Raises ConfigError for what is no directory, and PlanError for a pipeline that cannot be found out."""
+    """Raises ConfigError for what is neither, and PlanError for a pipeline that cannot be found out."""
     given = parser().parse_args(arguments)
-    if not given.path.is_dir():
-        raise ConfigError(f"diffopt inspect: is not a directory (got {str(given.path)!r}); give a pipeline's directory")
+    if not given.path.exists():
+        raise ConfigError(f"diffopt inspect: is not there (got {str(given.path)!r}); give a pipeline's directory, or a file")
+    if given.path.is_file() or not (given.path / INDEX).is_file():
+        with to_log():
+            rows = weights.told(given.path)
+        print("\n".join(f"{name:{WIDE}}{value}" for name, value in rows.items()))
+        return
     with to_log():  # what libraries say while they are loaded and run
         from diffopt.finding.find import find
 

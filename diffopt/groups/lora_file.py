@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 
 from diffopt.errors import pass_on_memory
-from diffopt.store.source import ADAPTER, SUFFIX, AdapterSource, Source, read_adapter
+from diffopt.store.source import ADAPTER, AdapterSource, Source, read_adapter
+from diffopt.store.tensor_file import SUFFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of tensors, by name."""

@@ -1,6 +1,7 @@
 """`model=`: which pipeline, at which size."""
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,9 @@ from diffopt.groups.view import View
 from diffopt.models import Family
 from diffopt.models.index import index_of
 from diffopt.schema import Group
+from diffopt.store.composed import BACKBONE, INDEX, TOLD, class_of, composed, held, stored, weights
 from diffopt.store.source import ModelSource, Source
+from diffopt.store.tensor_file import tensors
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = Literal["pretrained", "random"]
@@ -35,7 +38,8 @@ class Model(Group):
         "source": "a model with pretrained weights",
         "architecture": "a model with random weights",
         "variant": "a model with pretrained weights",
-        "base": "a model that is quantized already",
+        "base": "a model that is quantized already, or a backbone alone",
+        "parts": "a model with pretrained weights",
         "negative_prompt": "a model that is guided (model.guidance_scale above 1)",
     }
 
@@ -44,10 +48,13 @@ class Model(Group):
     found: Found | None = None
     """What `auto` is, as `diffopt inspect` prints it: then nothing is found out, and this is taken."""
     source: ModelSource
-    """A diffusers pipeline: a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the hub. Or what is quantized already:
-    a directory or a .safetensors file of backbones alone."""
+    """A diffusers pipeline: a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the hub. Or a backbone alone, or what is
+    quantized already: a directory, or a .safetensors or .gguf file, which may have other parts too."""
     base: ModelSource | None = None
-    """Of a source that is quantized already: the pipeline that it was made of, its reference, which has its other parts."""
+    """Of a source that is no whole pipeline: the one that has its other parts and the configs; of one that is quantized
+    already the pipeline that it was made of, its reference."""
+    parts: dict[str, ModelSource] = Field(default_factory=dict)
+    """By name parts that stand in the place of the pipeline's own: a folder, or a .safetensors or .gguf file."""
     architecture: ModelSource | None = None
     """Its configs alone, for random weights: a directory laid out as the source, without weights."""
     weights: Weights = "pretrained"
@@ -76,23 +83,34 @@ class Model(Group):
     long_prompts: Literal["refuse", "cut"] = "refuse"
     """What becomes of a prompt with more tokens than the text encoder takes."""
 
-    @property
+    @cached_property
     def origin(self) -> Source:
-        """Where the pipeline's files come from: the source, what that was made of where it is quantized already, or the
-        architecture for random weights."""
-        if self.weights == "random" and self.architecture:
-            return self.architecture
-        return self.base or self.source
+        """Where the pipeline's files come from: the source with its parts, or the base with these and with the source, unless
+        that is quantized already, or the architecture for random weights."""
+        if self.weights == "random":
+            return self.architecture or self.base or self.source
+        own: list[tuple[str | None, Source]] = [*self.parts.items()]
+        if self.base and self.quantized is None:
+            own = [(None, self.source), *own]
+        return replace(self.base or self.source, own=tuple(own))
 
     @cached_property
     def quantized(self) -> Quantized | None:
         """What the source is, where it is quantized already. Raises ValueError where it is and cannot be read."""
         local = self.source.local if self.weights == "pretrained" else None
         try:
-            return recognised(local, models.of(self)) if local else None
+            return recognised(local, _family_of(self)) if local else None
         except ValueError as e:
-            what, _, advice = str(e).partition("; ")
-            raise ValueError(f"source: {what} (got {self.source.name!r}); {advice}") from None
+            raise _where("source", self.source, e) from None
+
+    @property
+    def own(self) -> str | None:
+        """For people, what the source has, where the rest is another pipeline's."""
+        if self.base is None or self.quantized or not (path := self.source.local):
+            return None
+        there = weights(path)
+        what = held(there) if path.is_file() else f"{BACKBONE} alone in {stored(there)}"
+        return f"{self.source.name} is a {what}; what it lacks is {self.base.name}'s"
 
     @model_validator(mode="after")
     def _holds_the_family(self) -> Self:
@@ -103,12 +121,13 @@ class Model(Group):
                 raise ValueError(
                     f"found: says what model.family=auto is (got family {self.family}); set model.family=auto, or drop it"
                 )
-        family = models.of(self)
         if self.weights == "random" and self.architecture is None:
             raise ValueError(
                 f"weights: this model has no architecture to draw them for (got {self.weights}); set model.architecture"
             )
         _check_base(self)
+        _check_own(self)
+        family = models.of(self)
         if directory := self.origin.directory:
             _check_index(directory, self.origin, self, "base" if self.base else "source")
         step = family.size_step
@@ -133,6 +152,13 @@ class Model(Group):
         return self
 
 
+def _family_of(model: Model) -> Family:
+    """Its family, as far as what it was made of tells; `of` asks for its origin, which asks what it is."""
+    if model.family != models.AUTO.name or model.found:
+        return models.of(model)
+    return models.unknown((model.base or model.source).directory)
+
+
 def _taken(family: Family) -> set[str]:
     """Those of OPTIONAL that a family reads; all of them while it is not known."""
     if family.name == models.AUTO.name:
@@ -153,14 +179,54 @@ def _check_base(model: Model) -> None:
             f"base: the source is quantized already ({found.about}), and what it was made of is not named (got None); set "
             "model.base to the full-precision pipeline, which is its reference and has its other parts"
         )
-    if model.base is not None and not found:
-        what = "is on the hub, and is read when it is here" if source.local is None else "is not quantized"
+    if found:
+        return
+    whole = source.directory is not None and (source.directory / INDEX).is_file()
+    if model.base is not None and (source.local is None or whole):
+        what = "is on the hub, and is read when it is here" if source.local is None else "is a whole pipeline, not quantized"
         advice = "download it, and give its directory" if source.local is None else "drop model.base"
-        raise ValueError(f"base: is for a source that is quantized already, and this {what} (got {source.name!r}); {advice}")
-    if found is None and source.local and source.local.is_file():
         raise ValueError(
-            f"source: is a file in which nothing is quantized (got {source.name!r}); give a diffusers pipeline's directory"
+            f"base: is for a source that is quantized already or a backbone alone, and this {what} "
+            f"(got {source.name!r}); {advice}"
         )
+    if model.base is None and source.local and not whole:
+        _check_alone(source, source.local)
+
+
+def _check_alone(source: Source, path: Path) -> None:
+    """Raises ValueError for a backbone alone, or what is none, of which no base is named."""
+    try:
+        there = tensors(path) if path.is_file() else {}
+        what = held(there) if there else class_of(path)
+    except ValueError as e:
+        raise _where("source", source, e) from None
+    lacks = [n for n, prefixes in TOLD.items() if n != BACKBONE and not any(k.startswith(prefixes) for k in there)]
+    raise ValueError(
+        f"base: the source is a {what}, without {', '.join([*lacks, 'configs'])} and tokenizers (got {source.name!r}); "
+        "set model.base to a pipeline that has them"
+    )
+
+
+def _check_own(model: Model) -> None:
+    """Whether what stands in the place of the pipeline's parts can."""
+    for name, source in model.parts.items():
+        if source.local is None:
+            raise ValueError(
+                f"parts.{name}: is on the hub, and is read when it is here (got {source.name!r}); download it first"
+            )
+    base = replace(model.origin, own=()).directory
+    for part, source in model.origin.own if base else ():
+        assert base is not None
+        assert source.local is not None
+        try:
+            composed(base, ((part, source.local),))
+        except ValueError as e:
+            raise _where(f"parts.{part}" if part else "source", source, e) from None
+
+
+def _where(field: str, source: Source, error: ValueError) -> ValueError:
+    what, _, advice = str(error).partition("; ")
+    return ValueError(f"{field}: {what} (got {source.name!r}); {advice}")
 
 
 def _check_index(directory: Path, source: Source, model: Model, where: str) -> None:
@@ -180,8 +246,7 @@ def _check_index(directory: Path, source: Source, model: Model, where: str) -> N
         try:
             index_of(directory)
         except ValueError as e:
-            what, _, advice = str(e).partition("; ")
-            raise ValueError(f"{where}: {what} (got {source.name!r}); {advice}") from None
+            raise _where(where, source, e) from None
     kind = models.of(model)
     if kind.opened(found) is None:
         raise ValueError(

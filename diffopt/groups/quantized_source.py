@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffopt.groups.tensor_file import Tensor, json_object, metadata, tensors
 from diffopt.models.family import Family
-from diffopt.store.source import SUFFIX
+from diffopt.store.composed import WITHIN
+from diffopt.store.tensor_file import GGUF, SUFFIX, Tensor, json_object, metadata, tensors
 
 Layout = Literal["huggingface", "comfyui", "native", "svdquant", "nunchaku"]
 ALGORITHMS = {
@@ -57,7 +57,7 @@ def recognised(path: Path, family: Family) -> Quantized | None:
     Raises ValueError, `what; advice`, for one that is and cannot be read.
     """
     if path.is_file():
-        return _single({family.backbones[0]: path}, None)
+        return None if path.suffix == GGUF else _single({family.backbones[0]: path}, None)
     if (path / "native.json").is_file():
         return _native(path, json_object(path / "native.json"), family)
     head = json_object(path / "deploy.json") if (path / "deploy.json").is_file() else None
@@ -129,7 +129,9 @@ def _single(files: Mapping[str, Path], head: Mapping[str, Any] | None) -> Quanti
             raise ValueError(f"{path.name} is not a {SUFFIX} file; convert it, other forms can run code when they are loaded")
         if not path.is_file():
             raise ValueError(f"has no {path.name}, the {name} that its deploy.json names; copy it whole")
-        found |= {*layers_of(tensors(path), metadata(path)).values()}
+        there = tensors(path)
+        own = {n: x for n, x in there.items() if n.startswith(WITHIN)}  # a text encoder beside it may be in FP8
+        found |= {*layers_of(own or there, metadata(path)).values()}
     if not found:
         return None
     source = head.get("source") if head else None

@@ -22,6 +22,7 @@ from diffopt.machine.environment import Environment, package
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.metrics.weight_files import lacking, reads_texts
 from diffopt.models.parts import Parts
+from diffopt.store.composed import ORIGINAL
 from diffopt.view import Choices
 
 TEXTS = ("text_encoder", "text_encoder_2")
@@ -69,8 +70,7 @@ def _source(choices: Choices) -> Iterator[str]:
     pretrained = model.weights == "pretrained"
     parts = Parts(directory, models.of(model), model.variant if pretrained else None)
     for what, advice in parts.problems(pretrained=pretrained):
-        named = {"source": model.source, "base": model.base, "architecture": model.architecture}
-        where = next(name for name, source in named.items() if source is model.origin)
+        where = "architecture" if not pretrained and model.architecture else "base" if model.base else "source"
         yield f"model.{where}: {what} (got {model.origin.name!r}); {advice}"
 
 
@@ -120,6 +120,8 @@ def _weights(model: Model) -> dict[str, Shapes | None]:
     for name in models.of(model).backbones if directory else ():
         assert directory is not None
         own: dict[str, tuple[int, ...]] = {}
+        if (directory / name / ORIGINAL).exists():  # whose layers have other names
+            return {}
         for path in sorted((directory / name).glob("*.safetensors")):
             with suppress(ValueError):  # a broken model is said to be one where it is opened
                 own |= shapes(path)

@@ -28,6 +28,7 @@ from diffopt.quantization.layers import without
 from diffopt.runtimes.room import estimate
 from diffopt.stage import Context
 from diffopt.store.source import Source
+from diffopt.store.tensor_file import SUFFIX
 from diffopt.text import size
 from diffopt.training.processes import arranged
 from diffopt.view import Choices
@@ -206,7 +207,9 @@ def _range(choices: Choices, known: Known) -> Iterator[str]:
     excluded = choices.format.exclude if choices.format else []
     for backbone in pinned.backbones:
         prefix = f"{backbone}." if len(pinned.backbones) > 1 else ""
-        found = [(prefix + name, peak) for name, peak in beyond(parts.weights(backbone), FLOAT16)]
+        original = parts.original(backbone)
+        files = parts.weights(backbone) if original is None else [original] if original.suffix == SUFFIX else []
+        found = [(prefix + name, peak) for name, peak in beyond(files, FLOAT16)]
         for name, peak in found[:1]:
             layer, _, kind = name.rpartition(".")
             scaled = choices.format and kind == "weight" and layer in layers and not any(fnmatch(layer, g) for g in excluded)

@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from diffopt.groups import quantized_source, tensor_file
+from diffopt.groups import quantized_source
 from diffopt.kernels.block_scales import ACROSS, ROWS, straight
 from diffopt.layouts.names import Names
 from diffopt.layouts.read import Read, Tensors, opened, sorted_out
 from diffopt.quantization.block_fake_quant import BLOCK, MX_BLOCK
+from diffopt.store import tensor_file
+from diffopt.store.composed import WITHIN
 
 T = TypeVar("T")
 ONE = torch.ones(())
-WITHIN = "model.diffusion_model."
-"""Before every name of a file that has text encoders and a VAE too."""
 
 
 def read(path: Path, backbone: Any, names: Names | None) -> Read:

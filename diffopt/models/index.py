@@ -46,7 +46,7 @@ def index_of(directory: Path) -> Index:
             raise ValueError(
                 f"its {name} is code of its own, {kind}, which is not run; give one of transformers' or diffusers'"
             )
-    backbones = tuple(n for n, (library, kind) in parts.items() if library == DIFFUSERS and kind in _denoisers())
+    backbones = tuple(n for n, (library, kind) in parts.items() if library == DIFFUSERS and kind in denoisers())
     if not backbones:
         there = ", ".join(f"{n} {c}" for n, (_, c) in parts.items()) or "nothing"
         raise ValueError(f"is a {pipeline} without a denoising backbone (there is {there}); give a pipeline that denoises")
@@ -54,7 +54,7 @@ def index_of(directory: Path) -> Index:
 
 
 @cache
-def _denoisers() -> frozenset[str]:
+def denoisers() -> frozenset[str]:
     """Classes of diffusers' transformers and unets, by what the packages' own lists say."""
     spec = find_spec(DIFFUSERS)
     assert spec is not None

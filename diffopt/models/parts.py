@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.models.family import Family
+from diffopt.store.composed import ORIGINAL
 
 INDEX = "model_index.json"
 SPARE = ("safety_checker", "feature_extractor", "image_encoder")
@@ -66,6 +67,11 @@ class Parts:
         """The same of one part: None where it has plain weights alone."""
         return self.variant if self.variant in self._variants(name) else None
 
+    def original(self, name: str) -> Path | None:
+        """The file that has a part's weights under their makers' names, where it is one."""
+        path = self.directory / name / ORIGINAL
+        return path.resolve() if path.exists() else None
+
     def weights(self, name: str) -> list[Path]:
         """The safetensors files of a part that are read."""
         return [
@@ -120,7 +126,7 @@ class Parts:
                 yield f"has no vocabulary in {name} (there is {_files(folder)})", "download that folder's tokenizer.json"
         elif name in self._models:
             yield from self._config(name, "config.json")
-            if pretrained:
+            if pretrained and not self.original(name):  # whose header was read when it was put there
                 yield from self._weights(name)
 
     def _config(self, name: str, file: str) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Opening a pinned pipeline: whole, or only those of its parts that a stage computes with."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,15 +9,18 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
 from diffopt.artifact import Pipeline
 from diffopt.errors import SourceError, pass_on_memory
+from diffopt.files.originals import OriginalsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
 from diffopt.models import Family, of, svd_pipeline
 from diffopt.models.parts import Parts
+from diffopt.pipeline import original
 from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
@@ -104,6 +107,8 @@ def open_vae(ctx: Context, pipeline: Pipeline) -> Any:
     if pinned.weights == "random":
         return _random(ctx, pinned, "vae", ctx.device).float().eval()
     cls, directory = _class(ctx, pinned, "vae"), ctx.locate(pinned.source)
+    if own := _originals(ctx, pipeline, torch.float32, ["vae"]):
+        return own["vae"].to(ctx.device)
     variant = _parts(ctx, pinned).variant_of("vae")
     return _read(cls, directory, subfolder="vae", torch_dtype=torch.float32, variant=variant).to(ctx.device).eval()
 
@@ -120,6 +125,8 @@ def open_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     for name in pinned.backbones:
         if pinned.weights == "random":
             found[name] = _random(ctx, pinned, name, there)
+        elif own := _originals(ctx, pipeline, getattr(torch, pinned.dtype), [name]):
+            found |= own
         else:
             cls = _class(ctx, pinned, name)
             variant = _parts(ctx, pinned).variant_of(name)
@@ -142,9 +149,7 @@ def blank_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     pinned = PipelineFile.read(pipeline.path)
     dtype, found = getattr(torch, pinned.dtype), {}
     for name in pinned.backbones:
-        cls = _class(ctx, pinned, name)
-        with default_dtype(dtype), init_empty_weights():
-            found[name] = _widened(cls.from_config(config(ctx, pinned, name)), dtype).eval()
+        found[name] = blank_part(ctx.locate(pinned.source) / name, ("diffusers", pinned.components[name]), dtype)
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
 
 
@@ -154,6 +159,38 @@ def empty_backbone(ctx: Context, pipeline: Pipeline) -> torch.nn.Module:
     with torch.device("meta"):
         found = {n: _class(ctx, pinned, n).from_config(config(ctx, pinned, n)).eval() for n in pinned.backbones}
     return torch.nn.ModuleDict(found) if len(found) > 1 else next(iter(found.values()))
+
+
+def blank_part(folder: Path, kind: Sequence[str], dtype: torch.dtype) -> torch.nn.Module:
+    """A part of a class, given with its library, by its config; with no memory for its parameters, in the precisions that
+    from_pretrained gives."""
+    library, name = kind
+    with default_dtype(dtype), init_empty_weights():
+        if library == "transformers":
+            cls = getattr(transformers, name)
+            made = cls(cls.config_class.from_pretrained(folder))
+            return _widened(made.to(dtype), dtype if dtype == torch.float16 else torch.float32).eval()
+        cls = getattr(diffusers, name)
+        made = cls.from_config(json.loads((folder / "config.json").read_text()))
+    return _widened(made, dtype).eval()
+
+
+def _originals(ctx: Context, pipeline: Pipeline, dtype: torch.dtype, names: Sequence[str]) -> dict[str, torch.nn.Module]:
+    """Those parts that are in files under their makers' names, read of them to the CPU. Raises SourceError."""
+    if not (pipeline.path / OriginalsFile.NAME).is_file():
+        return {}
+    pinned = PipelineFile.read(pipeline.path)
+    known, parts, found = OriginalsFile.read(pipeline.path).parts, _parts(ctx, pinned), {}
+    for name in (n for n in names if n in known):
+        path = parts.original(name)
+        assert path is not None
+        blank = blank_part(parts.directory / name, parts.index[name], dtype)
+        try:
+            found[name] = original.read(path, known[name], blank)
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            raise SourceError(f"model.source: {what} (got {path.name!r}); {advice or 'download it again'}") from None
+    return found
 
 
 def family_of(pipeline: Pipeline) -> Family:
@@ -187,10 +224,12 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     directory = ctx.locate(pinned.source)
     parts = _parts(ctx, pinned)
     own = dict.fromkeys(parts.left_out) | own | {"scheduler": scheduler(directory, pinned.scheduler)}
+    originals = _originals(ctx, pipeline, getattr(torch, pinned.dtype), [n for n in parts.named if n not in own])
     kind = of(pinned)
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
     cls = getattr(svd_pipeline if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
-    pipe = _read(cls, directory, torch_dtype=getattr(torch, pinned.dtype), variant=_asked(parts, own), **own)
+    dtype, variant = getattr(torch, pinned.dtype), _asked(parts, own | originals)
+    pipe = _read(cls, directory, torch_dtype=dtype, variant=variant, **own, **originals)
     pipe.set_progress_bar_config(disable=True)
     read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}
     fuse(ctx, pipeline, read)

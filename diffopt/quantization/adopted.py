@@ -17,6 +17,7 @@ from modelopt.torch.quantization.nn import SequentialQuantizer
 from diffopt import formats
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.formats.method import Rule
+from diffopt.pipeline.original import fill
 from diffopt.quantization.awq_svdquant import add_mode
 from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import E2M1_MAX, E4M3_MAX, simulated
@@ -186,17 +187,3 @@ def own_dtype(model: torch.nn.Module, name: str) -> torch.dtype:
     found: Any = model.get_submodule(name).weight
     dtype: torch.dtype = found.dtype
     return dtype
-
-
-def fill(model: torch.nn.Module, tensors: Tensors) -> None:
-    """Give a model of parameters on the meta device its own, in their precision. Raises ValueError as `restored` does."""
-    own = model.state_dict()
-    for problem, names in (("lacks", {*own} - {*tensors}), ("has no place for", {*tensors} - {*own})):
-        if names:
-            raise ValueError(f"{problem} {min(names)}")
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(f"has {name} of {list(tensor.shape)}, and the model of {list(own[name].shape)}")
-    model.load_state_dict({n: x.to(own[n].dtype) for n, x in tensors.items()}, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())

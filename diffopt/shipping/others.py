@@ -54,13 +54,18 @@ def pieces(directory: Path, pinned: PipelineFile) -> list[Piece]:
     if pinned.weights == "random":
         return []
     parts = Parts(directory, models.of(pinned), pinned.variant)
-    changed = {*pinned.backbones, *fused(pinned), *([SCHEDULER] if pinned.scheduler else [])}
+    changed = {*pinned.backbones, *rewritten(parts, pinned), *([SCHEDULER] if pinned.scheduler else [])}
     return [piece for name in parts.named if name not in changed for piece in _of(parts, name)]
 
 
 def fused(pinned: PipelineFile) -> list[str]:
     """Parts beside the backbones that an adapter is fused into."""
     return sorted({name for adapter in pinned.lora for name in adapter.hits} - {*pinned.backbones})
+
+
+def rewritten(parts: Parts, pinned: PipelineFile) -> list[str]:
+    """Those, and what is in files under its makers' names."""
+    return sorted({*fused(pinned), *(n for n in parts.named if n not in pinned.backbones and parts.original(n))})
 
 
 def _of(parts: Parts, name: str) -> Iterator[Piece]:
@@ -85,7 +90,8 @@ def write(ctx: Context, pipeline: Pipeline, out: Path, link: bool) -> None:
         piece.write(out, link)
     index = json.loads((directory / INDEX).read_text())
     index.pop("_name_or_path", None)  # a path of the machine that made it
-    for name in Parts(directory, models.of(pinned), pinned.variant).left_out:
+    parts = Parts(directory, models.of(pinned), pinned.variant)
+    for name in parts.left_out:
         if name in index:
             index[name] = [None, None]
     with to_log():
@@ -94,10 +100,10 @@ def write(ctx: Context, pipeline: Pipeline, out: Path, link: bool) -> None:
 
             scheduler(directory, pinned.scheduler).save_pretrained(out / SCHEDULER)
             index[SCHEDULER] = ["diffusers", pinned.scheduler]
-        if names := fused(pinned):
-            from diffopt.pipeline.open import open_texts
+        if names := rewritten(parts, pinned):
+            from diffopt.pipeline.open import open_texts, open_vae
 
-            whole = open_texts(ctx, pipeline)
+            whole = open_texts(ctx, pipeline) if {*names} - {"vae"} else None
             for name in names:
-                getattr(whole, name).save_pretrained(out / name)
+                (open_vae(ctx, pipeline) if name == "vae" else getattr(whole, name)).save_pretrained(out / name)
     (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -43,13 +43,15 @@ class LoadView(View, of=Model):
 
     @classmethod
     def fields_read(cls) -> frozenset[str]:
-        return super().fields_read() | {"architecture", "base"}
+        return super().fields_read() | {"architecture", "base", "parts"}
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
-        random = choices.model is not None and choices.model.weights == "random"
-        based = choices.model is not None and choices.model.base is not None
-        idle = {"source", "variant", "base"} if random else {"architecture", "source" if based else "base"}
+        model = choices.model
+        assert model is not None
+        idle = {"source", "variant", "base", "parts"} if model.weights == "random" else {"architecture"}
+        if not model.base or model.quantized:  # which `adopt` reads
+            idle |= {"source"} if model.base else {"base"}
         return cls.fields_read() - idle
 
     @classmethod
@@ -99,6 +101,8 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
     with torch.device("meta"):  # buffers too: SD3.5 medium's table of positions took 9 s
         for name, config in configs.items():
             modules[name] = getattr(diffusers, classes[name]).from_config(config)
+    if model.weights == "pretrained":
+        _originals(ctx.out, parts, modules, model)
     first = next(iter(modules.values()))
     PipelineFile(
         source=digest,
@@ -142,6 +146,37 @@ def _check(parts: Parts, model: LoadView) -> None:
         log.info("model.source: its weights are there as the variant %s alone, which is read", parts.variant)
     if pretrained and (gone := [n for n in parts.left_out if parts.index.get(n, [None])[0]]):
         log.info("model.source: %s is not there, and left out: the pipeline does without", ", ".join(gone))
+
+
+def _originals(out: Path, parts: Parts, backbones: Mapping[str, Any], model: LoadView) -> None:
+    """Writes how parts are read that are in files under their makers' names. Raises PlanError for what is not in them."""
+    import torch
+
+    from diffopt.files.originals import OriginalsFile
+    from diffopt.layouts.families import NAMES
+    from diffopt.layouts.original import original
+    from diffopt.pipeline.open import blank_part
+
+    pipeline = json.loads((parts.directory / INDEX).read_text())["_class_name"]
+    known = [n for n in NAMES if n == model.family or (model.family == models.AUTO.name and models.family(n).opened(pipeline))]
+    found, flaws = {}, []
+    for name in parts.named:
+        if path := parts.original(name):
+            made = (
+                backbones[name]
+                if name in backbones
+                else blank_part(parts.directory / name, parts.index[name], getattr(torch, model.dtype))
+            )
+            names = NAMES[known[0]] if known and name in backbones else None
+            try:
+                found[name] = original(path, name, parts.named, made, names)
+            except ValueError as e:
+                what, _, advice = str(e).partition("; ")
+                flaws.append(f"model.source: {path.name} {what} (got {model.source.name!r}); {advice}")
+    if flaws:
+        raise PlanError("\n".join(flaws))
+    if found:
+        OriginalsFile(found).write(out)
 
 
 def _adapters(

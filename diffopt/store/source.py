@@ -14,8 +14,10 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt.errors import PlanError, SourceError, pass_on_memory
 from diffopt.store import assets, hub, schemas
+from diffopt.store.composed import FILES, composed, refused
 from diffopt.store.files import publish
 from diffopt.store.fingerprint import fingerprint
+from diffopt.store.tensor_file import SUFFIX
 
 log = logging.getLogger("diffopt")
 
@@ -31,7 +33,6 @@ UNWANTED = ["*.bin", "*.ckpt", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.
 """The same weights in other forms, which would be downloaded for nothing."""
 SCORER = ["*.json", "*.txt", "*.safetensors", "ImageReward.pt"]
 """Files of a hub repository of a model that scores pictures, which lie at its top."""
-SUFFIX = ".safetensors"
 ADAPTER = "*.safetensors"
 """Of a hub repository of an adapter that names no file: the one at its top."""
 PICTURES = [f"*.{e}" for e in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "zip", "tar")]
@@ -46,8 +47,8 @@ QUICK = 256 << 20  # bytes that planning may hash without being slow: about half
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub; of an adapter, or of a backbone
-    that is quantized already, its file."""
+    """`name` is a directory, `asset:DIR`, or `ORG/NAME[@REVISION]` of the Hugging Face hub; of an adapter, or of weights in a
+    single file, that."""
 
     name: str
     scores: bool = False
@@ -58,18 +59,24 @@ class Source:
     """It is a model whose weights are wanted as *.VARIANT.*; matters on the hub alone, where others need no download."""
     data: bool = False
     """It is a data set: `name` is a directory, or `hub:ORG/NAME[@REVISION]`, which is another repository than a model's."""
+    own: tuple[tuple[str | None, "Source"], ...] = ()
+    """It is a pipeline some of whose parts come from elsewhere, by their names; None where the files tell."""
 
     @property
     def directory(self) -> Path | None:
-        """The local directory, or None for a hub repository."""
+        """The local directory, or None for a hub repository. Raises ValueError where a part fits none of the pipeline's."""
         path = assets.locate(self.name)
-        return path if path.is_dir() else None
+        return self.composed(path) if path.is_dir() else None
 
     @property
     def local(self) -> Path | None:
-        """The local directory, or the file of an adapter or of a backbone; None for a hub repository."""
+        """The local directory, or the file of an adapter or of weights; None for a hub repository."""
         path = assets.locate(self.name)
-        return path if (self.adapter or path.suffix == SUFFIX) and path.is_file() else self.directory
+        return path if (self.adapter or path.suffix in FILES) and path.is_file() else self.directory
+
+    def composed(self, path: Path) -> Path:
+        """The pipeline in `path` with the parts that are its own here. Raises ValueError as `directory`."""
+        return composed(path, tuple((n, p) for n, s in self.own if (p := s.local))) if self.own else path
 
     @property
     def hub(self) -> tuple[str, str]:
@@ -91,7 +98,9 @@ def read(value: object) -> Source:
     if not isinstance(value, str) or not value:
         raise ValueError("is not a model; give a directory or a hub id such as org/name")
     source = Source(value)
-    looks_local = value.startswith(("/", ".", "~", assets.PREFIX)) or not HUB_ID.fullmatch(value) or value.endswith(SUFFIX)
+    if (path := assets.locate(value)).is_file() and (reason := refused(path)):
+        raise ValueError(reason)
+    looks_local = value.startswith(("/", ".", "~", assets.PREFIX)) or not HUB_ID.fullmatch(value) or value.endswith(FILES)
     if looks_local and source.local is None:
         raise ValueError("is not a directory; check the path, or give a hub id such as org/name")
     return source
@@ -173,6 +182,9 @@ class Sources:
         """Where its files are already, by what is remembered and the hub's cache; None where they are not."""
         if source.local:
             return source.local
+        if source.own:
+            found = self.at_hand(replace(source, own=()))
+            return source.composed(found) if found else None
         repo, revision = source.hub
         repo = (DATA_SETS if source.data else "") + repo
         commit = revision if COMMIT.fullmatch(revision) else self._remembered().get(f"{repo}@{revision}")
@@ -207,6 +219,13 @@ class Sources:
         source = self.resolved[digest]
         if source.local:
             return source.local
+        if source.own:
+            base = self.locate(self.pinned(replace(source, own=())))
+            try:
+                return source.composed(base)
+            except ValueError as e:
+                what, _, advice = str(e).partition("; ")
+                raise SourceError(f"model.base: {what} (got {source.name!r}); {advice}") from None
         pinned = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "")
         repo, commit = pinned.partition(":")[0].split("@")
 
@@ -244,6 +263,9 @@ class Sources:
         return "sha256:" + fingerprint({str(p.relative_to(root)): known[keys[p]] for p in files})
 
     def _hub(self, source: Source) -> str | None:
+        if source.own:
+            found = {"": self.digest(replace(source, own=()))} | {str(n): self.digest(s) for n, s in source.own}
+            return "sha256:" + fingerprint(found) if all(found.values()) else None
         repo, revision = source.hub
         repo = (DATA_SETS if source.data else "") + repo
         file = f":{source.adapter}" if source.adapter else f"{VARIANT}{source.variant}" if source.variant else ""

@@ -1,4 +1,4 @@
-"""Files of safetensors by their headers alone. Imports no torch, nor the library, which imports numpy.
+"""Files of safetensors and GGUF by their headers alone. Imports no torch, nor for safetensors the library, which imports numpy.
 
 What is wrong with one is a ValueError, `what; advice`.
 """
@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffopt.store.source import SUFFIX
-
+SUFFIX, GGUF = ".safetensors", ".gguf"
 MOST = 100 << 20  # bytes of a header, as the library has it
 
 
@@ -37,6 +37,8 @@ class Tensor:
 
 def tensors(path: Path) -> Mapping[str, Tensor]:
     """Of a file, or of all files of a folder, by their headers."""
+    if path.suffix == GGUF:
+        return _of_gguf(path, path.stat().st_mtime_ns)
     files = [path] if path.is_file() else sorted(path.glob(f"*{SUFFIX}"))
     if not files:
         raise ValueError(f"has no {SUFFIX} file in {path.name}; copy or download it again")
@@ -45,6 +47,24 @@ def tensors(path: Path) -> Mapping[str, Tensor]:
         if lacking := sorted(named - {p.name for p in files}):
             raise ValueError(f"lacks {lacking[0]}, which {listing.name} names; copy or download what is missing")
     return {n: x for p in files for n, x in _header(p, p.stat().st_mtime_ns)[0].items()}
+
+
+@cache
+def _of_gguf(path: Path, _changed: int) -> Mapping[str, Tensor]:
+    """Under the types that llama.cpp has, such as Q4_K and F16, and in torch's order of lengths."""
+    if find_spec("gguf") is None:
+        raise ValueError(f"{path.name} needs the package gguf; `pip install 'diffopt[gguf]'`, or give a {SUFFIX} file")
+    from gguf import GGUFReader
+
+    try:
+        rows = GGUFReader(path).tensors
+        return {
+            str(t.name): Tensor(t.tensor_type.name, tuple(map(int, t.shape[::-1])), path, int(t.data_offset), int(t.n_bytes))
+            for t in rows
+        }
+    except Exception as e:  # numpy's and the package's own, of a file that is cut off or is none
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+        raise ValueError(f"{path.name} is no {GGUF} file that can be read: {reason}; download it again") from None
 
 
 def metadata(file: Path) -> Mapping[str, str]:
