@@ -231,13 +231,3 @@ def test_an_option_that_inspect_writes_is_taken_as_it_is() -> None:
     assert models.of(model).kept({"transformer_blocks": 2, "single_transformer_blocks": 2}, ["transformer"]) == [
         *models.family("flux").keep
     ]
-
-
-@pytest.mark.matrix
-def test_the_survey_of_backbones_is_that_of_the_rules_as_they_are() -> None:
-    import survey
-
-    assert survey.PAGE.read_text() == survey.written()
-    rows = [line for line in survey.PAGE.read_text().splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 87
-    assert sum("no whole defaults" in r for r in rows) == 9

@@ -1,7 +1,7 @@
 """What a backbone is made of: its repeated blocks, and what is kept in full precision. Computes nothing."""
 
 from collections.abc import Iterable, Iterator
-from inspect import signature
+from inspect import signature, unwrap
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ SHARE = 0.1
 WITHIN = ("*.time_emb_proj", "*.conv_shortcut", "*.time_pos_embed")
 """What is kept within the blocks too: what works on time and the shortcuts' 1x1 convolutions of UNets, as Model-Optimizer's
 examples do. Modulations within a transformer's blocks are quantized, as they are in all of the written families."""
+
+SOFTMAX = {"scaled_dot_product_attention", "dispatch_attention_fn", "get_attention_scores"}
+"""What processors of diffusers call where modelopt quantizes queries, keys and values. Those of linear attention call none."""
 
 Products = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d, torch.nn.Conv3d)
 
@@ -52,7 +55,7 @@ def kept_of(backbone: torch.nn.Module, blocks: Iterable[str]) -> tuple[str, ...]
     return (*outside, *(g for g in WITHIN if any(n.endswith(g[1:]) for n in names)))
 
 
-def attentions(backbone: torch.nn.Module, blocks: Iterable[str]) -> Iterator[torch.nn.Module]:
+def attentions(backbone: torch.nn.Module, blocks: Iterable[str]) -> Iterator[Any]:
     """Those within the blocks, as diffusers tells them."""
     for name in blocks:
         for module in getattr(backbone, name).modules():
@@ -65,8 +68,13 @@ def quantizable(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
     from modelopt.torch.quantization.nn import QuantModuleRegistry
     from modelopt.torch.quantization.plugins.diffusion import diffusers as _plugin  # noqa: F401  registers its classes
 
-    kinds = {type(m) for m in attentions(backbone, blocks)}
-    return bool(kinds) and all(QuantModuleRegistry.get(k) is not None for k in kinds)
+    there = [*attentions(backbone, blocks)]
+    known = all(QuantModuleRegistry.get(k) is not None for k in {type(m) for m in there})
+    return bool(there) and known and all(_softens(k) for k in {type(m.get_processor()) for m in there})
+
+
+def _softens(processor: Any) -> bool:
+    return not SOFTMAX.isdisjoint(unwrap(processor.__call__).__code__.co_names)
 
 
 def crossing(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:

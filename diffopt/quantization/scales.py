@@ -39,11 +39,28 @@ class Quantizer:
     """Of a weight, by output channel; of a linear layer's input, by its features: it is to be smoothed."""
     scaled: bool
     """Whether it has a scale; MX formats find theirs as a tensor passes."""
+    tied: tuple[str, ...] = ()
+    """Quantizers whose inputs are measured as one, itself among them: those of the experts of a mixture, to modelopt."""
 
 
-def _read(name: str, quantizer: TensorQuantizer) -> Quantizer:
+def _read(name: str, quantizer: TensorQuantizer, tied: Mapping[str, tuple[str, ...]]) -> Quantizer:
     layer, _, kind = name.rpartition(".")
-    return Quantizer(name, layer, kind == "weight_quantizer", quantizer.axis is not None, not quantizer.is_mx_format)
+    kinds = (kind == "weight_quantizer", quantizer.axis is not None, not quantizer.is_mx_format)
+    return Quantizer(name, layer, *kinds, tied.get(name, ()))
+
+
+def _tied(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """Input quantizers of the mixtures of experts that modelopt has found in a converted model, each with all of its place."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, mixture in model.named_modules():
+        if hasattr(mixture, "layer_sync_moe_local_experts_amax"):
+            places: dict[str, list[str]] = {}
+            for i, expert in enumerate(mixture.experts):
+                for inner, _ in quantizers(expert):
+                    if inner.endswith("input_quantizer"):
+                        places.setdefault(inner, []).append(f"{name}.experts.{i}.{inner}")
+            found |= {n: tuple(names) for names in places.values() for n in names}
+    return found
 
 
 class Plain:
@@ -60,7 +77,8 @@ class Plain:
         if key not in self._known:
             empty = self._empty()
             mtq.quantize(empty, {"quant_cfg": copy.deepcopy(rules), "algorithm": None})
-            self._known[key] = [_read(name, q) for name, q in quantizers(empty) if q.is_enabled]
+            tied = _tied(empty)
+            self._known[key] = [_read(name, q, tied) for name, q in quantizers(empty) if q.is_enabled]
         return self._known[key]
 
 
@@ -79,6 +97,7 @@ def scales(
     """
     check_finite(extremes)
     known = {q.name: q for q in found if q.scaled}
+    extremes = {**extremes, **{q.name: x for q in known.values() if (x := _widest(q, extremes)) is not None}}
     weighted = [q.layer for q in known.values() if q.weight]
     together = {name: group for group in groups(weighted, extremes) for name in group} if share else {}
     state: Extremes = {}
@@ -96,6 +115,12 @@ def scales(
         elif q.name in extremes:
             state[f"{q.name}.{AMAX}"] = extremes[q.name].amax()
     return {name: x.cpu().contiguous() for name, x in sorted(state.items())}
+
+
+def _widest(q: Quantizer, extremes: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Of what was seen of it and of those that it is tied to; None where it is tied to none, or nothing was."""
+    there = [extremes[n] for n in q.tied if n in extremes]
+    return torch.stack(there).amax(0) if there else None
 
 
 def check_finite(extremes: Mapping[str, torch.Tensor]) -> None:
