@@ -43,6 +43,13 @@ class EvalEmbeddings(Artifact):
     passing = True
 
 
+class PartEmbeddings(Artifact):
+    """The same of one part of the evaluation's prompts, where they are drawn in parts."""
+
+    kind = "part-embeddings"
+    passing = True
+
+
 class CalibChunk(Artifact):
     """`extremes.safetensors`: per-channel absolute maxima of every quantizer input over one chunk of prompts.
 
@@ -179,6 +186,20 @@ class Images(Artifact):
     """
 
     kind = "images"
+
+
+class ReferencePart(Artifact):
+    """The reference's pictures of one part of the prompts, numbered from 0."""
+
+    kind = "reference-part"
+    passing = True
+
+
+class ImagesPart(Artifact):
+    """The candidate's."""
+
+    kind = "images-part"
+    passing = True
 
 
 class MagRatios(Artifact):

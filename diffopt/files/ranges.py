@@ -1,5 +1,6 @@
 """`ranges.json`: how often what enters a quantizer left the range that it was calibrated for, counted while sampling."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffopt.files.json_file import JsonFile
@@ -38,3 +39,13 @@ class RangesFile(JsonFile):
     """Denoising steps of each."""
     inputs: tuple[InputRange, ...]
     """In the model's order; without those whose scale is found as they are rounded, which have no range."""
+
+
+def merged(parts: Sequence[RangesFile]) -> RangesFile:
+    """Of parts of the prompts, drawn by the same model: that of all of them."""
+    rows = []
+    for inputs in zip(*(p.inputs for p in parts), strict=True):
+        sums = {n: sum(getattr(x, n) for x in inputs) for n in ("calls", "calls_beyond", "values", "beyond")}
+        squares = {n: sum(getattr(x, n) for x in inputs) for n in ("energy", "error", "clipped")}
+        rows.append(InputRange(name=inputs[0].name, peak=max(x.peak for x in inputs), **sums, **squares))
+    return RangesFile(sum(p.prompts for p in parts), parts[0].steps, tuple(rows))

@@ -1,12 +1,12 @@
 """`eval=`: the pictures that are drawn, by which runtime, what is measured on them, and what they must reach."""
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from diffopt import models
-from diffopt.data.prompts import Prompts
+from diffopt.data.prompts import Prompts, PromptSet
 from diffopt.errors import suggestion
 from diffopt.groups import alternatives
 from diffopt.groups.choices import Choices
@@ -40,7 +40,9 @@ AlternativeName = Annotated[str, AfterValidator(_known)]
 
 
 class Eval(Group):
-    steers: ClassVar[frozenset[str]] = frozenset({"runtime", "metrics", "latency", "bench", "gates", "compare", "parity"})
+    steers: ClassVar[frozenset[str]] = frozenset(
+        {"runtime", "metrics", "latency", "bench", "gates", "compare", "parity", "chunk"}
+    )
     readers: ClassVar[dict[str, str]] = {"frames": "a model of videos", "cuda_graph": "an engine plan that is run (tensorrt)"}
 
     prompts: Prompts
@@ -52,6 +54,11 @@ class Eval(Group):
     """Pictures per pipeline call of torch and native; a graph brings its own, and so does its plan."""
     steps: int = Field(ge=1)
     """Denoising steps per picture."""
+    reference_steps: int | None = Field(default=None, ge=1)
+    """Denoising steps of the reference; null takes `steps`. With it candidates of fewer steps are judged by what those cost."""
+    chunk: int | None = Field(default=None, ge=1)
+    """Prompts per stored part of the pictures; a larger `size` draws only the parts that a smaller one lacks. null draws all at
+    once. The pictures are the same."""
     frames: int | None = Field(ge=2)
     """Frames of a video that are kept and judged, evenly spaced from the first to the last, at most those it has; null takes
     all. Every metric of pictures is taken of each and averaged over the video."""
@@ -88,6 +95,11 @@ class Eval(Group):
     repeats: int = Field(ge=3)
     """Timed pipeline calls of each, in turn."""
 
+    def parts(self) -> list[tuple[int, PromptSet]]:
+        """Index of the first prompt, and the prompts, of each part."""
+        step = self.chunk or self.size
+        return [(start, self.prompts.part(start, min(start + step, self.size))) for start in range(0, self.size, step)]
+
     @property
     def compares_kernels(self) -> bool:
         """Whether there is a parity to measure, where there is a format."""
@@ -99,6 +111,10 @@ class Eval(Group):
             raise ValueError(
                 f"size: is more than the {len(self.prompts)} prompts of {self.prompts.where} (got {self.size}); "
                 "lower it, or give a longer file"
+            )
+        if self.chunk and self.chunk % self.batch_size:
+            raise ValueError(
+                f"chunk: is not a multiple of eval.batch_size={self.batch_size} (got {self.chunk}); batches must not cross parts"
             )
         for metric in (METRICS[name] for name in self.metrics):
             for source in metric.needs:
@@ -142,6 +158,28 @@ class DrawView(View, of=Eval):
         assert isinstance(group, Eval)
         same = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
         return [cls(prompts=group.prompts.part(0, group.size), **same)]
+
+
+class ReferenceView(DrawView, of=Eval):
+    """The same in the reference's denoising steps."""
+
+    @classmethod
+    def fields_read(cls) -> frozenset[str]:
+        return super().fields_read() | {"reference_steps"}
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        own = choices.eval is not None and choices.eval.reference_steps is not None
+        return super().used(choices) - {"steps" if own else "reference_steps"}
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Eval)
+        (whole,) = super().split(group, choices)
+        return [whole.model_copy(update={"steps": group.reference_steps or group.steps})]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        return super().identity(used | {"steps"})  # whichever field says how many
 
 
 class RuntimeView(DrawView, of=Eval):

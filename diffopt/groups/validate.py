@@ -38,7 +38,7 @@ def choose(config: dict[str, Any]) -> Choices:
     """Validate a composed config. Raises ConfigError, a line for each thing that is wrong."""
     errors: list[str] = []
     groups: dict[str, Group | None] = {}
-    known = [*PICKS, "seed", "store", "objective"]
+    known = [*PICKS, "seed", "store", "objective", "ship"]
     for name in (n for n in config if n not in known):
         errors.append(f"{name}: no such key (got {config[name]!r}); {nearest(name, known)}")
     for name, schema in GROUPS.items():

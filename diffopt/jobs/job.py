@@ -73,6 +73,11 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
             "recipe: picks nothing, or there is none (got no option of any group); name one with +recipe=NAME, "
             "`diffopt ls recipe` lists them; one of your own begins with `# @package _global_` and has picks"
         )
+    if plain.get("ship") is not None and not sweep:
+        raise ConfigError(
+            "ship: is found by a race over several settings (got a single run); leave hydra.mode as the recipe has it, or set "
+            "ship=null"
+        )
     choices = choose(plain)
     if choices.model is None:
         raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt ls model` lists them")

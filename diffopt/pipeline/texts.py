@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffopt.artifact import Embeddings, EvalEmbeddings, Pipeline, TrainTexts
+from diffopt.artifact import Embeddings, EvalEmbeddings, PartEmbeddings, Pipeline, TrainTexts
 from diffopt.data.prompts import PromptSet
 from diffopt.files.pipeline import PipelineFile
 from diffopt.models import of
@@ -54,7 +54,7 @@ def save(out: Path, batches: Iterable[Texts]) -> None:
     save_file(stored, out / FILE)
 
 
-def load(embeddings: Embeddings | EvalEmbeddings | TrainTexts, device: str) -> list[Texts]:
+def load(embeddings: Embeddings | EvalEmbeddings | PartEmbeddings | TrainTexts, device: str) -> list[Texts]:
     """Batch by batch what `save` has written."""
     found: dict[str, Texts] = {}
     for key, x in sorted(load_file(embeddings.path / FILE, device).items()):

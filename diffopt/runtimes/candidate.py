@@ -1,12 +1,15 @@
 """The pictures of a candidate: the evaluation's prompts and seeds by a runtime."""
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
-from diffopt.artifact import Checkpoint, EnginePlan, EvalEmbeddings, OnnxGraph, Pipeline
+from diffopt.artifact import Checkpoint, EnginePlan, EvalEmbeddings, OnnxGraph, PartEmbeddings, Pipeline
 from diffopt.data import pictures, videos
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import ImagesFile, VideoFiles
+from diffopt.files.ranges import RangesFile
 from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
 from diffopt.pipeline.draw import batches, draw
@@ -23,7 +26,7 @@ class Drawing:
     model: CallView
     eval: RuntimeView
     pipeline: Pipeline
-    texts: EvalEmbeddings
+    texts: EvalEmbeddings | PartEmbeddings
     """May be of more prompts, of which the evaluation's are the first."""
     seed: int
     """The first prompt's."""
@@ -36,6 +39,25 @@ class Drawing:
     def seeds(self) -> list[int]:
         """Every prompt's own."""
         return [self.seed + i for i in range(len(self.prompts))]
+
+
+def draw_candidate(
+    ctx: Context, drawing: Drawing, subject: Checkpoint | OnnxGraph | EnginePlan | None, cache: Any | None
+) -> None:
+    """Draw it by the evaluation's runtime into `ctx.out`, with images.json, and ranges.json where inputs could be counted.
+
+    `subject` is what the runtime runs, None for the plain model; `cache` a CacheView that is applied. Raises GateError for
+    what is no picture."""
+    eval = drawing.eval
+    with RUNTIMES[eval.runtime].running(ctx, drawing.pipeline, subject, cache, texts=False, **eval.options) as run:
+        with run.counted() if run.counted else nullcontext(list) as counts:
+            rows = draw_all(ctx, run, drawing, eval.steps)
+            inputs = counts()
+        saved = run.saved()
+    if inputs:
+        RangesFile(len(drawing.prompts), eval.steps, tuple(inputs)).write(ctx.out)
+    header = replace(about(eval, subject), cache=saved.summary() if saved else None)
+    pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)
 
 
 def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[VideoFiles | None]:

@@ -1,13 +1,22 @@
 """sample: the candidate's pictures of the same prompts and seeds, drawn by the chosen runtime."""
 
-from dataclasses import replace
 from typing import Annotated
 
-from diffopt.artifact import CacheSearch, Checkpoint, EnginePlan, EvalEmbeddings, Images, MagRatios, OnnxGraph, Pipeline
+from diffopt.artifact import (
+    CacheSearch,
+    Checkpoint,
+    EnginePlan,
+    EvalEmbeddings,
+    Images,
+    ImagesPart,
+    MagRatios,
+    OnnxGraph,
+    Pipeline,
+)
 from diffopt.groups import CallView
 from diffopt.groups.cache import CacheView, measures, searches
 from diffopt.groups.eval import RuntimeView
-from diffopt.runtimes import RUNTIMES
+from diffopt.groups.parts import parted, whole
 from diffopt.stage import MAIN, Context, Under, stage
 
 
@@ -18,27 +27,19 @@ def sample(
     cache: CacheView | None,
     eval: RuntimeView,
     pipeline: Pipeline,
-    texts: EvalEmbeddings,
+    texts: Annotated[EvalEmbeddings | None, Under(whole, silent=True)],
     subject: Checkpoint | OnnxGraph | EnginePlan | None,
     seed: int,
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
+    parts: Annotated[tuple[ImagesPart, ...], Under(parted, silent=True)] = (),
 ) -> Images:
-    from contextlib import nullcontext
+    from diffopt.data import picture_parts, pictures
+    from diffopt.runtimes.candidate import Drawing, draw_candidate
 
-    from diffopt.data import pictures
-    from diffopt.files.ranges import RangesFile
-    from diffopt.runtimes.candidate import Drawing, about, draw_all
-
-    drawing = Drawing(model, eval, pipeline, texts, seed)
-    cache = cache and cache.applied(ratios, search)
-    with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, cache, texts=False, **eval.options) as run:
-        with run.counted() if run.counted else nullcontext(list) as counts:
-            rows = draw_all(ctx, run, drawing, eval.steps)
-            inputs = counts()
-        saved = run.saved()
-    if inputs:
-        RangesFile(len(drawing.prompts), eval.steps, tuple(inputs)).write(ctx.out)
-    header = replace(about(eval, subject), cache=saved.summary() if saved else None)
-    pictures.check_distinct(ctx.out, drawing.prompts)
-    pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)
+    if texts is None:
+        picture_parts.join(ctx.out, [p.path for p in parts])
+    else:
+        drawing = Drawing(model, eval, pipeline, texts, seed)
+        draw_candidate(ctx, drawing, subject, cache and cache.applied(ratios, search))
+    pictures.check_distinct(ctx.out, eval.prompts.prompts)

@@ -1,7 +1,7 @@
 """A sweep before it runs: its jobs, which of them fall together, what each alone would cost and what they share. Pure."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from diffopt.artifact import Bench, Latency
-from diffopt.errors import DiffoptError, PlanError
+from diffopt.errors import ConfigError, DiffoptError, PlanError
 from diffopt.groups import PICKS
+from diffopt.groups.ship import Ship, read
 from diffopt.jobs.cost import cost, downloads
 from diffopt.jobs.job import Job, prepare
 from diffopt.jobs.nearest import Past
@@ -54,6 +55,8 @@ class SweepPlan:
     jobs: list[Planned]
     """In the order of their numbers; for a search, which chooses its jobs as it goes, a job for each point of its space."""
     optimized: bool
+    ship: Ship | None = None
+    """Of a race."""
 
     @property
     def planned(self) -> list[Planned]:
@@ -74,6 +77,10 @@ class SweepPlan:
             searched = [key for key, many in Counter(o.partition("=")[0] for o in given).items() if many > 1]
             return f"sweep   a search over {', '.join(sorted(searched)) or 'nothing'}"
         refused = len(self.jobs) - len(self.planned)
+        if self.ship:
+            rounds = ", ".join(map(str, self.ship.rounds))
+            told = f" of {rounds} prompts" + (f", {refused} settings refused" if refused else "")
+            return f"race    {len(self.distinct)} distinct settings of {len(self.jobs)}, in rounds{told}"
         return f"sweep   {len(self.jobs)} jobs, {len(self.distinct)} distinct" + (f", {refused} refused" if refused else "")
 
     def errors(self) -> list[str]:
@@ -113,7 +120,7 @@ class SweepPlan:
         needed = [s for s in steps.values() if s in todo]
         lines += ["", *cost(needed, Past(store)).lines(store.root), *downloads(needed)] if needed else []
         end = f"{len(steps)} steps, {len(todo)} to run, {users.total()} if each job had a store of its own; store {store.root}"
-        return "\n".join([*lines, "", f"{self.summary.removeprefix('sweep').strip()}; {end}"])
+        return "\n".join([*lines, "", f"{self.summary[5:].strip()}; {end}"])
 
 
 def plan_sweep(config: DictConfig, loader: ConfigLoader) -> SweepPlan:
@@ -123,26 +130,71 @@ def plan_sweep(config: DictConfig, loader: ConfigLoader) -> SweepPlan:
     launcher or the sweeper is not installed. A job alone that cannot run is left to fail in its turn.
     """
     _installed(config)
-    optimized = not str(config.hydra.sweeper._target_).endswith("BasicSweeper")
-    given = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
+    ship = raced(config)
+    optimized = not str(config.hydra.sweeper._target_).endswith("BasicSweeper") and ship is None
+    parsed: list[Override] = []
+    grid: list[list[str]] = []
+    for part in ship.space if ship and ship.space else [{}]:
+        given = _parsed(config, loader, part)
+        grid += _points(given) if optimized else BasicSweeper.split_arguments(given, None)[0]
+        parsed += given
+    if ship:
+        grid = [[*overrides, f"eval.size={ship.rounds[0]}"] for overrides in grid]
+    store = Store.at(str(config.store))
+    sources = Sources(store.sources, True, tuple(s.sources for s in store.shared))
+    composed: dict[tuple[str, ...], Any] = {}
+    jobs = [_job(config, loader, overrides, composed, sources) for overrides in grid]
+    found = SweepPlan(jobs, optimized, ship)
+    if not found.planned and not (_elsewhere(config) and any(j.here for j in jobs)):
+        raise PlanError("\n".join(found.errors()))
+    if found.ship and (unfit := _unfit(found, found.ship)):
+        raise PlanError("\n".join(unfit))
+    values = {o.get_key_element().lstrip("+~"): o.input_line.partition("=")[2] for o in parsed if o.input_line}
+    if lines := [*_idle(found.planned, values), *_timed_in_company(found.planned, config)]:
+        raise PlanError("\n".join(lines))
+    return found
+
+
+def raced(config: DictConfig) -> Ship | None:
+    """What a race is to find; None where the sweeper is another. Raises ConfigError for what is wrong in it, or is not read."""
+    given: Any = OmegaConf.to_container(config, resolve=False)
+    if not str(config.hydra.sweeper._target_).endswith("RaceSweeper"):
+        if given.get("ship") is not None:
+            raise ConfigError(
+                f"ship: is found by a race alone (got hydra/sweeper={config.hydra.runtime.choices.get('hydra/sweeper')}); set "
+                "hydra/sweeper=race, or ship=null"
+            )
+        return None
+    if any(str(o).startswith("eval.size=") for o in config.hydra.overrides.task):
+        raise ConfigError("eval.size: a race draws as many as its rounds say (got it beside ship.rounds); set ship.rounds")
+    return read(given.get("ship"))
+
+
+def _parsed(config: DictConfig, loader: ConfigLoader, part: Mapping[str, Any]) -> list[Override]:
+    """What the sweeper and the command line were given, of a race beside a part of its space."""
+    given = [f"{k}={v}" for k, v in ((config.hydra.sweeper.get("params") or {}) | part).items()]
     given += [str(o) for o in config.hydra.overrides.task]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     for override in parsed:
         if override.key_or_group in PICKS and "null" in str(override.input_line).partition("=")[2].split(","):
             advice = "write cache=none" if override.key_or_group == "cache" else "sweep over options, and run that one alone"
             raise PlanError(f"{override.key_or_group}: Hydra cannot sweep over null (got {override.input_line}); {advice}")
-    grid = _points(parsed) if optimized else BasicSweeper.split_arguments(parsed, None)[0]
-    store = Store.at(str(config.store))
-    sources = Sources(store.sources, True, tuple(s.sources for s in store.shared))
-    composed: dict[tuple[str, ...], Any] = {}
-    jobs = [_job(config, loader, overrides, composed, sources) for overrides in grid]
-    found = SweepPlan(jobs, optimized)
-    if not found.planned and not (_elsewhere(config) and any(j.here for j in jobs)):
-        raise PlanError("\n".join(found.errors()))
-    values = {o.get_key_element().lstrip("+~"): o.input_line.partition("=")[2] for o in parsed if o.input_line}
-    if lines := [*_idle(found.planned, values), *_timed_in_company(found.planned, config)]:
-        raise PlanError("\n".join(lines))
-    return found
+    return parsed
+
+
+def _unfit(found: SweepPlan, ship: Ship) -> list[str]:
+    """Why there is no race over these settings, a line each."""
+    if len(found.distinct) < 2:
+        many = f"{len(found.jobs)} settings that come to one" if len(found.jobs) > 1 else "one setting"
+        return [f"ship: a race needs two settings at least (got {many}); give more in hydra.sweeper.params or ship.space"]
+    lines: list[str] = []
+    for job in (j.job for j in found.distinct if j.job):
+        eval = job.choices.eval
+        if eval is None:
+            lines.append("ship: is judged on the evaluation's pictures (got eval=null); choose eval=OPTION")
+        else:
+            lines += ship.check(eval.prompts, eval.chunk, list(eval.metrics))
+    return list(dict.fromkeys(lines))
 
 
 def _installed(config: DictConfig) -> None:

@@ -1,0 +1,62 @@
+"""Parts of the evaluation's pictures: with `eval.chunk` prompts are drawn and kept some at a time, and sets share them.
+
+A part's fingerprint has its own prompts and place, not the size of the set.
+"""
+
+from typing import Self
+
+from diffopt.groups.choices import Choices
+from diffopt.groups.encoded import EncodedChunkView
+from diffopt.groups.eval import Eval, ReferenceView, RuntimeView
+from diffopt.schema import Group
+
+
+def parted(choices: Choices) -> bool:
+    return choices.eval is not None and choices.eval.chunk is not None
+
+
+def whole(choices: Choices) -> bool:
+    return not parted(choices)
+
+
+class PartPromptsView(EncodedChunkView, of=Eval):
+    """The prompts of one part, and the batches in which they are encoded."""
+
+    @classmethod
+    def fields_read(cls) -> frozenset[str]:
+        return frozenset({"prompts", "size", "batch_size", "chunk"})
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Eval)
+        return [cls(prompts=part, batch_size=group.batch_size) for _, part in group.parts()]
+
+
+class ReferencePartView(ReferenceView, of=Eval):
+    start: int
+    """Index of the first prompt, which decides the seeds."""
+
+    @classmethod
+    def fields_read(cls) -> frozenset[str]:
+        return super().fields_read() | {"chunk"}
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Eval)
+        (all,) = ReferenceView.split(group, choices)
+        return [cls(**{**dict(all), "prompts": part, "start": start}) for start, part in group.parts()]
+
+
+class RuntimePartView(RuntimeView, of=Eval):
+    start: int
+    """Index of the first prompt, which decides the seeds."""
+
+    @classmethod
+    def fields_read(cls) -> frozenset[str]:
+        return super().fields_read() | {"chunk"}
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Eval)
+        (all,) = RuntimeView.split(group, choices)
+        return [cls(**{**dict(all), "prompts": part, "start": start}) for start, part in group.parts()]

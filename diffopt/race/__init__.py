@@ -1,0 +1,1 @@
+"""A race over the settings of a sweep: rounds of pictures, settings that leave, and the one to ship."""
