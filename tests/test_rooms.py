@@ -33,6 +33,7 @@ stages report
 shipping
 jobs
 sweep
+race
 cli
 __main__
 """.strip().splitlines()

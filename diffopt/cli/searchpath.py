@@ -19,7 +19,6 @@ from diffopt.cli import commands, overrides, own_options, strangers, yaml_source
 from diffopt.cli.yaml_source import YamlSource
 from diffopt.errors import ConfigError
 from diffopt.machine import environment, worker
-from diffopt.race.sweeper import RaceSweeper
 
 GROUP = "recipe"
 VARIABLE = "DIFFOPT_RECIPES"
@@ -136,7 +135,6 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     Plugins.instance().register(RecipeSource)
     yaml_source.register()
     Plugins.instance().register(RecipeSearchPath)
-    Plugins.instance().register(RaceSweeper)
     # As structured configs, of which the last one stored counts: a file would take the plugin's of the same name for its
     # schema, with a warning.
     store = ConfigStore.instance()

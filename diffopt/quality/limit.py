@@ -13,13 +13,16 @@ values have both signs: of an ImageReward of 0.4, -10% is 0.04, whatever single 
 import re
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from diffopt.errors import ConfigError
 from diffopt.files.interval import Interval
 from diffopt.files.metrics import MetricResult
 from diffopt.metrics import METRICS
 from diffopt.quality.direction import sign
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LATENCY = "latency"
 PARITY = "parity"
@@ -89,15 +92,29 @@ class Limit:
         bound, turn = self.bound(metric), sign(metric.better)
         if metric.values is None:  # of a metric that judges sets of pictures there is the interval alone
             return metric.candidate.mapped(lambda v: turn * (v - bound))
-        import numpy as np
-
         from diffopt.metrics.intervals import interval
 
-        values = np.array(metric.values, dtype=float)
+        return interval(self.margins(metric))
+
+    def margins(self, metric: MetricResult) -> "np.ndarray":
+        """The same of each picture, [n]; of a metric that judges pictures or pairs."""
+        import numpy as np
+
+        turn, values = sign(metric.better), np.array(metric.values, dtype=float)
         if self.kind != "change" or metric.reference is None:
-            return interval(turn * (values - self.amount))
+            return turn * (values - self.amount)
         theirs = np.array(metric.reference_values, dtype=float)
-        return interval(turn * (values - theirs - self._allowed(metric.reference)))
+        return turn * (values - theirs - self._allowed(metric.reference))
+
+    def of_reference(self, metric: MetricResult) -> "np.ndarray | None":
+        """The margins of full precision itself, [n]; None of a metric that is a distance from it."""
+        import numpy as np
+
+        if metric.reference is None:
+            return None
+        values = np.array(metric.reference_values, dtype=float)
+        bound = metric.reference.mean + self._allowed(metric.reference) if self.kind == "change" else self.amount
+        return sign(metric.better) * (values - bound)
 
     def _allowed(self, reference: Interval) -> float:
         return self.amount * abs(reference.mean)

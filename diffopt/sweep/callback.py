@@ -12,12 +12,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from diffopt.errors import ConfigError, DiffoptError
+from diffopt.files.race import RaceFile
 from diffopt.machine import output, worker
 from diffopt.quality.floor import floors
 from diffopt.sweep.untouched import Untouched
 
 if TYPE_CHECKING:
     from diffopt.sweep.findings import Findings
+    from diffopt.sweep.plan import SweepPlan
 
 
 class Refused(BaseException):
@@ -37,6 +39,8 @@ class WriteReport(Callback):
     _running: "ClassVar[tuple[WriteReport, DictConfig] | None]" = None
     began: ClassVar[Untouched | None] = None
     """The directory of a single run before it."""
+    planned: "ClassVar[SweepPlan | None]" = None
+    """What was planned of the sweep that runs."""
     over: ClassVar[Path | None] = None
     """The directory of a sweep that has come to its end in this process, until `check` has looked at it."""
 
@@ -59,6 +63,7 @@ class WriteReport(Callback):
             assert hydra is not None
             planned = plan_sweep(config, hydra.config_loader)
             print(planned.summary, flush=True)
+            WriteReport.planned = planned
             if planned.optimized:
                 output.optuna()
         except Exception as e:
@@ -88,6 +93,8 @@ class WriteReport(Callback):
         from diffopt.sweep.job_table import ERROR, table
 
         directory, cls.over = cls.over, None
+        if (directory / RaceFile.NAME).is_file():
+            return  # a setting that cannot be drawn has left the race
         rows = table(directory)
         kept = {r.job: directory / r.job / ERROR for r in rows}  # a job that broke a gate has a result beside its error
         errors = {r.job: r.error or kept[r.job].read_text() for r in rows if r.error or kept[r.job].is_file()}
@@ -102,7 +109,9 @@ class WriteReport(Callback):
         """What was made is not to be lost over a floor that cannot be judged."""
         from diffopt.sweep.findings import Findings
 
-        found = Findings(Path(config.hydra.sweep.dir), self.floors)
+        planned = WriteReport.planned
+        stated = planned.ship.floors if planned and planned.ship else self.floors
+        found = Findings(Path(config.hydra.sweep.dir), stated)
         try:
             found.check()
         except ConfigError as e:

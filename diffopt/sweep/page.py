@@ -20,10 +20,12 @@ MULTIRUN = "multirun.yaml"
 
 
 def stated(directory: Path) -> list[Limit]:
-    """The floors that the sweep itself was given, `hydra.callbacks.sweep.floor`."""
+    """The floors that the sweep itself was given, `hydra.callbacks.sweep.floor`, or a race, `ship.floor`."""
     path = directory / MULTIRUN
-    given = OmegaConf.select(OmegaConf.load(path), "hydra.callbacks.sweep.floor") if path.is_file() else None
-    return floors(given)
+    if not path.is_file():
+        return []
+    config = OmegaConf.load(path)
+    return floors(OmegaConf.select(config, "hydra.callbacks.sweep.floor") or OmegaConf.select(config, "ship.floor"))
 
 
 def summary(found: Findings) -> list[str]:
