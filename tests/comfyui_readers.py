@@ -120,7 +120,7 @@ def _video(block: str, i: int, part: str, inner: str) -> str:
 
 
 READERS: dict[str, Callable[[Tensors, Any], Tensors]] = {
-    **dict.fromkeys(("sd3", "sdxl", "sd21", "wan", "ltx", "qwen_image"), diffusers),
+    **dict.fromkeys(("sd3", "sdxl", "sd21", "wan", "ltx", "qwen_image", "flux2", "flux2_klein", "z_image"), diffusers),
     **dict.fromkeys(("flux", "chroma"), narrow),
     "pixart": pixart,
     "svd": svd,

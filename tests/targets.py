@@ -40,9 +40,11 @@ NARROW_TEXT = ("*attn2.to_k", "*attn2.to_v")
 """Of wide UNets: what sees a text of 32 or 64 channels."""
 FOUR: dict[str, Any] = {"num_attention_heads": 4}
 WIDE: dict[str, dict[str, Any]] = {
-    "flux": FOUR, "chroma": FOUR, "wan": FOUR, "wan_ti2v": FOUR, "qwen_image": FOUR,
+    "flux": FOUR, "flux2": FOUR, "flux2_klein": FOUR, "chroma": FOUR, "wan": FOUR, "wan_ti2v": FOUR, "qwen_image": FOUR,
     "sd3": FOUR | {"caption_projection_dim": 128}, "pixart": FOUR | {"cross_attention_dim": 128},
     "pixart_alpha": {"num_attention_heads": 12, "cross_attention_dim": 384, "num_layers": 1},
+    "z_image": {"dim": 384, "n_heads": 12, "n_kv_heads": 12},
+    **dict.fromkeys(("sana", "sana_sprint"), FOUR | {"num_cross_attention_heads": 4, "cross_attention_dim": 128}),
     "ltx": {"num_attention_heads": 8, "cross_attention_dim": 128},
     **{unet: {"block_out_channels": (128,)} for unet in ("sdxl", "sd21", "svd")},
 }  # fmt: skip
@@ -66,7 +68,7 @@ def settings(b: Bench, name: str) -> dict[str, Any]:
     if name == "nvfp4_svdquant":
         return {"share": True, "round": True, "rank": 16, "exclude": NARROW_TEXT if about.convolutions else ()}
     left = LEFT_OUT if about.convolutions and method.convolution else ()
-    return {"share": method.shares and NAMES[b.family].fuses(), "exclude": left}
+    return {"share": method.shares and b.family in NAMES and NAMES[b.family].fuses(), "exclude": left}
 
 
 def written(b: Bench, kind: Any, name: str, **how: Any) -> DeployedCheckpoint:

@@ -27,12 +27,16 @@ ROOT = assets.locate("asset:architectures")
 NAMES = sorted(p.name for p in ROOT.iterdir())
 FAMILIES = {
     "chroma": "chroma",
+    "flux2_dev": "flux2",
+    "flux2_klein": "flux2_klein",
     "flux_dev": "flux",
     "flux_schnell": "flux",
     "ltx": "ltx",
     "pixart_alpha": "pixart",
     "pixart_sigma": "pixart",
     "qwen_image": "qwen_image",
+    "sana": "sana",
+    "sana_sprint": "sana_sprint",
     "sd21": "sd21",
     "sd35_large": "sd3",
     "sd35_medium": "sd3",
@@ -42,18 +46,24 @@ FAMILIES = {
     "svd_xt": "svd",
     "wan22_5b": "wan",
     "wan22_a14b": "wan",
+    "z_image": "z_image",
+    "z_image_turbo": "z_image",
 }
 every_architecture = pytest.mark.parametrize("name", NAMES)
 
 # Published: model cards and technical reports, in billions. SD3's count their table of positions too, which is a buffer.
 PARAMETERS = {
     "chroma": 8.90,
+    "flux2_dev": 32.22,
+    "flux2_klein": 3.876,
     "flux_dev": 11.90,
     "flux_schnell": 11.89,
     "ltx": 13.04,
     "pixart_alpha": 0.611,
     "pixart_sigma": 0.611,
     "qwen_image": 20.43,
+    "sana": 1.604,
+    "sana_sprint": 1.610,
     "sd21": 0.866,
     "sd35_large": 8.06,
     "sd35_medium": 2.24,
@@ -63,15 +73,21 @@ PARAMETERS = {
     "svd_xt": 1.525,
     "wan22_5b": 5.00,
     "wan22_a14b": 2 * 14.29,
+    "z_image": 6.155,
+    "z_image_turbo": 6.155,
 }
 BLOCKS = {
     "chroma": (19, 38),
+    "flux2_dev": (8, 48),
+    "flux2_klein": (5, 20),
     "flux_dev": (19, 38),
     "flux_schnell": (19, 38),
     "ltx": (48,),
     "pixart_alpha": (28,),
     "pixart_sigma": (28,),
     "qwen_image": (60,),
+    "sana": (20,),
+    "sana_sprint": (20,),
     "sd21": (4, 4),
     "sd35_large": (38,),
     "sd35_medium": (24,),
@@ -81,6 +97,8 @@ BLOCKS = {
     "svd_xt": (4, 4),
     "wan22_5b": (30,),
     "wan22_a14b": (40,),
+    "z_image": (2, 2, 30),
+    "z_image_turbo": (2, 2, 30),
 }
 
 
@@ -194,10 +212,12 @@ def test_the_feed_forward_of_every_block_of_sd3_is_quantized(name: str, blocks: 
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "ends"), [("ltx", 48, 3), ("wan22_5b", 30, 3), ("wan22_a14b", 40, 3), ("qwen_image", 60, 2)]
+    ("name", "blocks", "ends"),
+    [("ltx", 48, 3), ("wan22_5b", 30, 3), ("wan22_a14b", 40, 3), ("qwen_image", 60, 2), ("z_image", 30, 2)],
 )
 def test_the_blocks_at_both_ends_are_kept(name: str, blocks: int, ends: int) -> None:
-    numbers = {int(re.search(r"blocks\.(\d+)\.", x.name)[1]) for x in quantized(name)}
+    found = [re.match(r"(?:\w*blocks|layers)\.(\d+)\.", x.name.removeprefix("transformer.")) for x in quantized(name)]
+    numbers = {int(x[1]) for x in found if x}
     assert numbers == set(range(ends, blocks - ends))
 
 

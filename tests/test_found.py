@@ -29,7 +29,10 @@ from diffopt.quantization.layers import layers_of, without
 from diffopt.stages.load import LoadView, load
 from diffopt.store.source import Source
 
-UNFOUND = {"svd": "its prompts are pictures: only pipelines whose prompts are texts are found"}
+UNFOUND = {
+    "svd": "its prompts are pictures: only pipelines whose prompts are texts are found",
+    "z_image": "its prompts' embeddings and its backbone's inputs are lists of tensors, one for each row",
+}
 """Of tiny pipelines, why they are not found at all."""
 ENDS = {"ltx", "wan", "wan_ti2v", "qwen_image"}
 """Which blocks at the ends are kept was measured on trained weights, and shows in no structure: found are none."""
@@ -147,6 +150,13 @@ def test_an_axis_is_told_from_sizes() -> None:
 def test_what_is_no_arithmetic_is_refused(bad: str) -> None:
     with pytest.raises(ValueError, match="is no arithmetic of batch, height"):
         evaluated(bad, Size(1, 8, 8, 8))
+
+
+def test_a_pipeline_whose_embeddings_are_lists_is_not_found() -> None:
+    with pytest.raises(
+        PlanError, match=r"prompts' embeddings are no tensors \(got a ZImagePipeline, whose encode_prompt gives"
+    ):
+        find(saved("z_image"))
 
 
 def test_a_pipeline_whose_prompts_are_pictures_is_not_found() -> None:

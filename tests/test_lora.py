@@ -25,6 +25,7 @@ from diffopt.pipeline.open import open_backbone, open_denoiser, open_pipeline, o
 TEXT = {"flux": ("text_encoder",), "sd3": ("text_encoder", "text_encoder_2"), "sd21": ("text_encoder",)}
 TEXT |= {"sdxl": ("text_encoder", "text_encoder_2")}
 FAMILIES = ["flux", "sdxl", "sd3", "sd21", "ltx", "wan", "wan_ti2v", "qwen_image", "chroma"]
+FAMILIES += ["flux2", "flux2_klein", "z_image", "sana", "sana_sprint"]
 KOHYA = {"sd21": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
 
 

@@ -30,6 +30,8 @@ from diffopt.stage import Context
 
 MODELS = {
     "flux": "flux_dev",
+    "flux2": "flux2_dev",
+    "flux2_klein": "flux2_klein",
     "sd3": "sd3_medium",
     "sdxl": "sdxl",
     "sd21": "sd21",
@@ -38,8 +40,11 @@ MODELS = {
     "wan_ti2v": "wan22_5b",
     "qwen_image": "qwen_image",
     "chroma": "chroma",
+    "z_image": "z_image",
     "pixart": "pixart_sigma",
     "pixart_alpha": "pixart_alpha",
+    "sana": "sana",
+    "sana_sprint": "sana_sprint",
     "svd": "svd_xt",
 }
 """For each tiny pipeline the option of the group `model` that it is a small copy of."""
@@ -56,6 +61,7 @@ CACHE = {
     "pixart": OTHER,
     "pixart_alpha": OTHER,
     "svd": OTHER,
+    **dict.fromkeys(("sana", "sana_sprint", "z_image"), OTHER),
 }
 """Of families whose blocks diffusers' FirstBlockCache does not know; the others are cached by it."""
 FIRST_BLOCK = ["cache=first_block", "cache.threshold=5"]
@@ -69,6 +75,11 @@ UNET: dict[str, Any] = {
 FEWER: dict[str, dict[str, Any]] = {
     "flux": {"num_layers": 1, "num_single_layers": 1},
     "chroma": {"num_layers": 1, "num_single_layers": 1},
+    "flux2": {"num_layers": 1, "num_single_layers": 1},
+    "flux2_klein": {"num_layers": 1, "num_single_layers": 1},
+    "sana": {"num_layers": 1},
+    "sana_sprint": {"num_layers": 1},
+    "z_image": {"n_layers": 5},
     "sd3": {"num_layers": 2},
     "pixart": {"num_layers": 2},
     "svd": {
@@ -82,8 +93,8 @@ FEWER: dict[str, dict[str, Any]] = {
 }
 """Layers enough where no cache is tried: a plan takes as long as a model has layers."""
 
-SECOND = {"pixart_alpha", "wan"}
-"""Of these families another model is quick: Wan's of one backbone. test_graph.py exports one of two."""
+SECOND = {"flux2", "pixart_alpha", "sana_sprint", "wan"}
+"""Of these families another model, or one like it, is quick: Wan's of one backbone. test_graph.py exports one of two."""
 DRAWN = {("sdxl", "int8_sq"), ("ltx", "int8_sq")}
 """Of the other families a UNet and a video: test_families.py draws each, and export reads every checkpoint."""
 
@@ -106,6 +117,7 @@ def overrides(family: str, whole: bool) -> tuple[str, ...]:
         "model": MODELS[family],
         "model.source": saved(family, **({} if whole else FEWER.get(family, {}))),
         "model.dtype": "float32",
+        "model.variant": "null",
         "model.height": tiny.side,
         "model.width": tiny.side,
         "model.guidance_scale": tiny.guidance,

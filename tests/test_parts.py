@@ -23,6 +23,7 @@ from diffopt.pipeline.open import open_backbone, open_pipeline, open_vae
 from diffopt.store import assets
 
 FAMILIES = ["flux", "sdxl", "sd3", "sd21", "wan", "ltx", "pixart", "svd", "qwen_image", "chroma"]
+FAMILIES += ["flux2", "flux2_klein", "z_image", "sana", "sana_sprint"]
 
 
 def copy(tiny: str) -> Path:

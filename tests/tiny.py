@@ -400,7 +400,8 @@ def recipe(name: str, alpha: float = 0.5, mha: bool = False, exclude: tuple[str,
 
 def call(backbone: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """The backbone's output, with CPU arithmetic where modelopt has none."""
+    from diffopt.models.family import prediction
     from diffopt.quantization.block_fake_quant import simulated
 
     with torch.no_grad(), simulated():
-        return backbone(**inputs, return_dict=False)[0]
+        return prediction(backbone(**inputs, return_dict=False))

@@ -6,6 +6,7 @@ than a family keeps at its ends.
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -348,6 +349,99 @@ def qwen_image(**changes: Any) -> Any:
     )
 
 
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content if m.content is string else m.content[0].text }}"
+    "<|im_end|>{% endfor %}{% if enable_thinking is defined %}"
+    "{{ '<|im_start|>' if enable_thinking else '<|endoftext|>' }}{% endif %}"
+)
+"""A template that depends on all that pipelines give it, and has few tokens."""
+
+
+def chat_tokenizer() -> Any:
+    """Qwen's, which talks."""
+    tokenizer = deepcopy(qwen_tokenizer())
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen3(layers: int, causal: bool = False) -> torch.nn.Module:
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": layers}
+    sizes = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 32}
+    return (Qwen3ForCausalLM if causal else Qwen3Model)(Qwen3Config(**sizes, **heads)).eval()
+
+
+def flux2_parts(**changes: Any) -> dict[str, Any]:
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+
+    sizes = {
+        "in_channels": 16,
+        "num_layers": DOUBLE,
+        "num_single_layers": SINGLE,
+        "attention_head_dim": HEAD,
+        "num_attention_heads": HEADS,
+        "joint_attention_dim": 3 * 32,
+        "timestep_guidance_channels": 32,
+        "axes_dims_rope": (8, 8, 8, 8),
+    }
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    autoencoder = AutoencoderKLFlux2(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **levels)
+    autoencoder.bn.running_mean += torch.linspace(-0.2, 0.2, 16)
+    autoencoder.bn.running_var *= torch.linspace(0.5, 2.0, 16)
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": autoencoder.eval(),
+        "transformer": louder(Flux2Transformer2DModel(**sizes | changes)),
+    }
+
+
+def flux2(**changes: Any) -> Any:
+    from diffusers import Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PixtralImageProcessor, PixtralProcessor
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "hidden_size": 32, "intermediate_size": 32}
+    text = {"model_type": "mistral", "vocab_size": 1024, "num_hidden_layers": 30, **heads}
+    vision = {"model_type": "pixtral", "num_hidden_layers": 1, **heads, "image_size": 28, "patch_size": 14}
+    encoder = Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision)).eval()
+    processor = PixtralProcessor(PixtralImageProcessor(), chat_tokenizer(), chat_template=CHAT)
+    return Flux2Pipeline(text_encoder=encoder, tokenizer=processor, **flux2_parts(**changes))
+
+
+def flux2_klein(**changes: Any) -> Any:
+    from diffusers import Flux2KleinPipeline
+
+    parts = flux2_parts(**{"guidance_embeds": False} | changes)
+    return Flux2KleinPipeline(text_encoder=qwen3(27, causal=True), tokenizer=chat_tokenizer(), **parts)
+
+
+def z_image(**changes: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    sizes = {
+        "in_channels": 4,
+        "dim": 96,  # a multiple of 3, of which the feed forward's width is made
+        "n_layers": 6,
+        "n_refiner_layers": 1,
+        "n_heads": 3,
+        "n_kv_heads": 3,
+        "cap_feat_dim": 32,
+        "axes_dims": [8, 12, 12],
+        "axes_lens": [256, 64, 64],
+    }
+    transformer = louder(ZImageTransformer2DModel(**sizes | changes))
+    with torch.no_grad():
+        transformer.x_pad_token.normal_()
+        transformer.cap_pad_token.normal_()
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(**FLOW),
+        text_encoder=qwen3(2),
+        tokenizer=chat_tokenizer(),
+        transformer=transformer,
+    )
+
+
 @cache
 def qwen_tokenizer() -> Any:
     """Byte pairs trained on the pipeline's own template, which is then as many tokens as the pipeline drops."""
@@ -401,6 +495,74 @@ def pixart_alpha(**changes: Any) -> Any:
     return pixart(alpha=True, **changes)
 
 
+def gemma() -> Any:
+    from transformers import Gemma2Config, Gemma2Model
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
+    return Gemma2Model(Gemma2Config(vocab_size=1024, hidden_size=32, intermediate_size=64, **heads)).eval()
+
+
+def gemma_tokenizer() -> Any:
+    tokenizer = t5_tokenizer()
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def flow(**settings: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def sana(**changes: Any) -> Any:
+    from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+
+    sizes = {
+        "patch_size": 1,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 32,
+        "cross_attention_dim": 64,
+        "caption_channels": 32,
+        "sample_size": 16,
+    }
+    autoencoder = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
+    return SanaPipeline(
+        scheduler=flow(shift=3.0),
+        vae=autoencoder.eval(),
+        text_encoder=gemma(),
+        tokenizer=gemma_tokenizer(),
+        transformer=louder(SanaTransformer2DModel(**sizes | changes)),
+    )
+
+
+def sana_sprint(**changes: Any) -> Any:
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
+    own = sana(guidance_embeds=True, qk_norm="rms_norm_across_heads", **changes).components
+    return SanaSprintPipeline(**{**own, "scheduler": SCMScheduler()})
+
+
 def svd(**changes: Any) -> Any:
     from diffusers import (
         AutoencoderKLTemporalDecoder,
@@ -450,6 +612,8 @@ class Tiny:
 
 TINY = {
     "flux": Tiny("flux", flux, guidance=0.0),
+    "flux2": Tiny("flux2", flux2, tokens=96),
+    "flux2_klein": Tiny("flux2_klein", flux2_klein, tokens=24),
     "sd3": Tiny("sd3", sd3),
     "sdxl": Tiny("sdxl", sdxl, tokens=None),
     "sd21": Tiny("sd21", sd21, tokens=None),
@@ -458,7 +622,10 @@ TINY = {
     "wan_ti2v": Tiny("wan", wan_ti2v, frames=5),
     "qwen_image": Tiny("qwen_image", qwen_image),
     "chroma": Tiny("chroma", chroma),
+    "z_image": Tiny("z_image", z_image, tokens=24),
     "pixart": Tiny("pixart", pixart),
     "pixart_alpha": Tiny("pixart", pixart_alpha),
+    "sana": Tiny("sana", sana),
+    "sana_sprint": Tiny("sana_sprint", sana_sprint),
     "svd": Tiny("svd", svd, tokens=None, frames=4),
 }

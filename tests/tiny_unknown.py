@@ -2,26 +2,21 @@
 
 from typing import Any
 
-from tiny_pipelines import FLOW, Tiny, clip, clip_tokenizer, louder, sd3, t5, t5_tokenizer, unet, vae
-
-
-def gemma() -> Any:
-    from transformers import Gemma2Config, Gemma2Model
-
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
-    return Gemma2Model(Gemma2Config(vocab_size=1024, hidden_size=32, intermediate_size=64, **heads)).eval()
-
-
-def gemma_tokenizer() -> Any:
-    tokenizer = t5_tokenizer()
-    tokenizer.padding_side = "right"
-    return tokenizer
-
-
-def flow(**settings: Any) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(**settings)
+from tiny_pipelines import (
+    FLOW,
+    Tiny,
+    clip,
+    clip_tokenizer,
+    flow,
+    gemma,
+    gemma_tokenizer,
+    louder,
+    sd3,
+    t5,
+    t5_tokenizer,
+    unet,
+    vae,
+)
 
 
 def aura_flow(**changes: Any) -> Any:
@@ -73,48 +68,6 @@ def lumina2(**changes: Any) -> Any:
         text_encoder=gemma(),
         tokenizer=gemma_tokenizer(),
         transformer=louder(Lumina2Transformer2DModel(**sizes | changes)),
-    )
-
-
-def sana(**changes: Any) -> Any:
-    from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
-
-    sizes = {
-        "patch_size": 1,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 2,
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 32,
-        "cross_attention_dim": 64,
-        "caption_channels": 32,
-        "sample_size": 16,
-    }
-    autoencoder = AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock", "EfficientViTBlock"),
-        decoder_block_types=("ResBlock", "EfficientViTBlock"),
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_qkv_multiscales=((), (5,)),
-        decoder_qkv_multiscales=((), (5,)),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        downsample_block_type="conv",
-        upsample_block_type="interpolate",
-        decoder_norm_types="rms_norm",
-        decoder_act_fns="silu",
-        scaling_factor=0.41407,
-    )
-    return SanaPipeline(
-        scheduler=flow(shift=3.0),
-        vae=autoencoder.eval(),
-        text_encoder=gemma(),
-        tokenizer=gemma_tokenizer(),
-        transformer=louder(SanaTransformer2DModel(**sizes | changes)),
     )
 
 
@@ -303,13 +256,6 @@ def lumina(**changes: Any) -> Any:
     )
 
 
-def sprint(**changes: Any) -> Any:
-    from diffusers import SanaSprintPipeline, SCMScheduler
-
-    own = sana(guidance_embeds=True, qk_norm="rms_norm_across_heads", **changes).components
-    return SanaSprintPipeline(**{**own, "scheduler": SCMScheduler()})
-
-
 def perturbed(**changes: Any) -> Any:
     """SD3's parts in the pipeline of perturbed attention guidance."""
     from diffusers import StableDiffusion3PAGPipeline
@@ -406,13 +352,11 @@ def animate_diff(**changes: Any) -> Any:
 UNKNOWN: dict[str, Tiny] = {
     "aura_flow": Tiny("auto", aura_flow),
     "lumina2": Tiny("auto", lumina2),
-    "sana": Tiny("auto", sana),
     "cogvideox": Tiny("auto", cogvideox, frames=9),
     "bria": Tiny("auto", bria),
     "skyreels": Tiny("auto", skyreels, frames=5),
     "mochi": Tiny("auto", mochi, frames=7),
     "lumina": Tiny("auto", lumina),
-    "sprint": Tiny("auto", sprint),
     "perturbed": Tiny("auto", perturbed),
     "cogview3": Tiny("auto", cogview3),
     "sana_video": Tiny("auto", sana_video, frames=5),

@@ -82,13 +82,14 @@ class _Search:
         inputs, nested = self._inputs(calls, sizes, reasons)
         plain, guidance = self._guidance(sizes[0])
         unet = structure.UNET in blocks
+        keep = structure.kept_of(backbone, blocks)
         adds = not unet and structure.adds(backbone, blocks)
         found = Found(
             pipeline=self.run.cls.__name__,
             backbone_class=type(backbone).__name__,
             backbones=self.run.backbones,
             blocks=blocks,
-            keep=structure.kept_of(backbone, blocks),
+            keep=keep,
             size_step=step,
             frame_step=self.frame_step,
             arguments=self._arguments(guidance),
@@ -99,7 +100,7 @@ class _Search:
             inputs=inputs,
             nested=nested,
             guidance=guidance,
-            convolutions=unet,
+            convolutions=structure.convolves(backbone, blocks, keep),
             attention=structure.quantizable(backbone, blocks),
             lora=hasattr(self.run.cls, "load_lora_weights"),
             block_cache=structure.known_to_hooks(backbone, blocks),

@@ -45,6 +45,10 @@ def hollow(empty: torch.nn.Module, make: Callable[[], torch.nn.Module], watch: W
             told(found)
         return found
 
+    for part in empty.children():
+        if isinstance(part, torch.nn.BatchNorm2d):  # of FLUX.2's VAE, whose numbers its pipelines take for themselves
+            part.to_empty(device="cpu").reset_running_stats()
+
     # Of the same name in full, by which transformers finds what a class can record.
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     placed = type(kind.__name__, (kind,), {"device": property(lambda _self: torch.device("cpu")), **names})

@@ -11,13 +11,15 @@ from diffusers.models.attention_processor import Attention
 from diffopt.caches.policy import MIDDLE
 from diffopt.errors import PlanError
 from diffopt.models.prompt_encoding import given_back
+from diffopt.quantization.layers import layers_of, without
 
 UNET = "down_blocks"
 SHARE = 0.1
 """Of a backbone's weights, that a list of blocks has at least where diffusers names no class of them."""
 WITHIN = ("*.time_emb_proj", "*.conv_shortcut", "*.time_pos_embed")
 """What is kept within the blocks too: what works on time and the shortcuts' 1x1 convolutions of UNets, as Model-Optimizer's
-examples do. Modulations within a transformer's blocks are quantized, as they are in all of the written families."""
+examples do, and convolutions that go through each channel alone, as Sana's: they have few weights, and no runtime has kernels for
+them. Modulations within a transformer's blocks are quantized, as they are in all of the written families."""
 
 SOFTMAX = {"scaled_dot_product_attention", "dispatch_attention_fn", "get_attention_scores"}
 """What processors of diffusers call where modelopt quantizes queries, keys and values. Those of linear attention call none."""
@@ -52,7 +54,17 @@ def kept_of(backbone: torch.nn.Module, blocks: Iterable[str]) -> tuple[str, ...]
     inside = {*blocks, MIDDLE} if UNET in blocks else {*blocks}
     outside = [n for n, x in backbone.named_children() if n not in inside and any(isinstance(m, Products) for m in x.modules())]
     names = {n for n, _ in backbone.named_modules()}
-    return (*outside, *(g for g in WITHIN if any(n.endswith(g[1:]) for n in names)))
+    inner = [g for g in WITHIN if any(n.endswith(g[1:]) for n in names)]
+    deep = {
+        n for b in inside for n, m in getattr(backbone, b).named_modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1
+    }
+    return (*outside, *inner, *sorted({f"*.{n.rpartition('.')[2]}" for n in deep}))
+
+
+def convolves(backbone: torch.nn.Module, blocks: Iterable[str], kept: Iterable[str]) -> bool:
+    """Whether there are convolutions within the blocks that are not kept."""
+    left = without(layers_of(backbone), kept)
+    return any(x.kind == "convolution" and x.name.partition(".")[0] in {*blocks, MIDDLE} for x in left)
 
 
 def attentions(backbone: torch.nn.Module, blocks: Iterable[str]) -> Iterator[Any]:
@@ -103,11 +115,13 @@ def known_to_hooks(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
     if not isinstance(backbone, CacheMixin):
         return False
     try:
-        for block in {type(b): b for n in blocks for b in getattr(backbone, n)}.values():
-            TransformerBlockRegistry.get(type(block))
+        kinds = {type(b) for n in blocks for b in getattr(backbone, n)}
+        alone = {TransformerBlockRegistry.get(k).return_encoder_hidden_states_index is None for k in kinds}
     except ValueError:
         return False
-    return True
+    return (
+        len(alone) == 1
+    )  # FLUX.2 joins text and picture after some blocks, and FirstBlockCache compares its first to its last
 
 
 def _composite(blocks: torch.nn.ModuleList) -> bool:

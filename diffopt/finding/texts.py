@@ -29,6 +29,11 @@ def text_templates(run: Rehearsal, names: tuple[str | None, ...]) -> tuple[int |
             "write its family in a file of a package"
         ) from None
     given = [{n: x for n, x in g.items() if not n.startswith("negative_")} for g in given]
+    if not all(given):
+        raise PlanError(
+            f"model.source: its prompts' embeddings are no tensors (got a {run.cls.__name__}, "
+            "whose encode_prompt gives lists); write its family in a file of a package"
+        )
     try:
         found = {n: template(n, [g[n] for g in given], sizes, DTYPE) for n in given[0]}
     except Unfit as e:

@@ -1,14 +1,14 @@
 """What must be otherwise while a backbone is traced: one context manager for each reason, all undone afterwards."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import Any
 
 import modelopt.torch.quantization.plugins.diffusion.diffusers as attention
 import modelopt.torch.quantization.tensor_quant as tensor_quant
 import torch
-from diffusers.models.transformers import transformer_qwenimage
+from diffusers.models.transformers import transformer_z_image
 from torch.onnx import symbolic_helper, symbolic_opset13
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
@@ -23,6 +23,7 @@ def traceable(opset: int) -> Iterator[None]:
         unflatten(opset),
         repeat_interleave(opset),
         real_rotations(),
+        even_rows(),
         idle_squeezes(),
         idle_block_kernels(),
         shapes_alone(),
@@ -175,27 +176,50 @@ def _repeat_interleave_symbolic(g: Any, x: Any, repeats: Any, dim: Any = None, o
 
 @contextlib.contextmanager
 def real_rotations() -> Iterator[None]:
-    """Qwen-Image rotates queries and keys as complex numbers, which ONNX has not."""
-    own: Any = transformer_qwenimage.apply_rotary_emb_qwen
-
-    def rotate(x: torch.Tensor, freqs_cis: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
-        return own(x, freqs_cis, use_real, use_real_unbind_dim) if use_real else rotated(x, freqs_cis)
-
-    module: Any = transformer_qwenimage
-    module.apply_rotary_emb_qwen = rotate
+    """Qwen-Image, Z-Image and Lumina 2 rotate queries and keys as complex numbers, which ONNX has not."""
+    own = torch.view_as_complex, torch.view_as_real
+    module: Any = torch
+    module.view_as_complex, module.view_as_real = Pairs, lambda x: x.values if isinstance(x, Pairs) else own[1](x)
     try:
         yield
     finally:
-        module.apply_rotary_emb_qwen = own
+        module.view_as_complex, module.view_as_real = own
 
 
-def rotated(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Pairs of neighbouring values of x [b, s, heads, d], multiplied as complex numbers by `rotations` [s, d / 2].
+@contextlib.contextmanager
+def even_rows() -> Iterator[None]:
+    """Z-Image pads its rows to the longest, for which the exporter has no operator. In a graph all are of one length."""
+    module: Any = transformer_z_image
+    own = module.pad_sequence
 
-    Those are constants of the graph: nothing of how they were computed is traced.
-    """
-    numbers = rotations.unsqueeze(1).cpu().numpy()
-    cos, sin = (torch.from_numpy(part.copy()).to(x.device) for part in (numbers.real, numbers.imag))
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
-    return turned.flatten(3).type_as(x)
+    def pad(rows: Sequence[torch.Tensor], **how: Any) -> torch.Tensor:
+        lengths = {len(x) for x in rows}  # shapes are tensors while a model is traced
+        return torch.stack([*rows]) if len(lengths) == 1 else own(rows, **how)
+
+    module.pad_sequence = pad
+    try:
+        yield
+    finally:
+        module.pad_sequence = own
+
+
+class Pairs:
+    """Complex numbers as pairs of real ones [..., 2]."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+
+    def __mul__(self, rotations: torch.Tensor) -> "Pairs":
+        """By `rotations`, one for each token, the same in every row.
+
+        Those are constants of the graph: nothing of how they were computed is traced.
+        """
+        rows = (
+            rotations[:1]
+            if rotations.dim() == self.values.dim() - 1 and bool((rotations == rotations[:1]).all())
+            else rotations
+        )
+        numbers = rows.cpu().numpy()
+        cos, sin = (torch.from_numpy(part.copy()).to(self.values.device) for part in (numbers.real, numbers.imag))
+        real, imaginary = self.values.unbind(-1)
+        return Pairs(torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1))

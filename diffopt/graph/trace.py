@@ -13,6 +13,7 @@ import torch
 
 from diffopt.files.graph import OUTPUT
 from diffopt.graph.patches import traceable
+from diffopt.models.family import prediction
 from diffopt.quantization.extremes import quantizers
 
 PREFIX = "backbone."
@@ -39,8 +40,7 @@ class FlatInputs(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         flat = self.constants | dict(zip(self.names, tensors, strict=True))
-        out: torch.Tensor = self.backbone(**self.arguments(flat), return_dict=False)[0]
-        return out
+        return prediction(self.backbone(**self.arguments(flat), return_dict=False))
 
 
 def trace(

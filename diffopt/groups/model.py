@@ -237,7 +237,8 @@ def _check_index(directory: Path, source: Source, model: Model, where: str) -> N
             "give the directory that save_pretrained wrote"
         )
     try:
-        found = json.loads(index.read_text())["_class_name"]
+        names = json.loads(index.read_text())
+        found = names["_class_name"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{where}: model_index.json names no pipeline class (got {source.name!r}); download it again"
@@ -252,6 +253,11 @@ def _check_index(directory: Path, source: Source, model: Model, where: str) -> N
         raise ValueError(
             f"{where}: holds a {found}, but family {model.family} loads a {kind.pipeline} (got {source.name!r}); "
             "choose another model=OPTION, or set model.family"
+        )
+    if kind.guided(model) and kind.distilled(names):
+        raise ValueError(
+            f"guidance_scale: this model is distilled, and its pipeline ignores guidance (got {model.guidance_scale}); "
+            f"set model.guidance_scale={kind.unguided}"
         )
 
 

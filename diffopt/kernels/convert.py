@@ -55,13 +55,17 @@ def convert(model: torch.nn.Module) -> Converted:
     return Converted(dict(counts), left, tuple(name for name in attention if name not in reasons), reasons)
 
 
+SHARED = "_shared_quant_states"
+"""What modelopt hangs beside the layers of a gated feed forward, such as Z-Image's."""
+
+
 def _plain(model: torch.nn.Module) -> None:
     """Leave nothing of modelopt's."""
     for module in [m for m in model.modules() if isinstance(m, DynamicModule)]:
         while isinstance(module, DynamicModule):  # SVDQuant's layers are those of another such class
             module.export()
     for module in list(model.modules()):
-        for name in [n for n, m in module.named_children() if isinstance(m, TensorQuantizer)]:
+        for name in [n for n, m in module.named_children() if isinstance(m, TensorQuantizer) or n == SHARED]:
             delattr(module, name)
 
 

@@ -12,7 +12,23 @@ from diffopt.models.found import AUTO, family_of
 from diffopt.models.index import index_of
 from diffopt.registry import Registry
 
-OURS = ("chroma", "flux", "ltx", "pixart", "qwen_image", "sd21", "sd3", "sdxl", "svd", "wan")
+OURS = (
+    "chroma",
+    "flux",
+    "flux2",
+    "flux2_klein",
+    "ltx",
+    "pixart",
+    "qwen_image",
+    "sana",
+    "sana_sprint",
+    "sd21",
+    "sd3",
+    "sdxl",
+    "svd",
+    "wan",
+    "z_image",
+)
 
 FAMILIES: Registry[Family] = Registry("diffopt.models", "FAMILY", Family, OURS, PlanError, "model.family={}")
 

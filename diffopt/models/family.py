@@ -66,7 +66,7 @@ class Family:
     misfit: Callable[[Mapping[str, Json]], str | None] = lambda _: None
     """Why a model's parts do not go together, from their configs by name; None where they do."""
     ends: int = 0
-    """So many blocks at either end of the first of `blocks` stay in full precision too."""
+    """So many blocks at either end of the longest of `blocks` stay in full precision too."""
     frame_step: int | None = None
     """Videos have a multiple of this many frames, plus one; None for pictures."""
     frame_rate: Callable[[Json], int] = lambda _vae: 25
@@ -77,6 +77,13 @@ class Family:
     """Those fields of the group `model` beside the size that its pipeline takes; the others must not be set."""
     guidance: Literal["none", "batched", "separate"] = "batched"
     """Classifier-free guidance: within the model or absent, as rows of one backbone call, or as a call of its own."""
+    unguided: float = 1.0
+    """The largest guidance scale that does not guide: most pipelines count the prompt's own prediction as 1."""
+    distilled: Callable[[Json], bool] = lambda _index: False
+    """Whether a model was distilled so that its pipeline ignores guidance, from its model_index.json."""
+    template: "Callable[[Any, str], int] | None" = None
+    """Tokens of a prompt with the chat around it that the pipeline puts there, from its tokenizer and the prompt; None where
+    it puts nothing there that counts."""
     convolutions: bool = False
     """Whether its backbone has convolutions that INT8 and FP8 quantize."""
     attention: bool = True
@@ -97,6 +104,11 @@ class Family:
     """Backbone inputs without a batch axis."""
     nested: Mapping[str, str] = field(default_factory=dict)
     """Inputs that the backbone takes within a dict, by the name of that argument."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that the backbone calls otherwise, by what they are called here."""
+    listed: Mapping[str, str | None] = field(default_factory=dict)
+    """Inputs that the backbone takes as a list with a tensor for each row, and the mask, an input here alone, that tells what
+    of a row is no padding. Its graph has one batch size."""
     conditions: "Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]] | None" = None
     """Backbone inputs that stand for a batch of texts, from the embeddings of `embed` without the negative ones and the
     packed latents; None where its training is not known."""
@@ -106,6 +118,8 @@ class Family:
     """The backbone input that they are."""
     clock: float = 1000.0
     """The timestep of pure noise, where noise levels are those of a rectified flow."""
+    backwards: bool = False
+    """Whether its time runs from 0 at pure noise to `clock`, and it predicts latents - noise instead of the reverse."""
     density: Literal["logit_normal", "uniform"] = "logit_normal"
     """How noise levels were drawn when it was trained, before the scheduler's shift."""
     largest: Callable[[Json], int | None] = lambda _: None
@@ -130,7 +144,7 @@ class Family:
 
     def guided(self, model: Any) -> bool:
         """Whether a call of the pipeline computes an unconditional prediction too."""
-        return self.guidance != "none" and model.guidance_scale > 1
+        return self.guidance != "none" and model.guidance_scale > self.unguided
 
     def rows(self, model: Any) -> int:
         """Rows of a backbone call per picture."""
@@ -143,24 +157,49 @@ class Family:
     def call(self, flat: Mapping[str, Any]) -> dict[str, Any]:
         """The backbone's keyword arguments of flat inputs."""
         found: dict[str, Any] = {}
+        masks = {n: flat.get(mask) for n, mask in self.listed.items() if mask}
         for name, value in flat.items():
             if name in self.nested:
                 found.setdefault(self.nested[name], {})[name] = value
-            else:
-                found[name] = value
+            elif name in self.listed:
+                mask = masks.get(name)
+                rows = [x if mask is None else x[mask[i].bool()] for i, x in enumerate(value)]
+                found[self.renamed.get(name, name)] = rows
+            elif name not in self.listed.values():
+                found[self.renamed.get(name, name)] = value
         return found
 
     def flat(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The inverse: the backbone's keyword arguments, those within dicts beside the others."""
+        """The inverse: the backbone's keyword arguments, those within dicts beside the others. Lists of tensors of one shape
+        are one tensor."""
         inner = {n: arguments[outer][n] for n, outer in self.nested.items() if arguments.get(outer)}
-        return {n: v for n, v in arguments.items() if n not in self.nested.values()} | inner
+        ours = {theirs: name for name, theirs in self.renamed.items()}
+        return {ours.get(n, n): _joined(v) for n, v in arguments.items() if n not in self.nested.values()} | inner
 
     def kept(self, blocks: Mapping[str, int], backbones: Sequence[str]) -> list[str]:
         """Globs over the module names of what `open_backbone` gives that stay in full precision, the end blocks included.
 
         `blocks` counts the blocks of the backbone. With several backbones a module's name begins with its backbone's.
         """
-        first = self.blocks[0]
-        ends = sorted({*range(self.ends), *range(max(0, blocks[first] - self.ends), blocks[first])}) if self.ends else []
-        globs = [*self.keep, *(f"{first}.{i}" for i in ends)]
+        longest = self.longest(blocks)
+        ends = sorted({*range(self.ends), *range(max(0, blocks[longest] - self.ends), blocks[longest])}) if self.ends else []
+        globs = [*self.keep, *(f"{longest}.{i}" for i in ends)]
         return [f"{b}.{g}" for b in backbones for g in globs] if len(backbones) > 1 else globs
+
+    def longest(self, blocks: Mapping[str, int]) -> str:
+        """That of its lists of blocks which has the most, the first of several."""
+        return max(self.blocks, key=lambda name: blocks[name])
+
+
+def prediction(out: Any) -> "torch.Tensor":
+    """What a backbone gave without `return_dict`; where it gives a list with a tensor for each row, one tensor."""
+    found: torch.Tensor = _joined(out[0])
+    return found
+
+
+def _joined(x: Any) -> Any:
+    import torch
+
+    if isinstance(x, list) and x and all(isinstance(y, torch.Tensor) and y.shape == x[0].shape for y in x):
+        return torch.stack(x)
+    return x

@@ -63,6 +63,10 @@ def _asked(pipe: Any, prompts: list[str], names: Sequence[str | None], guided: b
         **dict.fromkeys(EACH, 1),
     }
     own = {n: v for n, v in given.items() if n in takes and not (v is None and n == "max_sequence_length")}
+    call = signature(type(pipe).__call__).parameters
+    own |= {  # such as the instruction before a prompt, which only the call has by default
+        n: call[n].default for n in takes if n in call and n not in own and call[n].default not in (None, Parameter.empty)
+    }
     own |= {
         n: None for n, p in takes.items() if p.default is Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD and n not in own
     }

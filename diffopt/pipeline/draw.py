@@ -1,6 +1,7 @@
 """Drawing with a pipeline: one generator per prompt, so that a picture depends on its seed alone."""
 
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def draw(
             on_step()
 
     # Some pipelines have another negative prompt than none as their default, and refuse it beside its embeddings.
-    none = {"negative_prompt": None} if "negative_prompt_embeds" in texts else {}
+    none = {"negative_prompt": None} if "negative_prompt_embeds" in texts and _takes(pipe, "negative_prompt") else {}
     # What is observed must count its changes in place, which tensors of inference mode do not.
     with torch.inference_mode() if decode and inference else torch.no_grad():
         out = pipe(
@@ -53,6 +54,12 @@ def draw(
         )
     drawn = out.frames if hasattr(out, "frames") else out.images
     return np.asarray(drawn if decode else drawn.float().cpu())
+
+
+def _takes(pipe: Any, name: str) -> bool:
+    """Whether its call may have an argument of that name."""
+    takes = signature(type(pipe).__call__).parameters
+    return name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
 
 
 def _called(pipe: Any, stepped: Callable[[], None]) -> dict[str, Any]:

@@ -4,16 +4,21 @@ from typing import Any
 
 import torch
 
+from diffopt.models import flux2
+
 
 def encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The backbone's latents of pixels in -1..1, FP32 [b, 3, h, w], or [b, 3, frames, h, w] where the VAE has an axis of time.
 
     Gives FP32 [b, channels, (frames,) h, w], not packed: what the pipeline decodes, but for the scale, which is the
-    backbone's. Of the distribution that an encoder gives the mode is taken, so that a picture has one latent; its
-    deviation is far below what a backbone tells apart.
+    backbone's; FLUX.2's in patches of 2x2. Of the distribution that an encoder gives the mode is taken, so that a picture has
+    one latent; its deviation is far below what a backbone tells apart.
     """
     with torch.inference_mode():
-        found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        out = vae.encode(pixels.to(vae.device, vae.dtype))
+        found = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latent
+        if hasattr(vae, "bn"):
+            return flux2.normalised(vae, found).float().cpu()
     shift, scale = (_beside(x, found) for x in normalisation(vae))
     latents: torch.Tensor = (found - shift) * scale
     return latents.float().cpu()

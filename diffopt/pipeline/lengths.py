@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from diffopt import models
 from diffopt.groups.model import Model
 
 NAMES = ("tokenizer_3", "tokenizer_2", "tokenizer")
 """Of a pipeline's tokenizers, that of the encoder which takes the longest prompts first."""
 AROUND = 8
 """Tokens that a tokenizer adds at most, such as the beginning and the end."""
+TALK = 160
+"""Tokens that a chat's template has at most, with the system's message."""
 
 
 def too_long(directory: Path, prompts: Sequence[str], model: Model, where: str) -> str | None:
@@ -26,16 +29,20 @@ def too_long(directory: Path, prompts: Sequence[str], model: Model, where: str) 
         return None
     spared = "tokenizer_3" in _index(directory) and name != "tokenizer_3"  # SD3 without its T5, which the length is for
     most = (None if spared else model.max_sequence_length) or _declared(directory / name)
-    doubtful = [p for p in prompts if most is None or not _clears(directory / name, p, most)]
+    template = models.of(model).template
+    plain = None if most is None else most - TALK if template else most
+    doubtful = [p for p in prompts if plain is None or not _clears(directory / name, p, plain)]
     if not doubtful:
         return None
     tokenizer = _tokenizer(directory, name)
     most = most or int(tokenizer.model_max_length)
     for prompt in doubtful:
-        if (length := len(tokenizer(prompt, truncation=False, verbose=False).input_ids)) > most:
+        own = template or (lambda tokenizer, text: len(tokenizer(text, truncation=False, verbose=False).input_ids))
+        if (length := own(tokenizer, prompt)) > most:
             shown = prompt if len(prompt) < 60 else prompt[:57] + "..."
+            around = " with the chat around it" if template else ""
             return (
-                f"{where}: {shown!r} has {length} tokens, but the text encoder takes {most} (got {length}); "
+                f"{where}: {shown!r} has {length} tokens{around}, but the text encoder takes {most} (got {length}); "
                 "shorten it, or set model.long_prompts=cut"
             )
     return None

@@ -18,7 +18,7 @@ from diffopt.errors import SourceError, pass_on_memory
 from diffopt.files.originals import OriginalsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
-from diffopt.models import Family, of, svd_pipeline
+from diffopt.models import Family, of, svd_pipeline, z_image_pipeline
 from diffopt.models.parts import Parts
 from diffopt.pipeline import original
 from diffopt.pipeline.lora import fuse
@@ -27,6 +27,9 @@ from diffopt.pipeline.scheduler import scheduler
 from diffopt.stage import Context
 
 output.libraries()
+
+OWN: dict[str, Any] = {x.__name__: x for x in (svd_pipeline.StableVideoDiffusionPipeline, z_image_pipeline.ZImagePipeline)}
+"""Pipelines that take what their families' `embed` gives, where diffusers' own do not."""
 
 
 def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | None = None, *, texts: bool = True) -> Any:
@@ -80,14 +83,14 @@ def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents.
 
-    One that animates pictures has its VAE too.
+    One that animates pictures has its VAE too, and so has one whose latents are scaled by statistics of its VAE.
     """
     pinned = PipelineFile.read(pipeline.path)
     own = by_name(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
-    if family_of(pipeline).animates:  # the VAE encodes the picture that a video begins with
+    vae = _empty_vae(ctx, pinned)
+    if family_of(pipeline).animates or hasattr(vae, "bn"):  # the VAE encodes the picture that a video begins with
         fresh = {"vae": _random(ctx, pinned, "vae", ctx.device).eval()} if pinned.weights == "random" else {}
         return place(_assemble(ctx, pipeline, own | fresh), ctx.device)
-    vae = _empty_vae(ctx, pinned)
     pipe = _assemble(ctx, pipeline, own | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     place(pipe, ctx.device)
@@ -227,7 +230,8 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     originals = _originals(ctx, pipeline, getattr(torch, pinned.dtype), [n for n in parts.named if n not in own])
     kind = of(pinned)
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
-    cls = getattr(svd_pipeline if kind.animates else diffusers, kind.opened(named) or kind.pipeline)
+    name = kind.opened(named) or kind.pipeline
+    cls = OWN[name] if name in OWN and not pinned.found else getattr(diffusers, name)
     dtype, variant = getattr(torch, pinned.dtype), _asked(parts, own | originals)
     pipe = _read(cls, directory, torch_dtype=dtype, variant=variant, **own, **originals)
     pipe.set_progress_bar_config(disable=True)

@@ -58,6 +58,9 @@ class StandIn(torch.nn.Module):
             raise GateError(f"{missing[0]}: the graph needs it (got none); call the backbone as it was exported")
         if other := [n for n, x in given.items() if n not in self.types and _tensors(x)]:
             raise GateError(f"{other[0]}: the graph has no such input (got a tensor); leave it out, or use the backbone itself")
+        if ragged := [name for name in self.types if isinstance(given[name], list)]:
+            sizes = ", ".join(str(len(x)) for x in given[ragged[0]])
+            raise GateError(f"{ragged[0]}: the graph takes rows of one length (got {sizes}); draw prompts one by one")
         feeds = {name: given[name].to(dtype) for name, dtype in self.types.items()}
         shapes = {name: list(x.shape) for name, x in feeds.items()}
         if self.takes and holding([self.takes], shapes) is None:

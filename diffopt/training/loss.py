@@ -7,6 +7,7 @@ from torch.nn.functional import mse_loss
 
 from diffopt.groups.train import Distillation
 from diffopt.models import Family
+from diffopt.models.family import prediction
 from diffopt.training.call import Caller, blocks, watched
 from diffopt.training.examples import Batch
 from diffopt.training.noise import Diffusion, Flow
@@ -35,7 +36,7 @@ class Loss:
         noisy, times = self.family.pack(self.noise.noised(latents, noise, drawn)), self.noise.timesteps(drawn)
         named = blocks(plain, self.family, self.how.blocks) if self.how else []
         with watched(plain, named) as ours:
-            predicted = student(**self.caller.inputs(plain, noisy, times, texts), return_dict=False)[0].float()
+            predicted = prediction(student(**self.caller.inputs(plain, noisy, times, texts), return_dict=False)).float()
             ours = dict(ours)
         found = {}
         if self.how is None or self.how.task:

@@ -21,6 +21,8 @@ class Flow:
     density: Density
     clock: float
     """The backbone's timestep at s = 1."""
+    backwards: bool = False
+    """Whether that is its timestep at s = 0, and it predicts latents - noise."""
 
     def levels(self, normal: torch.Tensor, tokens: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """s, FP32 [b], of standard normal numbers [b]: distributed as the family was trained, shifted to where the scheduler
@@ -43,10 +45,10 @@ class Flow:
         return (1 - s) * latents + s * noise
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        return noise - latents
+        return latents - noise if self.backwards else noise - latents
 
     def timesteps(self, levels: torch.Tensor) -> torch.Tensor:
-        return levels * self.clock
+        return (1 - levels if self.backwards else levels) * self.clock
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def of(family: Family, scheduler: Any, density: str) -> Flow | Diffusion:
 
     drawn: Any = family.density if density == "family" else density
     if flows(scheduler):
-        return Flow(scheduler, drawn, family.clock)
+        return Flow(scheduler, drawn, family.clock, family.backwards)
     if (kind := scheduler.config.get("prediction_type")) not in ("epsilon", "v_prediction", "sample"):
         raise PlanError(f"train: {type(scheduler).__name__} predicts what no loss is known for (got {kind!r}); drop train")
     return Diffusion(DDPMScheduler.from_config(scheduler.config), drawn)

@@ -13,6 +13,7 @@ import torch
 from diffopt.errors import GateError
 from diffopt.groups.train import Teacher as Keeping
 from diffopt.models import Family
+from diffopt.models.family import prediction
 from diffopt.pipeline.placement import stream
 from diffopt.training.shards import Shards
 
@@ -49,8 +50,7 @@ class Teacher:
 
     def __call__(self, name: str, inputs: dict[str, Any]) -> torch.Tensor:
         with torch.no_grad():
-            found: torch.Tensor = self.backbones[name](**inputs, return_dict=False)[0]
-        return found
+            return prediction(self.backbones[name](**inputs, return_dict=False))
 
     def check(self) -> str:
         """The sha256 of its weights, which is what it was before training. Raises GateError where it is not."""
