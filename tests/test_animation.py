@@ -16,7 +16,8 @@ from tiny import bench as made
 from diffopt.data.prompts import read
 from diffopt.errors import PlanError
 from diffopt.models import family
-from diffopt.models.svd_pipeline import fitted, pixels
+from diffopt.data.pictured import fitted
+from diffopt.models.svd_pipeline import pixels
 from diffopt.pipeline.texts import load
 
 SVD = ["model=svd_xt", "format=fp8", "calib=pictures"]

@@ -16,14 +16,15 @@ from tiny import BATCH, SEED, Bench, bench, emoji, prompt_set
 from tiny_pipelines import TINY
 
 from diffopt import formats
+from diffopt.data.pictured import fitted
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.calib import counted
-from diffopt.models import svd_pipeline
 from diffopt.pipeline.open import family_of, open_pipeline
+from diffopt.pipeline.pixels import pixels
 from diffopt.quantization import checkpoint
 from diffopt.quantization.block_fake_quant import simulated
 
-STEPS = {"wan": 6}
+STEPS = {"wan": 6, "wan_i2v": 6}
 """Denoising steps: each of Wan's two backbones must be reached."""
 SETTINGS = {
     "int8": ("int8", 0.5, False),
@@ -71,10 +72,13 @@ def plainly(b: Bench, pipe: Any, size: int, many: int, on_batch: Any = None, on_
                 on_batch()
             prompts = list(b.prompts[first : min(first + BATCH, size)])
             arguments = family.arguments(b.call)
-            asked = {"prompt": prompts}
+            asked: dict[str, Any] = {"prompt": prompts}
+            if family.pictures:
+                shown = pixels(family, prompt_set(prompts).given().prompts, b.call)
+                asked |= {n: x.float().contiguous(memory_format=torch.channels_last) / 255 for n, x in shown.items()}
             if family.animates:
                 paths = prompt_set(prompts).given().prompts
-                asked = {"image": [svd_pipeline.fitted(p, b.call.width, b.call.height) for p in paths]}
+                asked = {"image": [fitted(p, b.call.width, b.call.height) for p in paths]}
             if "max_sequence_length" in family.reads:
                 arguments["max_sequence_length"] = b.call.max_sequence_length
             if family.name == "qwen_image":  # it is guided only when it is given one

@@ -249,7 +249,7 @@ def test_eval_says_what_it_cannot_score(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_a_video_begins_with_the_upright_picture(orientation: int, tmp_path: Path) -> None:
-    from diffopt.models.svd_pipeline import fitted
+    from diffopt.data.pictured import fitted
 
     scene().save(tmp_path / "plain.png")
     photographed(tmp_path / "turned.png", orientation)
@@ -260,7 +260,7 @@ def test_a_video_begins_with_the_upright_picture(orientation: int, tmp_path: Pat
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_a_video_cannot_begin_with_what_is_no_picture(content: bytes, tmp_path: Path) -> None:
     from diffopt.errors import PlanError
-    from diffopt.models.svd_pipeline import fitted
+    from diffopt.data.pictured import fitted
 
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(PlanError, match=r"prompts: a picture cannot be read: .*x\.png'\); mend or remove it"):

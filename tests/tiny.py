@@ -334,12 +334,40 @@ def album() -> PromptSet:
 
 
 def prompts_of(tiny: str) -> tuple[str, ...]:
-    """What a tiny pipeline is asked for: texts, or the names of the album's pictures."""
-    return album().prompts if models.family(TINY[tiny].family).animates else PROMPTS
+    """What a tiny pipeline is asked for: texts, the names of the album's pictures, or texts that have pictures."""
+    family = models.family(TINY[tiny].family)
+    if family.pictures:
+        return pictured(*family.pictures).prompts
+    return album().prompts if family.animates else PROMPTS
+
+
+@cache
+def pictured(*roles: str) -> PromptSet:
+    """PROMPTS with a picture of each role: the album's, and as a mask its right half."""
+    from PIL import Image
+
+    directory, there = folder(), album().given().prompts
+    rows = []
+    for i, (text, path) in enumerate(zip(PROMPTS, there, strict=True)):
+        row = {"prompt": f"{' and '.join(roles)}: {text}"}
+        for role in roles:
+            row[role] = f"{role}-{i}.png"
+            whole = Image.open(path)
+            half = np.zeros((whole.height, whole.width), np.uint8)
+            half[:, whole.width // 2 :] = 255
+            (Image.fromarray(half) if role == "mask" else whole).save(directory / row[role])
+        rows.append(row)
+    (directory / "prompts.json").write_text(json.dumps(rows))
+    return prompts.read(str(directory / "prompts.json"))
+
+
+ROLES = (("image",), ("image", "mask"), ("control",))
 
 
 def prompt_set(names: Sequence[str]) -> PromptSet:
-    """Of texts, or of some of the album's pictures, from the first or by their names."""
+    """Of texts, or of some of the album's pictures or of `pictured`, from the first or by their names."""
+    if own := [s for s in (pictured(*r) for r in ROLES) if {*names} <= {*s.prompts}]:
+        return own[0].picked(own[0].prompts.index(n) for n in names)
     there = album()
     if not set(names) <= set(there.prompts):
         return PromptSet("tests", tuple(names))

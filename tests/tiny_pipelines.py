@@ -104,6 +104,20 @@ def flux(**changes: Any) -> Any:
     return FluxPipeline(scheduler=scheduler, transformer=transformer(**changes), **encoders, **tokenizers)
 
 
+def flux_kontext(**changes: Any) -> Any:
+    from diffusers import FluxKontextPipeline
+
+    return FluxKontextPipeline(**flux(**changes).components)
+
+
+def flux_fill(**changes: Any) -> Any:
+    """The mask of each pixel of a latent, 2x2, stands beside the 4 channels of the noisy latents and the picture's."""
+    from diffusers import FluxFillPipeline
+
+    parts = flux(**{"in_channels": 4 * (4 + 4 + 4), "out_channels": 16} | changes).components
+    return FluxFillPipeline(**{n: parts[n] for n in parts if n not in ("image_encoder", "feature_extractor")})
+
+
 def chroma(**changes: Any) -> Any:
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
@@ -300,6 +314,13 @@ def wan(*, two: bool = True, new_vae: bool = False, **changes: Any) -> Any:
         boundary_ratio=0.8 if two else None,
         expand_timesteps=new_vae,
     )
+
+
+def wan_i2v(**changes: Any) -> Any:
+    from diffusers import WanImageToVideoPipeline
+
+    whole = wan(**{"in_channels": 16 + 4 + 16, "out_channels": 16} | changes)
+    return WanImageToVideoPipeline(**whole.components, boundary_ratio=0.8)
 
 
 def wan_ti2v(**changes: Any) -> Any:
@@ -614,11 +635,14 @@ TINY = {
     "flux": Tiny("flux", flux, guidance=0.0),
     "flux2": Tiny("flux2", flux2, tokens=96),
     "flux2_klein": Tiny("flux2_klein", flux2_klein, tokens=24),
+    "flux_fill": Tiny("flux_fill", flux_fill, guidance=0.0),
+    "flux_kontext": Tiny("flux_kontext", flux_kontext, guidance=0.0),
     "sd3": Tiny("sd3", sd3),
     "sdxl": Tiny("sdxl", sdxl, tokens=None),
     "sd21": Tiny("sd21", sd21, tokens=None),
     "ltx": Tiny("ltx", ltx, frames=9),
     "wan": Tiny("wan", wan, frames=5),
+    "wan_i2v": Tiny("wan_i2v", wan_i2v, frames=5),
     "wan_ti2v": Tiny("wan", wan_ti2v, frames=5),
     "qwen_image": Tiny("qwen_image", qwen_image),
     "chroma": Tiny("chroma", chroma),

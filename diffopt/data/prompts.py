@@ -2,14 +2,16 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt.data import prompt_sets, text_file
+from diffopt.data.pictured import Asked, Pictures, pictures_of
 from diffopt.errors import closest, suggestion
 from diffopt.store import assets, hub
 from diffopt.store.fingerprint import fingerprint
@@ -24,6 +26,7 @@ MOST = 10_000  # prompts taken of a data set, from its first row: a set of capti
 
 
 TABLES = {".csv": ",", ".tsv": "\t"}
+JSONS = (".json", ".jsonl")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 STRANGE = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".nef", ".arw")
 """Pictures of phones and cameras that Pillow does not read."""
@@ -42,27 +45,59 @@ class PromptSet:
     """Where the pictures lie; None of texts."""
     contents: tuple[str, ...] = ()
     """sha256 of each picture."""
+    pictures: tuple[Pictures, ...] = ()
+    """Of each prompt that is a text with pictures, by role; empty of plain texts."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def part(self, start: int, stop: int) -> Self:
-        return replace(self, prompts=self.prompts[start:stop], contents=self.contents[start:stop])
+        return self.picked(range(len(self))[start:stop])
+
+    def picked(self, numbers: Iterable[int]) -> Self:
+        """Those of the prompts, in this order."""
+        own = list(numbers)
+        prompts, contents, pictures = (
+            tuple(x[i] for i in own) if x else () for x in (self.prompts, self.contents, self.pictures)
+        )
+        return replace(self, prompts=prompts, contents=contents, pictures=pictures)
 
     def given(self) -> Self:
-        """The same with what is encoded as prompts: texts, or the paths of pictures."""
-        return replace(self, prompts=tuple(str(self.folder / p) for p in self.prompts)) if self.folder else self
+        """The same with what is encoded as prompts: texts, with the paths of their pictures, or paths of pictures alone."""
+        if self.folder:
+            return replace(self, prompts=tuple(str(self.folder / p) for p in self.prompts))
+        if not self.pictures:
+            return self
+        each = zip(self.prompts, self.pictures, strict=True)
+        return replace(self, prompts=tuple(Asked(p, {r: str(x.path) for r, x in own.items()}) for p, own in each))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What pictures each prompt has."""
+        return tuple(self.pictures[0]) if self.pictures else ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of each prompt what it is told by: its text, and the contents of its pictures."""
+        if not self.pictures:
+            return self.prompts
+        each = zip(self.prompts, self.pictures, strict=True)
+        return tuple("\n".join([p, *(f"{r} {x.sha256}" for r, x in own.items())]) for p, own in each)
 
     @property
     def digest(self) -> str:
+        if self.pictures:
+            each = zip(self.prompts, self.pictures, strict=True)
+            return fingerprint([[p, {r: x.sha256 for r, x in own.items()}] for p, own in each])
         if self.folder is None:
             return fingerprint(list(self.prompts))
         return fingerprint([list(pair) for pair in zip(self.prompts, self.contents, strict=True)])
 
 
 def read(value: object) -> PromptSet:
-    """Read a prompt set: a text file with a prompt a line, JSON (strings, or objects with a `prompt`), a CSV or TSV with a
-    column of prompts, a hub data set, a set of diffopt/data/prompt_sets.py by its name, or a directory of pictures.
+    """Read a prompt set: a text file with a prompt a line, JSON or JSON lines (strings, or objects with a `prompt` and, of
+    pictures beside the file, `image`, `mask`, `control`), a CSV or TSV with a column of prompts, a hub data set, a set of
+    diffopt/data/prompt_sets.py by its name, or a directory of pictures.
 
     Raises ValueError, which names the file, for what cannot be read or holds no prompt.
     """
@@ -85,11 +120,15 @@ def read(value: object) -> PromptSet:
         advice = f"did you mean {' or '.join(close)}?" if close else "check the path"
         raise ValueError(f"cannot be read ({(e.strerror or str(e)).lower()}); {advice}") from None
     kind = path.suffix.lower()
+    pictures: tuple[Pictures, ...] = ()
     if kind in TABLES:
         prompts = prompt_sets.from_table(text, TABLES[kind])
+    elif kind in JSONS:
+        rows = _parsed(text) if kind == ".json" else _lines(text)
+        prompts, pictures = _from_json(rows), pictures_of(rows, path.parent) if isinstance(rows, list) else ()
     else:
-        prompts = _from_json(text) if kind == ".json" else [line.strip() for line in text_file.lines(text)]
-    if (kind in TABLES or kind == ".json") and not name and "" in prompts:  # a line that is blank is none, a row is one
+        prompts = [line.strip() for line in text_file.lines(text)]
+    if (kind in (*TABLES, *JSONS)) and not (name and not pictures) and "" in prompts:  # a blank line is none, a row is one
         first = f"row {prompts.index('') + 1} of {len(prompts)}"
         raise ValueError(f"holds an empty prompt, {first}; write it, or leave the row out")
     prompts = [p for p in prompts if p]
@@ -100,7 +139,7 @@ def read(value: object) -> PromptSet:
             raise ValueError(f"holds a prompt of {len(prompt)} characters, number {number}; at most {LONGEST}, shorten it")
         if any("\ud800" <= c <= "\udfff" for c in prompt):
             raise ValueError(f"holds half a character, a lone surrogate, in prompt {number}; take it out")
-    return PromptSet(value, tuple(prompts))
+    return PromptSet(value, tuple(prompts), pictures=pictures)
 
 
 def _pictures(value: str, folder: Path) -> PromptSet:
@@ -145,15 +184,23 @@ def _unreachable(error: Exception) -> str:
     return f"cannot be read from the hub ({known.what}); {known.advice}"
 
 
-def _from_json(text: str) -> list[str]:
+def _parsed(text: str, line: int = 0) -> Any:
+    """Of JSON, or of one `line` of JSON lines."""
     try:
-        rows = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as e:
-        raise ValueError(f"is not valid JSON (line {e.lineno}: {e.msg.lower()}); mend the file") from None
+        raise ValueError(f"is not valid JSON (line {line or e.lineno}: {e.msg.lower()}); mend the file") from None
     except RecursionError:
         raise ValueError(
             'is nested too deep for a list of prompts; write ["a cat", ...] or [{"prompt": "a cat"}, ...]'
         ) from None
+
+
+def _lines(text: str) -> list[Any]:
+    return [_parsed(line, number) for number, line in enumerate(text_file.lines(text), 1) if line.strip()]
+
+
+def _from_json(rows: Any) -> list[str]:
     if isinstance(rows, dict) and (of_set := prompt_sets.from_object(rows)) is not None:
         return of_set
     prompts = [row.get("prompt") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else [None]

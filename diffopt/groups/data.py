@@ -82,7 +82,7 @@ class Data(BaseModel):
         videos = models.of(choices.model).frame_step is not None
         found = self.prompts or read(PACKAGED_VIDEOS if videos else PACKAGED)
         many = self.size or len(found)
-        return PromptSet(found.where, tuple(found.prompts[i % len(found)] for i in range(many)))
+        return found.picked(i % len(found) for i in range(many))
 
     def chunks(self, choices: Choices) -> list[tuple[int, PromptSet]]:
         """Index of the first item, and the prompts, of each chunk of those."""

@@ -320,4 +320,13 @@ class TextView(GuidedView, of=Model):
     def used(cls, choices: Choices) -> frozenset[str]:
         assert choices.model is not None
         size = frozenset({"height", "width"})
-        return size if models.of(choices.model).animates else super().used(choices) - size
+        if models.of(choices.model).animates:
+            return size
+        return super().used(choices) - (frozenset() if _pictured(choices) else size)
+
+
+def _pictured(choices: Choices) -> bool:
+    """Whether any of the prompts have pictures, which are cut to the size."""
+    sets = [g.prompts for g in (choices.calib, choices.eval) if g]
+    sets += [choices.train.data.prompts] if choices.train and choices.train.data.prompts else []
+    return any(s.pictures for s in sets)

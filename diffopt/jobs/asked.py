@@ -75,7 +75,8 @@ def _trained(choices: Choices, data: Data, local: Callable[[Source], Path | None
     from diffopt.data.imagefolder import ImageFolder
 
     if data.source is None:
-        return tuple(dict.fromkeys(data.item_prompts(choices).prompts))
+        items = data.item_prompts(choices)
+        return tuple(dict(zip(items.keys, items.prompts, strict=True)).values())
     folder = local(data.source)
     if folder is None:
         return None

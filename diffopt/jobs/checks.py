@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from diffopt import formats, models
 from diffopt.caches import METHODS, Settings
 from diffopt.caches.knob_search import KnobSearch
-from diffopt.data.prompts import unreadable
+from diffopt.data.pictured import unfit
+from diffopt.data.prompts import PromptSet, unreadable
 from diffopt.errors import PlanError, suggestion
 from diffopt.formats.auto import FULL
 from diffopt.groups import Model, alternatives
@@ -130,21 +131,53 @@ def _weights(model: Model) -> dict[str, Shapes | None]:
 
 
 def _prompts(choices: Choices) -> Iterator[str]:
-    """Models that animate take pictures, the others texts."""
+    """Models that animate take pictures, others texts, or texts with pictures."""
     if choices.model is None:
         return
     family = models.of(choices.model)
-    for name, group in {"calib": choices.calib, "eval": choices.eval}.items():
-        if group and family.animates != (group.prompts.folder is not None):
-            takes, kind = ("pictures", "texts") if family.animates else ("texts", "pictures")
-            advice = "a directory of pictures" if family.animates else "a file of texts"
-            yield f"{name}.prompts: {family.name} takes {takes}, not {kind} (got {group.prompts.where}); give {advice}"
-        for picture in (group.prompts.given().prompts if group and group.prompts.folder else ())[: group.size if group else 0]:
+    for name, prompts, size in _sets(choices):
+        where = prompts.where
+        if family.animates and prompts.folder is None:
+            yield f"{name}: {family.name} takes pictures, not texts (got {where}); give a directory of pictures"
+        elif not family.animates and prompts.folder is not None and not family.pictures:
+            yield f"{name}: {family.name} takes texts, not pictures (got {where}); give a file of texts"
+        elif not family.animates and family.name != models.AUTO.name:
+            if reason := unfit(family.name, tuple(family.pictures), prompts.roles, where):
+                yield f"{name}: {reason}"
+        for picture in (prompts.given().prompts if prompts.folder else ())[:size]:
             if reason := unreadable(picture):
-                yield f"{name}.prompts: a picture cannot be read: {reason} (got {picture!r}); mend or remove it"
+                yield f"{name}: a picture cannot be read: {reason} (got {picture!r}); mend or remove it"
     if family.animates and choices.eval:
         for metric in (m for m in choices.eval.metrics if METRICS[m].of_text):
             yield f"eval.metrics: {metric} compares with a text, and {family.name} has none (got {metric}); leave it out"
+    if family.pictures and choices.train and not choices.train.data.synthetic:
+        source = choices.train.data.source
+        yield (
+            f"train.data.source: {family.name} takes pictures with its prompts, and a data set of one's own has none "
+            f"(got {source.name if source else None!r}); set train.data=synthetic with train.data.prompts"
+        )
+    if family.single:
+        yield from _batches(choices, family.name)
+
+
+def _sets(choices: Choices) -> Iterator[tuple[str, PromptSet, int]]:
+    """The sets of prompts: their field, and how many of them are used."""
+    for name, group in {"calib": choices.calib, "eval": choices.eval}.items():
+        if group:
+            yield f"{name}.prompts", group.prompts, group.size
+    if choices.train and choices.train.data.synthetic and choices.model and not models.of(choices.model).animates:
+        own = choices.train.data.item_prompts(choices)
+        yield "train.data.prompts", own, len(own)
+
+
+def _batches(choices: Choices, family: str) -> Iterator[str]:
+    """Of a pipeline that takes one prompt a call."""
+    asked = {f"{n}.batch_size": g.batch_size for n in ("calib", "eval", "export") if (g := getattr(choices, n))}
+    if choices.train and choices.train.data.synthetic:
+        asked["train.data.batch_size"] = choices.train.data.batch
+    for name, many in asked.items():
+        if many and many > 1:
+            yield f"{name}: diffusers' pipeline of {family} takes one prompt a call (got {many}); set {name}=1"
 
 
 def _format(choices: Choices) -> Iterator[str]:

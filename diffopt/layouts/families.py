@@ -18,6 +18,8 @@ NAMES: dict[str, Names] = {
     "flux": flux_names.NAMES,
     "flux2": flux2_names.NAMES,
     "flux2_klein": flux2_names.NAMES,
+    "flux_fill": flux_names.NAMES,
+    "flux_kontext": flux_names.NAMES,
     "ltx": ltx_names.NAMES,
     "pixart": pixart_names.NAMES,
     "qwen_image": Names(same=True),  # comfy/ldm/qwen_image/model.py has diffusers' own names
@@ -27,4 +29,5 @@ NAMES: dict[str, Names] = {
     "svd": ldm_names.NAMES,
     "wan": wan_names.NAMES,
     "z_image": z_image_names.NAMES,
+    "wan_i2v": wan_names.NAMES,
 }

@@ -17,6 +17,8 @@ OURS = (
     "flux",
     "flux2",
     "flux2_klein",
+    "flux_fill",
+    "flux_kontext",
     "ltx",
     "pixart",
     "qwen_image",
@@ -27,6 +29,7 @@ OURS = (
     "sdxl",
     "svd",
     "wan",
+    "wan_i2v",
     "z_image",
 )
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 Json = Mapping[str, Any]
 """A component's config.json."""
+Encode = Callable[["torch.Tensor"], "torch.Tensor"]
+"""From pixels in -1..1 to latents (diffopt/pipeline/latents.py)."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ class Family:
     """Frames a second at which its videos are played, from the VAE's config."""
     animates: bool = False
     """Its prompts are pictures, which its videos begin with, not texts."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """The pictures that each of its prompts has (diffopt/data/pictured.py), and the pipeline's arguments that they are. They
+    are given to it as they are drawn, cut to the size of the model."""
+    beside: tuple[str, ...] = ()
+    """Parts of the pipeline that run at each step too, as a ControlNet, but are not quantized."""
+    single: bool = False
+    """Whether its pipeline takes one prompt a call."""
+    ours: str = ""
+    """The module of diffopt/models with a class of the pipeline's name that does what diffusers' own does not."""
     reads: frozenset[str] = frozenset({"guidance_scale", "negative_prompt", "max_sequence_length"})
     """Those fields of the group `model` beside the size that its pipeline takes; the others must not be set."""
     guidance: Literal["none", "batched", "separate"] = "batched"
@@ -112,6 +123,11 @@ class Family:
     conditions: "Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]] | None" = None
     """Backbone inputs that stand for a batch of texts, from the embeddings of `embed` without the negative ones and the
     packed latents; None where its training is not known."""
+    condition: "Callable[[Encode, Mapping[str, torch.Tensor], Any], torch.Tensor] | None" = None
+    """What the prompts' pictures are in training, from what encodes pixels, uint8 pictures [b, c, h, w] by the pipeline's
+    argument, and model: `joined` is given it."""
+    joined: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]" = lambda noisy, _condition: noisy
+    """The packed noisy latents with `condition`'s, as the backbone takes them. What it predicts begins with theirs."""
     pack: "Callable[[torch.Tensor], torch.Tensor]" = lambda latents: latents
     """The VAE's latents [b, channels, (frames,) h, w] as the backbone takes and predicts them."""
     noisy: str = "hidden_states"

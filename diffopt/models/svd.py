@@ -32,7 +32,8 @@ def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]
     The pipeline adds noise to each picture by its video's own generator before the VAE encodes it: so the latents of the
     pictures are not known yet. A picture of another shape is cropped about its middle, then resized.
     """
-    from diffopt.models.svd_pipeline import fitted, pixels
+    from diffopt.data.pictured import fitted
+    from diffopt.models.svd_pipeline import pixels
 
     pictures = [fitted(path, model.width, model.height) for path in prompts]
     embedded = pipe._encode_image(pictures, pipe._execution_device, 1, False)
@@ -77,6 +78,7 @@ FAMILY = Family(
     frame_step=1,
     frame_rate=lambda _: FRAME_RATE,
     animates=True,
+    ours="svd_pipeline",
     reads=frozenset({"guidance_scale"}),
     convolutions=True,
     unbatched=("timestep",),

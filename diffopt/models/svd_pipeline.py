@@ -6,10 +6,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-
-from diffopt.data import picture
-from diffopt.errors import PlanError
+from PIL import Image
 
 Plain: Any = diffusers.StableVideoDiffusionPipeline
 
@@ -20,10 +17,7 @@ class StableVideoDiffusionPipeline(Plain):  # type: ignore[misc]
     given: torch.Tensor | None = None
 
     def __call__(self, image: Any, *args: Any, image_embeddings: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """`image` may be uint8 [b, 3, h, w] besides; `image_embeddings` is [b, 1, d]."""
-        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
-            # Channels last, as diffusers has a PIL picture: a convolution's last bits depend on it.
-            image = image.float().contiguous(memory_format=torch.channels_last) / 255
+        """`image_embeddings` is [b, 1, d]."""
         self.given = image_embeddings
         try:
             return super().__call__(image, *args, **kwargs)
@@ -38,15 +32,6 @@ class StableVideoDiffusionPipeline(Plain):  # type: ignore[misc]
             return found
         states = self.given.to(device)
         return torch.cat([torch.zeros_like(states), states]) if do_classifier_free_guidance else states
-
-
-def fitted(path: str, width: int, height: int) -> Image.Image:
-    """The picture in the size that is drawn, cropped about its middle. Raises PlanError for a file that is no picture."""
-    try:
-        return ImageOps.fit(picture.opened(path), (width, height), Image.Resampling.LANCZOS)
-    except picture.BROKEN as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
-        raise PlanError(f"prompts: a picture cannot be read: {reason} (got {path!r}); mend or remove it") from None
 
 
 def pixels(pictures: Sequence[Image.Image]) -> torch.Tensor:

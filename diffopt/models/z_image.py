@@ -72,6 +72,7 @@ def conditions(texts: Mapping[str, "torch.Tensor"], noisy: "torch.Tensor") -> di
 FAMILY = Family(
     name="z_image",
     pipeline="ZImagePipeline",
+    ours="z_image_pipeline",
     backbone_class="ZImageTransformer2DModel",
     blocks=("noise_refiner", "context_refiner", "layers"),
     cross_attention=False,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffopt.data.prompts import PromptSet
-from diffopt.pipeline.texts import Texts
+from diffopt.pipeline.texts import CONDITION, Texts
 
 
 def batches(prompts: PromptSet, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -44,7 +44,7 @@ def draw(
     # What is observed must count its changes in place, which tensors of inference mode do not.
     with torch.inference_mode() if decode and inference else torch.no_grad():
         out = pipe(
-            **texts,
+            **{name: _shown(x) for name, x in texts.items() if name != CONDITION},
             num_inference_steps=steps,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np" if decode else "latent",
@@ -60,6 +60,12 @@ def _takes(pipe: Any, name: str) -> bool:
     """Whether its call may have an argument of that name."""
     takes = signature(type(pipe).__call__).parameters
     return name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+def _shown(x: Any) -> Any:
+    """Pictures, uint8 [b, c, h, w], in 0..1 as pipelines take them; all else as it is."""
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.uint8:
+        return x
+    # Channels last, as diffusers has a PIL picture: a convolution's last bits depend on it.
+    return x.float().contiguous(memory_format=torch.channels_last) / 255
 
 
 def _called(pipe: Any, stepped: Callable[[], None]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from diffopt.errors import SourceError, pass_on_memory
 from diffopt.files.originals import OriginalsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
-from diffopt.models import Family, of, svd_pipeline, z_image_pipeline
+from diffopt.models import Family, of
 from diffopt.models.parts import Parts
 from diffopt.pipeline import original
 from diffopt.pipeline.lora import fuse
@@ -27,9 +28,6 @@ from diffopt.pipeline.scheduler import scheduler
 from diffopt.stage import Context
 
 output.libraries()
-
-OWN: dict[str, Any] = {x.__name__: x for x in (svd_pipeline.StableVideoDiffusionPipeline, z_image_pipeline.ZImagePipeline)}
-"""Pipelines that take what their families' `embed` gives, where diffusers' own do not."""
 
 
 def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | None = None, *, texts: bool = True) -> Any:
@@ -43,9 +41,7 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
         own |= dict.fromkeys(_texts(ctx, pinned))
     if backbone is None and (pinned.weights == "random" or pinned.lora):
         own |= by_name(pinned, open_backbone(ctx, pipeline))
-    if pinned.weights == "random":
-        own |= {"vae": _random(ctx, pinned, "vae", ctx.device).eval()}
-    return place(_assemble(ctx, pipeline, own), ctx.device)
+    return place(_assemble(ctx, pipeline, own | _drawn(ctx, pinned)), ctx.device)
 
 
 def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, dict[str, Any]]:
@@ -56,9 +52,7 @@ def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, 
     own: dict[str, Any] = {**empty}
     if not texts or pinned.weights == "random":
         own |= dict.fromkeys(_texts(ctx, pinned))
-    if pinned.weights == "random":
-        own |= {"vae": _random(ctx, pinned, "vae", ctx.device).eval()}
-    pipe = _assemble(ctx, pipeline, own)
+    pipe = _assemble(ctx, pipeline, own | _drawn(ctx, pinned))
     pipe.register_modules(**dict.fromkeys(empty))  # they were there to tell their configs, and cannot be placed
     return place(pipe, ctx.device), empty
 
@@ -66,7 +60,7 @@ def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, 
 def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
     """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
     pinned = PipelineFile.read(pipeline.path)
-    none = dict.fromkeys([*pinned.backbones, "vae"])
+    none = dict.fromkeys([*pinned.backbones, "vae", *of(pinned).beside])
     if pinned.found:  # some ask for the VAE's config when they are made, and for their backbone's precision
         pipe = _assemble(ctx, pipeline, none | {"vae": _empty_vae(ctx, pinned)})
         pipe.register_modules(vae=None)
@@ -81,16 +75,15 @@ def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
 
 
 def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
-    """The pipeline with nothing but its backbones and scheduler: it takes embeddings and gives latents.
+    """The pipeline with nothing but its backbones, what runs beside them, and scheduler: it takes embeddings and gives latents.
 
-    One that animates pictures has its VAE too, and so has one whose latents are scaled by statistics of its VAE.
+    One that is given pictures has its VAE too, and so has one whose latents are scaled by statistics of its VAE.
     """
-    pinned = PipelineFile.read(pipeline.path)
+    pinned, kind = PipelineFile.read(pipeline.path), family_of(pipeline)
     own = by_name(pinned, open_backbone(ctx, pipeline)) | dict.fromkeys(_texts(ctx, pinned))
     vae = _empty_vae(ctx, pinned)
-    if family_of(pipeline).animates or hasattr(vae, "bn"):  # the VAE encodes the picture that a video begins with
-        fresh = {"vae": _random(ctx, pinned, "vae", ctx.device).eval()} if pinned.weights == "random" else {}
-        return place(_assemble(ctx, pipeline, own | fresh), ctx.device)
+    if kind.animates or kind.pictures or hasattr(vae, "bn"):  # the VAE encodes them
+        return place(_assemble(ctx, pipeline, own | _drawn(ctx, pinned)), ctx.device)
     pipe = _assemble(ctx, pipeline, own | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     place(pipe, ctx.device)
@@ -213,8 +206,14 @@ def by_name(pinned: PipelineFile, module: torch.nn.Module) -> dict[str, torch.nn
 
 
 def _texts(ctx: Context, pinned: PipelineFile) -> list[str]:
-    """What the pipeline has besides backbones, VAE and scheduler: tokenizers, text encoders and what goes with them."""
-    return [k for k in _parts(ctx, pinned).named if k not in (*pinned.backbones, "vae", "scheduler")]
+    """What the pipeline has besides what draws: tokenizers, text encoders and what goes with them."""
+    return [k for k in _parts(ctx, pinned).named if k not in (*pinned.backbones, *of(pinned).beside, "vae", "scheduler")]
+
+
+def _drawn(ctx: Context, pinned: PipelineFile) -> dict[str, Any]:
+    """With random weights, those parts that draw beside the backbones."""
+    names = ("vae", *of(pinned).beside) if pinned.weights == "random" else ()
+    return {n: _random(ctx, pinned, n, ctx.device).eval() for n in names}
 
 
 def _parts(ctx: Context, pinned: PipelineFile) -> Parts:
@@ -230,8 +229,8 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     originals = _originals(ctx, pipeline, getattr(torch, pinned.dtype), [n for n in parts.named if n not in own])
     kind = of(pinned)
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
-    name = kind.opened(named) or kind.pipeline
-    cls = OWN[name] if name in OWN and not pinned.found else getattr(diffusers, name)
+    where: Any = import_module(f"diffopt.models.{kind.ours}") if kind.ours and not pinned.found else diffusers
+    cls = getattr(where, kind.opened(named) or kind.pipeline)
     dtype, variant = getattr(torch, pinned.dtype), _asked(parts, own | originals)
     pipe = _read(cls, directory, torch_dtype=dtype, variant=variant, **own, **originals)
     pipe.set_progress_bar_config(disable=True)

@@ -14,22 +14,27 @@ from diffopt.data.prompts import PromptSet
 from diffopt.files.pipeline import PipelineFile
 from diffopt.models import of
 from diffopt.pipeline.open import open_texts
+from diffopt.pipeline.pixels import pixels
 from diffopt.stage import Context
 
 Texts = dict[str, torch.Tensor]
 """Pipeline arguments that stand for a batch of prompts."""
+CONDITION = "condition"
+"""Beside those in a training set: what the family's `condition` made of the prompts' pictures."""
 
 
 def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], model: Any) -> Texts:
-    """The embeddings of a batch of prompts, by a pipeline that has its text encoders.
+    """The embeddings of a batch of prompts, by a pipeline that has its text encoders, and their pictures as they are drawn.
 
     A prompt that is too long is cut: `lengths.too_long` has refused it before, unless `model.long_prompts` is `cut`.
+    Raises PlanError for a picture that cannot be read, and for prompts without those that the model takes.
     """
     pinned = PipelineFile.read(pipeline.path)
+    shown = {name: x.to(ctx.device) for name, x in pixels(of(pinned), prompts, model).items()}
     if pinned.weights == "random":
-        return _random(ctx, pinned, prompts, model)
+        return _random(ctx, pinned, prompts, model) | shown
     with torch.inference_mode():
-        return of(pinned).embed(pipe, list(prompts), model)
+        return of(pinned).embed(pipe, list(prompts), model) | shown
 
 
 def encoder(ctx: Context, pipeline: Pipeline, model: Any) -> Callable[[Sequence[str]], Texts]:

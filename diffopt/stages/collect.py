@@ -66,7 +66,7 @@ def collect(
 
     if train.source is None:
         assert train.prompts is not None
-        items = synthetic_items(train.prompts.prompts, texts, latents)
+        items = synthetic_items(ctx, pipeline, model, train.prompts, texts, latents)
     else:
         directory = ctx.locate(ctx.digest(train.source))
         data = ImageFolder(directory, train.source.name, train.size, train.caption)

@@ -10,4 +10,4 @@ from diffopt.stage import Context, stage
 def phrase(ctx: Context, model: TextView, train: TrainPromptsView, pipeline: Pipeline) -> TrainTexts:
     from diffopt.pipeline.texts import encode_all
 
-    encode_all(ctx, pipeline, model, train.prompts, train.batch_size)
+    encode_all(ctx, pipeline, model, train.prompts.given(), train.batch_size)

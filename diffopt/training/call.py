@@ -10,7 +10,7 @@ import torch
 from diffopt.errors import PlanError
 from diffopt.models import Family
 from diffopt.models.family import Json, Size
-from diffopt.pipeline.texts import Texts
+from diffopt.pipeline.texts import CONDITION, Texts
 
 
 class Caller:
@@ -26,13 +26,14 @@ class Caller:
         """
         family = self.family
         assert family.conditions is not None
-        given = family.conditions(texts, noisy) | {family.noisy: noisy}
+        whole = family.joined(noisy, texts[CONDITION]) if CONDITION in texts else noisy
+        given = family.conditions(texts, noisy) | {family.noisy: whole}
         example = self._example(backbone, len(noisy), given["encoder_hidden_states"].shape[1], noisy.device)
         wanted = example[family.noisy].shape
-        if noisy.shape != wanted:
+        if whole.shape != wanted:
             raise PlanError(
                 f"train.data: latents are not of model.height={self.model.height} and model.width={self.model.width} "
-                f"(got {tuple(noisy.shape[1:])} where the backbone takes {tuple(wanted[1:])}); prepare the data again"
+                f"(got {tuple(whole.shape[1:])} where the backbone takes {tuple(wanted[1:])}); prepare the data again"
             )
         time = example["timestep"]  # a number, one for each row, or one for each patch of each row
         spread = timesteps.reshape(-1, *[1] * (time.dim() - 1)).expand(len(noisy), *time.shape[1:]) if time.dim() else timesteps

@@ -82,7 +82,7 @@ class Examples:
         """Embeddings of these prompts, without the negative ones, which take the place of those that are `dropped`."""
         found = {}
         for name, x in self.texts.items():
-            if name.startswith(NEGATIVE):
+            if name.startswith(NEGATIVE) or x.dtype == torch.uint8:  # pictures, of which CONDITION is there
                 continue
             rows = x[list(indices)]
             if dropped is not None and dropped.any() and (other := self.texts.get(NEGATIVE + name)) is not None:

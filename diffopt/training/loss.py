@@ -37,6 +37,7 @@ class Loss:
         named = blocks(plain, self.family, self.how.blocks) if self.how else []
         with watched(plain, named) as ours:
             predicted = prediction(student(**self.caller.inputs(plain, noisy, times, texts), return_dict=False)).float()
+            predicted = self._drawn(predicted, noisy)
             ours = dict(ours)
         found = {}
         if self.how is None or self.how.task:
@@ -45,7 +46,7 @@ class Loss:
         if self.how and self.teacher:
             taught = self.teacher.backbones[name]
             with watched(taught, named) as theirs:
-                wanted = self.teacher(name, self.caller.inputs(taught, noisy, times, texts)).float()
+                wanted = self._drawn(self.teacher(name, self.caller.inputs(taught, noisy, times, texts)).float(), noisy)
             if self.how.output:
                 found["output"] = mse_loss(predicted, wanted) * self.how.output
             if named:
@@ -57,6 +58,10 @@ class Loss:
         if torch.distributed.is_initialized() and not {"task", "output"} & {*found}:
             whole = whole + 0.0 * predicted.sum()  # DDP waits for gradients of all that leads to an output
         return {"loss": whole, **found}
+
+    def _drawn(self, predicted: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+        """Without what is predicted for the tokens of a prompt's picture, which its pipeline drops."""
+        return predicted[:, : noisy.shape[1]] if self.family.condition else predicted
 
 
 def _shared(x: torch.Tensor) -> torch.Tensor:
