@@ -27,7 +27,7 @@ def _taken(out: Path, folder: Path, row: Drawn, number: int) -> Drawn:
 
     def take(name: str) -> str:
         first, *within = Path(name).parts
-        new = Path(f"{number:03}{Path(first).suffix}", *within)
+        new = Path(f"{number:03}{''.join(Path(first).suffixes)}", *within)
         (out / new).parent.mkdir(exist_ok=True)
         try:
             os.link(folder / name, out / new)
@@ -36,7 +36,8 @@ def _taken(out: Path, folder: Path, row: Drawn, number: int) -> Drawn:
         return new.as_posix()
 
     frames = None if row.frames is None else [take(name) for name in row.frames]
-    return replace(row, file=take(row.file), frames=frames, plays=row.plays and take(row.plays))
+    given = row.given and {role: take(name) for role, name in row.given.items()}
+    return replace(row, file=take(row.file), frames=frames, plays=row.plays and take(row.plays), given=given)
 
 
 def _cache(files: Sequence[ImagesFile]) -> CacheSummary | None:

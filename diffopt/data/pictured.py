@@ -102,7 +102,9 @@ def unfit(family: str, takes: Sequence[str], there: Sequence[str], where: str = 
     advice = f"give a .json or .jsonl with rows {{{rows}}}, whose paths are relative to it"
     lacking, extra = [r for r in takes if r not in there], [r for r in there if r not in takes]
     if lacking:
-        return f"{family} takes {_and(takes)} with every prompt, and there is no {' and no '.join(lacking)} (got {got}); {advice}"
+        return (
+            f"{family} takes {_and(takes)} with every prompt, and there is no {' and no '.join(lacking)} (got {got}); {advice}"
+        )
     return f"{family} takes {_and(takes)} with every prompt, and no {' or '.join(extra)} (got {got}); leave it out of the rows"
 
 

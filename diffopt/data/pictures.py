@@ -1,6 +1,6 @@
 """Pictures on disk: one PNG per prompt, and the gate that none of them is broken."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,11 +55,29 @@ def write_index(
     seeds: Sequence[int],
     about: ImagesFile,
     videos: Sequence[VideoFiles | None] | None = None,
+    given: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Write images.json: `about` all of them, and a row for each, with the files of its video where it is one."""
-    each = zip(prompts, seeds, videos or [None] * len(prompts), strict=True)
-    rows = (Drawn(f"{i:03}.png", p, s, v.frames if v else None, v.plays if v else None) for i, (p, s, v) in enumerate(each))
+    """Write images.json: `about` all of them, and a row for each, with the files of its video where it is one, and those of
+    its prompt's pictures where it has some."""
+    none: list[None] = [None] * len(prompts)
+    each = zip(prompts, seeds, videos or none, given or none, strict=True)
+    rows = (
+        Drawn(f"{i:03}.png", p, s, v.frames if v else None, v.plays if v else None, own)
+        for i, (p, s, v, own) in enumerate(each)
+    )
     replace(about, images=tuple(rows)).write(out)
+
+
+def save_given(out: Path, given: Mapping[str, Sequence[np.ndarray]]) -> list[dict[str, str]]:
+    """Write `NNN.ROLE.png` of the prompts' pictures, which are uint8 [height, width] or [height, width, 3]; by role the names of
+    each prompt's, in order."""
+    rows: list[dict[str, str]] = []
+    for role, own in given.items():
+        rows = rows or [{} for _ in own]
+        for i, picture in enumerate(own):
+            rows[i][role] = f"{i:03}.{role}.png"
+            Image.fromarray(picture).save(out / rows[i][role])
+    return rows
 
 
 def check_distinct(out: Path, prompts: Sequence[str]) -> None:

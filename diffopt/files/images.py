@@ -1,6 +1,6 @@
 """`images.json`: what was drawn of each prompt, and by what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffopt.files.cache_summary import CacheSummary
@@ -24,6 +24,8 @@ class Drawn:
     seed: int
     frames: Sequence[str] | None = None
     plays: str | None = None
+    given: Mapping[str, str] | None = None
+    """The pictures of its prompt by role, as the model was given them."""
 
     @property
     def judged(self) -> Sequence[str]:

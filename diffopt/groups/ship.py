@@ -81,7 +81,9 @@ class Ship(Group):
 def read(given: Any) -> Ship:
     """Of a composed config's key `ship`. Raises ConfigError, a line for each thing that is wrong."""
     if not isinstance(given, dict):
-        raise ConfigError(f"ship: says nothing of what to ship (got {given!r}); choose +recipe=ship, or give ship.want and more")
+        raise ConfigError(
+            f"ship: says nothing of what to ship (got {given!r}); choose +recipe=ship, or give ship.want and more"
+        )
     try:
         found = Ship.model_validate(given)
     except ValidationError as e:

@@ -60,6 +60,8 @@ def _takes(pipe: Any, name: str) -> bool:
     """Whether its call may have an argument of that name."""
     takes = signature(type(pipe).__call__).parameters
     return name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+
+
 def _shown(x: Any) -> Any:
     """Pictures, uint8 [b, c, h, w], in 0..1 as pipelines take them; all else as it is."""
     if not isinstance(x, torch.Tensor) or x.dtype != torch.uint8:

@@ -1,6 +1,6 @@
 """The pictures of prompts as a pipeline is given them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,4 +28,13 @@ def pixels(family: Family, prompts: Sequence[str], model: Any) -> dict[str, torc
         shown = [fitted(p.pictures[role], model.width, model.height) for p in prompts if isinstance(p, Asked)]
         rows = [np.array(x.convert("L"))[..., None] if role == MASK else np.array(x) for x in shown]
         found[argument] = torch.stack([torch.from_numpy(x).permute(2, 0, 1) for x in rows]).contiguous()
+    return found
+
+
+def given(family: Family, batches: Sequence[Mapping[str, torch.Tensor]], many: int) -> dict[str, list[np.ndarray]]:
+    """By role the pictures of the first `many` prompts, of embeddings that `pixels` stands in: uint8 [height, width, (3)]."""
+    found = {}
+    for role, argument in family.pictures.items():
+        rows = [x.permute(1, 2, 0).cpu().numpy() for batch in batches for x in batch[argument]]
+        found[role] = [x[..., 0] if role == MASK else x for x in rows[:many]]
     return found

@@ -22,7 +22,8 @@ class RunPair:
     prompt: str
     seed: int
     files: Mapping[str, Path]
-    """By kind, `reference`, `candidate`, a further candidate's name, `difference`: those that are there."""
+    """By kind, `reference`, `candidate`, a further candidate's name, `difference`, and the pictures of its prompt, as
+    `given image`: those that are there."""
     same: bool
     """Whether candidate and reference are identical."""
     values: Mapping[str, float]

@@ -246,6 +246,7 @@ class Run:
             files = {k: self.directory / folder / row.file for k, folder in names.items()}
             theirs = {name: m.reference_values[i] for name, m in self.metrics.items() if m.reference_values}
             there = {k: p for k, p in files.items() if p.is_file()}
+            there |= self._given(i)
             same = {"candidate", "reference"} <= set(there) and identical(there["candidate"], there["reference"])
             pair = RunPair(
                 number=i,
@@ -263,6 +264,13 @@ class Run:
             turn = sign(metric.better)
             rows.sort(key=lambda r: turn * r.worth(name))
         return rows
+
+    def _given(self, number: int) -> dict[str, Path]:
+        """Of a prompt its pictures, as the model was given them."""
+        for step, drawn in {"sample": self.images, "reference": self.references}.items():
+            if number < len(drawn.images) and (own := drawn.images[number].given):
+                return {f"given {r}": p for r, name in own.items() if (p := self.directory / step / name).is_file()}
+        return {}
 
     def _videos(self, row: Drawn, names: dict[str, str]) -> dict[str, VideoPaths]:
         """By kind."""

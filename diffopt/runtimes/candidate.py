@@ -14,6 +14,7 @@ from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
 from diffopt.pipeline.draw import batches, draw
 from diffopt.pipeline.open import family_of, frame_rate
+from diffopt.pipeline.pixels import given
 from diffopt.pipeline.texts import first, load, regroup
 from diffopt.runtimes import RUNTIMES, Running
 from diffopt.stage import Context
@@ -57,7 +58,8 @@ def draw_candidate(
     if inputs:
         RangesFile(len(drawing.prompts), eval.steps, tuple(inputs)).write(ctx.out)
     header = replace(about(eval, subject), cache=saved.summary() if saved else None)
-    pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows)
+    shown = given(family_of(drawing.pipeline), load(drawing.texts, "cpu"), len(drawing.prompts))
+    pictures.write_index(ctx.out, drawing.prompts, drawing.seeds, header, rows, pictures.save_given(ctx.out, shown))
 
 
 def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[VideoFiles | None]:

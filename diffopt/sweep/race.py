@@ -54,7 +54,9 @@ def verdict(race: RaceFile) -> list[str]:
     one, ending = by[race.chosen], race.ending
     floors = " and ".join(race.floors) or "no floor"
     keeps = "is shown to keep" if race.shown else "keeps in its means, which is not shown,"
-    lines = [f"setting {one.number}, {given(one)}: of what {'keeps ' + floors if race.floors else 'there is'} the {_least(race)}"]
+    lines = [
+        f"setting {one.number}, {given(one)}: of what {'keeps ' + floors if race.floors else 'there is'} the {_least(race)}"
+    ]
     lines.append(f"it {keeps} {floors}: {_means(one)} over {one.prompts} prompts")
     if ending.runner_up is not None:
         second = by[ending.runner_up]
@@ -79,7 +81,9 @@ def _least(race: RaceFile) -> str:
         return f"best in {race.first}"
     cost = {e.number: e for e in race.entries}[race.chosen or 0]
     names = {"latency": "fastest", "steps": "fewest steps", "memory": "least memory", "bytes": "smallest"}
-    stands = "" if race.by == race.want else f", by {'the work of its weights' if race.by == 'work' else 'the bytes of its weights'}"
+    stands = (
+        "" if race.by == race.want else f", by {'the work of its weights' if race.by == 'work' else 'the bytes of its weights'}"
+    )
     return f"{names[race.want]}{stands}, {cost_text(race, cost)}"
 
 
