@@ -33,9 +33,11 @@ from diffopt.stages.reference import reference
 from diffopt.stages.sample import sample
 
 PROMPTS = ["a red apple on a table", "banana"]
-NAMES = list(TINY)
-LONGEST = ("qwen_image", "z_image")
+LONGEST = ("qwen_image", "qwen_image_edit", "z_image")
 """They pad to the longest prompt."""
+SLOW = ("flux_fill", "qwen_image_edit", "sdxl_controlnet", "wan_i2v")
+"""Of those that are made of another family, what it has is tried by `make matrix`."""
+NAMES = [pytest.param(n, marks=[pytest.mark.matrix] if n in SLOW else []) for n in TINY]
 every_family = pytest.mark.parametrize("name", NAMES)
 
 
@@ -49,9 +51,9 @@ def family_of(name: str) -> models.Family:
 
 
 def asked(name: str) -> list[str]:
-    """Two prompts: texts, paths of pictures, or texts that have pictures."""
-    shown = family_of(name).animates or family_of(name).pictures
-    return [*prompt_set(bench(family=name).prompts[:2]).given().prompts] if shown else PROMPTS
+    """Two prompts, or the one that its pipeline takes: texts, paths of pictures, or texts that have pictures."""
+    shown, many = family_of(name).animates or family_of(name).pictures, 1 if family_of(name).single else 2
+    return [*prompt_set(bench(family=name).prompts[:many]).given().prompts] if shown else PROMPTS
 
 
 def called(name: str, **changes: Any) -> Any:
@@ -91,10 +93,11 @@ def together(value: Any) -> Any:
     return torch.nn.utils.rnn.pad_sequence(value, batch_first=True) if rows else value
 
 
-def drawn(name: str, model: Any, many: int = len(PROMPTS), steps: int = STEPS, dtype: str = "float32", **kw: Any) -> np.ndarray:
+def drawn(name: str, model: Any, many: int | None = None, steps: int = STEPS, dtype: str = "float32", **kw: Any) -> np.ndarray:
     b, whole = bench(dtype, family=name), pipe(name, dtype)
-    texts = encode(b.context(), whole, b.pipeline(), asked(name)[:many], model)
-    return draw(whole, texts, list(range(many)), steps, family_of(name).arguments(model), **kw)
+    prompts = asked(name)[:many]
+    texts = encode(b.context(), whole, b.pipeline(), prompts, model)
+    return draw(whole, texts, list(range(len(prompts))), steps, family_of(name).arguments(model), **kw)
 
 
 def plainly(name: str, model: Any) -> np.ndarray:
@@ -123,11 +126,12 @@ def _edited(name: str, model: Any, prompt: Any, seed: int) -> np.ndarray:
         given[argument] = fitted(prompt.pictures[role], model.width, model.height)
     if "max_sequence_length" in family.reads:
         given["max_sequence_length"] = model.max_sequence_length
-    if family.guided(model) and (model.negative_prompt or name in ("qwen_image", "qwen_image_edit")):
+    if family.guided(model) and (model.negative_prompt or name in PADDED):
         given["negative_prompt"] = model.negative_prompt
     return draw(own, given, [seed], STEPS, family.arguments(model), decode=False)
 
 
+PADDED = ("qwen_image", "qwen_image_edit")
 WIDER = {"flux_fill": 2, "wan_i2v": 1}
 """Of those that take the picture as further channels the axis of these."""
 CONFIGURED: dict[str, dict[str, Any]] = {"wan_i2v": {"boundary_ratio": 0.8}}
@@ -167,7 +171,7 @@ def test_the_shapes_of_embeddings_are_known_beforehand(name: str, scale: float) 
     backbone = getattr(pipe(name), family.backbones[0])
     found = encode(bench(family=name).context(), pipe(name), bench(family=name).pipeline(), asked(name), model)
     shapes = {n: tuple(x.shape) for n, x in found.items() if n not in family.pictures.values()}
-    told = family.embeddings(backbone.config, len(PROMPTS), model)
+    told = family.embeddings(backbone.config, len(asked(name)), model)
     if name in LONGEST:
         told = {n: (s[0], shapes[n][1], *s[2:]) for n, s in told.items()}
         assert all(s[1] <= model.max_sequence_length for s in shapes.values())
@@ -187,7 +191,7 @@ def test_example_inputs_are_what_the_pipeline_passes(name: str, dtype: str, scal
         drawn(name, model, dtype=dtype, decode=False)
     which, theirs = calls[0]
     text = theirs["encoder_hidden_states"].shape[1] if name in LONGEST else model.max_sequence_length or 0
-    size = Size(family.rows(model) * len(PROMPTS), model.height, model.width, text, model.frames or 1)
+    size = Size(family.rows(model) * len(asked(name)), model.height, model.width, text, model.frames or 1)
     whole = pipe(name, dtype)
     ours = family.inputs(getattr(whole, which), dict(whole.vae.config), size)
 
@@ -267,7 +271,7 @@ def test_rows_and_calls_are_counted(name: str, scale: float) -> None:
     with recorded(name) as calls:
         drawn(name, model, decode=False)
     rows = {len(given["encoder_hidden_states"]) for _, given in calls}
-    assert rows == {family.rows(model) * len(PROMPTS)}
+    assert rows == {family.rows(model) * len(asked(name))}
     assert len(calls) == family.calls(model) * STEPS
 
 
@@ -303,7 +307,9 @@ def test_what_is_kept_in_full_precision_is_all_outside_the_blocks(name: str) -> 
 @every_family
 def test_every_glob_of_what_is_kept_names_a_layer(name: str) -> None:
     layers = layers_of(getattr(pipe(name), family_of(name).backbones[0]))
-    layers += [replace(layers[0], name="patch_embedding")] if family_of(name).name in ("wan", "wan_i2v") else []  # a 3-d convolution
+    layers += (
+        [replace(layers[0], name="patch_embedding")] if family_of(name).name in ("wan", "wan_i2v") else []
+    )  # a 3-d convolution
     idle = [g for g in family_of(name).keep if len(without(layers, [g])) == len(layers)]
     assert idle == (["add_embedding"] if name == "sd21" else [])
 
@@ -411,9 +417,10 @@ def test_a_model_of_random_weights_goes_through_load_embed_and_observe(name: str
 def test_a_pipeline_of_random_weights_draws(name: str) -> None:
     b: Bench = random_bench(name)
     whole = open_pipeline(b.context(), b.pipeline())
-    picture = b.draw(whole, [*b.prompts[:2]], [1, 2], STEPS)
+    many = len(asked(name))
+    picture = b.draw(whole, [*b.prompts[:many]], [1, 2][:many], STEPS)
     frames = (b.call.frames,) if b.call.frames else ()
-    assert picture.shape == (2, *frames, b.call.height, b.call.width, 3)
+    assert picture.shape == (many, *frames, b.call.height, b.call.width, 3)
     assert np.isfinite(picture).all()
 
 

@@ -194,5 +194,7 @@ def test_prompts_with_pictures_are_embedded_anew_in_another_size(plan: Callable[
 
 
 def test_a_mask_and_an_image_are_given_to_the_stage_only_as_the_family_takes_them() -> None:
-    with pytest.raises(PlanError, match=r"^prompts: flux_fill takes an image and a mask with every prompt, and there is no mask"):
+    with pytest.raises(
+        PlanError, match=r"^prompts: flux_fill takes an image and a mask with every prompt, and there is no mask"
+    ):
         pixels(family("flux_fill"), pictured("image").given().prompts[:1], made(family="flux_fill").call)

@@ -112,6 +112,7 @@ class Bench:
     made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.batch = 1 if self.family != "auto" and models.family(self.family).single else BATCH
         self.sources = Sources(self.root / "sources.json")
 
     def context(self, out: Path | None = None) -> Context:
@@ -137,7 +138,7 @@ class Bench:
     def texts(self, start: int, stop: int) -> Embeddings:
         def make(ctx: Context) -> Embeddings:
             given = {n: getattr(self.call, n) for n in TextView.model_fields}
-            view = CalibPromptsView(prompts=prompt_set(self.prompts[start:stop]), batch_size=BATCH)
+            view = CalibPromptsView(prompts=prompt_set(self.prompts[start:stop]), batch_size=self.batch)
             embed.run(ctx, TextView(**given), view, self.pipeline())
             return Embeddings(ctx.out, "embeddings")
 
@@ -156,7 +157,7 @@ class Bench:
 
     def view(self, start: int, stop: int, steps: int = STEPS, per_step: bool = False) -> ChunkView:
         part = prompt_set(self.prompts[start:stop])
-        return ChunkView(prompts=part, start=start, batch_size=BATCH, n_steps=steps, per_step=per_step)
+        return ChunkView(prompts=part, start=start, batch_size=self.batch, n_steps=steps, per_step=per_step)
 
     def chunk(self, start: int, stop: int, steps: int = STEPS, per_step: bool = False) -> CalibChunk:
         def make(ctx: Context) -> CalibChunk:
@@ -391,7 +392,7 @@ def architecture(tiny: str) -> Path:
         kept = [
             p
             for p in saved(tiny).rglob("*.json")
-            if p.parent.name in ("", "vae", "unet", "scheduler") or "transformer" in p.parent.name
+            if p.parent.name in ("", "vae", "unet", "controlnet", "scheduler") or "transformer" in p.parent.name
         ]
         for path in [saved(tiny) / "model_index.json", *kept]:
             target = directory / path.relative_to(saved(tiny))

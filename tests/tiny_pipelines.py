@@ -212,6 +212,23 @@ def sdxl(**changes: Any) -> Any:
     )
 
 
+def sdxl_controlnet(**changes: Any) -> Any:
+    """A ControlNet that says something: it begins as zeros, of which nothing would be seen."""
+    from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
+
+    parts = sdxl(**changes).components
+    control = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(16, 32))
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for block in [
+            *control.controlnet_down_blocks,
+            control.controlnet_mid_block,
+            control.controlnet_cond_embedding.conv_out,
+        ]:
+            block.weight.copy_(0.3 * torch.randn(block.weight.shape, generator=draw))
+    return StableDiffusionXLControlNetPipeline(controlnet=control.eval(), **parts)
+
+
 def sd21(**changes: Any) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -327,10 +344,11 @@ def wan_ti2v(**changes: Any) -> Any:
     return wan(two=False, new_vae=True, **changes)
 
 
-def qwen_image(**changes: Any) -> Any:
+def qwen_image(edits: bool = False, **changes: Any) -> Any:
     from diffusers import (
         AutoencoderKLQwenImage,
         FlowMatchEulerDiscreteScheduler,
+        QwenImageEditPlusPipeline,
         QwenImagePipeline,
         QwenImageTransformer2DModel,
     )
@@ -354,19 +372,22 @@ def qwen_image(**changes: Any) -> Any:
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
-    tokenizer = qwen_tokenizer()
+    tokenizer = qwen_tokenizer(edits)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "rope_parameters": rope, **heads, **ends}
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
-    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
-    return QwenImagePipeline(
+    own = {f"{n}_token_id": tokenizer.convert_tokens_to_ids(t) for n, t in SEEN.items()} if edits else {}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **own))
+    more = {"processor": qwen_processor(tokenizer)} if edits else {}
+    return (QwenImageEditPlusPipeline if edits else QwenImagePipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=autoencoder.eval(),
         text_encoder=encoder.eval(),
         tokenizer=tokenizer,
         transformer=louder(QwenImageTransformer2DModel(**sizes | changes)),
+        **more,
     )
 
 
@@ -463,16 +484,35 @@ def z_image(**changes: Any) -> Any:
     )
 
 
+def qwen_image_edit(**changes: Any) -> Any:
+    """The picture has as few pixels here as what is drawn, instead of 1024x1024."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as theirs
+
+    theirs.VAE_IMAGE_SIZE, theirs.CONDITION_IMAGE_SIZE = 32 * 32, 64 * 64
+    return qwen_image(edits=True, **{"zero_cond_t": True} | changes)
+
+
+SEEN = {"vision_start": "<|vision_start|>", "image": "<|image_pad|>", "vision_end": "<|vision_end|>"}
+
+
+def qwen_processor(tokenizer: Any) -> Any:
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    pictures = {"min_pixels": 28 * 28, "max_pixels": 112 * 112}
+    return Qwen2VLProcessor(Qwen2VLImageProcessor(**pictures), tokenizer, Qwen2VLVideoProcessor())
+
+
 @cache
-def qwen_tokenizer() -> Any:
+def qwen_tokenizer(edits: bool = False) -> Any:
     """Byte pairs trained on the pipeline's own template, which is then as many tokens as the pipeline drops."""
     import diffusers
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
-    void = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer"))
-    template = diffusers.QwenImagePipeline(**void).prompt_template_encode
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    cls: Any = diffusers.QwenImageEditPlusPipeline if edits else diffusers.QwenImagePipeline
+    void = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer", *(["processor"] if edits else [])))
+    template = cls(**void).prompt_template_encode
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(SEEN.values() if edits else ())]
     plain = template
     for token in special:
         plain = plain.replace(token, "\0")
@@ -639,12 +679,14 @@ TINY = {
     "flux_kontext": Tiny("flux_kontext", flux_kontext, guidance=0.0),
     "sd3": Tiny("sd3", sd3),
     "sdxl": Tiny("sdxl", sdxl, tokens=None),
+    "sdxl_controlnet": Tiny("sdxl_controlnet", sdxl_controlnet, tokens=None),
     "sd21": Tiny("sd21", sd21, tokens=None),
     "ltx": Tiny("ltx", ltx, frames=9),
     "wan": Tiny("wan", wan, frames=5),
     "wan_i2v": Tiny("wan_i2v", wan_i2v, frames=5),
     "wan_ti2v": Tiny("wan", wan_ti2v, frames=5),
     "qwen_image": Tiny("qwen_image", qwen_image),
+    "qwen_image_edit": Tiny("qwen_image_edit", qwen_image_edit, tokens=64),
     "chroma": Tiny("chroma", chroma),
     "z_image": Tiny("z_image", z_image, tokens=24),
     "pixart": Tiny("pixart", pixart),

@@ -23,9 +23,11 @@ NAMES: dict[str, Names] = {
     "ltx": ltx_names.NAMES,
     "pixart": pixart_names.NAMES,
     "qwen_image": Names(same=True),  # comfy/ldm/qwen_image/model.py has diffusers' own names
+    "qwen_image_edit": Names(same=True),
     "sd21": ldm_names.NAMES,
     "sd3": sd3_names.NAMES,
     "sdxl": ldm_names.NAMES,
+    "sdxl_controlnet": ldm_names.NAMES,
     "svd": ldm_names.NAMES,
     "wan": wan_names.NAMES,
     "z_image": z_image_names.NAMES,

@@ -120,6 +120,8 @@ class Family:
     listed: Mapping[str, str | None] = field(default_factory=dict)
     """Inputs that the backbone takes as a list with a tensor for each row, and the mask, an input here alone, that tells what
     of a row is no padding. Its graph has one batch size."""
+    several: tuple[str, ...] = ()
+    """Arguments that are lists of tensors of their own shapes: the inputs NAME_0, NAME_1 and so on."""
     conditions: "Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]] | None" = None
     """Backbone inputs that stand for a batch of texts, from the embeddings of `embed` without the negative ones and the
     packed latents; None where its training is not known."""
@@ -171,7 +173,7 @@ class Family:
         return 2 if self.guidance == "separate" and self.guided(model) else 1
 
     def call(self, flat: Mapping[str, Any]) -> dict[str, Any]:
-        """The backbone's keyword arguments of flat inputs."""
+        """The backbone's keyword arguments of flat inputs, those of a list in their order."""
         found: dict[str, Any] = {}
         masks = {n: flat.get(mask) for n, mask in self.listed.items() if mask}
         for name, value in flat.items():
@@ -181,16 +183,19 @@ class Family:
                 mask = masks.get(name)
                 rows = [x if mask is None else x[mask[i].bool()] for i, x in enumerate(value)]
                 found[self.renamed.get(name, name)] = rows
+            elif (many := name.rpartition("_")[0]) in self.several:
+                found[many] = (*found.get(many, ()), value)
             elif name not in self.listed.values():
                 found[self.renamed.get(name, name)] = value
         return found
 
     def flat(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The inverse: the backbone's keyword arguments, those within dicts beside the others. Lists of tensors of one shape
-        are one tensor."""
+        """The inverse: the backbone's keyword arguments, those within dicts and lists beside the others. Lists of tensors of one
+        shape are one tensor."""
         inner = {n: arguments[outer][n] for n, outer in self.nested.items() if arguments.get(outer)}
-        ours = {theirs: name for name, theirs in self.renamed.items()}
-        return {ours.get(n, n): _joined(v) for n, v in arguments.items() if n not in self.nested.values()} | inner
+        several = {f"{n}_{i}": x for n in self.several for i, x in enumerate(arguments.get(n) or ())}
+        ours, outer = {theirs: name for name, theirs in self.renamed.items()}, {*self.nested.values(), *self.several}
+        return {ours.get(n, n): _joined(v) for n, v in arguments.items() if n not in outer} | inner | several
 
     def kept(self, blocks: Mapping[str, int], backbones: Sequence[str]) -> list[str]:
         """Globs over the module names of what `open_backbone` gives that stay in full precision, the end blocks included.

@@ -22,6 +22,9 @@ WEIGHTS = re.compile(
 """Names of weights' files; a variant is `fp16` in `model.fp16.safetensors` and `model.fp16-00001-of-00002.safetensors`."""
 SHARDS = re.compile(r".+\.(?:safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json")
 """Names of the files that list the shards of weights."""
+PROCESSORS = ("feature_extractor", "processor", "image_processor")
+"""Parts that make a text encoder's or an image encoder's input of a picture: they have no weights."""
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
@@ -81,9 +84,9 @@ class Parts:
     def problems(self, *, pretrained: bool = True, needed: Collection[str] = ()) -> Iterator[tuple[str, str]]:
         """What is wrong, and what to do. `needed` are parts that the pipeline's class takes.
 
-        Random weights need the configs of the backbone, the VAE and the scheduler alone.
+        Random weights need the configs of what draws alone: the backbone, what runs beside it, the VAE and the scheduler.
         """
-        first = [*self.family.backbones[:1], "vae", "scheduler"]
+        first = [*self.family.backbones[:1], *self.family.beside, "vae", "scheduler"]
         wanted = list(dict.fromkeys([*first, *self.index, *needed])) if pretrained else first
         may_lack = {*self._spare, *self.family.spare, *self.family.backbones[1:]}
         for name in wanted:
@@ -110,7 +113,7 @@ class Parts:
 
     @property
     def _models(self) -> list[str]:
-        return [n for n in self.named if n not in ("scheduler", "feature_extractor") and not n.startswith("tokenizer")]
+        return [n for n in self.named if n not in ("scheduler", *PROCESSORS) and not n.startswith("tokenizer")]
 
     def _part(self, name: str, pretrained: bool) -> Iterator[tuple[str, str]]:
         folder = self.directory / name
@@ -124,6 +127,9 @@ class Parts:
         elif name.startswith("tokenizer"):
             if not any((folder / file).is_file() for file in VOCABULARIES):
                 yield f"has no vocabulary in {name} (there is {_files(folder)})", "download that folder's tokenizer.json"
+        elif name in PROCESSORS:
+            if not any((folder / file).is_file() for file in PREPROCESSORS):
+                yield f"has no {PREPROCESSORS[0]} in {name} (there is {_files(folder)})", "download that folder"
         elif name in self._models:
             yield from self._config(name, "config.json")
             if pretrained and not self.original(name):  # whose header was read when it was put there
