@@ -30,6 +30,8 @@ FAMILIES = {
     "flux2_dev": "flux2",
     "flux2_klein": "flux2_klein",
     "flux_dev": "flux",
+    "flux_fill": "flux_fill",
+    "flux_kontext": "flux_kontext",
     "flux_schnell": "flux",
     "ltx": "ltx",
     "pixart_alpha": "pixart",
@@ -37,17 +39,20 @@ FAMILIES = {
     "qwen_image": "qwen_image",
     "sana": "sana",
     "sana_sprint": "sana_sprint",
+    "qwen_image_edit_2511": "qwen_image_edit",
     "sd21": "sd21",
     "sd35_large": "sd3",
     "sd35_medium": "sd3",
     "sd3_medium": "sd3",
     "sdxl": "sdxl",
+    "sdxl_controlnet": "sdxl_controlnet",
     "sdxl_turbo": "sdxl",
     "svd_xt": "svd",
     "wan22_5b": "wan",
     "wan22_a14b": "wan",
     "z_image": "z_image",
     "z_image_turbo": "z_image",
+    "wan22_i2v_a14b": "wan_i2v",
 }
 every_architecture = pytest.mark.parametrize("name", NAMES)
 
@@ -57,6 +62,8 @@ PARAMETERS = {
     "flux2_dev": 32.22,
     "flux2_klein": 3.876,
     "flux_dev": 11.90,
+    "flux_fill": 11.90,
+    "flux_kontext": 11.90,
     "flux_schnell": 11.89,
     "ltx": 13.04,
     "pixart_alpha": 0.611,
@@ -64,23 +71,28 @@ PARAMETERS = {
     "qwen_image": 20.43,
     "sana": 1.604,
     "sana_sprint": 1.610,
+    "qwen_image_edit_2511": 20.43,
     "sd21": 0.866,
     "sd35_large": 8.06,
     "sd35_medium": 2.24,
     "sd3_medium": 2.03,
     "sdxl": 2.567,
+    "sdxl_controlnet": 2.567,
     "sdxl_turbo": 2.567,
     "svd_xt": 1.525,
     "wan22_5b": 5.00,
     "wan22_a14b": 2 * 14.29,
     "z_image": 6.155,
     "z_image_turbo": 6.155,
+    "wan22_i2v_a14b": 2 * 14.29,
 }
 BLOCKS = {
     "chroma": (19, 38),
     "flux2_dev": (8, 48),
     "flux2_klein": (5, 20),
     "flux_dev": (19, 38),
+    "flux_fill": (19, 38),
+    "flux_kontext": (19, 38),
     "flux_schnell": (19, 38),
     "ltx": (48,),
     "pixart_alpha": (28,),
@@ -88,17 +100,20 @@ BLOCKS = {
     "qwen_image": (60,),
     "sana": (20,),
     "sana_sprint": (20,),
+    "qwen_image_edit_2511": (60,),
     "sd21": (4, 4),
     "sd35_large": (38,),
     "sd35_medium": (24,),
     "sd3_medium": (24,),
     "sdxl": (3, 3),
+    "sdxl_controlnet": (3, 3),
     "sdxl_turbo": (3, 3),
     "svd_xt": (4, 4),
     "wan22_5b": (30,),
     "wan22_a14b": (40,),
     "z_image": (2, 2, 30),
     "z_image_turbo": (2, 2, 30),
+    "wan22_i2v_a14b": (40,),
 }
 
 
@@ -186,7 +201,7 @@ def test_an_architecture_is_laid_out_as_the_hubs_folder_and_weighs_nothing(name:
     family = models.family(FAMILIES[name])
     assert family.opened(index["_class_name"])
     folders = {p.parent.name for p in (ROOT / name).rglob("*.json")} - {name}
-    assert folders == {"vae", "scheduler", *PipelineFile.read(loaded(name).path).backbones}
+    assert folders == {"vae", "scheduler", *family.beside, *PipelineFile.read(loaded(name).path).backbones}
     assert folders <= index.keys()
     assert all(p.suffix == ".json" for p in (ROOT / name).rglob("*") if p.is_file())
     for part in folders:

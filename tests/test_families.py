@@ -126,12 +126,11 @@ def _edited(name: str, model: Any, prompt: Any, seed: int) -> np.ndarray:
         given[argument] = fitted(prompt.pictures[role], model.width, model.height)
     if "max_sequence_length" in family.reads:
         given["max_sequence_length"] = model.max_sequence_length
-    if family.guided(model) and (model.negative_prompt or name in PADDED):
+    if family.guided(model) and (model.negative_prompt or name in LONGEST):
         given["negative_prompt"] = model.negative_prompt
     return draw(own, given, [seed], STEPS, family.arguments(model), decode=False)
 
 
-PADDED = ("qwen_image", "qwen_image_edit")
 WIDER = {"flux_fill": 2, "wan_i2v": 1}
 """Of those that take the picture as further channels the axis of these."""
 CONFIGURED: dict[str, dict[str, Any]] = {"wan_i2v": {"boundary_ratio": 0.8}}

@@ -30,15 +30,16 @@ from diffopt.stages.load import LoadView, load
 from diffopt.store.source import Source
 
 UNFOUND = {
+    "qwen_image_edit": "its text encoder is given the picture too, and its pipeline takes one prompt a call",
     "svd": "its prompts are pictures: only pipelines whose prompts are texts are found",
     "z_image": "its prompts' embeddings and its backbone's inputs are lists of tensors, one for each row",
 }
 """Of tiny pipelines, why they are not found at all."""
-ENDS = {"ltx", "wan", "wan_ti2v", "qwen_image"}
+ENDS = {"ltx", "wan", "wan_i2v", "wan_ti2v", "qwen_image"}
 """Which blocks at the ends are kept was measured on trained weights, and shows in no structure: found are none."""
 MASKED = {"qwen_image": "encoder_hidden_states_mask", "pixart_alpha": "resolution"}
 """Inputs that the pipeline passes under conditions: a mask where prompts differ in length, a size where a model is large."""
-QUICK = ("flux", "sd21", "wan")
+QUICK = ("flux", "flux_kontext", "sd21", "wan")
 NAMES = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.matrix]) for n in TINY if n not in UNFOUND]
 
 
@@ -69,7 +70,17 @@ def test_blocks_kept_layers_and_what_is_quantized_agree(name: str) -> None:
     ends = replace(ours, ends=theirs.ends)
     assert (theirs.ends > 0) == (name in ENDS)
     assert without(layers, ends.kept(counts, ["one"])) == without(layers, theirs.kept(counts, ["one"]))
-    for field in ("convolutions", "attention", "lora", "block_cache", "cross_attention", "timed"):
+    for field in (
+        "convolutions",
+        "attention",
+        "lora",
+        "block_cache",
+        "cross_attention",
+        "timed",
+        "pictures",
+        "beside",
+        "listed",
+    ):
         assert getattr(ours, field) == getattr(theirs, field), field
     assert (ours.frame_step is None) == (theirs.frame_step is None)  # the written ones' is that of the VAE at full size
     assert ours.nested.items() <= theirs.nested.items()  # of sizes that a model may or may not be given
@@ -160,8 +171,15 @@ def test_a_pipeline_whose_embeddings_are_lists_is_not_found() -> None:
 
 
 def test_a_pipeline_whose_prompts_are_pictures_is_not_found() -> None:
-    with pytest.raises(PlanError, match=r"whose call needs image \(got 'svd'\); give one that draws by text alone"):
+    with pytest.raises(
+        PlanError, match=r"has no encode_prompt, so that its prompts cannot be encoded beforehand \(got 'svd'\)"
+    ):
         find(saved("svd"))
+
+
+def test_a_pipeline_whose_text_encoder_sees_the_picture_is_not_found() -> None:
+    with pytest.raises(PlanError, match=r"QwenImageEditPlusPipeline, whose text encoder is given the picture too \(got"):
+        find(saved("qwen_image_edit"))
 
 
 def spoilt(index: dict[str, Any]) -> Path:

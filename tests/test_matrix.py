@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import composed
 from matrix_table import CELLS, FORMATS, STEPS
-from tiny import PROMPTS, album, call, saved
+from tiny import PROMPTS, album, call, pictured, saved
 from tiny_pipelines import TINY
 
 from diffopt import models
@@ -32,13 +32,18 @@ MODELS = {
     "flux": "flux_dev",
     "flux2": "flux2_dev",
     "flux2_klein": "flux2_klein",
+    "flux_fill": "flux_fill",
+    "flux_kontext": "flux_kontext",
     "sd3": "sd3_medium",
     "sdxl": "sdxl",
+    "sdxl_controlnet": "sdxl_controlnet",
     "sd21": "sd21",
     "ltx": "ltx",
     "wan": "wan22_a14b",
+    "wan_i2v": "wan22_i2v_a14b",
     "wan_ti2v": "wan22_5b",
     "qwen_image": "qwen_image",
+    "qwen_image_edit": "qwen_image_edit_2511",
     "chroma": "chroma",
     "z_image": "z_image",
     "pixart": "pixart_sigma",
@@ -55,6 +60,7 @@ UNCALIBRATED = {"mxfp8"}
 OTHER = ["cache=cachify", "cache.every=2"]
 CACHE = {
     "sdxl": OTHER,
+    "sdxl_controlnet": OTHER,
     "sd21": [*OTHER, 'cache.blocks=["*","!up_blocks.-1"]'],
     "sd3": [*OTHER, 'cache.blocks=["*","!transformer_blocks.0"]'],
     "chroma": [*OTHER, 'cache.blocks=["*","!transformer_blocks.0"]'],
@@ -93,8 +99,21 @@ FEWER: dict[str, dict[str, Any]] = {
 }
 """Layers enough where no cache is tried: a plan takes as long as a model has layers."""
 
-SECOND = {"flux2", "pixart_alpha", "sana_sprint", "wan"}
-"""Of these families another model, or one like it, is quick: Wan's of one backbone. test_graph.py exports one of two."""
+SECOND = {
+    "flux2",
+    "flux_fill",
+    "flux_kontext",
+    "pixart_alpha",
+    "qwen_image_edit",
+    "sana_sprint",
+    "sdxl_controlnet",
+    "wan",
+    "wan_i2v",
+}
+"""Of these families, or of those they are made of, another model is quick: Wan's of one backbone. test_graph.py exports one of
+two."""
+TWO = ("wan", "wan_i2v")
+"""Those of two backbones."""
 DRAWN = {("sdxl", "int8_sq"), ("ltx", "int8_sq")}
 """Of the other families a UNet and a video: test_families.py draws each, and export reads every checkpoint."""
 
@@ -130,13 +149,18 @@ def overrides(family: str, whole: bool) -> tuple[str, ...]:
 
 
 def drawing(family: str, prompts: Path, whole: bool) -> list[str]:
-    steps = 6 if whole and family == "wan" else 2  # each of its two backbones must take steps enough to be cached
-    given = {"prompts": prompts, "size": 2, "batch_size": 2, "steps": steps, "metrics": "[psnr]", "latency": "false"}
+    steps = 6 if whole and family in TWO else 2  # each of its two backbones must take steps enough to be cached
+    given = {"prompts": prompts, "size": 2, "batch_size": each(family), "steps": steps, "metrics": "[psnr]", "latency": "false"}
     return ["eval=default", *(f"eval.{k}={v}" for k, v in given.items())]
 
 
-def calibration(name: str, prompts: Path) -> list[str]:
-    sizes = {"size": 4, "batch_size": 2, "chunk": 4, "n_steps": 2}
+def each(family: str) -> int:
+    """Prompts a call."""
+    return 1 if models.family(TINY[family].family).single else 2
+
+
+def calibration(name: str, prompts: Path, batch: int = 2) -> list[str]:
+    sizes = {"size": 4, "batch_size": batch, "chunk": 4, "n_steps": 2}
     given = [f"calib.{k}={v}" for k, v in sizes.items()]
     return [] if name in UNCALIBRATED else ["calib=default", f"calib.prompts={prompts}", *given]
 
@@ -176,8 +200,10 @@ def test_a_family_goes_through_the_chain_in_a_format(
 ) -> None:
     whole = request.config.getoption("--matrix")
     drawn = whole or family == "flux" or (family, name) in DRAWN
-    prompts = album().folder or prompts if models.family(TINY[family].family).animates else prompts
-    picks = [*overrides(family, whole), f"format={name}", *SMALL.get(name, []), *calibration(name, prompts)]
+    own = models.family(TINY[family].family)
+    prompts = album().folder or prompts if own.animates else prompts
+    prompts = Path(pictured(*own.pictures).where) if own.pictures else prompts
+    picks = [*overrides(family, whole), f"format={name}", *SMALL.get(name, []), *calibration(name, prompts, each(family))]
     picks += drawing(family, prompts, whole) if drawn else []
     engine = ["export=tensorrt", "export.high_precision_dtype=float16", "export.builder_optimization_level=0"]
     cell: dict[str, Any] = {}
@@ -193,7 +219,7 @@ def test_a_family_goes_through_the_chain_in_a_format(
     for step, result in cell.items():
         assert result is True, f"{step}: {result}"
     graphs = [*entry(made, "export").path.rglob("*.onnx")]  # one of each backbone
-    assert len(graphs) == (2 if family == "wan" else 1)
+    assert len(graphs) == (2 if family in TWO else 1)
     for graph in graphs:
         onnx.checker.check_model(graph)
     if whole:

@@ -17,7 +17,8 @@ class Found:
     keep: tuple[str, ...]
     size_step: int
     arguments: dict[str, str]
-    """Arguments of a call of the pipeline, each with the field of the group `model` that it is given."""
+    """Arguments of a call of the pipeline, each with the field of the group `model` that it is given, or with arithmetic of
+    the size (diffopt/models/extent.py)."""
     returns: tuple[str | None, ...]
     """Arguments of a call that stand for its texts, in the order in which `encode_prompt` gives them; null is left out."""
     texts: dict[str, Any]
@@ -33,6 +34,9 @@ class Found:
     frame_rate: int = 25
     guidance: Literal["none", "batched", "separate"] = "none"
     nested: dict[str, str] = field(default_factory=dict)
+    listed: tuple[str, ...] = ()
+    pictures: dict[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     convolutions: bool = False
     attention: bool = False
     lora: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from diffopt.errors import PlanError
 from diffopt.files.found import Found
 from diffopt.finding import structure
-from diffopt.finding.recorded import Unfit, flat, template
-from diffopt.finding.rehearsal import DTYPE, FRAMES, Rehearsal, Seen, needed, said
+from diffopt.finding.pictures import taken
+from diffopt.finding.recorded import LISTED, Unfit, flat, template
+from diffopt.finding.rehearsal import AREA, DTYPE, FRAMES, Rehearsal, Seen, needed, said
 from diffopt.finding.texts import SHORT, text_templates
 from diffopt.finding.training import trained
 from diffopt.models.family import Size
+from diffopt.models.found import MENDED
 from diffopt.models.index import index_of
 from diffopt.models.prompt_encoding import returns
 from diffopt.models.template import made
@@ -24,7 +27,7 @@ from diffopt.models.template import made
 SCALES = ("vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
 TIMES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 """How pipelines call their pixels per latent, and their frames per latent."""
-FIXED = {"use_resolution_binning": False}
+FIXED = {"use_resolution_binning": False, "_auto_resize": False}
 """Arguments that a call is given where it takes them: else it draws another size, and resizes."""
 STRONG = 3.0
 """A guidance scale that guides."""
@@ -37,7 +40,7 @@ def find(directory: Path) -> Found:
     """Raises PlanError, a line, for a pipeline that cannot be calibrated."""
     try:
         index = index_of(directory)
-        cls = getattr(diffusers, index.pipeline)
+        cls = _class(index.pipeline)
         for part in ("vae", "scheduler"):
             if part not in index.classes:
                 raise ValueError(f"is a {index.pipeline} without a {part}, which diffopt needs; give a pipeline of latents")
@@ -46,6 +49,8 @@ def find(directory: Path) -> Found:
                 f"is a {index.pipeline}, whose call needs {' and '.join(lacks)}; give one that draws by text alone"
             )
         names = returns(cls)
+        if "image" in signature(cls.encode_prompt).parameters and taken(cls, index.classes):
+            raise ValueError(f"is a {index.pipeline}, whose text encoder is given the picture too; write its family in a file")
     except ValueError as e:
         what, _, advice = str(e).partition("; ")
         raise PlanError(f"model.source: {what} (got {directory.name!r}); {advice or 'give another pipeline'}") from None
@@ -99,6 +104,9 @@ class _Search:
             tokens=self.tokens,
             inputs=inputs,
             nested=nested,
+            listed=tuple(n for n in LISTED if calls[0].get(n)),
+            pictures=self.run.pictures,
+            beside=self.run.beside,
             guidance=guidance,
             convolutions=structure.convolves(backbone, blocks, keep),
             attention=structure.quantizable(backbone, blocks),
@@ -177,10 +185,16 @@ class _Search:
     def _arguments(self, guidance: str) -> dict[str, str]:
         takes = self.run.takes
         names = {"height": "height", "width": "width", **dict.fromkeys(FRAMES, "frames")}
+        names |= {AREA: "height * width"}
         found = {n: f for n, f in names.items() if n in takes}
         found |= {self.guidance_argument: "guidance_scale"} if self.guidance_argument else {}
         found |= {n: n for n in ("max_sequence_length",) if n in takes}
         return found | ({"negative_prompt": "negative_prompt"} if guidance != "none" and "negative_prompt" in takes else {})
+
+
+def _class(name: str) -> Any:
+    """diffusers', or that of ours which does what it does not."""
+    return getattr(import_module(f"diffopt.models.{MENDED[name]}") if name in MENDED else diffusers, name)
 
 
 def _unrun(cls: Any, reason: str) -> PlanError:

@@ -10,6 +10,8 @@ from diffopt.models.family import Size
 from diffopt.models.template import MODEL, NOISE
 
 TIME = "timestep"
+LISTED = ("down_block_additional_residuals", "controlnet_block_samples", "controlnet_single_block_samples")
+"""Arguments that are lists of a ControlNet's states."""
 
 
 class Unfit(ValueError):
@@ -76,7 +78,8 @@ def _list(name: str, values: Sequence[Any], sizes: Sequence[Size], dtype: torch.
 
 
 def flat(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arguments without what is None, empty or the switch of the output's form; of dicts what is in them, and whose it is."""
+    """Arguments without what is None, empty or the switch of the output's form; of dicts what is in them, and whose it is; of
+    lists of a ControlNet's states each, by its number."""
     found: dict[str, Any] = {}
     nested: dict[str, str] = {}
     for name, value in given.items():
@@ -86,6 +89,8 @@ def flat(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
             inner = {n: x for n, x in value.items() if x is not None}
             nested |= dict.fromkeys(inner, name)
             found |= inner
+        elif name in LISTED:
+            found |= {f"{name}_{i}": x for i, x in enumerate(value)}
         else:
             found[name] = value
     return found, nested

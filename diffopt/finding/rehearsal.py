@@ -15,6 +15,7 @@ import transformers
 
 from diffopt.errors import PlanError
 from diffopt.finding.hollow import hollow
+from diffopt.finding.pictures import ARGUMENTS, CONTROL, random, taken
 from diffopt.models.family import Size
 from diffopt.models.prompt_encoding import encoded
 from diffopt.pipeline.open import default_dtype
@@ -23,6 +24,8 @@ DTYPE = torch.bfloat16
 """Of the rehearsal: what has it is of the model's dtype, what is in FP32 always is."""
 FRAMES = ("num_frames", "frames", "video_length")
 """How pipelines call the frames of a video."""
+AREA = "max_area"
+"""How FLUX.1 Kontext's calls the pixels that it draws, which are no more than those by default."""
 PROMPT = "a red apple on a table"
 
 
@@ -57,8 +60,14 @@ class Rehearsal:
         """Library and class of each part that the pipeline has."""
         self.seen, self.enough = Seen(), False
         self.takes = signature(cls.__call__).parameters
+        self.pictures = taken(cls, classes)
         self.models = {n: self._hollow(n, n in backbones) for n in classes if (directory / n).is_dir() and self._is_model(n)}
         self.pipe = self._open(self.models)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Parts that run at each step too."""
+        return (CONTROL,) if CONTROL in self.models else ()
 
     @property
     def backbone(self) -> Any:
@@ -94,7 +103,7 @@ class Rehearsal:
     def _silent(self) -> Any:
         """The pipeline without its text encoders and tokenizers, as calibration opens it."""
         if not hasattr(self, "_without"):
-            kept = (*self.backbones, "scheduler", "vae")
+            kept = (*self.backbones, *self.beside, "scheduler", "vae")
             own = {n: m for n, m in self.models.items() if n in kept}
             self._without = self._open({**dict.fromkeys(n for n in self.classes if n not in kept), **own})
         return self._without
@@ -141,6 +150,8 @@ class Rehearsal:
                 raise Enough
             return lambda out: setattr(call, "out", out)
 
+        if name == "vae" and self.pictures:  # it encodes them, which is no call of its forward
+            return make()
         with torch.device("meta"):
             empty = make()
         return hollow(empty, make, watch if denoises else None)
@@ -158,7 +169,8 @@ class Rehearsal:
     def arguments(self, size: Size, scale: float, guidance: str | None, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """Of a call at a size, in pixels, with such guidance."""
         given: dict[str, Any] = {"height": size.height, "width": size.width, **dict.fromkeys(FRAMES, size.frames)}
-        found = {n: v for n, v in given.items() if n in self.takes}
+        given |= {AREA: size.height * size.width}
+        found = {n: v for n, v in given.items() if n in self.takes} | random(self.pictures, size)
         return found | ({guidance: scale} if guidance else {}) | dict(fixed)
 
 
@@ -168,6 +180,10 @@ def said(error: BaseException) -> str:
 
 
 def needed(cls: Any) -> list[str]:
-    """Arguments that a call must have."""
+    """Arguments that a call must have, besides a text and its pictures."""
     own = list(signature(cls.__call__).parameters.values())[1:]
-    return [p.name for p in own if p.default is Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [
+        p.name
+        for p in own
+        if p.default is Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("prompt", *ARGUMENTS)
+    ]

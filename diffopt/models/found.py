@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import PlanError
 from diffopt.files.found import Found
+from diffopt.models.extent import evaluated
 from diffopt.models.family import Family, Json, Size, paired, present
 from diffopt.models.template import batched, made, shape_of
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 FIELDS = ("height", "width", "frames", "guidance_scale")
 """Fields of the group `model` that are given to a call as they are; the others are for the texts."""
+MENDED = {"WanImageToVideoPipeline": "wan_i2v_pipeline"}
+"""Pipelines of which diffusers' own takes no batch of pictures, and the module here with one that does."""
 READ = frozenset({"guidance_scale", "negative_prompt", "max_sequence_length"})
 OWN = {"arguments", "inputs", "conditions", "frame_rate"}
 """Functions of a Family, of what is data here."""
@@ -33,6 +36,7 @@ def family_of(found: Found) -> Family:
         embed=made_of.embed,
         embeddings=made_of.embeddings,
         inputs=made_of.inputs,
+        ours=MENDED.get(found.pipeline, ""),
         frame_rate=lambda _vae: found.frame_rate,
         conditions=None if found.conditions is None else made_of.conditions,
         **{n: getattr(found, n) for n in SAME},
@@ -46,8 +50,10 @@ class _Functions:
     found: Found
 
     def arguments(self, model: Any) -> dict[str, Any]:
-        takes = {n: f for n, f in self.found.arguments.items() if f in FIELDS}
-        return present(**{name: getattr(model, f) for name, f in takes.items()}) | self.found.fixed
+        size = Size(1, model.height, model.width, 0, model.frames or 1)
+        takes = {n: getattr(model, f) for n, f in self.found.arguments.items() if f in FIELDS}
+        takes |= {n: evaluated(f, size) for n, f in self.found.arguments.items() if not f.isidentifier()}
+        return present(**takes) | self.found.fixed
 
     def embed(self, pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
         from diffopt.models.prompt_encoding import encoded

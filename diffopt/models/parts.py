@@ -13,7 +13,7 @@ from diffopt.models.family import Family
 from diffopt.store.composed import ORIGINAL
 
 INDEX = "model_index.json"
-SPARE = ("safety_checker", "feature_extractor", "image_encoder")
+SPARE = ("safety_checker", "feature_extractor", "image_encoder", "image_processor")
 """Parts that every pipeline of ours marks optional (`_optional_components`), where its prompts are texts."""
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?"

@@ -45,7 +45,6 @@ FAMILY = replace(
     pipeline="WanImageToVideoPipeline",
     pictures={"image": "image"},
     ours="wan_i2v_pipeline",
-    spare=("image_encoder", "image_processor"),
     misfit=misfit,
     original={},
     condition=condition,
