@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -15,6 +15,8 @@ from diffopt.data.pictured import Asked, Pictures, pictures_of
 from diffopt.errors import closest, suggestion
 from diffopt.store import assets, hub
 from diffopt.store.fingerprint import fingerprint
+
+T = TypeVar("T")
 
 HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?:(?P<column>.+)")
 """A column of a data set on the Hugging Face hub: `hub:ORG/NAME[@REVISION]:COLUMN`."""
@@ -57,10 +59,11 @@ class PromptSet:
     def picked(self, numbers: Iterable[int]) -> Self:
         """Those of the prompts, in this order."""
         own = list(numbers)
-        prompts, contents, pictures = (
-            tuple(x[i] for i in own) if x else () for x in (self.prompts, self.contents, self.pictures)
-        )
-        return replace(self, prompts=prompts, contents=contents, pictures=pictures)
+
+        def of(each: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(each[i] for i in own) if each else ()
+
+        return replace(self, prompts=of(self.prompts), contents=of(self.contents), pictures=of(self.pictures))
 
     def given(self) -> Self:
         """The same with what is encoded as prompts: texts, with the paths of their pictures, or paths of pictures alone."""

@@ -34,7 +34,7 @@ class Found:
     frame_rate: int = 25
     guidance: Literal["none", "batched", "separate"] = "none"
     nested: dict[str, str] = field(default_factory=dict)
-    listed: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
     pictures: dict[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     convolutions: bool = False

@@ -14,7 +14,7 @@ from diffopt.errors import PlanError
 from diffopt.files.found import Found
 from diffopt.finding import structure
 from diffopt.finding.pictures import taken
-from diffopt.finding.recorded import LISTED, Unfit, flat, template
+from diffopt.finding.recorded import SEVERAL, Unfit, flat, template
 from diffopt.finding.rehearsal import AREA, DTYPE, FRAMES, Rehearsal, Seen, needed, said
 from diffopt.finding.texts import SHORT, text_templates
 from diffopt.finding.training import trained
@@ -104,7 +104,7 @@ class _Search:
             tokens=self.tokens,
             inputs=inputs,
             nested=nested,
-            listed=tuple(n for n in LISTED if calls[0].get(n)),
+            several=tuple(n for n in SEVERAL if calls[0].get(n)),
             pictures=self.run.pictures,
             beside=self.run.beside,
             guidance=guidance,

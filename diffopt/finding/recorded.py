@@ -10,7 +10,7 @@ from diffopt.models.family import Size
 from diffopt.models.template import MODEL, NOISE
 
 TIME = "timestep"
-LISTED = ("down_block_additional_residuals", "controlnet_block_samples", "controlnet_single_block_samples")
+SEVERAL = ("down_block_additional_residuals", "controlnet_block_samples", "controlnet_single_block_samples")
 """Arguments that are lists of a ControlNet's states."""
 
 
@@ -89,7 +89,7 @@ def flat(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
             inner = {n: x for n, x in value.items() if x is not None}
             nested |= dict.fromkeys(inner, name)
             found |= inner
-        elif name in LISTED:
+        elif name in SEVERAL:
             found |= {f"{name}_{i}": x for i, x in enumerate(value)}
         else:
             found[name] = value

@@ -229,7 +229,7 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     originals = _originals(ctx, pipeline, getattr(torch, pinned.dtype), [n for n in parts.named if n not in own])
     kind = of(pinned)
     named = json.loads((directory / "model_index.json").read_text())["_class_name"]
-    where: Any = import_module(f"diffopt.models.{kind.ours}") if kind.ours and not pinned.found else diffusers
+    where: Any = import_module(f"diffopt.models.{kind.ours}") if kind.ours else diffusers
     cls = getattr(where, kind.opened(named) or kind.pipeline)
     dtype, variant = getattr(torch, pinned.dtype), _asked(parts, own | originals)
     pipe = _read(cls, directory, torch_dtype=dtype, variant=variant, **own, **originals)

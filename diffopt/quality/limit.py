@@ -104,7 +104,8 @@ class Limit:
         if self.kind != "change" or metric.reference is None:
             return turn * (values - self.amount)
         theirs = np.array(metric.reference_values, dtype=float)
-        return turn * (values - theirs - self._allowed(metric.reference))
+        above: np.ndarray = turn * (values - theirs - self._allowed(metric.reference))
+        return above
 
     def of_reference(self, metric: MetricResult) -> "np.ndarray | None":
         """The margins of full precision itself, [n]; None of a metric that is a distance from it."""

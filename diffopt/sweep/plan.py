@@ -172,7 +172,7 @@ def raced(config: DictConfig) -> Ship | None:
 
 def _parsed(config: DictConfig, loader: ConfigLoader, part: Mapping[str, Any]) -> list[Override]:
     """What the sweeper and the command line were given, of a race beside a part of its space."""
-    given = [f"{k}={v}" for k, v in ((config.hydra.sweeper.get("params") or {}) | part).items()]
+    given = [f"{k}={v}" for k, v in {**(config.hydra.sweeper.get("params") or {}), **part}.items()]
     given += [str(o) for o in config.hydra.overrides.task]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     for override in parsed:
