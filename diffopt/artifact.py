@@ -50,6 +50,30 @@ class PartEmbeddings(Artifact):
     passing = True
 
 
+class CandidateEmbeddings(Artifact):
+    """The same by text encoders whose weights are kept in fewer bits, for the candidate alone."""
+
+    kind = "candidate-embeddings"
+    passing = True
+
+
+class CandidatePartEmbeddings(Artifact):
+    """Those of one part of the evaluation's prompts."""
+
+    kind = "candidate-part-embeddings"
+    passing = True
+
+
+EvalTexts = EvalEmbeddings | PartEmbeddings | CandidateEmbeddings | CandidatePartEmbeddings
+"""What pictures of the evaluation are drawn of."""
+
+
+class Components(Artifact):
+    """`components.json`, and text encoders in a folder each, as transformers loads them: their weights alone in fewer bits."""
+
+    kind = "components"
+
+
 class CalibChunk(Artifact):
     """`extremes.safetensors`: per-channel absolute maxima of every quantizer input over one chunk of prompts.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diffopt.artifact import Checkpoint, DeployedCheckpoint, NativeCheckpoint, Pipeline
+from diffopt.artifact import Checkpoint, Components, DeployedCheckpoint, NativeCheckpoint, Pipeline
 from diffopt.cli import modelopt_file, refit, store_remote, upload
 from diffopt.cli.modelopt_file import Origin
 from diffopt.errors import DiffoptError, StoreError
@@ -150,7 +150,8 @@ def _shipment(store: Store, entry: Entry, way: Way, given: argparse.Namespace) -
     scored.check_content()
     if refusal := way.refusal(CheckpointFile.read(scored.path)):
         raise StoreError(f"store export: {refusal} (got {entry.kind}/{entry.fingerprint}); go another way")
-    weights = entry if ways.own(entry) == way else _ready(store, scored, way)
+    components = _components(store, given.id, entry)
+    weights = entry if ways.own(entry) == way else _ready(store, scored, way, components)
     fingerprint = scored.record["identity"]["inputs"]["pipeline"]
     pipeline = store.entry(Pipeline.kind, fingerprint)
     alone = given.backbone_only or not way.whole or bool(pipeline and PipelineFile.read(pipeline.path).weights == "random")
@@ -171,18 +172,29 @@ def _shipment(store: Store, entry: Entry, way: Way, given: argparse.Namespace) -
         source=found.directory if found else None,
         context=found.context if found else _nowhere,
         whole=not alone,
+        components=components,
         link=given.link,
     )
+
+
+def _components(store: Store, name: str, entry: Entry) -> Entry | None:
+    """Text encoders in fewer bits: those that weights were written with, or a run's pictures were drawn with."""
+    fingerprint = entry.record["identity"].get("inputs", {}).get(Components.kind)
+    if not fingerprint and (Path(name) / RUN).is_file():
+        fingerprint = checkpoint_of("sample", Run(Path(name)).content.steps, Components.kind)
+    return store.entry(Components.kind, fingerprint) if fingerprint else None
 
 
 def _nowhere(out: Path) -> Context:
     raise AssertionError(out)  # nothing is opened of a model that is not here
 
 
-def _ready(store: Store, scored: Entry, way: Way) -> Entry | None:
-    """Weights of this checkpoint that the store has for this way already, whole."""
+def _ready(store: Store, scored: Entry, way: Way, components: Entry | None) -> Entry | None:
+    """Weights of this checkpoint, with these text encoders, that the store has for this way already, whole."""
+    wanted = components.fingerprint if components and way.whole else None
     for entry in store.entries(way.artifact.kind) if way.artifact else ():
-        same = entry.record["identity"].get("inputs", {}).get(Checkpoint.kind) == scored.fingerprint
+        inputs = entry.record["identity"].get("inputs", {})
+        same = (inputs.get(Checkpoint.kind), inputs.get(Components.kind)) == (scored.fingerprint, wanted)
         if same and ways.own(entry) == way and not entry.problems():
             return entry
     return None

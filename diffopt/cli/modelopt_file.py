@@ -6,7 +6,7 @@ import modelopt.torch.opt as mto, modelopt.torch.quantization
 mto.restore(backbone, "modelopt.pt")    # the plain backbone, e.g. FluxTransformer2DModel.from_pretrained(...)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +81,7 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
     sources = Sources(store.sources)
     models = [{"source": source, "lora": adapters}] if source or adapters else []
     models += _models(store, entry)
-    if not _found(sources, pinned.source, _sources(pinned.source, (m.get("base") or m.get("source") for m in models))):
+    if not _found(sources, pinned.source, _sources(pinned.source, (x for m in models for x in _named(m)))):
         raise StoreError(
             f"store export: the model that the checkpoint was made from is not there (got {source or pinned.source}); "
             f"name it with --source=DIRECTORY, or {without}"
@@ -109,6 +109,17 @@ def write(origin: Origin, entry: Entry, out: Path) -> None:
 def _found(sources: Sources, digest: str, candidates: Iterable[Source]) -> bool:
     """Whether one of them is what the digest is of; `sources` then knows where it lies."""
     return any(sources.digest(s) == digest for s in candidates)
+
+
+def _named(model: Mapping[str, Any]) -> Iterator[Any]:
+    """What a run's model may have been made of: its base or source, and that with parts from elsewhere."""
+    base, source = model.get("base"), model.get("source")
+    yield base or source
+    with suppress(ValueError):  # of files that are gone
+        own: list[tuple[str | None, Source]] = [(None, read(source))] if base else []
+        own += [(n, read(path)) for n, path in (model.get("parts") or {}).items()]
+        if own:
+            yield replace(read(base or source), own=tuple(own))
 
 
 def _sources(digest: str, named: Iterable[Any]) -> Iterator[Source]:

@@ -1,7 +1,7 @@
 """`deploy.json`: what of a checkpoint in the layout of another program is quantized, and what it takes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from diffopt.files.json_file import JsonFile
@@ -29,5 +29,7 @@ class DeployFile(JsonFile):
     """Whether q, k and v have the same scales, as readers that fuse them take them."""
     bytes: int
     """Of all tensors."""
+    components: Mapping[str, str] = field(default_factory=dict)
+    """By name the format of text encoders that are beside them, their weights alone in fewer bits."""
     versions: Mapping[str, str]
     """Of the packages that made it."""

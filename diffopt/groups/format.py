@@ -1,7 +1,7 @@
 """`format=`: the number format that the backbone is quantized to."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from diffopt.groups.view import View
 from diffopt.schema import Group
 
 Name = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "auto"]
+Component = Literal["fp8", "int8"]
 Candidate = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "full"]
 
 MEASURABLE = ("int8", "int8_sq", "fp8", "nvfp4", "mxfp8")
@@ -95,6 +96,7 @@ class Format(Group):
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
         "candidates": "format=auto",
         "budget": "format=auto",
+        "components": "what draws pictures or writes a package (eval, export=huggingface)",
     }
 
     name: Name
@@ -121,6 +123,23 @@ class Format(Group):
     """Of `auto`: the formats that a layer is given one of; `full` leaves it as it is."""
     budget: Budget | None = None
     """Of `auto`: what the mix may cost."""
+
+    components: dict[str, Component | None] = Field(default={})
+    """By name text encoders whose weights alone are quantized; null leaves one as it is."""
+
+    @field_validator("components", mode="before")
+    @classmethod
+    def _kept_in_fewer_bits(cls, value: Any) -> Any:
+        for name, format in value.items() if isinstance(value, dict) else ():
+            if format in get_args(Name) and format not in get_args(Component):
+                raise ValueError(
+                    f"{name}: torchao has no weights alone in this on every device (got {format}); "
+                    f"choose {' or '.join(get_args(Component))}, or null"
+                )
+        return value
+
+    def unread(self) -> Mapping[str, str]:
+        return {} if any(self.components.values()) else {"components": "it names no format"}
 
     @model_validator(mode="after")
     def _has_weights(self) -> Self:
@@ -214,6 +233,18 @@ class FormatView(View, of=Format):
         plain = {"share_scales": False, "round_scales": False, "weights": "max", "inputs": "max", "awq": "lite"}
         found = super().identity(used)
         return {n: x for n, x in found.items() if n not in plain or x != plain[n]}
+
+
+class ComponentsView(View, of=Format):
+    components: dict[str, Component | None]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        return {"components": {n: f for n, f in self.components.items() if f}}
+
+
+def slims(choices: Choices) -> bool:
+    """Whether text encoders are to be kept in fewer bits."""
+    return choices.format is not None and any(choices.format.components.values())
 
 
 class MixView(View, of=Format):

@@ -8,6 +8,7 @@ from typing import Self
 from diffopt.groups.choices import Choices
 from diffopt.groups.encoded import EncodedChunkView
 from diffopt.groups.eval import Eval, ReferenceView, RuntimeView
+from diffopt.groups.format import slims
 from diffopt.schema import Group
 
 
@@ -17,6 +18,16 @@ def parted(choices: Choices) -> bool:
 
 def whole(choices: Choices) -> bool:
     return not parted(choices)
+
+
+def slims_whole(choices: Choices) -> bool:
+    """Whether all prompts are encoded at once by text encoders in fewer bits."""
+    return slims(choices) and whole(choices)
+
+
+def slims_parted(choices: Choices) -> bool:
+    """Whether they are encoded so in parts."""
+    return slims(choices) and parted(choices)
 
 
 class PartPromptsView(EncodedChunkView, of=Eval):

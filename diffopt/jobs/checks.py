@@ -17,6 +17,7 @@ from diffopt.groups.gpu_rates import PEAK
 from diffopt.groups.gpu_rates import share as rate
 from diffopt.groups.lora_file import Shapes, fit, plain, shapes
 from diffopt.groups.model import BYTES
+from diffopt.jobs.component_checks import components
 from diffopt.jobs.export_checks import exported
 from diffopt.jobs.runtime_checks import benched, run
 from diffopt.machine.environment import Environment, package
@@ -49,6 +50,7 @@ def check(choices: Choices, environment: Environment) -> None:
         *_lora(choices),
         *_prompts(choices),
         *_format(choices),
+        *components(choices, choices.model.origin.directory if choices.model else None),
         *_sense(choices),
         *_cache(choices),
         *_train(choices),

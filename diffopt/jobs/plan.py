@@ -26,6 +26,7 @@ from diffopt.caches import Settings
 from diffopt.errors import PlanError
 from diffopt.groups import GROUPS, alternatives
 from diffopt.groups.cut import cuts
+from diffopt.groups.format import slims
 from diffopt.machine.environment import Environment
 from diffopt.runtimes import RUNTIMES
 from diffopt.stage import Param, Stage
@@ -160,6 +161,8 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
     if choices.export and choices.export.kind == "graph" and choices.cache and not cuts(choices):
         method = choices.cache.model_dump()["method"]
         notes.append(f"{method} decides while it runs what it reuses, so the graph is not cut for it: it computes every step")
+    if slims(choices) and choices.export and choices.export.kind in ("comfyui", "native"):
+        notes.append(f"export={choices.export.kind} has no place for text encoders: theirs stay as they were")
     if _random(choices):
         notes.append("the weights are random: times, sizes and memory count, pictures and scales mean nothing")
     if not {*found} - {Sensitivity} and choices.format:

@@ -21,6 +21,7 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.model import BYTES
 from diffopt.jobs import asked, checks, export_checks, schedule
+from diffopt.jobs.component_checks import components
 from diffopt.machine import environment
 from diffopt.models.parts import Parts
 from diffopt.pipeline.outline import outline
@@ -123,6 +124,7 @@ def _refused(choices: Choices, known: Known) -> Iterator[str]:
     yield from _bench(choices, pinned)
     yield from _train(choices, known)
     yield from _adapters(choices, without(layers, kept))
+    yield from components(choices, known.directory)
     yield from _disk(choices, known)
 
 

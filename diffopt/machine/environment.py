@@ -134,6 +134,7 @@ def machine() -> dict[str, Any]:
 PROBES: dict[str, Callable[[], Any]] = {
     "numerics": lambda: {name: package(name) for name in ("torch", "diffusers", "transformers")} | {"device": device()},
     "modelopt": lambda: package("nvidia-modelopt"),
+    "torchao": lambda: package("torchao"),
     "onnx": lambda: package("onnx"),
     "onnxruntime": onnxruntime,
     "tensorrt": builder,

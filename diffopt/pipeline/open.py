@@ -14,8 +14,9 @@ import transformers
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
-from diffopt.artifact import Pipeline
+from diffopt.artifact import Components, Pipeline
 from diffopt.errors import SourceError, pass_on_memory
+from diffopt.files.components import ComponentsFile
 from diffopt.files.originals import OriginalsFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
@@ -57,10 +58,15 @@ def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, 
     return place(pipe, ctx.device), empty
 
 
-def open_texts(ctx: Context, pipeline: Pipeline) -> Any:
-    """The pipeline with nothing but its text encoders and tokenizers. Not for random weights, which have none."""
+def open_texts(ctx: Context, pipeline: Pipeline, components: Components | None = None) -> Any:
+    """The pipeline with nothing but its text encoders and tokenizers, `components` in the place of its own. Not for random
+    weights, which have none."""
     pinned = PipelineFile.read(pipeline.path)
-    none = dict.fromkeys([*pinned.backbones, "vae", *of(pinned).beside])
+    none: dict[str, Any] = dict.fromkeys([*pinned.backbones, "vae", *of(pinned).beside])
+    for name in ComponentsFile.read(components.path).parts if components else ():
+        assert components is not None
+        how = {"dtype": getattr(torch, pinned.dtype)}
+        none[name] = _read(getattr(transformers, pinned.components[name]), components.path / name, **how).eval()
     if pinned.found:  # some ask for the VAE's config when they are made, and for their backbone's precision
         pipe = _assemble(ctx, pipeline, none | {"vae": _empty_vae(ctx, pinned)})
         pipe.register_modules(vae=None)

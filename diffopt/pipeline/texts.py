@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffopt.artifact import Embeddings, EvalEmbeddings, PartEmbeddings, Pipeline, TrainTexts
+from diffopt.artifact import Components, Embeddings, EvalTexts, Pipeline, TrainTexts
 from diffopt.data.prompts import PromptSet
 from diffopt.files.pipeline import PipelineFile
 from diffopt.models import of
@@ -37,19 +37,29 @@ def encode(ctx: Context, pipe: Any, pipeline: Pipeline, prompts: Sequence[str], 
         return of(pinned).embed(pipe, list(prompts), model) | shown
 
 
-def encoder(ctx: Context, pipeline: Pipeline, model: Any) -> Callable[[Sequence[str]], Texts]:
+def encoder(
+    ctx: Context, pipeline: Pipeline, model: Any, components: Components | None = None
+) -> Callable[[Sequence[str]], Texts]:
     """Encodes a batch of prompts by the text encoders alone, which are held for the stage's next step."""
     random = PipelineFile.read(pipeline.path).weights == "random"
-    pipe = None if random else ctx.held.get(pipeline.fingerprint, lambda: open_texts(ctx, pipeline))
+    key = (pipeline.fingerprint, components and components.fingerprint)
+    pipe = None if random else ctx.held.get(key, lambda: open_texts(ctx, pipeline, components))
     return lambda prompts: encode(ctx, pipe, pipeline, prompts, model)
 
 
 FILE = "embeddings.safetensors"
 
 
-def encode_all(ctx: Context, pipeline: Pipeline, model: Any, prompts: PromptSet, batch_size: int) -> None:
+def encode_all(
+    ctx: Context,
+    pipeline: Pipeline,
+    model: Any,
+    prompts: PromptSet,
+    batch_size: int,
+    components: Components | None = None,
+) -> None:
     """Encode prompts batch by batch, by the text encoders alone, into the stage's artifact."""
-    encoded = encoder(ctx, pipeline, model)
+    encoded = encoder(ctx, pipeline, model, components)
     save(ctx.out, (encoded(prompts.prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)))
 
 
@@ -59,7 +69,7 @@ def save(out: Path, batches: Iterable[Texts]) -> None:
     save_file(stored, out / FILE)
 
 
-def load(embeddings: Embeddings | EvalEmbeddings | PartEmbeddings | TrainTexts, device: str) -> list[Texts]:
+def load(embeddings: Embeddings | EvalTexts | TrainTexts, device: str) -> list[Texts]:
     """Batch by batch what `save` has written."""
     found: dict[str, Texts] = {}
     for key, x in sorted(load_file(embeddings.path / FILE, device).items()):

@@ -14,6 +14,7 @@ from diffopt.errors import ConfigError, StoreError
 from diffopt.files.bench import BenchFile
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.comparison import Compared, ComparisonFile
+from diffopt.files.components import ComponentsFile
 from diffopt.files.deploy import DeployFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import Drawn, ImagesFile
@@ -189,7 +190,18 @@ class Run:
             note = "only what differs from the source: scales and extremes, no weights"
             rows.append(Form("quantize", "Checkpoint", taken, note))
         base = next((r for step in ("export.baseline", "load") for r in rows if r.step == step), None)
-        return [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
+        rows = [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
+        return rows + self._components()
+
+    def _components(self) -> list[Form]:
+        """Text encoders in fewer bits; each is a share of itself in the model's precision."""
+        found, pipeline = self.stored("slim", ComponentsFile), self.stored("load", PipelineFile)
+        if found is None or pipeline is None:
+            return []
+        return [
+            Form("slim", name, c.bytes, f"{c.layers} layers in {c.format}, of {pipeline.dtype}", share=c.bytes / c.plain)
+            for name, c in found.parts.items()
+        ]
 
     def _deployed(self) -> list[Form]:
         """Weights as other programs load them, packed weights, engine plan, ONNX graph: those that there are."""

@@ -166,6 +166,8 @@ def summary(directory: Path) -> list[str]:
         if (row := run.size_of(step)) and (source := run.size_of("load")):
             share = f"{size(row.bytes)}, {row.bytes / source.bytes:.1%} of the source's {size(source.bytes)}"
             rows.append((what, share + ("; as its kernels would keep them, nothing was exported" if step == "weights" else "")))
+    for row in (r for r in run.sizes if r.step == "slim"):
+        rows.append((row.what, f"{size(row.bytes)}, {row.share:.1%} of its own in the model's precision; {row.note}"))
     if run.ranges and (line := run.ranges.line):
         rows.append(("ranges", line))
     if sensed := run.stored("sense", SensitivityFile):

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffopt.artifact import Checkpoint, EnginePlan, EvalEmbeddings, OnnxGraph, PartEmbeddings, Pipeline
+from diffopt.artifact import Checkpoint, EnginePlan, EvalTexts, OnnxGraph, Pipeline
 from diffopt.data import pictures, videos
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
@@ -27,7 +27,7 @@ class Drawing:
     model: CallView
     eval: RuntimeView
     pipeline: Pipeline
-    texts: EvalEmbeddings | PartEmbeddings
+    texts: EvalTexts
     """May be of more prompts, of which the evaluation's are the first."""
     seed: int
     """The first prompt's."""

@@ -97,6 +97,9 @@ def _what(subject: Subject, evidence: Sequence[Evidence], run: Run | None) -> It
     yield f"The denoising network of {base} with {len(subject.head.layers)} of its layers in {subject.format}, the others in"
     yield f"{subject.pinned.dtype}. Written by `diffopt store export --as {subject.way.name}`: {subject.way.about}."
     yield from _kept(subject)
+    if subject.slim:
+        names = " and ".join(f"{n} in {LABELS.get(f, f)}" for n, f in subject.slim.items())
+        yield f"Its text encoders' weights are kept in fewer bits, {names}: transformers loads them with torchao installed."
     if subject.pinned.weights == "random":
         yield ""
         yield "**The base model's weights were random: this is good for timing alone, and draws nothing.**"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from diffopt.artifact import Checkpoint, Images
+from diffopt.artifact import Checkpoint, Components, Images
 from diffopt.errors import DiffoptError
 from diffopt.files.bench import BenchFile
 from diffopt.files.images import ImagesFile
@@ -60,23 +60,25 @@ class Evidence:
         return not self.ending and checkpoint_of(step, self.run.content.steps) == self.checkpoint
 
 
-def checkpoint_of(step: str, steps: Sequence[RunStep]) -> str | None:
-    """The fingerprint of the nearest checkpoint that a step's artifact is made of; None of full precision."""
+def checkpoint_of(step: str, steps: Sequence[RunStep], kind: str = Checkpoint.kind) -> str | None:
+    """The fingerprint of the nearest checkpoint, or other kind, that a step's artifact is made of; None of full precision."""
     named = {s.name: s for s in steps}
     level, seen = [step], {step}
     while level:
         found = [named[n] for n in level if n in named]
-        if here := [s.fingerprint for s in found if s.kind == Checkpoint.kind]:
+        if here := [s.fingerprint for s in found if s.kind == kind]:
             return here[0]
         level = [n for s in found for n in s.inputs if n not in seen]
         seen |= {*level}
     return None
 
 
-def of_run(run: Run, checkpoint: str) -> Iterator[Evidence]:
-    """Of its candidates those that are this checkpoint's, the run's own first; nothing of a run that only made it."""
-    for step in run.content.steps:
-        if step.kind == Images.kind and checkpoint_of(step.name, run.content.steps) == checkpoint:
+def of_run(run: Run, checkpoint: str, components: str | None = None) -> Iterator[Evidence]:
+    """Of its candidates those that are this checkpoint's, the run's own first, drawn with these text encoders in fewer bits or
+    with none; nothing of a run that only made it."""
+    steps = run.content.steps
+    for step in (s for s in steps if s.kind == Images.kind and checkpoint_of(s.name, steps) == checkpoint):
+        if checkpoint_of(step.name, steps, Components.kind) == components:
             yield Evidence(run, checkpoint, step.name.removeprefix("sample"))
     drawn = any(s.kind == Images.kind for s in run.content.steps)
     if not drawn and any(checkpoint_of(n, run.content.steps) == checkpoint for n in ("time", "bench")):
@@ -99,6 +101,6 @@ def runs_of(store: Store, checkpoint: str) -> list[Run]:
     return sorted(found, key=lambda r: (r.directory / RUN).stat().st_mtime, reverse=True)
 
 
-def evidence(store: Store, checkpoint: str) -> list[Evidence]:
+def evidence(store: Store, checkpoint: str, components: str | None = None) -> list[Evidence]:
     """What there is of all runs."""
-    return [x for run in runs_of(store, checkpoint) for x in of_run(run, checkpoint)]
+    return [x for run in runs_of(store, checkpoint) for x in of_run(run, checkpoint, components)]

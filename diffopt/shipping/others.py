@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,12 @@ class Piece:
         shutil.copyfile(self.source, there)
 
 
-def pieces(directory: Path, pinned: PipelineFile) -> list[Piece]:
-    """What is copied from the model's directory; of random weights nothing, which it does not have."""
+def pieces(directory: Path, pinned: PipelineFile, there: Collection[str] = ()) -> list[Piece]:
+    """What is copied from the model's directory beside the parts `there`; of random weights nothing, which it does not have."""
     if pinned.weights == "random":
         return []
     parts = Parts(directory, models.of(pinned), pinned.variant)
-    changed = {*pinned.backbones, *rewritten(parts, pinned), *([SCHEDULER] if pinned.scheduler else [])}
+    changed = {*pinned.backbones, *there, *rewritten(parts, pinned), *([SCHEDULER] if pinned.scheduler else [])}
     return [piece for name in parts.named if name not in changed for piece in _of(parts, name)]
 
 
@@ -82,11 +82,11 @@ def _of(parts: Parts, name: str) -> Iterator[Piece]:
         yield Piece(path, str(Path(name) / inside.with_name(plain)), variant)
 
 
-def write(ctx: Context, pipeline: Pipeline, out: Path, link: bool) -> None:
-    """Write the parts and the index into a folder that has the backbones."""
+def write(ctx: Context, pipeline: Pipeline, out: Path, link: bool, there: Collection[str] = ()) -> None:
+    """Write the parts and the index into a folder that has the backbones, and those of `there`."""
     pinned = PipelineFile.read(pipeline.path)
     directory = ctx.locate(pinned.source)
-    for piece in pieces(directory, pinned):
+    for piece in pieces(directory, pinned, there):
         piece.write(out, link)
     index = json.loads((directory / INDEX).read_text())
     index.pop("_name_or_path", None)  # a path of the machine that made it
@@ -100,7 +100,7 @@ def write(ctx: Context, pipeline: Pipeline, out: Path, link: bool) -> None:
 
             scheduler(directory, pinned.scheduler).save_pretrained(out / SCHEDULER)
             index[SCHEDULER] = ["diffusers", pinned.scheduler]
-        if names := rewritten(parts, pinned):
+        if names := [n for n in rewritten(parts, pinned) if n not in there]:
             from diffopt.pipeline.open import open_texts, open_vae
 
             whole = open_texts(ctx, pipeline) if {*names} - {"vae"} else None

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from diffopt.artifact import DeployedCheckpoint, NativeCheckpoint, Pipeline
+from diffopt.artifact import Components, DeployedCheckpoint, NativeCheckpoint, Pipeline
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.deploy import DeployFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.run import RunStep
 from diffopt.files.training import TrainingFile
@@ -32,7 +33,7 @@ def write(run: Run, source: Path | None) -> Path | None:
     way = ways.own(entry)
     if way is None:
         return None
-    found = list(of_run(run, scored.fingerprint))
+    found = list(of_run(run, scored.fingerprint, checkpoint_of(made.name, steps, Components.kind)))
     pictures = samples.linked(samples.chosen(found), run.directory)
     text = card(_subject(run, way, entry, scored, source), found, pictures, run)
     return publish(run.directory / CARD, text)
@@ -44,6 +45,7 @@ def _subject(run: Run, way: Way, entry: Entry, scored: RunStep, source: Path | N
     known = licence.of(source)
     link = known.link if known.link and known.link.startswith("https://") else None
     folder = run.directory / scored.name
+    slim = DeployFile.read(entry.path).components if entry.kind == DeployedCheckpoint.kind else {}
     pipeline = next(s for s in run.content.steps if s.kind == Pipeline.kind)
     return Subject(
         way=way,
@@ -54,6 +56,7 @@ def _subject(run: Run, way: Way, entry: Entry, scored: RunStep, source: Path | N
         lineage={s.kind: s.fingerprint for s in (pipeline, scored, entry)},
         licence=replace(known, link=link, files=()),  # whose texts are not in a run's directory
         model=called(pinned, str(run.config["model"].get("base") or run.config["model"].get("source") or "")),
-        bytes=sum(p.stat().st_size for p in entry.path.rglob(WEIGHTS)),
+        bytes=sum(p.stat().st_size for p in entry.path.rglob(WEIGHTS) if p.parent.name not in slim),
+        slim=slim,
         whole=way.whole and pinned.weights != "random",
     )

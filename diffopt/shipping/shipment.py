@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from diffopt.artifact import Checkpoint, NativeCheckpoint, Pipeline
 from diffopt.errors import StoreError
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.components import ComponentsFile
 from diffopt.files.export import ExportFile, Written
 from diffopt.files.layers import read_layers
 from diffopt.files.pipeline import PipelineFile
@@ -50,6 +51,8 @@ class Shipment:
     """Of a directory that something is written to."""
     whole: bool = True
     """Whether the rest of the pipeline goes along."""
+    components: Entry | None = None
+    """Text encoders in fewer bits, which the pictures were drawn with; of a file alone they are not written."""
     link: bool = False
     """Give its files a further name instead of copying them, where both are on one disk."""
 
@@ -63,6 +66,13 @@ class Shipment:
         return self.whole and self.way.whole and self.pinned.weights != "random"
 
     @property
+    def slim(self) -> Mapping[str, str]:
+        """By name the formats of text encoders that are written in fewer bits."""
+        if not (self.components and self.way.whole and (self.completes or self.weights)):
+            return {}
+        return {n: c.format for n, c in ComponentsFile.read(self.components.path).parts.items()}
+
+    @property
     def bytes(self) -> int:
         """That it takes on disk, about: converted weights by their format's bits."""
         total = SPARE
@@ -74,7 +84,8 @@ class Shipment:
             head = CheckpointFile.read(self.checkpoint.path)
             total += weight_bytes(self.pinned, head, read_layers(self.pipeline.path))
         if self.completes and self.source and not self.link:
-            total += sum(p.bytes for p in others.pieces(self.source, self.pinned))
+            total += sum(p.bytes for p in others.pieces(self.source, self.pinned, self.slim))
+            total += self.components.bytes if self.components else 0
         return total
 
     def check_room(self, parent: Path) -> None:
@@ -91,9 +102,9 @@ class Shipment:
         """Write all of it into the empty directory `out`, which the card calls `place`. Raises GateError for what the layout
         cannot say, naming the layer."""
         self._weights(out)
-        taken = sum(p.stat().st_size for p in out.rglob(WEIGHTS))
+        taken = sum(p.stat().st_size for p in out.rglob(WEIGHTS) if p.parent.name not in self.slim)
         if self.completes:
-            others.write(self.context(out), self.pipeline, out, self.link)
+            others.write(self.context(out), self.pipeline, out, self.link, self.slim)
         known = licence.of(self.source)
         for file in known.files:
             if not (out / file.name).exists():
@@ -102,8 +113,11 @@ class Shipment:
         self._manifest(out)
 
     def _weights(self, out: Path) -> None:
+        for name in self.slim:
+            assert self.components is not None
+            shutil.copytree(self.components.path / name, out / name)
         if self.weights:
-            for name in sorted(self.weights.record["files"]):
+            for name in sorted(self.weights.record["files"]):  # with its components, which are these
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.weights.path / name, out / name)
             return
@@ -130,7 +144,8 @@ class Shipment:
     def _card(self, out: Path, known: licence.Licence, taken: int, place: str) -> None:
         from diffopt.shipping.card import card
 
-        found = evidence(self.store, self.checkpoint.fingerprint)
+        drawn = self.components.fingerprint if self.components else None
+        found = evidence(self.store, self.checkpoint.fingerprint, drawn)
         runs = runs_of(self.store, self.checkpoint.fingerprint)
         pictures = samples.written(samples.chosen(found), out)
         sharded = any(True for name in self.pinned.backbones for _ in (out / name).glob("*.index.json"))
@@ -140,7 +155,7 @@ class Shipment:
     def subject(self, known: licence.Licence, taken: int, place: str, sharded: bool = False) -> Subject:
         trained = self.checkpoint.path / TrainingFile.NAME
         lineage = {self.pipeline.kind: self.pipeline.fingerprint, self.checkpoint.kind: self.checkpoint.fingerprint}
-        lineage |= {self.weights.kind: self.weights.fingerprint} if self.weights else {}
+        lineage |= {e.kind: e.fingerprint for e in (self.weights, self.components) if e}
         return Subject(
             way=self.way,
             pinned=self.pinned,
@@ -154,10 +169,11 @@ class Shipment:
             whole=self.completes,
             place=place,
             sharded=sharded,
+            slim=self.slim,
         )
 
     def _manifest(self, out: Path) -> None:
-        made = {e.kind: e.fingerprint for e in (self.checkpoint, self.weights) if e}
+        made = {e.kind: e.fingerprint for e in (self.checkpoint, self.weights, self.components) if e}
         files = {str(p.relative_to(out)): _written(p) for p in sorted(out.rglob("*")) if p.is_file()}
         for name, own in self.weights.record["files"].items() if self.weights else ():
             if files[name].sha256 != own["sha256"]:

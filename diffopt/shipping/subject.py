@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Subject:
     """What stands for the folder in code."""
     sharded: bool = False
     """Whether a backbone's weights are several files."""
+    slim: Mapping[str, str] = field(default_factory=dict)
+    """By name the formats of text encoders whose weights are in fewer bits."""
 
     @property
     def title(self) -> str:

@@ -7,12 +7,13 @@ images.json tells `steps`, and `arithmetic`: the share of that of all steps, as 
 from dataclasses import replace
 from typing import Annotated, Any
 
-from diffopt.artifact import Checkpoint, EnginePlan, EvalEmbeddings, Images, OnnxGraph, Pipeline
+from diffopt.artifact import CandidateEmbeddings, Checkpoint, EnginePlan, EvalEmbeddings, Images, OnnxGraph, Pipeline
 from diffopt.files.images import ImagesFile
 from diffopt.groups import CallView
 from diffopt.groups.eval import RuntimeView
+from diffopt.groups.format import slims
 from diffopt.runtimes import RUNTIMES
-from diffopt.stage import MAIN, Context, stage
+from diffopt.stage import MAIN, Context, Under, stage
 from diffopt.view import Choices
 
 ROUNDED = 1e-5
@@ -33,11 +34,12 @@ def alternative(
     subject: Checkpoint | OnnxGraph | EnginePlan | None,
     cached: Annotated[Images, MAIN],
     seed: int,
+    own: Annotated[CandidateEmbeddings | None, Under(slims, silent=True)] = None,
 ) -> Images:
     from diffopt.data import pictures
     from diffopt.runtimes.candidate import Drawing, about, draw_all
 
-    drawing = Drawing(model, eval, pipeline, texts, seed)
+    drawing = Drawing(model, eval, pipeline, own or texts, seed)
     saved = ImagesFile.read(cached.path).cache
     assert saved is not None
     with RUNTIMES[eval.runtime].running(ctx, pipeline, subject, None, texts=False, **eval.options) as run:

@@ -1,16 +1,19 @@
 """deploy: the checkpoint as other programs load it: vLLM-Omni, SGLang and TensorRT-LLM, ComfyUI, or diffusers."""
 
-from typing import Literal
+import shutil
+from typing import Annotated, Literal
 
-from diffopt.artifact import Checkpoint, DeployedCheckpoint, Pipeline
+from diffopt.artifact import Checkpoint, Components, DeployedCheckpoint, Pipeline
 from diffopt.errors import GateError
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.files.components import ComponentsFile
 from diffopt.files.deploy import DeployFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import Export
 from diffopt.groups.export import LAYOUTS
+from diffopt.groups.format import slims
 from diffopt.layouts import WEIGHTS_ALONE
-from diffopt.stage import Context, stage
+from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices, View
 
 
@@ -28,8 +31,19 @@ def wanted(choices: Choices) -> bool:
     return choices.export is not None and choices.export.kind in LAYOUTS
 
 
+def packs(choices: Choices) -> bool:
+    """Whether text encoders in fewer bits go along: a file alone has no place for them."""
+    return slims(choices) and choices.export is not None and choices.export.kind != "comfyui"
+
+
 @stage(version=1, when="export", only=wanted, probes=("numerics", "modelopt"))
-def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Checkpoint) -> DeployedCheckpoint:
+def deploy(
+    ctx: Context,
+    export: LayoutView,
+    pipeline: Pipeline,
+    checkpoint: Checkpoint,
+    components: Annotated[Components | None, Under(packs, silent=True)] = None,
+) -> DeployedCheckpoint:
     from diffopt import __version__
     from diffopt.layouts import comfyui, folder, modelopt, nunchaku, svdquant
     from diffopt.layouts.families import NAMES
@@ -58,6 +72,10 @@ def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Che
         except ValueError as e:
             what = f"{str(e).partition('; ')[0]}, and came so; choose another export" if head.adopted else e
             raise GateError(f"export: {what} (got {export.kind})") from None
+    slim = ComponentsFile.read(components.path).parts if components else {}
+    for name in slim:
+        assert components is not None
+        shutil.copytree(components.path / name, ctx.out / name)
     DeployFile(
         layout=export.kind,
         family=pinned.family,
@@ -69,5 +87,6 @@ def deploy(ctx: Context, export: LayoutView, pipeline: Pipeline, checkpoint: Che
         layers=formats,
         share_scales=head.share_scales,
         bytes=taken,
+        components={n: c.format for n, c in slim.items()},
         versions={"diffopt": __version__, **{n: package(n) or "" for n in ("torch", "diffusers", "nvidia-modelopt")}},
     ).write(ctx.out)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from diffopt.artifact import (
     CacheSearch,
+    CandidateEmbeddings,
     Checkpoint,
     EnginePlan,
     EvalEmbeddings,
@@ -16,7 +17,7 @@ from diffopt.artifact import (
 from diffopt.groups import CallView
 from diffopt.groups.cache import CacheView, measures, searches
 from diffopt.groups.eval import RuntimeView
-from diffopt.groups.parts import parted, whole
+from diffopt.groups.parts import parted, slims_whole, whole
 from diffopt.stage import MAIN, Context, Under, stage
 
 
@@ -32,6 +33,7 @@ def sample(
     seed: int,
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
+    own: Annotated[CandidateEmbeddings | None, Under(slims_whole, silent=True)] = None,
     parts: Annotated[tuple[ImagesPart, ...], Under(parted, silent=True)] = (),
 ) -> Images:
     from diffopt.data import picture_parts, pictures
@@ -40,6 +42,6 @@ def sample(
     if texts is None:
         picture_parts.join(ctx.out, [p.path for p in parts])
     else:
-        drawing = Drawing(model, eval, pipeline, texts, seed)
+        drawing = Drawing(model, eval, pipeline, own or texts, seed)
         draw_candidate(ctx, drawing, subject, cache and cache.applied(ratios, search))
     pictures.check_distinct(ctx.out, eval.prompts.prompts)

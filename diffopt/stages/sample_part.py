@@ -4,6 +4,7 @@ from typing import Annotated
 
 from diffopt.artifact import (
     CacheSearch,
+    CandidatePartEmbeddings,
     Checkpoint,
     EnginePlan,
     ImagesPart,
@@ -14,7 +15,7 @@ from diffopt.artifact import (
 )
 from diffopt.groups import CallView
 from diffopt.groups.cache import CacheView, measures, searches
-from diffopt.groups.parts import RuntimePartView, parted
+from diffopt.groups.parts import RuntimePartView, parted, slims_parted
 from diffopt.stage import MAIN, Context, Under, stage
 
 
@@ -29,9 +30,10 @@ def sample_part(
     subject: Checkpoint | OnnxGraph | EnginePlan | None,
     seed: int,
     ratios: Annotated[MagRatios | None, Under(measures, silent=True)] = None,
+    own: Annotated[CandidatePartEmbeddings | None, Under(slims_parted, silent=True)] = None,
     search: Annotated[CacheSearch | None, MAIN, Under(searches, silent=True)] = None,
 ) -> ImagesPart:
     from diffopt.runtimes.candidate import Drawing, draw_candidate
 
-    drawing = Drawing(model, eval, pipeline, texts, seed + eval.start)
+    drawing = Drawing(model, eval, pipeline, own or texts, seed + eval.start)
     draw_candidate(ctx, drawing, subject, cache and cache.applied(ratios, search))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from diffopt.artifact import (
     CacheSearch,
+    CandidateEmbeddings,
     Checkpoint,
     EnginePlan,
     EvalEmbeddings,
@@ -19,6 +20,7 @@ from diffopt.files.search import CacheSearchFile, TriedValue
 from diffopt.groups import CallView
 from diffopt.groups.cache import SearchView, measures, searches
 from diffopt.groups.eval import Eval, RuntimeView
+from diffopt.groups.format import slims
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.stage import Context, Under, stage
 from diffopt.store.source import ScorerSource
@@ -67,6 +69,7 @@ def search(
     subject: Checkpoint | OnnxGraph | EnginePlan | None,
     ratios: Annotated[MagRatios | None, Under(measures)],
     seed: int,
+    own: Annotated[CandidateEmbeddings | None, Under(slims, silent=True)] = None,
 ) -> CacheSearch:
     from diffopt.errors import GateError
     from diffopt.runtimes.candidate import Drawing
@@ -78,7 +81,7 @@ def search(
     assert asked.high is not None
     scale = bisection.Scale(knob, asked.low, asked.high, asked.tolerance)
     kept = _kept(ctx.kept)
-    trial = Trial(ctx, cache, Drawing(model, eval, pipeline, texts, seed), subject, ratios, reference)
+    trial = Trial(ctx, cache, Drawing(model, eval, pipeline, own or texts, seed), subject, ratios, reference)
 
     def evaluate(value: float) -> bisection.Point:
         key = repr(value)
