@@ -450,6 +450,14 @@ def test_block_caches_know_the_blocks_where_the_family_says_so(name: str) -> Non
 # The group `model`.
 
 
+def test_guidance_that_a_distilled_model_ignores_is_refused() -> None:
+    given = {"family": "flux2_klein", "dtype": "float32", "height": 64, "width": 64, "max_sequence_length": 512}
+    with pytest.raises(ValidationError, match=r"this model is distilled, and its pipeline ignores guidance \(got 4\.0\); set"):
+        Model(source="asset:architectures/flux2_klein", guidance_scale=4.0, **given)
+    assert Model(source="asset:architectures/flux2_klein", guidance_scale=1.0, **given)
+    assert Model(source=str(saved("flux2_klein")), guidance_scale=4.0, **given)
+
+
 def chosen(name: str, **changes: Any) -> Model:
     given = bench(family=name).call.model_dump() | {"family": TINY[name].family, "source": str(saved(name)), "dtype": "float32"}
     given = {k: v for k, v in given.items() if k in family_of(name).reads or k not in OPTIONAL or k == "frames"}

@@ -230,6 +230,22 @@ def test_a_prompt_is_too_long_from_one_token_on(tiny: str) -> None:
     assert lengths.too_long(saved(tiny), ["a", text], model, "eval.prompts") is None
 
 
+@pytest.mark.parametrize("tiny", [n for n in TINY if models.family(TINY[n].family).template])
+def test_the_chat_around_a_prompt_is_counted_as_its_pipeline_puts_it_there(tiny: str) -> None:
+    pipe, model, seen = TINY[tiny].make(), chosen(tiny), []
+    forward = lambda _m, _a, given: seen.append(int(given["attention_mask"].sum()))  # noqa: E731
+    pipe.text_encoder.register_forward_pre_hook(forward, with_kwargs=True)
+    model.max_sequence_length, model.guidance_scale = 256, 0.0
+    models.of(model).embed(pipe, ["a red apple"], model)
+    model.max_sequence_length = seen[0] - 1
+    assert lengths.too_long(saved(tiny), ["a red apple"], model, "eval.prompts") == (
+        f"eval.prompts: 'a red apple' has {seen[0]} tokens with the chat around it, but the text encoder takes {seen[0] - 1} "
+        f"(got {seen[0]}); shorten it, or set model.long_prompts=cut"
+    )
+    model.max_sequence_length = seen[0]
+    assert lengths.too_long(saved(tiny), ["a red apple"], model, "eval.prompts") is None
+
+
 @pytest.mark.parametrize("name", scheduler.PLAIN)
 def test_the_plain_schedulers_take_any_number_of_steps(name: str) -> None:
     import diffusers

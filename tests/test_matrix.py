@@ -67,7 +67,7 @@ CACHE = {
     "pixart": OTHER,
     "pixart_alpha": OTHER,
     "svd": OTHER,
-    **dict.fromkeys(("sana", "sana_sprint", "z_image"), OTHER),
+    **dict.fromkeys(("flux2", "flux2_klein", "sana", "sana_sprint", "z_image"), OTHER),
 }
 """Of families whose blocks diffusers' FirstBlockCache does not know; the others are cached by it."""
 FIRST_BLOCK = ["cache=first_block", "cache.threshold=5"]

@@ -218,6 +218,7 @@ def fingerprints(made):
 
 
 SIZES = [
+    (("+recipe=z_image_fp8", "export.max_batch_size=2"), "export.max_batch_size: a graph of z_image, which takes its rows one"),
     (("+recipe=ltx_fp8", "export.heights=[256,1024]"), "export.heights: a graph of ltx has the size in it"),
     (("+recipe=sdxl_fp8", "export.heights=[512,768]"), "model.height: is not within the graph's export.heights=[512, 768]"),
     (("+recipe=sdxl_fp8", "export.widths=[500,1024]"), "export.widths: is not a multiple of"),

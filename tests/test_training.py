@@ -208,6 +208,15 @@ def test_a_flow_goes_from_the_latents_to_the_noise_and_is_undone_by_its_target()
     assert flow.timesteps(levels).tolist() == [0.0, 400.0, 1000.0]
 
 
+def test_a_flow_whose_time_runs_to_the_latents_predicts_the_opposite() -> None:
+    own = FlowMatchEulerDiscreteScheduler()
+    there, back = noise.of(models.family("flux"), own, "family"), noise.of(models.family("z_image"), own, "family")
+    latents, drawn, levels = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0.0, 0.4, 1.0])
+    assert torch.equal(back.noised(latents, drawn, levels), there.noised(latents, drawn, levels))
+    assert torch.equal(back.target(latents, drawn, levels), -there.target(latents, drawn, levels))
+    assert torch.allclose(back.timesteps(levels), 1 - there.timesteps(levels))
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_a_perfect_prediction_gives_the_scheduler_the_latents_back(kind: str) -> None:
     own = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind, clip_sample=False)

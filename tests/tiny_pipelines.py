@@ -446,7 +446,9 @@ def flux2(**changes: Any) -> Any:
     text = {"model_type": "mistral", "vocab_size": 1024, "num_hidden_layers": 30, **heads}
     vision = {"model_type": "pixtral", "num_hidden_layers": 1, **heads, "image_size": 28, "patch_size": 14}
     encoder = Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision)).eval()
-    processor = PixtralProcessor(PixtralImageProcessor(), chat_tokenizer(), chat_template=CHAT)
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"], special_tokens=True)
+    processor = PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=CHAT)
     return Flux2Pipeline(text_encoder=encoder, tokenizer=processor, **flux2_parts(**changes))
 
 

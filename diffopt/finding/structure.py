@@ -18,8 +18,8 @@ SHARE = 0.1
 """Of a backbone's weights, that a list of blocks has at least where diffusers names no class of them."""
 WITHIN = ("*.time_emb_proj", "*.conv_shortcut", "*.time_pos_embed")
 """What is kept within the blocks too: what works on time and the shortcuts' 1x1 convolutions of UNets, as Model-Optimizer's
-examples do, and convolutions that go through each channel alone, as Sana's: they have few weights, and no runtime has kernels for
-them. Modulations within a transformer's blocks are quantized, as they are in all of the written families."""
+examples do, and convolutions that go through each channel alone, as Sana's: they have few weights, and no runtime has kernels
+for them. Modulations within a transformer's blocks are quantized, as they are in all of the written families."""
 
 SOFTMAX = {"scaled_dot_product_attention", "dispatch_attention_fn", "get_attention_scores"}
 """What processors of diffusers call where modelopt quantizes queries, keys and values. Those of linear attention call none."""

@@ -95,6 +95,11 @@ def _shapes(choices: Choices) -> Iterator[str]:
         if wrong := [n for n in (least, most) if (n - first) % step]:
             more = " and one" if first else ""
             yield f"export.{name}: is not a multiple of {step}{more} (got {wrong[0]}); round it"
+    if family.listed and export.max_batch_size:
+        yield (
+            f"export.max_batch_size: a graph of {family.name}, which takes its rows one by one, has their number in it "
+            f"(got {export.max_batch_size}); set export.max_batch_size=null, and export.batch_size to that of every call"
+        )
     for name, pair in [*asked.items()][:1]:
         if not family.resizable:
             yield (

@@ -17,7 +17,7 @@ def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]
     states, negative = pipe.encode_prompt(
         list(prompts),
         do_classifier_free_guidance=guided,
-        negative_prompt=[model.negative_prompt] * len(prompts),
+        negative_prompt=[model.negative_prompt] * len(prompts) if guided else None,
         max_sequence_length=model.max_sequence_length,
     )
     return _padded(states, "") | (_padded(negative, "negative_") if guided else {})

@@ -19,6 +19,9 @@ from diffopt.models.parts import Parts
 KEYS = {
     "transformer_blocks": "num_layers",
     "blocks": "num_layers",
+    "layers": "n_layers",
+    "noise_refiner": "n_refiner_layers",
+    "context_refiner": "n_refiner_layers",
     "single_transformer_blocks": "num_single_layers",
     "down_blocks": "down_block_types",
     "up_blocks": "up_block_types",

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diffopt")
 
+FINDING = 2
+"""Of the rules by which a family is found and prompts are given to its pipeline (diffopt/finding, models/prompt_encoding.py):
+raised where they change, so that what was found by others is found again, and nothing else is."""
+
 
 class LoadView(View, of=Model):
     family: str
@@ -67,6 +71,8 @@ class LoadView(View, of=Model):
         if found["variant"] is None:  # as it was before there were any
             del found["variant"]
         del found["found"]
+        if self.family == models.AUTO.name:
+            found["finding"] = FINDING
         if self.found:  # without what has its default: a field that is added later changes no key
             found["found"] = plain(self.found)
         if adapters:  # by what they are: a digest has the file within the repository, null is the first backbone
