@@ -118,6 +118,13 @@ DRAWN = {("sdxl", "int8_sq"), ("ltx", "int8_sq")}
 """Of the other families a UNet and a video: test_families.py draws each, and export reads every checkpoint."""
 
 
+UNBUILT = {
+    (family, "mxfp8"): "runs no matrix product in mxfp8"
+    for family in ("flux2", "flux2_klein", "sana", "sana_sprint", "z_image")
+}
+"""Whose engine plan lacks for what the cell says: that of other families has a product or two."""
+
+
 def quick(family: str, name: str) -> bool:
     return family == "flux" or (name in ("int8_sq", "fp8") and family not in SECOND)
 
@@ -213,11 +220,16 @@ def test_a_family_goes_through_the_chain_in_a_format(
     for step, stage in STEPS.items():
         if drawn or stage != "sample":
             cell[step] = True if entry(made, stage) else said
+    if (family, name) in UNBUILT and drawn:
+        made, said = attempt(store, *picks, "export=onnx", "export.high_precision_dtype=float16")
+        assert made is not None, said
+        cell["run"] = True if entry(made, "sample") else said
     if whole:
         cached, said = attempt(store, *picks, *CACHE.get(family, FIRST_BLOCK))
         cell["cache"] = True if cached and entry(cached, "sample") else said
     for step, result in cell.items():
-        assert result is True, f"{step}: {result}"
+        line = UNBUILT.get((family, name)) if step == "build" else None
+        assert line in result if line else result is True, f"{step}: {result}"
     graphs = [*entry(made, "export").path.rglob("*.onnx")]  # one of each backbone
     assert len(graphs) == (2 if family in TWO else 1)
     for graph in graphs:

@@ -8,7 +8,7 @@ from typing import Any
 import modelopt.torch.quantization.plugins.diffusion.diffusers as attention
 import modelopt.torch.quantization.tensor_quant as tensor_quant
 import torch
-from diffusers.models.transformers import transformer_z_image
+from diffusers.models.transformers import transformer_qwenimage, transformer_z_image
 from torch.onnx import symbolic_helper, symbolic_opset13
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
@@ -176,14 +176,26 @@ def _repeat_interleave_symbolic(g: Any, x: Any, repeats: Any, dim: Any = None, o
 
 @contextlib.contextmanager
 def real_rotations() -> Iterator[None]:
-    """Qwen-Image, Z-Image and Lumina 2 rotate queries and keys as complex numbers, which ONNX has not."""
-    own = torch.view_as_complex, torch.view_as_real
-    module: Any = torch
-    module.view_as_complex, module.view_as_real = Pairs, lambda x: x.values if isinstance(x, Pairs) else own[1](x)
+    """Qwen-Image and Z-Image rotate queries and keys as complex numbers, which ONNX has not. Others do so too whose rotations
+    follow from a mask, and would be wrong as constants."""
+    modules: list[Any] = [transformer_qwenimage, transformer_z_image]
+    for module in modules:
+        module.torch = Real()
     try:
         yield
     finally:
-        module.view_as_complex, module.view_as_real = own
+        for module in modules:
+            module.torch = torch
+
+
+class Real:
+    """torch, with pairs of real numbers in the place of complex ones."""
+
+    view_as_complex = staticmethod(lambda values: Pairs(values))
+    view_as_real = staticmethod(lambda pairs: pairs.values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
 
 
 @contextlib.contextmanager
