@@ -121,7 +121,8 @@ def _video(block: str, i: int, part: str, inner: str) -> str:
 
 READERS: dict[str, Callable[[Tensors, Any], Tensors]] = {
     **dict.fromkeys(("sd3", "sdxl", "sd21", "wan", "ltx", "qwen_image", "flux2", "flux2_klein", "z_image"), diffusers),
-    **dict.fromkeys(("flux", "chroma"), narrow),
+    **dict.fromkeys(("flux", "flux_fill", "flux_kontext", "chroma"), narrow),
+    **dict.fromkeys(("qwen_image_edit", "sdxl_controlnet", "wan_i2v"), diffusers),
     "pixart": pixart,
     "svd": svd,
 }

@@ -41,12 +41,13 @@ NARROW_TEXT = ("*attn2.to_k", "*attn2.to_v")
 FOUR: dict[str, Any] = {"num_attention_heads": 4}
 WIDE: dict[str, dict[str, Any]] = {
     "flux": FOUR, "flux2": FOUR, "flux2_klein": FOUR, "chroma": FOUR, "wan": FOUR, "wan_ti2v": FOUR, "qwen_image": FOUR,
+    **dict.fromkeys(("flux_fill", "flux_kontext", "qwen_image_edit", "wan_i2v"), FOUR),
     "sd3": FOUR | {"caption_projection_dim": 128}, "pixart": FOUR | {"cross_attention_dim": 128},
     "pixart_alpha": {"num_attention_heads": 12, "cross_attention_dim": 384, "num_layers": 1},
     "z_image": {"dim": 384, "n_heads": 12, "n_kv_heads": 12},
     **dict.fromkeys(("sana", "sana_sprint"), FOUR | {"num_cross_attention_heads": 4, "cross_attention_dim": 128}),
     "ltx": {"num_attention_heads": 8, "cross_attention_dim": 128},
-    **{unet: {"block_out_channels": (128,)} for unet in ("sdxl", "sd21", "svd")},
+    **{unet: {"block_out_channels": (128,)} for unet in ("sdxl", "sdxl_controlnet", "sd21", "svd")},
 }  # fmt: skip
 EXACT = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
 """Relative: what scale times code is rounded to. Two codes are further apart."""

@@ -13,10 +13,10 @@ from PIL import Image
 from tiny import album, random_bench
 from tiny import bench as made
 
+from diffopt.data.pictured import fitted
 from diffopt.data.prompts import read
 from diffopt.errors import PlanError
 from diffopt.models import family
-from diffopt.data.pictured import fitted
 from diffopt.models.svd_pipeline import pixels
 from diffopt.pipeline.texts import load
 

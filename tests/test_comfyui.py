@@ -74,6 +74,8 @@ KNOWN = {
     "flux2": "double_stream_modulation_img.lin.weight", "flux2_klein": "double_stream_modulation_img.lin.weight",
     "z_image": "cap_embedder.1.weight", "sd21": "input_blocks.0.0.weight",
     "svd": "input_blocks.1.1.time_stack.0.attn1.to_q.weight",
+    **dict.fromkeys(("flux_fill", "flux_kontext"), "double_blocks.0.img_attn.norm.key_norm.scale"),
+    "qwen_image_edit": "txt_norm.weight", "sdxl_controlnet": "input_blocks.0.0.weight", "wan_i2v": "head.modulation",
 }  # fmt: skip
 
 

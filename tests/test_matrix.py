@@ -96,6 +96,9 @@ FEWER: dict[str, dict[str, Any]] = {
     },
     "sd21": UNET,
     "sdxl": UNET | {"transformer_layers_per_block": (1,)},
+    "flux_fill": {"num_layers": 1, "num_single_layers": 1},
+    "flux_kontext": {"num_layers": 1, "num_single_layers": 1},
+    "sdxl_controlnet": UNET | {"transformer_layers_per_block": (1,)},
 }
 """Layers enough where no cache is tried: a plan takes as long as a model has layers."""
 

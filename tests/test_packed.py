@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from test_quickstart import diffopt as diffopt_command
 from tiny import LAYERS, Bench, bench, call, emoji, folder
-from tiny_pipelines import TINY
+from tiny_pipelines import COPIES, TINY
 
 import diffopt
 from diffopt import models
@@ -76,7 +76,9 @@ def test_what_is_loaded_computes_bit_for_bit_what_was_packed(family: str, name: 
         assert torch.equal(call(loaded, given), call(real, given))
 
 
-@pytest.mark.parametrize("family", [n for n in TINY if n not in FAMILIES])
+@pytest.mark.parametrize(
+    "family", [pytest.param(n, marks=[pytest.mark.matrix] if n in COPIES else []) for n in TINY if n not in FAMILIES]
+)
 def test_every_family_is_loaded_in_16_bits_as_it_was_packed(family: str) -> None:
     b = bench("bfloat16", family=family)
     loaded, real = diffopt.load(packed(b, "int8").path, "cpu"), converted(b, "int8")

@@ -259,8 +259,8 @@ def test_a_video_begins_with_the_upright_picture(orientation: int, tmp_path: Pat
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_a_video_cannot_begin_with_what_is_no_picture(content: bytes, tmp_path: Path) -> None:
-    from diffopt.errors import PlanError
     from diffopt.data.pictured import fitted
+    from diffopt.errors import PlanError
 
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(PlanError, match=r"prompts: a picture cannot be read: .*x\.png'\); mend or remove it"):

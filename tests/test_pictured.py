@@ -1,4 +1,4 @@
-"""Prompts with pictures: read from a file, known by content, given to the model as they are drawn, refused where they do not fit."""
+"""Prompts with pictures: read, known by content, given to the model as they are drawn, refused where they do not fit."""
 
 import json
 import shutil
@@ -109,8 +109,8 @@ def test_pictures_and_masks_are_cut_alike_to_the_size_that_is_drawn() -> None:
 
 def test_another_picture_gives_another_drawing_and_the_text_counts_too(folder: Path) -> None:
     b = made(family="flux_kontext")
-    from diffopt.pipeline.open import open_pipeline
     from diffopt.pipeline.draw import draw
+    from diffopt.pipeline.open import open_pipeline
     from diffopt.pipeline.texts import encode
 
     pipe, (one, two) = open_pipeline(b.context(), b.pipeline()), pictured("image").given().prompts[:2]
@@ -198,3 +198,34 @@ def test_a_mask_and_an_image_are_given_to_the_stage_only_as_the_family_takes_the
         PlanError, match=r"^prompts: flux_fill takes an image and a mask with every prompt, and there is no mask"
     ):
         pixels(family("flux_fill"), pictured("image").given().prompts[:1], made(family="flux_fill").call)
+
+
+@pytest.mark.parametrize("name", ["flux_kontext", "flux_fill", "wan_i2v", "qwen_image_edit"])
+def test_training_gives_the_backbone_what_the_pipeline_gives_it_of_a_picture(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call's input, but for the noisy latents in it, which training has of its own."""
+    from functools import partial
+
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    from diffopt.pipeline.draw import draw
+    from diffopt.pipeline.latents import encode
+    from diffopt.pipeline.open import open_pipeline
+    from diffopt.pipeline.texts import encode as embed
+
+    # Fill's pipeline draws from the distribution of the latents, of which training has the mode.
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    b, kind = made(family=name), family(name)
+    pipe, prompt = open_pipeline(b.context(), b.pipeline()), pictured(*kind.pictures).given().prompts[0]
+    texts = embed(b.context(), pipe, b.pipeline(), [prompt], b.call)
+    seen: list[torch.Tensor] = []
+    pipe.transformer.register_forward_pre_hook(lambda _m, _a, given: seen.append(given["hidden_states"]), with_kwargs=True)
+    draw(pipe, texts, [3], 1, kind.arguments(b.call), decode=False)
+    assert kind.condition is not None
+    ours = kind.condition(partial(encode, pipe.vae), {n: texts[n] for n in kind.pictures.values()}, b.call)
+    axis = next(i for i in (1, 2) if seen[0].shape[i] != ours.shape[i])
+    many = seen[0].shape[axis] - ours.shape[axis]
+    torch.testing.assert_close(ours, seen[0].narrow(axis, many, ours.shape[axis]), rtol=0, atol=1e-5)
+    noisy = seen[0].narrow(axis, 0, many)
+    assert torch.equal(kind.joined(noisy, ours)[:, :many] if axis == 1 else kind.joined(noisy, ours)[..., :many], noisy)

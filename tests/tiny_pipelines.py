@@ -673,6 +673,8 @@ class Tiny:
     frames: int | None = None
 
 
+COPIES = ("flux_fill", "flux_kontext", "qwen_image_edit", "sdxl_controlnet", "wan_i2v")
+"""With the backbone of another one here, and pictures."""
 TINY = {
     "flux": Tiny("flux", flux, guidance=0.0),
     "flux2": Tiny("flux2", flux2, tokens=96),

@@ -73,7 +73,7 @@ def _digest(path: Path, role: str, where: str) -> str:
     except OSError as e:
         reason = (e.strerror or str(e)).lower()
         raise ValueError(
-            f"holds the {role} {path.name} in {where}, which cannot be read ({reason}); paths are relative to the file of prompts"
+            f"holds the {role} {path.name} in {where}, which cannot be read ({reason}); paths are relative to that file"
         ) from None
 
 

@@ -69,8 +69,8 @@ def write_index(
 
 
 def save_given(out: Path, given: Mapping[str, Sequence[np.ndarray]]) -> list[dict[str, str]]:
-    """Write `NNN.ROLE.png` of the prompts' pictures, which are uint8 [height, width] or [height, width, 3]; by role the names of
-    each prompt's, in order."""
+    """Write `NNN.ROLE.png` of the prompts' pictures, which are uint8 [height, width] or [height, width, 3]; of each prompt the
+    names by role."""
     rows: list[dict[str, str]] = []
     for role, own in given.items():
         rows = rows or [{} for _ in own]

@@ -12,8 +12,8 @@ from diffopt.models.family import Size
 ARGUMENTS = {"image": "image", "mask_image": "mask", "control_image": "control"}
 """Of a call, and what they are (diffopt/data/pictured.py)."""
 EDITS = re.compile("Edit|Kontext|Fill|Inpaint|ControlNet|Img2Img|ImageToVideo|ImageToImage")
-"""In the name of a pipeline that is for pictures, whose call may have None as their default. Others that take some, or none, are
-given none."""
+"""In the name of a pipeline that is for pictures, though its call may have None as their default. Others that take some, or
+none, are given none."""
 CONTROL = "controlnet"
 
 

@@ -143,9 +143,8 @@ def _prompts(choices: Choices) -> Iterator[str]:
             yield f"{name}: {family.name} takes pictures, not texts (got {where}); give a directory of pictures"
         elif not family.animates and prompts.folder is not None and not family.pictures:
             yield f"{name}: {family.name} takes texts, not pictures (got {where}); give a file of texts"
-        elif not family.animates and family.name != models.AUTO.name:
-            if reason := unfit(family.name, tuple(family.pictures), prompts.roles, where):
-                yield f"{name}: {reason}"
+        elif reason := _unfit(family, prompts):
+            yield f"{name}: {reason}"
         for picture in (prompts.given().prompts if prompts.folder else ())[:size]:
             if reason := unreadable(picture):
                 yield f"{name}: a picture cannot be read: {reason} (got {picture!r}); mend or remove it"
@@ -160,6 +159,13 @@ def _prompts(choices: Choices) -> Iterator[str]:
         )
     if family.single:
         yield from _batches(choices, family.name)
+
+
+def _unfit(family: models.Family, prompts: PromptSet) -> str | None:
+    """Of a family that is known, whether the pictures of its texts are those that it takes."""
+    if family.animates or family.name == models.AUTO.name:
+        return None
+    return unfit(family.name, tuple(family.pictures), prompts.roles, prompts.where)
 
 
 def _sets(choices: Choices) -> Iterator[tuple[str, PromptSet, int]]:

@@ -1,4 +1,4 @@
-"""FLUX.1 Fill: what a mask covers of a picture is drawn anew. The rest of it and the mask are further channels of each token."""
+"""FLUX.1 Fill: what a mask covers of a picture is drawn anew. The rest and the mask are further channels of each token."""
 
 from collections.abc import Mapping
 from dataclasses import replace

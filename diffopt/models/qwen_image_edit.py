@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit 2509 and 2511: a picture edited by a text. Its latents stand behind the noisy ones, and the text encoder sees it."""
+"""Qwen-Image-Edit 2509 and 2511: a picture edited by a text, behind whose noisy latents its own stand."""
 
 from collections.abc import Mapping
 from dataclasses import replace
