@@ -33,11 +33,13 @@ def _with_fields(overrides: Sequence[Override], cfg: DictConfig) -> None:
 def _left_out(key: str, cfg: DictConfig) -> bool:
     """Whether a key is a field of the option that is chosen in its group, or one within such a field."""
     from diffopt.groups import GROUPS
+    from diffopt.groups.ship import Ship
     from diffopt.schema import has
 
+    schemas = {**GROUPS, "ship": Ship}
     group, _, within = key.partition(".")
-    node = cfg._get_node(group) if group in GROUPS else None
+    node = cfg._get_node(group) if group in schemas else None
     if not within or not isinstance(node, DictConfig) or node._is_none():
         return False
     value: Any = OmegaConf.to_container(node, resolve=False)
-    return has(GROUPS[group].shape(value), within.split("."))
+    return has(schemas[group].shape(value), within.split("."))

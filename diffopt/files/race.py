@@ -28,6 +28,7 @@ class Entry:
     number: int
     """Its directory in the sweep's."""
     overrides: Sequence[str]
+    """Without those that all settings have in common."""
     prompts: int
     """That it has drawn; 0 of one that never entered."""
     left: Left | None

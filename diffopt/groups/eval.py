@@ -114,7 +114,8 @@ class Eval(Group):
             )
         if self.chunk and self.chunk % self.batch_size:
             raise ValueError(
-                f"chunk: is not a multiple of eval.batch_size={self.batch_size} (got {self.chunk}); batches must not cross parts"
+                f"chunk: is not a multiple of eval.batch_size={self.batch_size} (got {self.chunk}); batches must "
+                "not cross parts"
             )
         for metric in (METRICS[name] for name in self.metrics):
             for source in metric.needs:

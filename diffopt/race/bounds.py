@@ -11,6 +11,7 @@ the bad side, and never narrows the bound. What no value has shown yet, such as 
 values can know.
 """
 
+from functools import cache
 from math import pi, sqrt
 
 import numpy as np
@@ -37,11 +38,16 @@ def most(values: np.ndarray, alpha: float) -> float:
     mean, deviation = float(values.mean()), float(values.std(ddof=1))
     if deviation <= 1e-12 * max(1.0, abs(mean)):
         return mean
-    from scipy.stats import t as student
-
-    quantile = float(student.ppf(1 - alpha, n - 1))
+    quantile = _student(1 - alpha, n - 1)
     central = values - mean
     skewness = float((central**3).mean() / (central**2).mean() ** 1.5) * sqrt(n * (n - 1)) / (n - 2)
     doubt = sqrt(6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3)))  # the standard error of that (Cramer 1946)
     skewed = max(0.0, skewness + PESSIMISM * doubt) * (2 * quantile**2 + 1) / (6 * sqrt(n))
     return mean + deviation / sqrt(n) * (quantile + skewed)
+
+
+@cache
+def _student(level: float, freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(level, freedom))

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffopt.files.metrics import MetricResult
 from diffopt.files.race import Left
+from diffopt.metrics.intervals import interval
 from diffopt.quality.direction import sign
 from diffopt.quality.limit import Limit
 
@@ -65,6 +66,12 @@ class Scores:
     def keeps(self) -> bool:
         """Whether the means keep every floor."""
         return all(m.mean() >= 0 for m in self.margins)
+
+    @cached_property
+    def surely(self) -> bool:
+        """Whether the 95% intervals of all margins are on the right side, as a sweep's verdict has it."""
+        found = [interval(m).ends for m in self.margins]
+        return all(ends is not None and ends[0] >= 0 for ends in found)
 
 
 @dataclass

@@ -17,8 +17,8 @@ from diffopt.race.contestant import Contestant, Scores
 from diffopt.race.elimination import Level, eliminate
 from diffopt.race.standing import kept
 
-ENTRANTS = 4
-"""The field enters in so many parts."""
+PARTS, FEWEST = 4, 4
+"""The field enters in so many parts, of so many settings at least."""
 
 
 class Course:
@@ -33,9 +33,13 @@ class Course:
     def whole(self) -> int:
         return self.ship.rounds[-1]
 
-    def run(self, draw: Callable[[list[tuple[Contestant, int]]], Mapping[int, Mapping[str, MetricResult]]]) -> None:
+    def run(
+        self,
+        draw: Callable[[list[tuple[Contestant, int]]], Mapping[int, Mapping[str, MetricResult]]],
+        looked: Callable[[], None] = lambda: None,
+    ) -> None:
         """`draw` draws so many prompts with each of some settings, and returns their metrics by number; a setting that it
-        leaves out has failed.
+        leaves out has failed. `looked` is called after every look.
 
         Raises GateError where full precision itself is shown not to keep a floor.
         """
@@ -51,6 +55,7 @@ class Course:
             level = Level.of(self.ship.chance, self.look, len(self.floors), len(self.field))
             self._check_reference(level.floor)
             eliminate(self.field, level, costs=self.costs)
+            looked()
 
     def due(self) -> list[tuple[Contestant, int]]:
         """The settings that draw next, and how many prompts they are to have then."""
@@ -77,7 +82,7 @@ class Course:
     def _entrants(self, living: list[Contestant], leader: Contestant | None) -> list[Contestant]:
         waiting = [c for c in living if not c.scores and not self._waits(c, leader)]
         ordered = sorted(waiting, key=self._order)
-        return ordered[: -(-len(self.field) // ENTRANTS)]
+        return ordered[: max(FEWEST, -(-len(self.field) // PARTS))]
 
     def _order(self, one: Contestant) -> tuple[float, float, int]:
         return (one.cost.value if self.costs else 0.0, one.damage, one.number)

@@ -71,7 +71,10 @@ class Race:
             self._learn(field)
             return found
 
-        course.run(draw)
+        def looked() -> None:
+            record.of(self, course, None).write(self.directory)
+
+        course.run(draw, looked)
         answer = standing.chosen(field, costs=course.costs)
         if answer:
             self._finish(field, answer, course.costs)
@@ -101,7 +104,8 @@ class Race:
                 self.damages[i] = damage(self.choices(i), SensitivityFile.read(kept.path))
 
     def _prepared(self, overrides: Sequence[str]) -> Job:
-        full = self.loader.load_sweep_config(self.config, [*self.recipe, *overrides])
+        asked = [*self.recipe, *overrides, f"eval.size={self.ship.rounds[0]}"]
+        full = self.loader.load_sweep_config(self.config, asked)
         own = OmegaConf.masked_copy(full, [str(k) for k in full if k != "hydra"])
         return prepare(own, list(overrides), dry=False, sweep=True)
 
@@ -178,7 +182,8 @@ class Race:
         told.last(answer)
         self._launch([(answer.number, [f"eval.size={answer.n}"])])
         if self._result(answer.number) is None:
+            error = (self.directory / str(answer.number) / ERROR).read_text().splitlines()[0]
             raise GateError(
-                f"ship: setting {answer.number} won, but failed as it is to be shipped (got "
-                f"{(self.directory / str(answer.number) / ERROR).read_text().splitlines()[0]}); mend that, the same command goes on"
+                f"ship: setting {answer.number} won, but failed as it is to be shipped (got {error}); mend that, the same command "
+                "goes on"
             )

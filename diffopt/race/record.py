@@ -15,6 +15,7 @@ NAMES = ("latency", "bytes", "memory", "steps", "work")
 
 def of(race: "Race", course: Course, answer: Contestant | None) -> RaceFile:
     ship = race.ship
+    same = set.intersection(*({*c.overrides} for c in course.field))
     return RaceFile(
         want=ship.want,
         by=race.by,
@@ -25,7 +26,7 @@ def of(race: "Race", course: Course, answer: Contestant | None) -> RaceFile:
         looks=course.look,
         pictures=sum(c.n for c in course.field),
         whole=len(course.field) * course.whole,
-        entries=tuple(_entry(race, c) for c in course.field),
+        entries=tuple(_entry(race, c, same) for c in course.field),
         chosen=answer.number if answer else None,
         shown=bool(answer and standing.kept(answer)),
         ending=standing.ending(course.field, answer, costs=course.costs) if answer else None,
@@ -33,12 +34,13 @@ def of(race: "Race", course: Course, answer: Contestant | None) -> RaceFile:
     )
 
 
-def _entry(race: "Race", one: Contestant) -> Entry:
+def _entry(race: "Race", one: Contestant, same: set[str]) -> Entry:
+    """`same` is what all settings were given."""
     costs = race.costs[one.number]
     known = {n: c.value if c.low == c.high or n == "latency" else None for n, c in costs.items()}
     return Entry(
         number=one.number,
-        overrides=one.overrides,
+        overrides=[o for o in one.overrides if o not in same],
         prompts=one.n,
         left=one.left,
         shown=one.shown,

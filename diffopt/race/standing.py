@@ -9,14 +9,12 @@ from diffopt.race.contestant import Contestant
 
 def kept(one: Contestant) -> bool:
     """Whether its pictures show that it keeps every floor: at some look, or all of them by their 95% intervals."""
-    if one.shown:
-        return True
-    found = [interval(m).ends for m in one.drawn.margins]
-    return all(ends is not None and ends[0] >= 0 for ends in found)
+    return one.shown or one.drawn.surely
 
 
 def chosen(field: Sequence[Contestant], *, costs: bool = True) -> Contestant | None:
-    """Of those still in the race the cheapest that is shown to keep every floor, else whose means do; of equal costs the best."""
+    """Of those still in the race the cheapest that is shown to keep every floor, else whose means do; of equal costs the
+    best."""
     there = [c for c in field if c.lives and c.scores and c.drawn.keeps]
     sure = [c for c in there if kept(c)]
     return _first(sure or there, costs)

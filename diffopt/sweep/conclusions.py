@@ -1,5 +1,6 @@
 """What a sweep answers, in lines for people: the best, and what to ship under the floors."""
 
+from diffopt.sweep import race
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.job_table import Row
 from diffopt.sweep.pick import Pick, margin_text
@@ -30,6 +31,8 @@ def slower(found: Findings) -> str:
 
 def under(found: Findings) -> list[str]:
     """What to ship under the stated floors; empty where none was stated."""
+    if found.race:
+        return race.verdict(found.race) or ["the race is not over: the same command goes on"]
     if not found.floors:
         return []
     stated = " and ".join(f.text for f in found.floors)

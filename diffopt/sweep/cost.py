@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from diffopt.files.latency import LatencyFile
+from diffopt.files.race import RaceFile
 from diffopt.sweep.job_table import Row
 
 ALIKE = 1e-3
@@ -132,6 +133,18 @@ def machines(rows: list[Row]) -> list[str]:
 
     timed = [r.run.latency.machine for r in rows if r.seconds and r.run and r.run.latency]
     return list(dict.fromkeys(f"{machine(m)}, host {m.host or '?'}" for m in timed))
+
+
+RACED = {"work": "Work per picture: weights x computed steps", "memory": "GPU memory of drawing"}
+"""Costs that a race knows of its settings."""
+
+
+def raced(race: RaceFile, name: str) -> Cost | None:
+    found = {str(e.number): value for e in race.entries if e.means and (value := e.costs.get(name)) is not None}
+    if not found:
+        return None
+    unit, scale = next((u, s) for u, s in UNITS if max(found.values()) * s >= 1 or u == "B")
+    return Cost(name, RACED[name], unit, scale, found)
 
 
 def _values(rows: list[Row], of: Callable[[Row], float | None]) -> dict[str, float]:

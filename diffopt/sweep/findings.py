@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from diffopt.files.race import RaceFile
 from diffopt.quality.limit import Limit
 from diffopt.sweep import cost, pick, ranking
 from diffopt.sweep.cost import Cost
@@ -24,6 +25,11 @@ class Findings:
     @cached_property
     def rows(self) -> list[Row]:
         return table(self.directory)
+
+    @cached_property
+    def race(self) -> RaceFile | None:
+        """Of a sweep that was a race."""
+        return RaceFile.read(self.directory) if (self.directory / RaceFile.NAME).is_file() else None
 
     @cached_property
     def swept(self) -> list[str]:
@@ -57,7 +63,8 @@ class Findings:
     @property
     def costs(self) -> list[Cost]:
         """Those that tell jobs apart."""
-        return [c for c in (self.size, self.time) if c and c.varies]
+        raced = [cost.raced(self.race, name) for name in cost.RACED] if self.race else []
+        return [c for c in (self.size, self.time, *raced) if c and c.varies]
 
     @cached_property
     def fronts(self) -> dict[str, list[Row]]:
@@ -77,6 +84,8 @@ class Findings:
     @cached_property
     def picks(self) -> list[Pick]:
         """The job to ship under the floors by each cost, or by quality where no cost tells jobs apart."""
+        if self.race:
+            return [pick.Pick(None, r, self.race.shown, None) for r in self.rows if r.job == str(self.race.chosen)]
         costs: list[Cost | None] = [*self.costs] or [None]
         return [p for c in costs if (p := pick.pick(self.rows, self.verdicts, c))]
 

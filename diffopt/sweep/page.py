@@ -12,6 +12,7 @@ from diffopt.sweep import conclusions, results
 from diffopt.sweep.cost import machines
 from diffopt.sweep.findings import Findings
 from diffopt.sweep.page_plots import plotted
+from diffopt.sweep.race_table import race_table
 from diffopt.sweep.thumbnails import thumbnails
 from diffopt.text import digits
 
@@ -48,7 +49,7 @@ def summary(found: Findings) -> list[str]:
         )
     if slower := conclusions.slower(found):
         lines.append(f"speed   {slower}")
-    return lines + [f"floor   {line}" for line in conclusions.under(found)]
+    return lines + [f"floor   {line}" for line in ([] if found.race else conclusions.under(found))]
 
 
 def write(found: Findings) -> Path:
@@ -74,6 +75,7 @@ def write(found: Findings) -> Path:
         apart=conclusions.apart(found),
         slower=conclusions.slower(found),
         under=conclusions.under(found),
+        race=race_table(found),
         machines=machines(rows),
         plots=plotted(found),
         thumbnails=thumbnails(rows, found.shown),

@@ -35,6 +35,8 @@ def reason(race: RaceFile, entry: Entry) -> str:
             return f"{first}not drawn: nothing cheaper was left to find"
         tied = race.ending is not None and entry.number in race.ending.ties
         doubtful = race.ending is not None and entry.number in race.ending.doubtful
+        if not entry.keeps:
+            return f"{first}its means do not keep the floors, which is not shown"
         return first + ("not told apart from the shipped one" if tied else "may keep the floors" if doubtful else "stayed")
     at = f"after round {left.look}"
     if left.why == "failed":
@@ -69,10 +71,8 @@ def verdict(race: RaceFile) -> list[str]:
     if ending.doubtful:
         lines.append(f"cheaper, and may keep the floors too, which their pictures do not show: {_numbers(ending.doubtful)}")
     share = race.pictures / race.whole
-    lines.append(
-        f"{race.pictures} pictures of the {race.whole} of all settings, {share:.1%}, in {race.looks} rounds; the right setting is "
-        f"dropped with a chance of at most {race.chance:g}"
-    )
+    drawn = f"{race.pictures} pictures of the {race.whole} of all settings, {share:.1%}, in {race.looks} rounds"
+    lines.append(f"{drawn}; the right setting is dropped with a chance of at most {race.chance:g}")
     return lines
 
 
@@ -80,7 +80,7 @@ def _least(race: RaceFile) -> str:
     if race.want == "quality":
         return f"best in {race.first}"
     cost = {e.number: e for e in race.entries}[race.chosen or 0]
-    names = {"latency": "fastest", "steps": "fewest steps", "memory": "least memory", "bytes": "smallest"}
+    names = {"latency": "fastest", "steps": "one of the fewest steps", "memory": "least memory", "bytes": "smallest"}
     stands = (
         "" if race.by == race.want else f", by {'the work of its weights' if race.by == 'work' else 'the bytes of its weights'}"
     )
