@@ -135,7 +135,9 @@ def test_a_setting_whose_job_fails_leaves_and_the_race_goes_on() -> None:
 
 def test_a_floor_that_full_precision_does_not_keep_ends_the_race() -> None:
     made = Course(ship(floor={"clip": 90}), [Contestant(i, (), Cost.exact(1.0)) for i in range(2)], "clip")
-    with pytest.raises(GateError, match=r"full precision itself does not keep it \(got clip=90, and a mean of 79.84 over the 8 prompts"):
+    with pytest.raises(
+        GateError, match=r"full precision itself does not keep it \(got clip=90, and a mean of 79.84 over the 8 prompts"
+    ):
         made.run(lambda due: {c.number: {"clip": metric(80 + FLAT[:n], 80 + FLAT[:n])} for c, n in due})
 
 
@@ -174,10 +176,15 @@ REFUSED = {
     "eval.metrics=[psnr,fid] ship.floor.fid=9": r"fid judges whole sets, .*\(got fid\); take a metric of pictures or pairs",
     "ship.floor.lpips=0.2": r"ship.floor: is not measured \(got lpips=0.2; measured psnr, clip\)",
     "ship.floor.clip=-1% eval.clip=null": r"^eval.clip: the metric clip needs it \(got None\); give a CLIP model",
+    "eval.metrics=[cmmd,psnr]": r"^eval.metrics: cmmd judges whole sets",
+    "ship.floor.clip=+1%": r"^ship.floor: full precision itself does not keep it, .*\(got clip=\+1%\)",
+    "ship.floor.beauty=1": r"^ship.floor: is no metric \(got beauty=1\)",
+    "ship.want=latency eval.latency=false ~format ~calib": r"^eval.latency: is what ship.want=latency asks for",
     "ship.rounds=[8,16,128]": r"ship.rounds: ends at more than the 64 prompts of emoji_names \(got \[8, 16, 128\]\)",
     "ship.rounds=[4,8]": r"ship.rounds: begins with too few prompts .*\(got \[4, 8\]\)",
     "ship.rounds=[16,8]": r"ship.rounds: does not rise",
     "ship.rounds=[8,20]": r"eval.chunk: does not divide ship.rounds=\[8, 20\]",
+    "+eval.gates.psnr=20": r"eval.gates: would end a setting's job .*\(got {'psnr': 20.0}\); give them as ship.floor",
     "ship.want=speed": r"ship.want: must be 'latency', .*\(got 'speed'\)",
     "ship.chance=0.7": r"ship.chance: .*\(got 0.7\)",
     "eval.size=16": r"eval.size: a race draws as many as its rounds say",
@@ -186,12 +193,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("given", "line"), REFUSED.items(), ids=REFUSED)
-def test_a_race_that_cannot_answer_is_refused_in_one_line(
-    planned: Callable[..., SweepPlan], given: str, line: str
-) -> None:
+def test_a_race_that_cannot_answer_is_refused_in_one_line(planned: Callable[..., SweepPlan], given: str, line: str) -> None:
     given = given if "space" in given else f"{FEW} {given}"
     with pytest.raises(DiffoptError, match=line) as refused:
-        planned(*(o if " " not in o else o for o in _split(given)))
+        planned(*_split(given))
     assert len(str(refused.value).splitlines()) == 1
 
 

@@ -29,7 +29,12 @@ RECIPE: dict[str, Any] = {
     "model": {"dtype": "float32", "height": 32, "width": 32, "max_sequence_length": 16, "long_prompts": "cut"},
     "calib": {"size": 2, "batch_size": 2, "chunk": 2, "n_steps": 1},
     "eval": {"batch_size": 8, "chunk": 8, "steps": 1, "reference_steps": 2, "metrics": ["psnr"], "latency": False},
-    "ship": {"want": "steps", "floor": {"psnr": 5}, "rounds": [8, 16], "space": [{"format": "int8_sq,fp8", "eval.steps": "1,2"}]},
+    "ship": {
+        "want": "steps",
+        "floor": {"psnr": 5},
+        "rounds": [8, 16],
+        "space": [{"format": "int8_sq,fp8", "eval.steps": "1,2"}],
+    },
     "hydra": {"mode": "MULTIRUN"},
 }
 
@@ -134,3 +139,15 @@ def test_a_race_that_nothing_wins_says_what_came_nearest(
         race(place, "lost", "store", "ship.floor.psnr=99", "ship.rounds=[8]")
     assert "ship.floor: no setting keeps psnr=99 (got at best" in capsys.readouterr().err
     assert not (place / "lost/ship.json").exists()
+
+
+def test_times_are_measured_once_for_each_program_and_choose_what_is_shipped(place: Path, whole: RaceFile) -> None:
+    space = "ship.space=[{eval.steps: '1,4', seed: '0,1'}]"
+    found = race(place, "timed", "timed-store", "~format", "~calib", "eval.latency=true", "ship.want=latency", space)
+    times = {tuple(e.overrides): e.costs["latency"] for e in found.entries}
+    assert found.by == "latency"
+    assert times["eval.steps=1", "seed=0"] == times["eval.steps=1", "seed=1"] < times["eval.steps=4", "seed=0"]  # type: ignore[operator]
+    timed = [json.loads(p.read_text())["steps"] for p in (place / "timed-store/latency").glob("*/latency.json")]
+    assert sorted(timed) in ([1, 4], [1, 1, 4])  # and that of the answer, where another one was timed for it
+    assert found.chosen is not None
+    assert "eval.steps=1" in found.entries[found.chosen].overrides

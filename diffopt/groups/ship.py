@@ -4,10 +4,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from diffopt.data.prompts import Prompts
-from diffopt.errors import ConfigError
+from diffopt.errors import ConfigError, suggestion
+from diffopt.groups.eval import Eval
 from diffopt.groups.validate import explain
 from diffopt.metrics import METRICS
+from diffopt.quality.direction import sign
 from diffopt.quality.floor import floors
 from diffopt.quality.limit import Limit
 from diffopt.schema import Group
@@ -47,8 +48,9 @@ class Ship(Group):
             )
         return self
 
-    def check(self, prompts: Prompts, chunk: int | None, metrics: list[str]) -> list[str]:
+    def check(self, eval: Eval) -> list[str]:
         """What of a job's evaluation does not go with it, a line each."""
+        prompts, chunk, metrics = eval.prompts, eval.chunk, eval.metrics
         lines = []
         if self.rounds[-1] > len(prompts):
             lines.append(
@@ -61,19 +63,32 @@ class Ship(Group):
                 f"set eval.chunk={self.rounds[0]} and multiples of it"
             )
         for limit in self.floors:
-            if limit.metric not in metrics:
+            if limit.metric not in METRICS:
+                lines.append(f"ship.floor: is no metric (got {limit.text}); {suggestion(limit.metric, METRICS)}")
+            elif limit.metric not in metrics:
                 lines.append(
                     f"ship.floor: is not measured (got {limit.text}; measured {', '.join(metrics) or 'nothing'}); add it to "
                     "eval.metrics"
                 )
+        if eval.gates:
+            lines.append(
+                f"eval.gates: would end a setting's job with its first pictures (got {eval.gates}); give them as ship.floor"
+            )
         if not metrics:
             lines.append("eval.metrics: nothing is measured, so nothing can be judged (got []); name some")
-        asked = [limit.metric for limit in self.floors] + (metrics[:1] if self.want == "quality" else [])
-        for name in dict.fromkeys(asked):
-            if name in METRICS and METRICS[name].judges == "set":
+        known = [limit for limit in self.floors if limit.metric in METRICS]
+        asked = {name: "eval.metrics" for name in metrics[:1]} | {limit.metric: "ship.floor" for limit in known}
+        for name, where in asked.items():
+            if METRICS[name].judges == "set":
                 lines.append(
-                    f"ship.floor: {name} judges whole sets, so settings cannot be told apart prompt by prompt (got {name}); "
-                    "take a metric of pictures or pairs, as psnr or clip"
+                    f"{where}: {name} judges whole sets, so settings cannot be told apart prompt by prompt (got {name}); "
+                    f"take a metric of pictures or pairs, as psnr or clip{', first' if where == 'eval.metrics' else ''}"
+                )
+        for limit in known:
+            if limit.kind == "change" and limit.amount * sign(METRICS[limit.metric].better) > 0:
+                lines.append(
+                    f"ship.floor: full precision itself does not keep it, since it is what changes are from (got {limit.text}); "
+                    "give one that lets the metric get worse, or 0"
                 )
         return lines
 

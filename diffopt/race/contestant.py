@@ -1,7 +1,7 @@
 """A setting in a race: what it costs as far as is known, the scores of what it has drawn, and how it left."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -87,8 +87,6 @@ class Contestant:
     shown: bool = False
     """Whether it has been shown to keep every floor."""
     left: Left | None = None
-    ended: int = field(default=0)
-    """The round in which it last drew."""
 
     @property
     def n(self) -> int:

@@ -47,7 +47,6 @@ class Course:
             found = draw(due)
             self.look += 1
             for one, _ in due:
-                one.ended = self.look
                 if one.number in found:
                     one.scores = Scores(found[one.number], self.floors, self.first)
                 else:

@@ -99,9 +99,14 @@ class Race:
                 known[step.fingerprint] = PipelineFile.read(entry.path), read_layers(entry.path)
             if step:
                 self.costs[i] |= foreseen(self.choices(i), *known[step.fingerprint])
-            sensed = self._step(self.jobs[i], Sensitivity.kind)
-            if sensed and (kept := self.jobs[i].store.entry(sensed.kind, sensed.fingerprint)):
-                self.damages[i] = damage(self.choices(i), SensitivityFile.read(kept.path))
+            self._sense(i)
+
+    def _sense(self, number: int) -> None:
+        """What the setting's format does to its layers, once the store has it; `sense=default` makes it."""
+        job = self.jobs[number]
+        step = self._step(job, Sensitivity.kind)
+        if self.damages[number] is None and step and (kept := job.store.entry(step.kind, step.fingerprint)):
+            self.damages[number] = damage(self.choices(number), SensitivityFile.read(kept.path))
 
     def _prepared(self, overrides: Sequence[str]) -> Job:
         asked = [*self.recipe, *overrides, f"eval.size={self.ship.rounds[0]}"]
@@ -175,7 +180,8 @@ class Race:
                 assert eval is not None
                 self.costs[one.number] |= measured(run, eval.steps)
         for one in field:
-            one.cost = self._cost(one.number)
+            self._sense(one.number)
+            one.cost, one.damage = self._cost(one.number), self.damages[one.number] or 0.0
 
     def _finish(self, field: Sequence[Contestant], answer: Contestant, costs: bool) -> None:
         """Run the answer as it is to be shipped: with what the rounds left out."""
@@ -184,6 +190,6 @@ class Race:
         if self._result(answer.number) is None:
             error = (self.directory / str(answer.number) / ERROR).read_text().splitlines()[0]
             raise GateError(
-                f"ship: setting {answer.number} won, but failed as it is to be shipped (got {error}); mend that, the same command "
-                "goes on"
+                f"ship: setting {answer.number} won, but failed as it is to be shipped (got {error}); mend that, the same "
+                "command goes on"
             )

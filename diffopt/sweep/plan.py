@@ -23,6 +23,7 @@ from diffopt.jobs.nearest import Past
 from diffopt.jobs.plan import Step, idle
 from diffopt.jobs.runner import missing
 from diffopt.machine import environment, worker
+from diffopt.runtimes import RUNTIMES
 from diffopt.store.source import Sources
 from diffopt.store.store import Store
 
@@ -193,7 +194,10 @@ def _unfit(found: SweepPlan, ship: Ship) -> list[str]:
         if eval is None:
             lines.append("ship: is judged on the evaluation's pictures (got eval=null); choose eval=OPTION")
         else:
-            lines += ship.check(eval.prompts, eval.chunk, list(eval.metrics))
+            lines += ship.check(eval)
+            name = job.choices.format.name if job.choices.format else None
+            if ship.want == "latency" and not eval.latency and name in RUNTIMES[eval.runtime].kernels:
+                lines.append("eval.latency: is what ship.want=latency asks for (got false); set eval.latency=true")
     return list(dict.fromkeys(lines))
 
 
