@@ -151,3 +151,12 @@ def test_times_are_measured_once_for_each_program_and_choose_what_is_shipped(pla
     assert sorted(timed) in ([1, 4], [1, 1, 4])  # and that of the answer, where another one was timed for it
     assert found.chosen is not None
     assert "eval.steps=1" in found.entries[found.chosen].overrides
+
+
+@pytest.mark.matrix
+def test_another_launcher_runs_the_rounds_to_the_same_answer(
+    place: Path, whole: RaceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("joblib")
+    monkeypatch.setenv("DIFFOPT_JOBS", "2")
+    assert race(place, "joblib", "joblib-store", "hydra/launcher=joblib") == whole

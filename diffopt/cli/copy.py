@@ -94,10 +94,11 @@ def written(recipe: Option, overrides: list[str], run: str) -> str:
         choose(OmegaConf.to_container(visible, resolve=True))  # type: ignore[arg-type]
     values: Any = OmegaConf.to_container(visible, resolve=False)
     picks, hydra = _hydra_parts(recipe)
-    swept = {str(k).partition(".")[0] for k in OmegaConf.select(hydra, "sweeper.params") or {} if k in PICKS}
+    spaces = [OmegaConf.select(hydra, "sweeper.params") or {}, *((values.get("ship") or {}).get("space") or [])]
+    swept = {str(k) for space in spaces for k in space if k in PICKS}
     defaults = {f"override /{g}": chosen[g] for g in PICKS if g in swept and chosen.get(g)} | picks
     parts = [{"defaults": [{k: v} for k, v in defaults.items()]}] if defaults else []
-    parts += [{k: values[k]} for k in ("seed", "objective") if values.get(k) is not None]
+    parts += [{k: values[k]} for k in ("seed", "objective", "ship") if values.get(k) is not None]
     lines = [_header(recipe, overrides, run), *(_yaml(p) for p in parts)]
     for group in PICKS:
         if not values.get(group):

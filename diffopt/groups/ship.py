@@ -77,7 +77,7 @@ class Ship(Group):
         if not metrics:
             lines.append("eval.metrics: nothing is measured, so nothing can be judged (got []); name some")
         known = [limit for limit in self.floors if limit.metric in METRICS]
-        asked = {name: "eval.metrics" for name in metrics[:1]} | {limit.metric: "ship.floor" for limit in known}
+        asked = dict.fromkeys(metrics[:1], "eval.metrics") | {limit.metric: "ship.floor" for limit in known}
         for name, where in asked.items():
             if METRICS[name].judges == "set":
                 lines.append(
@@ -87,7 +87,7 @@ class Ship(Group):
         for limit in known:
             if limit.kind == "change" and limit.amount * sign(METRICS[limit.metric].better) > 0:
                 lines.append(
-                    f"ship.floor: full precision itself does not keep it, since it is what changes are from (got {limit.text}); "
+                    f"ship.floor: full precision itself does not keep it, as changes are from what it has (got {limit.text}); "
                     "give one that lets the metric get worse, or 0"
                 )
         return lines
