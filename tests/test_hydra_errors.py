@@ -110,3 +110,12 @@ def test_an_interpolation_in_an_override_is_of_the_recipe(tmp_path: Path) -> Non
     asked = ("+recipe=quickstart", "calib.size=${seed}", "seed=7", "calib.alpha=1.5")
     done = subprocess.run([sys.executable, "-m", "diffopt", *asked], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == "calib.alpha: must be less than or equal to 1 (got 1.5); lower it\n"
+
+
+def test_jobs_that_slurm_does_not_take_are_not_called_lost() -> None:
+    refusal = type("FailedJobError", (Exception,), {"__module__": "submitit.core.utils"})
+    said = hydra_errors.of_launcher(refusal("sbatch: error: Invalid generic resource (gres) specification\n"))
+    assert said
+    assert said.startswith("sweep: Slurm does not take the jobs (got sbatch: error: Invalid generic resource (gres) ")
+    assert "; set hydra.launcher.gpus_per_node" in said
+    assert "lost a process" in str(hydra_errors.of_launcher(refusal("Job 3 was killed")))

@@ -151,6 +151,11 @@ def of_launcher(error: Exception) -> str | None:
     if library not in ("joblib", "submitit", "ray"):
         return None
     said = next((x.strip() for x in str(error).splitlines() if x.strip()), "nothing")
+    if said.startswith("sbatch:"):
+        return (
+            f"sweep: Slurm does not take the jobs (got {said[:200]}); set hydra.launcher.gpus_per_node, cpus_per_task, mem_gb, "
+            "partition or account to what the cluster has: `diffopt ... --cfg hydra --package hydra.launcher` shows them"
+        )
     return (
         f"sweep: {library} lost a process before its job ended, perhaps to a lack of memory (got {type(error).__name__}: "
         f"{said[:200]}); fewer at once need less (DIFFOPT_JOBS=1); the same command goes on from what is in the store"
