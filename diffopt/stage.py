@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 from diffopt.artifact import Artifact
 from diffopt.errors import PlanError
+from diffopt.groups import PICKS
 from diffopt.machine import installation
 from diffopt.machine.progress import bar
 from diffopt.registry import described, loaded
@@ -125,7 +126,7 @@ class Stage:
 
     def called(self, choices: Choices) -> bool:
         """Whether its group, if it has one, is chosen."""
-        return self.when is None or getattr(choices, self.when) is not None
+        return self.when is None or choices.of(self.when) is not None
 
     def there(self, choices: Choices) -> bool:
         return self.only is None or self.only(choices)
@@ -164,9 +165,8 @@ def stage(
         if bare := [n for n in names if n not in hints]:
             raise TypeError(f"{run.__qualname__}: {bare[0]} has no annotation, which would say what it is")
         params = tuple(_param(run.__qualname__, name, hints[name]) for name in names)
-        groups = {f.name for f in fields(Choices)} - {"seed"}
-        if wrong := [n for n in (when, *(p.name for p in params if p.role == "view")) if n is not None and n not in groups]:
-            raise TypeError(f"{run.__qualname__}: {wrong[0]} is no config group; there are {', '.join(sorted(groups))}")
+        if wrong := [n for n in (when, *(p.name for p in params if p.role == "view")) if n is not None and n not in PICKS]:
+            raise TypeError(f"{run.__qualname__}: {wrong[0]} is no config group; there are {', '.join(sorted(PICKS))}")
         return Stage(run.__name__, run, version, when, probes, params, makes, only, asked, along)
 
     return wrap

@@ -1,4 +1,4 @@
-"""A package of its own adds a metric, a cache method and a stage as diffopt/README.md says, and that page is true."""
+"""A package of its own adds a part of every kind as diffopt/README.md says, and that page is true."""
 
 import ast
 import json
@@ -18,19 +18,25 @@ import other_packages
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 from test_plan import refused
+from tiny import PROMPTS, bench, prompt_set
 from tiny_unknown import aura_flow
 
+from diffopt import formats
 from diffopt.artifact import Artifact, CalibStats, Pipeline
 from diffopt.caches import METHODS
 from diffopt.cli.searchpath import bundled
 from diffopt.errors import ConfigError, MetricError, PlanError
+from diffopt.groups import GROUPS
+from diffopt.groups.eval import RuntimeView
 from diffopt.groups.validate import choose
 from diffopt.jobs.plan import ENDS, wants
 from diffopt.jobs.reach import unreached
 from diffopt.metrics import METRICS
 from diffopt.models import FAMILIES
+from diffopt.runtimes import RUNTIMES
 from diffopt.stage import Context, Stage, stage, stages
 
 ROOT = Path(__file__).parent.parent
@@ -40,8 +46,8 @@ PAGE = (ROOT / "diffopt" / "README.md").read_text()
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
 BLOCKS = dict(re.findall(r"`([\w/.]+)`[^\n]*:\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 """By the name of its file the code that the page shows."""
-CHOICES = ["model=emoji_flux", "format=int8", "calib=emoji", "calib.n_steps=1", "calib.batch_size=2", "calib.chunk=2"]
-CHOICES += ["eval=emoji", "eval.size=2", "eval.steps=4", "eval.latency=false", "cache=doubling"]
+CHOICES = ["model=emoji_flux", "format=int6", "calib=emoji", "calib.n_steps=1", "calib.batch_size=2", "calib.chunk=2"]
+CHOICES += ["eval=emoji", "eval.size=2", "eval.steps=4", "eval.latency=false", "cache=doubling", "headroom=whole"]
 
 
 def install(site: Path, name: str, version: str, points: dict[str, dict[str, str]]) -> None:
@@ -63,17 +69,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def diffopt(site: Path, where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def diffopt(site: Path, where: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     """The command line, in a process that the packages in `site` are installed for."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("DIFFOPT_", "HYDRA_"))}
-    command = [sys.executable, "-m", "diffopt", *arguments]
+    command = [sys.executable, *(["-c", code] if code else ["-m", "diffopt"]), *arguments]
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(command, cwd=where, env={**plain, "PYTHONPATH": path}, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def ran(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run that uses all three."""
+    """The directory of a run that uses them."""
     where = tmp_path_factory.mktemp("run")
     done = diffopt(site, where, *CHOICES, "calib.size=2", "eval.metrics=[contrast]", "hydra.run.dir=run")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -150,10 +156,78 @@ def test_the_doctor_has_nothing_to_say_of_its_stages(site, tmp_path):
     assert "stages:" not in diffopt(site, tmp_path, "doctor").stdout
 
 
-def test_its_stage_is_not_there_under_choices_that_it_does_not_want(site, tmp_path):
-    planned = diffopt(site, tmp_path, "plan", *CHOICES, "calib.size=8").stdout
+def test_its_format_is_what_the_layers_have(ran):
+    head = json.loads((ran / "quantize" / "checkpoint.json").read_text())
+    assert head["format"] == "int6"
+    assert head["weight_bits"] == 6
+    assert len(head["layers"]) > 10
+    assert {"num_bits": 6, "axis": 0} in [rule.get("cfg") for rule in head["rules"]]
+    assert json.loads((ran / "sample" / "images.json").read_text())["simulated"] is True
+
+
+REFUSED = {
+    "export=onnx": "export: no graph holds the weights of int6 (got int6); choose another format, or no export",
+    "export=huggingface": "export: no layout is known here of int6, another package's format (got huggingface); choose no",
+    "eval.runtime=native": "eval.runtime: native has no kernels for int6 (got native); set eval.runtime=torch",
+    "headroom.share=2": "headroom.share: must be less than or equal to 1 (got 2); lower it",
+    "headroom=hole": "headroom: no such option (got 'hole'); there are whole",
+    "headroom.chair=2": "headroom.chair: no such key here (got 2); there are share",
+    "calib.collect_method=min-mean": "headroom: nothing in this plan reads it (got headroom=...)",
+}
+ALL = """
+import contextlib, io, json, sys
+from diffopt.cli.main import main
+said = []
+for given in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as caught, contextlib.suppress(SystemExit):
+        main(["plan", *given])
+    said.append(caught.getvalue())
+print(json.dumps(said))
+"""
+
+
+def test_what_its_parts_cannot_do_is_refused_in_the_plan(site, tmp_path):
+    said = diffopt(site, tmp_path, json.dumps([[*CHOICES, given] for given in REFUSED]), code=ALL).stdout
+    for line, found in zip(REFUSED.values(), json.loads(said.splitlines()[-1]), strict=True):
+        assert line in found
+
+
+PLAIN = """
+from diffopt.artifact import Checkpoint
+from diffopt.runtimes import Runtime
+from diffopt.runtimes.torch import opened as torch_opened
+
+calls = []
+RUNTIME = Runtime("plain", Checkpoint, frozenset({None}), simulates=True, probes=(), module="plain_runtime")
+
+
+def opened(ctx, pipeline, subject, *, texts, **options):
+    calls.append(subject)
+    return torch_opened(ctx, pipeline, subject, texts=texts)
+"""
+
+
+def test_a_runtime_of_another_package_draws_and_its_name_is_known(tmp_path, monkeypatch):
+    install(tmp_path, "a-plug-in", "1.2", {"diffopt.runtimes": {"plain": "plain_runtime:RUNTIME"}})
+    (tmp_path / "plain_runtime.py").write_text(PLAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = bench()
+    view = RuntimeView(prompts=prompt_set(PROMPTS[:2]), batch_size=2, steps=1, runtime="plain")
+    with RUNTIMES["plain"].running(own.context(), own.pipeline(), None, None, texts=False) as run:
+        assert run.pipe.transformer is not None
+    assert import_module("plain_runtime").calls == [None]
+    assert view.runtime == "plain"
+    with pytest.raises(ValidationError, match="is not a runtime that is installed; did you mean plain"):
+        RuntimeView(prompts=prompt_set(PROMPTS[:2]), batch_size=2, steps=1, runtime="plane")
+
+
+def test_its_stage_and_group_are_not_there_where_the_group_is_not_chosen(site, tmp_path):
+    planned = diffopt(site, tmp_path, "plan", *CHOICES[:-1]).stdout
     assert "merge" in planned
     assert "headroom" not in planned
+    listed = diffopt(site, tmp_path, "ls", "headroom", "format").stdout
+    assert "whole" in listed
+    assert "int6" in listed
 
 
 def test_its_metric_is_listed_among_ours(site, tmp_path):
@@ -199,6 +273,9 @@ FAULTS = {
         ("diffopt.metrics", "bad", lambda: METRICS["bad"], MetricError),
         ("diffopt.caches", "bad", lambda: METHODS["bad"], ConfigError),
         ("diffopt.models", "bad", lambda: FAMILIES["bad"], PlanError),
+        ("diffopt.formats", "bad", lambda: formats.METHODS["bad"], ConfigError),
+        ("diffopt.runtimes", "bad", lambda: RUNTIMES["bad"], ConfigError),
+        ("diffopt.groups", "bad", lambda: GROUPS["bad"], ConfigError),
     ],
 )
 def test_a_package_that_cannot_be_used_is_named(tmp_path, monkeypatch, group, name, use, error, point):

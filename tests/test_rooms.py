@@ -15,9 +15,9 @@ LOOSE = 10
 FLOORS = """
 errors
 files
-text artifact schema formats
+text artifact schema
 registry machine store
-data
+data formats
 models metrics
 quality
 caches

@@ -19,7 +19,7 @@ from diffopt.data.prompts import PromptSet
 from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.files.layers import Layer
 from diffopt.files.sensitivity import SensedLayer, SensitivityFile
-from diffopt.groups.format import MEASURABLE
+from diffopt.groups.format import measurable
 from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.groups.validate import choose
 from diffopt.pipeline.open import open_pipeline
@@ -32,6 +32,7 @@ from diffopt.report.sensitivity import Reading
 from diffopt.stages.sense import sense
 
 SIZE, ALPHA = 3, 0.5
+MEASURABLE = tuple(measurable())
 
 
 @cache

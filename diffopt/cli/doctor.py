@@ -9,8 +9,7 @@ from pathlib import Path
 
 from diffopt import __version__, formats
 from diffopt.cli.arguments import Parser
-from diffopt.cli.searchpath import bundled
-from diffopt.errors import PlanError
+from diffopt.errors import DiffoptError, PlanError
 from diffopt.machine import engine_gpus, environment, installation
 from diffopt.machine.environment import package
 from diffopt.runtimes import RUNTIMES
@@ -62,8 +61,12 @@ def lines() -> list[str]:
         "",
         f"{'format':14} {'calibrate':12} {'engine plan':12} " + " ".join(f"{name:12}" for name in RUNTIMES),
     ]
-    for path in sorted((bundled("conf") / "format").glob("*.yaml")):
-        method = formats.method(path.stem)
+    for name in sorted(formats.METHODS):
+        try:
+            method = formats.method(name)
+        except DiffoptError as e:  # another package's
+            found.append(str(e))
+            continue
         native = bool(gpus) or not method.blockwise
         cells = ["yes" if native else "simulated", "yes" if builder else "no", *(_cell(n, method.name) for n in RUNTIMES)]
         found.append(f"{method.name:14} " + " ".join(f"{c:12}" for c in cells))

@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from diffopt.cli import strangers
 from diffopt.data import text_file
 from diffopt.errors import ConfigError
+from diffopt.registry import named
 
+MAIN = "config.yaml"
 HEADER = 512  # characters in which Hydra looks for `# @package`
 
 
@@ -39,7 +41,16 @@ class YamlSource(FileConfigSource):
         where, header = f"{self.scheme()}://{self.path}", ConfigSource._get_header_dict(text[:HEADER])
         config = OmegaConf.load(stream)
         check_defaults(config, path.name)
+        if self._normalize_file_name(config_path) == MAIN:
+            _let_in(config)
         return ConfigResult(config=config, path=where, provider=self.provider, header=header)
+
+
+def _let_in(config: Any) -> None:
+    """Give the main config, which picks no option of ours, the groups of other packages too."""
+    last = next((i for i, x in enumerate(config.defaults) if str(next(iter(x))).startswith("override ")), len(config.defaults))
+    added = [{name: None} for name in named("diffopt.groups", ())]
+    config.defaults = [*config.defaults[:last], *added, *config.defaults[last:]]
 
 
 def check_defaults(config: Any, where: str) -> None:

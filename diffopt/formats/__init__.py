@@ -1,16 +1,20 @@
-"""Number formats: one small file each, with the rules that modelopt takes. Importing them does not import torch."""
+"""Number formats: one small file each, with the rules that modelopt takes, and those of other packages. Importing them does not
+import torch."""
 
-from importlib import import_module
 from typing import Any
 
+from diffopt.errors import ConfigError
 from diffopt.formats.method import Method
+from diffopt.registry import Registry
+
+OURS = ("int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "auto")
+
+METHODS: Registry[Method] = Registry("diffopt.formats", "METHOD", Method, OURS, ConfigError, "format.name={}")
 
 
 def method(name: str) -> Method:
     """The format called `name`, as in conf/format."""
-    found = import_module(f"diffopt.formats.{name}").METHOD
-    assert isinstance(found, Method)
-    return found
+    return METHODS[name]
 
 
 def methods(chosen: Any) -> list[Method]:
@@ -19,4 +23,4 @@ def methods(chosen: Any) -> list[Method]:
     return [method(n) for n in names if n != "full"]
 
 
-__all__ = ["Method", "method", "methods"]
+__all__ = ["METHODS", "OURS", "Method", "method", "methods"]

@@ -23,6 +23,23 @@ Attributes = dict[str, Any] | list[dict[str, Any]]
 
 QKV = "*[qkv]_bmm_quantizer"
 
+HELD = frozenset(
+    {"int8", "int4 static", "e4m3", "e2m1 dynamic e4m3", "e2m1 static e4m3", "e4m3 dynamic e8m0", "int4 static, e4m3"}
+)
+"""Weights that a graph can hold (diffopt/graph/packing)."""
+
+
+def kind(num_bits: Any, block_sizes: Any) -> str:
+    """A number format in words: values, whether in blocks, and block scales."""
+
+    def number(bits: Any) -> str:
+        return f"e{bits[0]}m{bits[1]}" if isinstance(bits, (tuple, list)) else f"int{bits}"
+
+    if not block_sizes:
+        return number(num_bits)
+    words = [number(num_bits), block_sizes.get("type", "static")]
+    return " ".join([*words, number(block_sizes["scale_bits"])] if "scale_bits" in block_sizes else words)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -134,6 +151,12 @@ class Method:
         for name in [*keep, *exclude]:
             found += [{"quantizer_name": f"{name}.*", "enable": False}]
         return found
+
+    def weights_held(self) -> str:
+        """What its weights are, in the words of HELD."""
+        rule = self.weight_rule(None)
+        parts = rule if isinstance(rule, list) else [rule]
+        return ", ".join(kind(x["num_bits"], x.get("block_sizes")) for x in parts)
 
     def weight_rule(self, block_size: int | None) -> Attributes:
         """The weight's attributes with its block size, which is the first quantizer's where there are two."""

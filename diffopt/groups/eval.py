@@ -13,6 +13,7 @@ from diffopt.groups.choices import Choices
 from diffopt.groups.view import View
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.quality import gates
+from diffopt.registry import named
 from diffopt.schema import Group
 from diffopt.store.source import ScorerSource
 
@@ -24,7 +25,17 @@ def _installed(name: str) -> str:
 
 
 MetricName = Annotated[str, AfterValidator(_installed)]
-RuntimeName = Literal["torch", "native", "onnxruntime", "tensorrt"]
+RUNTIMES = ("torch", "native", "onnxruntime", "tensorrt")
+"""Ours; diffopt/runtimes says what they are."""
+
+
+def _runtime(name: str) -> str:
+    if name not in (there := named("diffopt.runtimes", RUNTIMES)):
+        raise ValueError(f"is not a runtime that is installed; {suggestion(name, there)}")
+    return name
+
+
+RuntimeName = Annotated[str, AfterValidator(_runtime)]
 ContenderName = Literal["eager", "compiled", "native", "onnxruntime", "tensorrt"]
 OF_GRAPHS: tuple[Literal["onnxruntime", "tensorrt"], ...] = ("onnxruntime", "tensorrt")
 """Those that run a graph or its plan, which brings a batch size of its own."""
@@ -63,7 +74,7 @@ class Eval(Group):
     """Frames of a video that are kept and judged, evenly spaced from the first to the last, at most those it has; null takes
     all. Every metric of pictures is taken of each and averaged over the video."""
     runtime: RuntimeName
-    """What draws the candidate's pictures."""
+    """What draws the candidate's pictures: one of diffopt/runtimes, or another package's."""
     cuda_graph: bool = False
     """Give the GPU a backbone call of `tensorrt` as one CUDA graph, where launching its kernels takes longer than they run."""
     metrics: list[MetricName]

@@ -1,11 +1,12 @@
 """`format=`: the number format that the backbone is quantized to."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffopt import formats
+from diffopt.errors import suggestion
 from diffopt.formats.method import Awq, Inputs, Weights
 from diffopt.groups.choices import Choices
 from diffopt.groups.gpu_rates import PEAK, Gpu
@@ -13,12 +14,28 @@ from diffopt.groups.quantized_source import Quantized
 from diffopt.groups.view import View
 from diffopt.schema import Group
 
-Name = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "auto"]
 Component = Literal["fp8", "int8"]
-Candidate = Literal["int8", "int8_sq", "fp8", "int4_awq", "w4a8_awq", "nvfp4", "nvfp4_svdquant", "mxfp8", "full"]
 
-MEASURABLE = ("int8", "int8_sq", "fp8", "nvfp4", "mxfp8")
-"""Formats that are known from extremes alone."""
+def _installed(name: str) -> str:
+    if name not in formats.METHODS:
+        raise ValueError(f"is not a format that is installed; {suggestion(name, formats.METHODS)}")
+    return name
+
+
+def _candidate(name: str) -> str:
+    there = [n for n in formats.METHODS if n != "auto"] + ["full"]
+    if name not in there:
+        raise ValueError(f"is nothing that a layer can be given; {suggestion(name, there)}")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_installed)]
+Candidate = Annotated[str, AfterValidator(_candidate)]
+
+
+def measurable() -> list[str]:
+    """Formats that are known from extremes alone."""
+    return [n for n, m in formats.METHODS.items() if n != "auto" and not m.records]
 
 
 def _percent(text: str) -> str:
@@ -78,7 +95,7 @@ def check_measurable(names: Sequence[str]) -> None:
     if searching := [n for n in names if n != "full" and formats.method(n).records]:
         raise ValueError(
             f"{searching[0]} is found by a search over many inputs, which one pass does not make; "
-            f"choose of {', '.join(MEASURABLE)}"
+            f"choose of {', '.join(measurable())}"
         )
     if len({*names}) != len(names):
         raise ValueError("names one twice; name each once")
@@ -100,7 +117,7 @@ class Format(Group):
     }
 
     name: Name
-    """Name of a file in diffopt/formats."""
+    """Name of a file in diffopt/formats, or of another package's format."""
     exclude: list[str] = Field(default=[])
     """Globs over module names (`transformer_blocks.0.*`) kept in full precision, besides the family's own."""
     quantize_mha: bool = False

@@ -8,7 +8,7 @@ from diffopt import formats
 from diffopt.data.prompts import Prompts
 from diffopt.groups.calib import Calib, Collect, reads_steps
 from diffopt.groups.choices import Choices
-from diffopt.groups.format import MEASURABLE, Name, check_measurable
+from diffopt.groups.format import Name, check_measurable, measurable
 from diffopt.groups.view import View
 from diffopt.schema import Group
 
@@ -23,7 +23,7 @@ class Sense(Group):
     @classmethod
     def _measurable(cls, names: list[str]) -> list[str]:
         if "auto" in names:
-            raise ValueError(f"auto is a choice among formats, not one; choose of {', '.join(MEASURABLE)}")
+            raise ValueError(f"auto is a choice among formats, not one; choose of {', '.join(measurable())}")
         check_measurable(names)
         return names
 

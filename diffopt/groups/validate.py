@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from diffopt.errors import ConfigError, closest, suggestion
-from diffopt.groups import GROUPS, PICKS, Model
+from diffopt.groups import GROUPS, OURS, PICKS, Model
 from diffopt.groups.choices import Choices
 from diffopt.groups.format import as_read
 from diffopt.schema import Group
@@ -70,7 +70,8 @@ def choose(config: dict[str, Any]) -> Choices:
         ]
     if errors:
         raise ConfigError("\n".join(errors))
-    return Choices(seed=seed, **groups | ({"format": as_read(found)} if found else {}))  # type: ignore[arg-type]
+    others = {name: groups.pop(name) for name in GROUPS if name not in OURS}
+    return Choices(seed=seed, others=others, **groups | ({"format": as_read(found)} if found else {}))  # type: ignore[arg-type]
 
 
 def explain(group: str, schema: type[Group], error: Any) -> str:

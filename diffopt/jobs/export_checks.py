@@ -4,16 +4,18 @@ from collections.abc import Iterator, Sequence
 
 from diffopt import formats, models
 from diffopt.files.layers import Layer
+from diffopt.formats.method import HELD
 from diffopt.groups.cut import cuts
+from diffopt.groups.eval import OF_GRAPHS
 from diffopt.groups.export import LAYOUTS
 from diffopt.groups.format import Format
+from diffopt.groups.model import Model
 from diffopt.kernels.capability import KIND
 from diffopt.layouts import COMFYUI, MULTIPLES, RANKS, SVDQUANT, UNREAD, demo_diffusion
 from diffopt.layouts.families import NAMES
 from diffopt.machine.environment import Environment, gpus
+from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
-
-GRAPH_RUNTIMES = frozenset({"onnxruntime", "tensorrt"})
 
 
 def exported(choices: Choices, environment: Environment) -> Iterator[str]:
@@ -22,23 +24,8 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
     if export is None or choices.model is None:
         return
     if export.kind != "graph":
-        if export.kind in LAYOUTS and picked and picked.quantize_mha:
-            yield (
-                "format.quantize_mha: other programs' layouts have no place for quantized attention (got true); "
-                f"set format.quantize_mha=false, or drop export={export.kind}"
-            )
-        if export.kind == "comfyui" and picked:
-            yield from _comfyui(choices.model.family, picked, choices.model.quantized is not None)
-        if export.kind in SVDQUANT and picked:
-            yield from _svdquant(export.kind, choices.model.dtype, picked)
-        if export.kind == "native" and picked and picked.name not in KIND:
-            there = " or ".join(f"format={name}" for name in KIND)
-            yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
-        if export.kind in ("native", "comfyui") and picked and picked.inputs == "full":
-            why = "no kernel multiplies NVFP4 by 16 bits" if export.kind == "native" else "ComfyUI rounds them"
-            yield (
-                f"format.inputs: {why} (got full, export={export.kind}); set format.inputs=max, or choose export=huggingface"
-            )
+        if picked:
+            yield from _packed(export.kind, choices.model, picked)
         return
     if export.engine and environment["tensorrt"] is None:
         yield (
@@ -54,17 +41,53 @@ def exported(choices: Choices, environment: Environment) -> Iterator[str]:
         )
     dtype = export.high_precision_dtype or choices.model.dtype
     if picked:
-        blocks = next((m for m in formats.methods(picked) if m.export_dtype), None)
-        if blocks and dtype == "float32":
-            yield (
-                f"export.high_precision_dtype: {blocks.name} does not export from float32: {blocks.export_reason} "
-                f"(got {dtype}); set export.high_precision_dtype={blocks.export_dtype}"
-            )
-        if picked.quantize_mha and dtype == "float32":
-            yield (
-                "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
-                "set export.high_precision_dtype=float16"
-            )
+        yield from _held(picked, dtype)
+
+
+def _packed(kind: str, model: Model, picked: Format) -> Iterator[str]:
+    """Why a format has no place in a layout of files."""
+    strange = [m for m in formats.methods(picked) if m.name not in formats.OURS]
+    if kind in LAYOUTS and strange:
+        yield (
+            f"export: no layout is known here of {strange[0].name}, another package's format (got {kind}); "
+            f"choose {'export=onnx' if strange[0].weights_held() in HELD else 'no export'}"
+        )
+        return
+    if kind in LAYOUTS and picked.quantize_mha:
+        yield (
+            "format.quantize_mha: other programs' layouts have no place for quantized attention (got true); "
+            f"set format.quantize_mha=false, or drop export={kind}"
+        )
+    if kind == "comfyui":
+        yield from _comfyui(model.family, picked, model.quantized is not None)
+    if kind in SVDQUANT:
+        yield from _svdquant(kind, model.dtype, picked)
+    if kind == "native" and picked.name not in KIND:
+        there = " or ".join(f"format={name}" for name in KIND)
+        yield f"export: there are no native kernels for {picked.name} (got native); choose {there}"
+    if kind in ("native", "comfyui") and picked.inputs == "full":
+        why = "no kernel multiplies NVFP4 by 16 bits" if kind == "native" else "ComfyUI rounds them"
+        yield f"format.inputs: {why} (got full, export={kind}); set format.inputs=max, or choose export=huggingface"
+
+
+def _held(picked: Format, dtype: str) -> Iterator[str]:
+    """Why no graph, with the rest in a dtype, holds a format."""
+    for method in (m for m in formats.methods(picked) if m.weights_held() not in HELD):
+        yield (
+            f"export: no graph holds the weights of {method.name} (got {method.weights_held()}); choose another format, or "
+            "no export"
+        )
+    blocks = next((m for m in formats.methods(picked) if m.export_dtype), None)
+    if blocks and dtype == "float32":
+        yield (
+            f"export.high_precision_dtype: {blocks.name} does not export from float32: {blocks.export_reason} "
+            f"(got {dtype}); set export.high_precision_dtype={blocks.export_dtype}"
+        )
+    if picked.quantize_mha and dtype == "float32":
+        yield (
+            "export.high_precision_dtype: FP8 attention needs 16-bit tensors (got float32); "
+            "set export.high_precision_dtype=float16"
+        )
 
 
 def _shapes(choices: Choices) -> Iterator[str]:
@@ -132,7 +155,7 @@ def _target(choices: Choices) -> Iterator[str]:
         yield "export.target: demoDiffusion builds its own plan of the graph (got export.engine=true); choose export=onnx"
     if cuts(choices):
         yield "export.target: demoDiffusion runs no graph that is cut for a cache (got demo_diffusion); set cache=null"
-    if choices.eval and (choices.eval.runtime in GRAPH_RUNTIMES or {*choices.eval.bench} & GRAPH_RUNTIMES):
+    if choices.eval and (RUNTIMES[choices.eval.runtime].of_graph or {*choices.eval.bench} & {*OF_GRAPHS}):
         yield (
             "export.target: a graph with demoDiffusion's names is not run here (got demo_diffusion); set eval=null, or "
             "eval.runtime=torch"

@@ -184,7 +184,7 @@ def idle_overrides(plan: Plan, choices: Choices, overrides: list[str]) -> list[s
 def _left_open(choices: Choices, key: str) -> bool:
     """Whether null is what another field's value makes of this one: said or not, it is the same."""
     group, _, name = key.partition(".")
-    chosen: Group | None = getattr(choices, group) if group in GROUPS else None
+    chosen: Group | None = choices.of(group) if group in GROUPS else None
     return chosen is not None and name in chosen.unread()
 
 
@@ -195,11 +195,11 @@ def idle(plan: Plan, choices: Choices, keys: Iterable[str]) -> dict[str, tuple[s
         group, _, within = key.partition(".")
         name = within.partition(".")[0]  # of a field with fields of its own, as format.budget.bits
         if name and group in GROUPS and f"{group}.{name}" not in plan.used and name not in GROUPS[group].steers:
-            if getattr(choices, group) is None:
+            if (chosen := choices.of(group)) is None:
                 found[key] = ("the group is not chosen", f"choose {group}=OPTION, or drop it")
             else:
                 picked = f"format={choices.format.name}" if choices.format else "these choices"
-                reader, reason = GROUPS[group].reader(name), getattr(choices, group).unread().get(name)
+                reader, reason = GROUPS[group].reader(name), chosen.unread().get(name)
                 why = reason or (f"{reader} alone reads it" if reader else "")
                 found[key] = (f"has no effect under {picked}" + (f", since {why}" if why else ""), "drop it")
         if key == "seed" and not any(p.role == "seed" for s in plan.steps for p in s.stage.params):
@@ -212,7 +212,7 @@ def _idle_groups(choices: Choices, plan: Plan) -> list[str]:
     return [
         f"{name}: nothing in this plan reads it (got {name}=...); drop it, or choose what uses it"
         for name in GROUPS
-        if getattr(choices, name) is not None and name not in read
+        if choices.of(name) is not None and name not in read
     ]
 
 
@@ -265,7 +265,7 @@ class _Planner:
         used: set[str] = set()
         for param in (p for p in stage.params if p.role == "view"):
             read = param.under is None or param.under.test(choices)
-            group: Group | None = getattr(choices, param.name) if read else None
+            group: Group | None = choices.of(param.name) if read else None
             view = param.types[0]
             assert issubclass(view, View)
             if group is None and not param.optional:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffopt import formats
+from diffopt.artifact import Artifact, EnginePlan, OnnxGraph
 from diffopt.groups.cut import cuts
 from diffopt.groups.eval import OF_GRAPHS
 from diffopt.kernels.capability import KIND, shortfall
@@ -13,8 +14,8 @@ from diffopt.quality.limit import PARITY
 from diffopt.runtimes import RUNTIMES
 from diffopt.view import Choices
 
-RUNS = {"onnxruntime": ("an ONNX graph", "onnx"), "tensorrt": ("an engine plan", "tensorrt")}
-"""What a runtime of graphs runs, and the option of `export` that makes it."""
+RUNS: dict[type[Artifact], tuple[str, str]] = {OnnxGraph: ("an ONNX graph", "onnx"), EnginePlan: ("an engine plan", "tensorrt")}
+"""What runtimes of graphs run, and the option of `export` that makes it."""
 NEEDS = {"fp8": "fp8", "w4a8_awq": "fp8", "nvfp4": "nvfp4", "mxfp8": "mxfp8"}
 """Kinds of kernels that not every GPU has on which plans run, as diffopt/kernels/capability.py has them."""
 
@@ -34,7 +35,9 @@ def run(choices: Choices, environment: Environment) -> Iterator[str]:
             f"eval.gates.{PARITY}: without a format nothing is simulated, so there is nothing to compare with "
             f"(got {choices.eval.gates[PARITY]!r}); choose format=OPTION, or drop it"
         )
-    if runtime.name in OF_GRAPHS:
+    if reason := runtime.unfit():
+        yield f"eval.runtime: {reason} (got {runtime.name}); set eval.runtime=torch"
+    if runtime.of_graph:
         yield from _graphs(choices, environment, runtime.name, "eval.runtime", "set eval.runtime=torch")
 
 
@@ -69,7 +72,7 @@ def _graphs(choices: Choices, environment: Environment, way: str, where: str, ot
     """What a runtime of graphs needs of the choices and of the machine. `where` names the field that asks for it."""
     if way == "tensorrt":
         yield from _engines(choices, environment, where, otherwise)
-    elif environment["onnxruntime"] is None:
+    elif way == "onnxruntime" and environment["onnxruntime"] is None:
         yield f"{where}: onnxruntime is not installed (got onnxruntime); `pip install onnxruntime-gpu`"
     if choices.cache and not cuts(choices):
         yield (
@@ -77,7 +80,7 @@ def _graphs(choices: Choices, environment: Environment, way: str, where: str, ot
             f"{choices.cache.model_dump()['method']} decides while it runs (got {where}={way}); "
             f"choose cache=cachify, or {otherwise}"
         )
-    what, option = RUNS[way]
+    what, option = RUNS[RUNTIMES[way].runs]
     if choices.export is None or choices.export.kind != "graph":
         yield f"export: the {way} runtime runs {what} (got no export); choose export={option}"
     elif way == "onnxruntime" and (choices.export.high_precision_dtype or (choices.model and choices.model.dtype)) != "float32":

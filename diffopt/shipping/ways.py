@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from diffopt.artifact import Artifact, Checkpoint, DeployedCheckpoint, NativeCheckpoint
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.deploy import DeployFile
+from diffopt.formats import OURS
 from diffopt.groups.export import LAYOUTS
 from diffopt.kernels.capability import KIND
 from diffopt.layouts import COMFYUI
@@ -48,7 +49,7 @@ class Way:
 
 
 _ALL = (
-    Way("hf", "huggingface", "Model-Optimizer's layout: vLLM-Omni, SGLang, TensorRT-LLM"),
+    Way("hf", "huggingface", "Model-Optimizer's layout: vLLM-Omni, SGLang, TensorRT-LLM", formats=frozenset(OURS)),
     Way("comfyui", "comfyui", "one file for ComfyUI", whole=False, formats=frozenset(COMFYUI)),
     Way("svdquant", "svdquant", "SVDQuant for vLLM-Omni", formats=SVDQUANT),
     Way("nunchaku", "nunchaku", "SVDQuant for Nunchaku's kernels, by diffusers", formats=SVDQUANT),

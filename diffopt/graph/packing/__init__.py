@@ -7,6 +7,7 @@ import torch
 from modelopt.torch.quantization.nn import SequentialQuantizer
 
 from diffopt.errors import GateError
+from diffopt.formats.method import kind
 from diffopt.graph.packing.block import mxfp8, nvfp4
 from diffopt.graph.packing.fp8 import fp8, int4_fp8
 from diffopt.graph.packing.integer import int4, int8
@@ -52,13 +53,4 @@ def _packer(name: str, quantizer: Any) -> Packer:
 
 
 def _kind(quantizer: Any) -> str:
-    """The number format in words: values, whether in blocks, and block scales."""
-
-    def number(bits: Any) -> str:
-        return f"e{bits[0]}m{bits[1]}" if isinstance(bits, tuple) else f"int{bits}"
-
-    blocks = quantizer.block_sizes
-    if not blocks:
-        return number(quantizer.num_bits)
-    words = [number(quantizer.num_bits), blocks.get("type", "static")]
-    return " ".join([*words, number(blocks["scale_bits"])] if "scale_bits" in blocks else words)
+    return kind(quantizer.num_bits, quantizer.block_sizes)
