@@ -13,7 +13,6 @@ from tiny_unknown import UNKNOWN
 
 FORMATS = ("int8_sq", "fp8", "nvfp4")
 UNEXPORTED = {
-    "cogvideox": "CogVideoXTransformer3DModel cannot be written down (got image_rotary_emb is a list of tensors)",
     "lumina": "LuminaNextDiT2DModel cannot be written down (got image_rotary_emb is complex, which graphs have not)",
     "lumina2": "no graph can be written of a Lumina2Transformer2DModel (got RuntimeError: ScalarType ComplexDouble is",
     "perturbed": "SD3Transformer2DModel cannot be written down (got a call without guidance has 2 * batch rows)",

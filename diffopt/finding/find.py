@@ -162,7 +162,12 @@ class _Search:
         given, nested = [f[0] for f in flats], flats[0][1]
         try:
             if len({tuple(sorted(g)) for g in given}) > 1:
-                raise Unfit("its inputs are not the same at all sizes")
+                lists = {outer for _, own in flats for n, outer in own.items() if len({n in g for g in given}) > 1}
+                raise Unfit(
+                    f"{sorted(lists)[0]} is a list of another number of tensors at another size"
+                    if lists
+                    else "its inputs are not the same at all sizes"
+                )
             found = {n: template(n, [g[n] for g in given], sizes, DTYPE) for n in given[0]}
             if (rows := next(iter(found.values()))["shape"][0]) != "batch":  # as of perturbed attention
                 raise Unfit(f"a call without guidance has {rows} rows")

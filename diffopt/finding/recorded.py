@@ -78,15 +78,23 @@ def _list(name: str, values: Sequence[Any], sizes: Sequence[Size], dtype: torch.
 
 
 def flat(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arguments without what is None, empty or the switch of the output's form; of dicts what is in them, and whose it is; of
-    lists of a ControlNet's states each, by its number."""
+    """Arguments without what is None, empty or the switch of the output's form; of dicts and tuples of tensors what is in them,
+    and whose it is; of lists of a ControlNet's states each, by its number."""
     found: dict[str, Any] = {}
     nested: dict[str, str] = {}
     for name, value in given.items():
         if name == "return_dict" or value is None or (isinstance(value, Mapping) and not value):
             continue
-        if isinstance(value, Mapping):
-            inner = {n: x for n, x in value.items() if x is not None}
+        within = value
+        if (
+            name not in SEVERAL
+            and isinstance(value, (list, tuple))
+            and value
+            and all(isinstance(x, torch.Tensor) for x in value)
+        ):
+            within = {f"{name}.{i}": x for i, x in enumerate(value)}
+        if isinstance(within, Mapping):
+            inner = {n: x for n, x in within.items() if x is not None}
             nested |= dict.fromkeys(inner, name)
             found |= inner
         elif name in SEVERAL:

@@ -1,7 +1,7 @@
 """`format=`: the number format that the backbone is quantized to."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -148,7 +148,7 @@ class Format(Group):
     @classmethod
     def _kept_in_fewer_bits(cls, value: Any) -> Any:
         for name, format in value.items() if isinstance(value, dict) else ():
-            if format in get_args(Name) and format not in get_args(Component):
+            if format in formats.METHODS and format not in get_args(Component):
                 raise ValueError(
                     f"{name}: torchao has no weights alone in this on every device (got {format}); "
                     f"choose {' or '.join(get_args(Component))}, or null"

@@ -114,7 +114,8 @@ class Family:
     unbatched: tuple[str, ...] = ()
     """Backbone inputs without a batch axis."""
     nested: Mapping[str, str] = field(default_factory=dict)
-    """Inputs that the backbone takes within a dict, by the name of that argument."""
+    """Backbone inputs within a dict or a tuple, by the name of that argument; those of a tuple are called `NAME.0`
+    and so on."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Inputs that the backbone calls otherwise, by what they are called here."""
     listed: Mapping[str, str | None] = field(default_factory=dict)
@@ -187,15 +188,20 @@ class Family:
                 found[many] = (*found.get(many, ()), value)
             elif name not in self.listed.values():
                 found[self.renamed.get(name, name)] = value
-        return found
+        tuples = {outer for name, outer in self.nested.items() if _place(name, outer) is not None} & {*found}
+        return found | {outer: tuple(found[outer][f"{outer}.{i}"] for i in range(len(found[outer]))) for outer in tuples}
 
     def flat(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The inverse: the backbone's keyword arguments, those within dicts and lists beside the others. Lists of tensors of one
-        shape are one tensor."""
-        inner = {n: arguments[outer][n] for n, outer in self.nested.items() if arguments.get(outer)}
+        """The inverse: the backbone's keyword arguments, those within dicts, tuples and lists beside the others. Lists of tensors
+        of one shape are one tensor."""
+        inner = {}
+        for name, outer in self.nested.items():
+            if arguments.get(outer):
+                place = _place(name, outer)
+                inner[name] = arguments[outer][name if place is None else place]
         several = {f"{n}_{i}": x for n in self.several for i, x in enumerate(arguments.get(n) or ())}
-        ours, outer = {theirs: name for name, theirs in self.renamed.items()}, {*self.nested.values(), *self.several}
-        return {ours.get(n, n): _joined(v) for n, v in arguments.items() if n not in outer} | inner | several
+        ours, within = {theirs: name for name, theirs in self.renamed.items()}, {*self.nested.values(), *self.several}
+        return {ours.get(n, n): _joined(v) for n, v in arguments.items() if n not in within} | inner | several
 
     def kept(self, blocks: Mapping[str, int], backbones: Sequence[str]) -> list[str]:
         """Globs over the module names of what `open_backbone` gives that stay in full precision, the end blocks included.
@@ -224,3 +230,9 @@ def _joined(x: Any) -> Any:
     if isinstance(x, list) and x and all(isinstance(y, torch.Tensor) and y.shape == x[0].shape for y in x):
         return torch.stack(x)
     return x
+
+
+def _place(name: str, outer: str) -> int | None:
+    """Of an input within a tuple; None of one within a dict."""
+    place = name.removeprefix(f"{outer}.")
+    return int(place) if place != name and place.isdecimal() else None
