@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hydra.errors import CompactHydraException
 
@@ -48,14 +48,22 @@ def pass_on_memory(error: BaseException) -> None:
         raise MemoryError(str(error) or "MemoryError") from error
 
 
-def memory(where: str, error: BaseException) -> GateError:
-    """What a user is told of a MemoryError."""
+def lacks_gpu_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory was full, whatever library said so."""
+    return not isinstance(error, DiffoptError) and "CUDA" in str(error) and bool(SHORT.search(str(error)))
+
+
+def memory(where: str, error: BaseException, setting: str = "", needed: Mapping[str, int] | None = None) -> GateError:
+    """What a user is told of a MemoryError: what was estimated to be needed, and which setting lowers it."""
     first = (str(error).strip().splitlines() or ["MemoryError"])[0][:200]
     gpu = "CUDA" in first
     more = "a GPU with more memory" if gpu else "more memory (`ulimit -v`, the container's limit)"
+    about = (needed or {}).get("gpu" if gpu else "ram")
+    estimate = f", of an estimated need of {about / 2**30:.1f} GiB" if about else ""
+    batches = setting or "calib.batch_size, eval.batch_size, train.micro_batch"
     return GateError(
-        f"{where}: there is no more {'GPU memory' if gpu else 'memory'} (got {first}); give it {more}, or take smaller batches "
-        "(calib.batch_size, eval.batch_size, train.micro_batch); finished steps are in the store, the same command goes on"
+        f"{where}: there is no more {'GPU memory' if gpu else 'memory'} (got {first}{estimate}); give it {more}, or take "
+        f"smaller batches ({batches}); finished steps are in the store, the same command goes on"
     )
 
 

@@ -59,6 +59,8 @@ class Context:
     """The same for what TensorRT's builder learns of the speed of kernels."""
     along: Path | None = None
     """As `out`, of the stage that this one names by `along`, where it is to run too: its artifact comes of the same pass."""
+    lean: bool = False
+    """The GPU's memory was full: keep there what a call needs alone. It changes no result."""
 
     def progress(self, total: int) -> AbstractContextManager[Callable[[], None]]:
         """A bar of `total` ticks on a terminal; yields the function that ticks."""

@@ -185,6 +185,18 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def prepare(tmp_path: Path) -> Callable[..., job.Job]:
+    """`prepare("+recipe=quickstart", "seed=1")` is a recipe's job in a store of the test's own."""
+
+    def prepared(*overrides: str) -> job.Job:
+        config = composed(*overrides).copy()
+        OmegaConf.update(config, "store", str(tmp_path / "store"))
+        return job.prepare(config, [], dry=True, sweep=False)
+
+    return prepared
+
+
+@pytest.fixture
 def no_handlers() -> Iterator[None]:
     """No log handlers at first, and as they were at the end: a run in this process puts up those of its directory."""
     loggers = [logging.getLogger(), logging.getLogger("diffopt")]

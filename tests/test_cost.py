@@ -1,16 +1,12 @@
 """What `diffopt plan` says of a step to run: what it differs in from the artifact most like it, and what it would cost."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from diffopt.cli.plan import folded, table
-from diffopt.cli.searchpath import bundled, register
 from diffopt.jobs import job
 from diffopt.jobs.cost import Cost, cost, downloads
 from diffopt.jobs.nearest import Past
@@ -20,25 +16,6 @@ from diffopt.text import duration
 
 QUICK, GIB = "+recipe=emoji_int8_sq", 1 << 30
 Prepare = Callable[..., job.Job]
-
-
-@contextmanager
-def composed(*overrides: str) -> Iterator[Any]:
-    register()
-    with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-        yield compose("config", list(overrides))
-
-
-@pytest.fixture
-def prepare(tmp_path: Path) -> Prepare:
-    """A recipe's job in a store of the test's own."""
-
-    def prepared(*overrides: str) -> job.Job:
-        with composed(*overrides) as config:
-            OmegaConf.update(config, "store", str(tmp_path / "store"))
-        return job.prepare(config, [], dry=True, sweep=False)
-
-    return prepared
 
 
 def fill(made: job.Job, seconds: float = 10.0, peak: int = GIB, **about: Any) -> None:

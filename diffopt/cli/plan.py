@@ -1,6 +1,8 @@
 """`diffopt plan`: what would run, what is cached, and why a step would run again."""
 
+import json
 import re
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
@@ -10,7 +12,8 @@ from omegaconf import DictConfig, open_dict
 
 from diffopt.cli.arguments import Parser
 from diffopt.cli.searchpath import bundled
-from diffopt.jobs.cost import cost, downloads
+from diffopt.errors import ConfigError
+from diffopt.jobs.cost import downloads
 from diffopt.jobs.job import Job, prepare, spelled
 from diffopt.jobs.nearest import Past, differences, flat, sources
 from diffopt.jobs.plan import Step
@@ -25,6 +28,7 @@ def parser() -> Parser:
     made = Parser("diffopt plan", description="Show a recipe's steps; runs and writes nothing.")
     made.add_argument("--config-dir", "-cd", help="a directory of your own groups and recipes")
     made.add_argument("--multirun", "-m", action="store_true", help="plan every job of a sweep")
+    made.add_argument("--json", action="store_true", help="the same as one JSON object, for programs; of one job")
     made.add_argument("overrides", nargs="*", metavar="+recipe=NAME key=value ...")
     return made
 
@@ -34,6 +38,8 @@ def command(arguments: list[str]) -> None:
     asked = [spelled(o) for o in given.overrides]
     config = composed(asked, sweep=given.multirun)
     if config.hydra.mode == RunMode.MULTIRUN:
+        if given.json:
+            raise ConfigError("--json: tells of one job (got a sweep); leave out --multirun, or plan the jobs one by one")
         from diffopt.sweep.plan import plan_sweep
 
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
@@ -42,7 +48,8 @@ def command(arguments: list[str]) -> None:
     with open_dict(config):
         del config["hydra"]
     overrides = [o for o in asked if not o.startswith("+recipe=")]
-    print(printable(table(prepare(config, overrides, dry=True, sweep=False))))
+    job = prepare(config, overrides, dry=True, sweep=False)
+    print(json.dumps(numbers(job), indent=1) if given.json else printable(table(job)))
 
 
 def composed(overrides: list[str], *, sweep: bool) -> DictConfig:
@@ -69,10 +76,28 @@ def table(job: Job) -> str:
     lines = [f"{name:{width}}  {key:16}  {state:8}  {why}".rstrip() for name, key, state, why in rows]
     lines += [f"note: {n}" for n in job.plan.notes]
     runs = [step for step in job.plan.steps if step in todo]
+    lines += [f"warning: {line}" for line in job.warnings]
     if runs:
-        lines += ["", *cost(runs, past).lines(job.store.root), *downloads(runs), ""]
+        lines += ["", *(f"  {row}" for row in job.cost.rows())] if job.cost.peak else []
+        lines += ["", *job.cost.lines(job.store.root), *downloads(runs), ""]
     lines.append(f"{len(job.plan.steps)} steps, {len(todo)} to run; store {job.store.root}")
     return "\n".join(lines)
+
+
+def numbers(job: Job) -> dict[str, Any]:
+    """The same for programs: bytes, seconds, and null for what is not known."""
+    todo, past = {*job.todo}, Past(job.store)
+    by_name = {e.name: e for e in job.cost.each}
+    steps = []
+    for step in job.plan.steps:
+        state, why = _state(step, todo, job.store, past)
+        about = by_name.get(step.name)
+        foretold = {n: getattr(about, n) for n in ("seconds", "ram", "gpu", "disk", "recorded")} if about else {}
+        key = None if step.pending else step.fingerprint
+        steps.append({"name": step.name, "kind": step.kind, "fingerprint": key, "state": state, "why": why, **foretold})
+    total = {"seconds": job.cost.seconds, "disk": job.cost.bytes, "peak": job.cost.peak, "untold": job.cost.untold}
+    more = {"notes": job.plan.notes, "warnings": job.warnings, "downloads": downloads(job.todo)}
+    return {"schema": "diffopt.plan/1", "store": str(job.store.root), "steps": steps, "total": total, **more}
 
 
 def _state(step: Step, todo: set[Step], store: Store, past: Past) -> tuple[str, str]:

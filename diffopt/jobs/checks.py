@@ -45,7 +45,13 @@ TRACKERS = {
 
 def check(choices: Choices, environment: Environment) -> None:
     """Raises PlanError with every reason why the choices cannot be carried out here."""
-    reasons = [
+    if found := reasons(choices, environment):
+        raise PlanError("\n".join(found))
+
+
+def reasons(choices: Choices, environment: Environment) -> list[str]:
+    """Why the choices cannot be carried out here, a line each."""
+    return [
         *_source(choices),
         *_lora(choices),
         *_prompts(choices),
@@ -61,8 +67,6 @@ def check(choices: Choices, environment: Environment) -> None:
         *benched(choices, environment),
         *_compare(choices),
     ]
-    if reasons:
-        raise PlanError("\n".join(reasons))
 
 
 def _source(choices: Choices) -> Iterator[str]:

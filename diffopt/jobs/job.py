@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.groups import PICKS
 from diffopt.groups.validate import choose, unresolved
 from diffopt.jobs import objective, schedule
-from diffopt.jobs.checks import check
-from diffopt.jobs.plan import Plan, idle_overrides, make_plan
+from diffopt.jobs.checks import reasons
+from diffopt.jobs.cost import Cost, cost
+from diffopt.jobs.memory import Need
+from diffopt.jobs.nearest import Past
+from diffopt.jobs.needs import needs
+from diffopt.jobs.plan import Plan, Step, idle_overrides, make_plan
 from diffopt.jobs.preflight import foresee
+from diffopt.jobs.warnings import warnings
 from diffopt.machine import progress
 from diffopt.machine.environment import Environment
 from diffopt.quality.limit import Limit
@@ -42,6 +48,31 @@ class Job:
     sources: Sources
     yaml: str
     """The recipe as composed, the answer to what was asked for."""
+    starts: bool = False
+    """Whether a run of it does, which may load torch for what is foretold."""
+
+    @cached_property
+    def todo(self) -> list[Step]:
+        """The steps to run."""
+        from diffopt.jobs.runner import missing
+
+        found = missing(self.plan, self.store)
+        return [s for s in self.plan.steps if s in found]
+
+    @cached_property
+    def needs(self) -> dict[str, Need]:
+        """What the rule tells of their memory, by fingerprint."""
+        return needs(self.plan, self.todo, self.choices, self.store, self.sources.at_hand, starts=self.starts)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What they would take."""
+        return cost(self.todo, Past(self.store), self.needs)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What may go wrong with them, a line each."""
+        return warnings(self.choices, self.todo, self.cost, self.store.disk)
 
 
 def spelled(override: str) -> str:
@@ -83,7 +114,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
         raise PlanError("model: none is chosen (got null); choose model=OPTION, `diffopt ls model` lists them")
     objective.check(plain.get("objective"), choices)
     environment = Environment()
-    check(choices, environment)
+    refused = reasons(choices, environment)
     store = Store.at(plain["store"])
     unwritable = store.trouble()
     if unwritable and not (os.path.isdir(store.root) and store.entries()):
@@ -91,18 +122,29 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     if not dry and not unwritable:
         store.open()
     sources = sources or Sources(store.sources, dry, tuple(s.sources for s in store.shared))
-    plan = make_plan(choices, stages(), environment, sources.digest)
+    try:
+        plan = make_plan(choices, stages(), environment, sources.digest)
+    except PlanError as e:
+        raise PlanError("\n".join([*refused, *_others(str(e).splitlines(), refused)])) from None
     if reach := schedule.planned(choices):
         plan = replace(plan, notes=[*plan.notes, *reach])
-    from diffopt.jobs.runner import missing
-
-    reasons = [] if sweep else idle_overrides(plan, choices, overrides)
-    reasons += _foreseen(choices, plan, store, sources)
-    if reasons:
-        raise PlanError("\n".join(reasons))
-    if unwritable and missing(plan, store):
+    if refused and any(line.startswith("model") for line in refused):  # whose files cannot be looked at then
+        raise PlanError("\n".join(refused))
+    found = [] if sweep else idle_overrides(plan, choices, overrides)
+    found += _foreseen(choices, plan, store, sources)
+    refused += _others(found, refused)
+    job = Job(choices, plan, store, sources, OmegaConf.to_yaml(visible), not dry and not refused)
+    if refused:
+        raise PlanError("\n".join([*refused, *(f"warning: {line}" for line in job.warnings if not sweep)]))
+    if unwritable and job.todo:
         raise unwritable
-    return Job(choices, plan, store, sources, OmegaConf.to_yaml(visible))
+    return job
+
+
+def _others(found: list[str], said: list[str]) -> list[str]:
+    """Of what was found those lines that are of another group than what is said already: one mistake is told once."""
+    groups = {line.partition(":")[0].partition(".")[0] for line in said}
+    return [line for line in found if line.partition(":")[0].partition(".")[0] not in groups]
 
 
 def _foreseen(choices: Choices, plan: Plan, store: Store, sources: Sources) -> list[str]:
@@ -144,7 +186,9 @@ def run(
     with live.running(job.store, directory):
         for note in job.plan.notes:
             log.info("note: %s", note)
-        done = run_plan(job.plan, job.choices, job.store, job.sources)
+        for line in [*(f"warning: {w}" for w in job.warnings), *(job.cost.start() if job.todo else [])]:
+            log.info("%s", line)
+        done = run_plan(job.plan, job.choices, job.store, job.sources, {e.name: e for e in job.cost.each})
         if done and done[-1].state == "helped":  # the first machine writes the page, perhaps into this same directory
             return None
         write_run(directory, name, overrides, job.yaml, job.plan, done, job.store)

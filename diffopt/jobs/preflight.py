@@ -23,6 +23,7 @@ from diffopt.groups.model import BYTES
 from diffopt.jobs import asked, checks, export_checks, schedule
 from diffopt.jobs.component_checks import components
 from diffopt.machine import environment
+from diffopt.machine.memory import ROOM, SPARE
 from diffopt.models.parts import Parts
 from diffopt.pipeline.outline import outline
 from diffopt.quantization.layers import without
@@ -239,8 +240,6 @@ def _parity(choices: Choices, pinned: PipelineFile, layers: Sequence[Layer]) -> 
     gpus = environment.gpus()
     if not (choices.eval and choices.eval.compares_kernels and choices.format and gpus):
         return
-    from diffopt.pipeline.placement import ROOM, SPARE
-
     plain = BYTES[pinned.dtype]
     packed = sum(prod(x.shape) for x in without(layers, choices.format.exclude) if x.kind == "linear")
     simulated, native = pinned.parameters * plain, (pinned.parameters - packed) * plain + packed

@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +15,12 @@ from typing import Any
 
 from diffopt import __version__
 from diffopt.artifact import Artifact, Pipeline
-from diffopt.errors import memory, pass_on_memory
+from diffopt.errors import lacks_gpu_memory, memory, pass_on_memory
 from diffopt.files.run import RunFile, RunStep, State
 from diffopt.jobs import preflight
+from diffopt.jobs.cost import Estimate
 from diffopt.jobs.plan import Plan, Step
+from diffopt.jobs.warnings import lowered
 from diffopt.machine import progress
 from diffopt.machine.environment import gpus, machine, package
 from diffopt.machine.memory import peaks, release
@@ -31,6 +34,8 @@ from diffopt.training.machines import number
 from diffopt.view import Choices
 
 log = logging.getLogger("diffopt")
+MEASURED = frozenset({"time", "bench", "parity", "train"})
+"""Stages whose result is how long they take, that have all in memory to compare it, or have processes of their own."""
 PACKAGES = ("torch", "diffusers", "transformers", "nvidia-modelopt", "onnx", "onnxruntime-gpu", "hydra-core", "numpy")
 
 
@@ -73,11 +78,13 @@ def let_go() -> None:
     release()
 
 
-def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> list[Done]:
+def run_plan(
+    plan: Plan, choices: Choices, store: Store, sources: Sources, estimates: Mapping[str, Estimate] | None = None
+) -> list[Done]:
     """Make what is missing, in order. A killed or failed run keeps every step that was finished.
 
     A training on several machines is of all their runs: the first machine's makes it and goes on, the others' have a part in
-    it and end there, after what it needs.
+    it and end there, after what it needs. `estimates` are kept beside what is measured, by the steps' names.
 
     Raises PlanError for what the model cannot do, once its configs are known and before anything computes.
     """
@@ -111,13 +118,7 @@ def run_plan(plan: Plan, choices: Choices, store: Store, sources: Sources) -> li
                     _check_inputs(step, store, checked)
                     if _held.hand_to(step.stage.name):
                         release()  # before the next stage opens its own copy of the model
-                    beside = step.companion(todo)
-                    try:
-                        made = _make(step, beside, store, sources)
-                    except BaseException as e:
-                        _held.drop()  # who knows in which state
-                        _raise_known(step, e)
-                        raise
+                    made = _made(step, step.companion(todo), store, sources, (estimates or {}).get(step.name))
                     checked.update(s.fingerprint for s in made)
                     along.update(made)
         seconds = time.monotonic() - started
@@ -134,12 +135,27 @@ def _bring(plan: Plan, todo: set[Step], store: Store) -> None:
             arrival.bring(store, step.kind, step.fingerprint)
 
 
-def _raise_known(step: Step, error: BaseException) -> None:
+def _made(step: Step, beside: Step | None, store: Store, sources: Sources, estimate: Estimate | None) -> list[Step]:
+    """Make it; where the GPU's memory is full once more, with less there at once. Raises GateError where that lacks too."""
+    for lean in (False, True):
+        try:
+            return _make(step, beside, store, sources, estimate, lean)
+        except BaseException as e:
+            _held.drop()  # who knows in which state
+            if lean or step.stage.name in MEASURED or not lacks_gpu_memory(e):
+                _raise_known(step, e, estimate)
+                raise
+            log.info("%s: the GPU's memory is full; once more, with less of the model there at once", step.name)
+        release()  # when the error, which has the stage's frames, is gone
+    raise AssertionError
+
+
+def _raise_known(step: Step, error: BaseException, estimate: Estimate | None) -> None:
     """Raises GateError where memory lacked, whatever library said so."""
     try:
         pass_on_memory(error)
     except MemoryError as e:
-        raise memory(step.name, e) from None
+        raise memory(step.name, e, lowered(step.name), estimate.peak if estimate else {}) from None
 
 
 def _preflight(plan: Plan, choices: Choices, store: Store, sources: Sources) -> None:
@@ -158,9 +174,11 @@ def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
             checked.add(parent.fingerprint)
 
 
-def _make(step: Step, beside: Step | None, store: Store, sources: Sources) -> list[Step]:
+def _make(step: Step, beside: Step | None, store: Store, sources: Sources, estimate: Estimate | None, lean: bool) -> list[Step]:
     """Make the artifact of a step, and in the same pass that of `beside`, unless another process has or makes it."""
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
+    if estimate and (foretold := estimate.provenance()):
+        provenance["estimated"] = foretold
     made = [step]
     started = time.monotonic()
     with ExitStack() as stack:
@@ -171,7 +189,7 @@ def _make(step: Step, beside: Step | None, store: Store, sources: Sources) -> li
                 along = stack.enter_context(store.publish(beside.kind, beside.fingerprint, beside.identity, provenance))
                 made.append(beside)
         out = stack.enter_context(store.publish(step.kind, step.fingerprint, step.identity, provenance))
-        provenance["peak_bytes"] = _run(step, store, sources, out, along)
+        provenance["peak_bytes"] = _run(step, store, sources, out, along, lean)
         provenance["seconds"] = round(time.monotonic() - started, 3)
     for one in made:
         store.remove(store.kept(one.fingerprint))
@@ -186,7 +204,9 @@ def _help(step: Step, store: Store, sources: Sources) -> None:
         _run(step, store, sources, Path(nothing))
 
 
-def _run(step: Step, store: Store, sources: Sources, out: Path, along: Path | None = None) -> dict[str, int]:
+def _run(
+    step: Step, store: Store, sources: Sources, out: Path, along: Path | None = None, lean: bool = False
+) -> dict[str, int]:
     """Let the stage write to `out`, and that of its companion to `along`; the most memory that it took."""
     arguments: dict[str, Any] = dict(step.views)
     for param in step.stage.params:
@@ -198,7 +218,9 @@ def _run(step: Step, store: Store, sources: Sources, out: Path, along: Path | No
         )
     device = "cuda" if gpus() else "cpu"
     kept = store.kept(step.fingerprint)
-    context = Context(out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled, store.timings, along)
+    context = Context(
+        out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled, store.timings, along, lean
+    )
     with to_log(), progress.step(step.name), peaks() as peak:
         if "modelopt" in step.stage.probes:
             _libraries()

@@ -72,6 +72,33 @@ def ram() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def ram_free() -> int:
+    """Bytes of it that a process can have now, as Linux tells; all of it where nothing does."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return ram()
+
+
+def gpu_free() -> int | None:
+    """Bytes of the first GPU's memory that no process has now; None where no driver tells."""
+    if not (there := gpus()):
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # as above
+        return None
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(there[0]["uuid"])).free)
+    except (pynvml.NVMLError, KeyError):  # a part of a GPU has no such figure
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
 @cache
 def cpu() -> dict[str, Any]:
     """Model name, and those instruction sets that decide which matrix kernels run."""

@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+ROOM, SPARE = 1.15, 3 << 30
+"""A model is given so many times its weights, and bytes on top, for what it computes; else it does not fit."""
+
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 

@@ -42,7 +42,7 @@ def open_pipeline(ctx: Context, pipeline: Pipeline, backbone: torch.nn.Module | 
         own |= dict.fromkeys(_texts(ctx, pinned))
     if backbone is None and (pinned.weights == "random" or pinned.lora):
         own |= by_name(pinned, open_backbone(ctx, pipeline))
-    return place(_assemble(ctx, pipeline, own | _drawn(ctx, pinned)), ctx.device)
+    return place(_assemble(ctx, pipeline, own | _drawn(ctx, pinned)), ctx.device, ctx.lean)
 
 
 def open_around(ctx: Context, pipeline: Pipeline, *, texts: bool) -> tuple[Any, dict[str, Any]]:

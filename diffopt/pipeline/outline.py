@@ -84,6 +84,11 @@ def _layers(own: Shapes, prefix: str) -> list[Layer]:
     return [Layer(prefix + name, kinds[len(x)], x) for name, x in weights.items()]  # type: ignore[arg-type]
 
 
+def parameters(files: Iterable[Path]) -> int:
+    """Numbers in a component's files, by their headers; 0 where one cannot be read."""
+    return sum(prod(x) for x in _shapes(files).values())
+
+
 def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Of the tensors in a component's files. Empty where one cannot be read, which is said where it is opened."""
     found: dict[str, tuple[int, ...]] = {}

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-ROOM, SPARE = 1.15, 3 << 30
-"""A module is given so many times its weights, and bytes on top, for what it computes."""
+from diffopt.machine.memory import ROOM, SPARE
 
 
 def weight(modules: Iterable[torch.nn.Module]) -> int:
@@ -22,8 +21,14 @@ def fits(size: int, device: str) -> bool:
     return int(size * ROOM) + SPARE <= free
 
 
-def place(pipe: Any, device: str) -> Any:
-    """Put a pipeline on the device: whole, else one component at a time, else one layer group at a time."""
+def place(pipe: Any, device: str, lean: bool = False) -> Any:
+    """Put a pipeline on the device: whole, else one component at a time, else one layer group at a time.
+
+    `lean` is one component at a time where it would fit whole: the same kernels compute the same numbers.
+    """
+    if lean and torch.device(device).type == "cuda" and getattr(pipe, "vae", None) is not None:
+        pipe.enable_model_cpu_offload(device=device)
+        return pipe
     modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
     modules = [m for m in modules if next(m.parameters()).device.type != torch.device(device).type]
     if fits(weight(modules), device):

@@ -33,6 +33,8 @@ from diffopt.tuning import explanation
 
 CARD = "card.md"
 """The card of the weights that a run made for other programs, which shipping/run_card.py writes beside the page."""
+FAR = 0.25
+"""Of what was measured."""
 INLINED = 200
 """SHOWN of a page that has the pictures in it."""
 
@@ -49,6 +51,7 @@ def write(directory: Path, inline: bool = False) -> Path:
     reading = Reading(sensed) if sensed else None
     content = {
         "beside": beside,
+        "far": far,
         "card": CARD if (directory / CARD).is_file() and not inline else None,
         "searched_cache": run.stored("search", CacheSearchFile),
         "checkpoint": run.stored("quantize", CheckpointFile),
@@ -76,6 +79,11 @@ def write(directory: Path, inline: bool = False) -> Path:
     }
     text = render("run.html", script=SCRIPT, run=run, gallery=shown, records=records, **content)
     return publish(directory / PAGE, text)
+
+
+def far(estimated: float | None, measured: float) -> bool:
+    """Whether what was estimated is off by more than FAR, and is shown beside what was measured."""
+    return bool(estimated) and bool(measured) and abs(float(estimated or 0) / measured - 1) > FAR
 
 
 def _maps(run: Run, reading: Reading) -> dict[str, str]:

@@ -37,7 +37,7 @@ def observe(ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline,
         return extremes, steps, hessians
 
     try:
-        extremes, steps, hessians = watched(hold=True)
+        extremes, steps, hessians = watched(hold=not ctx.lean)
     except ChangedInPlace:  # in a backbone of someone else's: slower, the same numbers
         extremes, steps, hessians = watched(hold=False)
     save_file({n: x.cpu().contiguous() for n, x in sorted(extremes.items())}, ctx.out / "extremes.safetensors")

@@ -48,9 +48,17 @@ class Machine(Part):
     gpus: list[str] = []
 
 
+class Estimated(Part):
+    """What was foretold before it was made."""
+
+    seconds: float | None = Field(default=None, ge=0)
+    peak_bytes: dict[str, Annotated[int, Field(ge=0)]] = {}
+
+
 class Provenance(Part):
     """How it was made."""
 
+    estimated: Estimated = Estimated()
     seconds: float | None = Field(default=None, ge=0)
     peak_bytes: dict[str, Annotated[int, Field(ge=0)]] = {}
     machine: Machine = Machine()

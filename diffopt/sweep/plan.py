@@ -19,6 +19,7 @@ from diffopt.groups import PICKS
 from diffopt.groups.ship import Ship, read
 from diffopt.jobs.cost import cost, downloads
 from diffopt.jobs.job import Job, prepare
+from diffopt.jobs.memory import Need
 from diffopt.jobs.nearest import Past
 from diffopt.jobs.plan import Step, idle
 from diffopt.jobs.runner import missing
@@ -97,6 +98,7 @@ class SweepPlan:
         first: dict[tuple[str, ...], int] = {}
         rows, users, todo = [], Counter[Step](), set()
         steps: dict[str, Step] = {}
+        needs: dict[str, Need] = {}
         for number, planned in enumerate(self.jobs):
             label = f"{'point' if self.optimized else 'job'} {number:<4} {' '.join(planned.overrides)}"
             if planned.job is None:
@@ -105,6 +107,8 @@ class SweepPlan:
             own = {steps.setdefault(s.fingerprint, s) for s in planned.job.plan.steps}
             users.update(own)
             runs = {steps[s.fingerprint] for s in missing(planned.job.plan, store)}
+            if not {s.fingerprint for s in runs} <= {*needs}:
+                needs = planned.job.needs | needs
             todo |= runs
             original = first.setdefault(planned.wanted, number)
             state = (
@@ -119,7 +123,7 @@ class SweepPlan:
             lines.append(f"{name:12} {len(mine):8} {sum(s in todo for s in mine):7} {sum(users[s] for s in mine):11}")
         lines += self.errors()
         needed = [s for s in steps.values() if s in todo]
-        lines += ["", *cost(needed, Past(store)).lines(store.root), *downloads(needed)] if needed else []
+        lines += ["", *cost(needed, Past(store), needs).lines(store.root), *downloads(needed)] if needed else []
         end = f"{len(steps)} steps, {len(todo)} to run, {users.total()} if each job had a store of its own; store {store.root}"
         return "\n".join([*lines, "", f"{self.summary[5:].strip()}; {end}"])
 

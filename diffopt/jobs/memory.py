@@ -1,0 +1,273 @@
+"""What a step takes of memory, by a rule: the weights that it holds at once, the neediest call beside them, and the libraries.
+
+Of a GPU it is what torch's allocator has, as in records. What has no rule here, as an engine's own memory, is not foretold.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from diffopt import formats
+from diffopt.files.layers import Layer
+from diffopt.jobs.body import Body
+from diffopt.jobs.plan import Step
+from diffopt.machine import environment
+from diffopt.machine.memory import ROOM, SPARE
+from diffopt.quantization.layers import without
+from diffopt.runtimes.contenders import weight_bytes
+from diffopt.training.footprint import adapted, footprint
+from diffopt.view import Choices
+
+MIB, GIB = 1 << 20, 1 << 30
+CONTEXT = 600 * MIB
+"""Of a GPU's memory, what its driver keeps for a process."""
+WORK = 64 * MIB
+"""Scratch memory of matrix products, within torch's allocator."""
+HELD = 256 * MIB
+"""What observing holds back: HELD of diffopt/quantization/observer.py."""
+LIBRARIES = {"numerics": 850 * MIB, "modelopt": 200 * MIB, "onnx": 60 * MIB, "tensorrt": 300 * MIB}
+"""RAM of the libraries behind each probe of a stage, once one has loaded them: as this command grew, on a CPU:
+`diffopt +recipe=quickstart eval.size=16 eval.steps=4`."""
+COPIES = 4
+"""Of a graph's weights in RAM at the end of its export: seen with 150 million parameters in FP32 and in INT8."""
+LIMIT = 2**31 - 64 * MIB
+"""LIMIT of diffopt/graph/file.py, from which on they go beside it."""
+OF_CUDA = 1500 * MIB
+"""RAM that CUDA's libraries take on top."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a step has on the device that computes."""
+
+    weights: Mapping[str, int]
+    """Bytes of parts that lie there at once where they fit."""
+    call: int = 0
+    """Bytes of its neediest call."""
+    before: int = 0
+    """Bytes at another moment, when more weights are there and nothing is called."""
+    ram: int = 0
+    """Bytes in RAM, whatever the device."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes; None where no rule tells."""
+
+    ram: int | None
+    gpu: int | None
+    """Of the GPU's memory; None without a GPU too."""
+    placed: str = ""
+    """How the weights lie on the GPU, where they do not fit: `by parts` or `by blocks`."""
+    disk: int | None = None
+    """Of the artifact."""
+
+
+@dataclass
+class Rules:
+    """Of the steps of one job, which are asked for in the order in which they run: libraries stay once they are loaded."""
+
+    choices: Choices
+    body: Body | None
+    layers: Sequence[Layer] = ()
+    """Of the backbones, where they are known."""
+    _loaded: set[str] = field(default_factory=set)
+
+    def need(self, step: Step) -> Need:
+        self._loaded |= {*step.stage.probes} | ({"onnx"} if step.stage.name == "export" else set())
+        base = sum(LIBRARIES.get(name, 0) for name in self._loaded | {"numerics"})
+        gpus = environment.gpus()
+        held, disk = self._held(step), written(self, step)
+        if held is None:
+            return Need(None, None, disk=disk)
+        total = sum(held.weights.values())
+        most = max(total + max(held.call, held.ram), held.before)
+        if not gpus:
+            return Need(base + most, None, disk=disk)
+        on_gpu, placed = _placed(held, gpus[0]["memory"] - CONTEXT)
+        through = total if (self.body and self.body.read) or placed else 0
+        return Need(base + OF_CUDA + through + held.ram, on_gpu + (WORK if on_gpu else 0), placed, disk)
+
+    def _held(self, step: Step) -> Held | None:
+        name = step.stage.name
+        if name in ("load", "merge", "mix", "compare"):
+            return Held({})
+        rule = RULES.get(name)
+        return rule(self, self.body, step) if rule and self.body else None
+
+    def packed(self, body: Body) -> int:
+        """Bytes of the backbones in the chosen format, as a runtime with its kernels has them."""
+        if self.choices.format is None:
+            return body.backbone
+        bits = min(m.bits(self.choices.format.block_size) for m in formats.methods(self.choices.format))
+        numbers = body.backbone // body.width
+        left = without(self.layers, self.choices.format.exclude)
+        linear = sum(prod(x.shape) for x in left if x.kind == "linear")
+        quantized = min(linear, numbers) if self.layers else numbers
+        return int((numbers - quantized) * body.width + quantized * bits / 8)
+
+
+def _placed(held: Held, have: int) -> tuple[int, str]:
+    """Bytes on the GPU at most, and how the parts lie there, as `place` decides."""
+    total = sum(held.weights.values())
+    if total * ROOM + SPARE <= have or not total:
+        return max(total + held.call, held.before), ""
+    largest = max(held.weights.values())
+    if len(held.weights) > 1 and largest * ROOM + SPARE <= have:
+        return largest + held.call, "by parts"
+    rest = sum(n for n in held.weights.values() if n != largest and n * ROOM + SPARE <= have)
+    return rest + held.call + largest // 20, "by blocks"
+
+
+def batch(step: Step) -> int:
+    """Prompts of a call: the batch size of its views, at most as many as there are prompts."""
+    for name in ("calib", "eval", "train"):
+        view = step.views.get(name)
+        if (size := getattr(view, "batch_size", None)) is not None:
+            prompts = getattr(view, "prompts", None)
+            return min(size, len(prompts)) if prompts is not None else int(size)
+    return 1
+
+
+def _texts(rules: Rules, body: Body, step: Step) -> Held | None:
+    return Held({"text encoders": body.texts}) if body.texts is not None else None
+
+
+def _denoised(rules: Rules, body: Body, step: Step) -> Held:
+    more = HELD if step.stage.name == "observe" and environment.gpus() else 0
+    vae = {"VAE": body.vae} if body.family.animates else {}
+    return Held({"backbone": body.backbone, **vae}, body.call(batch(step)) + more)
+
+
+def _opened(rules: Rules, body: Body, step: Step) -> Held:
+    largest = max((prod(x.shape) for x in rules.layers), default=0)
+    return Held({"backbone": body.backbone}, 2 * 4 * largest, ram=_inlined(rules, step))  # in FP32, and what is made of it
+
+
+def _inlined(rules: Rules, step: Step) -> int:
+    """Of a graph whose weights go into its own file: what is read again, set into the graph, encoded and written."""
+    if step.stage.name != "export":
+        return 0
+    graph = written(rules, step) or 0
+    return COPIES * graph if graph < LIMIT else 0
+
+
+def _searched(rules: Rules, body: Body, step: Step) -> Held:
+    records = rules.choices.format and any(m.records for m in formats.methods(rules.choices.format))
+    return Held({"backbone": body.backbone}, body.call(1)) if records else _opened(rules, body, step)
+
+
+def _drawn(rules: Rules, body: Body, step: Step) -> Held | None:
+    runtime = getattr(step.views.get("eval"), "runtime", "torch")
+    return _running(rules, body, runtime, bool(step.inputs.get("subject")), batch(step))
+
+
+def _running(rules: Rules, body: Body, runtime: str, formatted: bool, pictures: int) -> Held | None:
+    call = max(body.call(pictures), body.decode(pictures))
+    if runtime == "tensorrt":
+        return None
+    if runtime == "onnxruntime":  # which packs the weights anew beside those of the file
+        return Held({"graph": 2 * (rules.packed(body) if formatted else body.backbone), "VAE": body.vae}, call)
+    if runtime == "native" and formatted and rules.choices.format:
+        packed = rules.packed(body)
+        return Held({"backbone": packed, "VAE": body.vae}, call, before=body.backbone + packed // 20)
+    return Held({"backbone": body.backbone, "VAE": body.vae}, call)
+
+
+def _timed(rules: Rules, body: Body, step: Step) -> Held | None:
+    """Two sides, each with a pipeline of its own."""
+    runtime = getattr(step.views.get("eval"), "runtime", "torch")
+    base = _running(rules, body, runtime, False, 1)
+    other = _running(rules, body, runtime, True, 1) if step.inputs.get("subject") or step.views.get("cache") else None
+    if base is None or body.texts is None:
+        return None
+    sides = [side for side in (base, other) if side]
+    weights = {f"{name} {i}": n for i, side in enumerate(sides) for name, n in side.weights.items()}
+    weights |= {f"text encoders {i}": body.texts for i in range(len(sides))}
+    before = sum(base.weights.values()) + body.texts + (other.before if other else 0)
+    return Held(weights, base.call, before)
+
+
+def _benched(rules: Rules, body: Body, step: Step) -> Held | None:
+    eval = rules.choices.eval
+    if eval is None or "tensorrt" in eval.bench or body.texts is None:
+        return None
+    packed = rules.packed(body) / max(1, body.backbone // body.width)
+    numbers = body.backbone // body.width
+    before = weight_bytes(eval.bench, numbers, body.width, packed) + body.texts
+    after = (rules.packed(body) if "native" in eval.bench else 0) + body.backbone
+    call = max(body.call(eval.batch_size), body.decode(eval.batch_size))
+    return Held({"backbones": after, "VAE": body.vae, "text encoders": body.texts}, call, before)
+
+
+def _paired(rules: Rules, body: Body, step: Step) -> Held:
+    pictures = batch(step)
+    call = 2 * body.call(pictures)  # and what is kept of a call, to be compared
+    return Held({"backbone": body.backbone, "native": rules.packed(body), "VAE": body.vae}, max(call, body.decode(pictures)))
+
+
+def _scored(rules: Rules, body: Body, step: Step) -> Held:
+    from diffopt.pipeline.outline import parameters
+
+    view = step.views.get("eval")
+    weights = {}
+    for name in ("clip", "imagereward", "features"):
+        source = getattr(view, name, None)
+        if source is not None and source.local and f"eval.{name}" in step.used:
+            weights[name] = 4 * parameters(sorted(source.local.glob("*.safetensors")))
+    return Held(weights)
+
+
+def _trained(rules: Rules, body: Body, step: Step) -> Held | None:
+    train = rules.choices.train
+    if train is None or train.parallel is not None:  # each process has memory of its own
+        return None
+    keeps = body.family.keep
+    many = adapted(train, rules.layers, [*keeps])
+    taken = footprint(train, body.backbone // body.width, many, body.model.dtype, bool(environment.gpus()))
+    rows = train.micro_batch or train.batch_size
+    return Held(dict(taken.parts), max(taken.total - sum(taken.parts.values()), body.call(rows)))
+
+
+def _built(rules: Rules, body: Body, step: Step) -> Held | None:
+    graph = rules.packed(body)
+    return None if environment.gpus() else Held({"graph": graph, "plan": graph})
+
+
+Rule = Callable[[Rules, Body, Step], Held | None]
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("embed", "encode", "phrase"), _texts),
+    **dict.fromkeys(("observe", "record", "correlate", "teach", "sense", "ratios"), _denoised),
+    **dict.fromkeys(("export", "pack", "deploy", "adopt"), _opened),
+    **dict.fromkeys(("reference", "alternative", "sample", "search"), _drawn),
+    "quantize": _searched,
+    "time": _timed,
+    "bench": _benched,
+    "parity": _paired,
+    "score": _scored,
+    "train": _trained,
+    "build": _built,
+}
+"""By stage."""
+
+SMALL = 1 << 20
+"""Bytes at most of an artifact that holds no weights, pictures or embeddings."""
+TEXTS = ("embed", "encode", "phrase")
+WEIGHTS = ("export", "build", "pack", "deploy")
+PICTURES = ("reference", "sample", "alternative")
+
+
+def written(rules: Rules, step: Step) -> int | None:
+    """Bytes of a step's artifact at most; None where no rule tells."""
+    body, name = rules.body, step.stage.name
+    if body is None or name in ("record", "collect", "teach", "correlate", "adopt"):
+        return None
+    prompts = next((len(p) for v in step.views.values() if (p := getattr(v, "prompts", None)) is not None), 1)
+    if name in TEXTS:
+        shapes = body.family.embeddings(body.config, prompts, body.model)
+        return body.width * sum(prod(x) for x in shapes.values())
+    if name in WEIGHTS:
+        return body.backbone if step.name.endswith(".baseline") else rules.packed(body)
+    if name in PICTURES:
+        return prompts * 3 * body.model.height * body.model.width * (body.model.frames or 1)
+    return body.backbone if name == "train" else SMALL
