@@ -131,41 +131,42 @@ def test_a_key_of_a_later_version_is_not_read() -> None:
     assert Whole.of(CONTENT | {"more": 1}) == Whole.of(CONTENT)
 
 
-@pytest.mark.parametrize(
-    ("kind", "content"),
-    [
-        (BenchFile, BENCHED),
-        (BenchFile, BENCHED | {"before": None, "work": None, "rates": [], "headline": None, "contenders": []}),
-        (CheckpointFile, CHECKPOINT),
-        (CheckpointFile, MIXED),
-        (CacheSearchFile, SEARCH),
-        (ComparisonFile, {"schema": "diffopt.comparison/1", "compared": [BESIDE, FEWER]}),
-        (EnginePlanFile, PLAN),
-        (EnginePlanFile, PLAN | {"plans": [{"file": "model.0.plan", "bytes": 1, "profiles": [], "reused": False}]}),
-        (EvaluationFile, EVALUATION),
-        (ExportFile, EXPORTED),
-        (ImagesFile, {"runtime": "torch", "format": None, "images": [PICTURE]}),
-        (ImagesFile, DRAWN | {"cache": SAVED, "images": [PICTURE | {"frames": ["0/0.png"], "plays": "0.webp"}]}),
-        (ImagesFile, DRAWN | {"steps": 12, "arithmetic": 0.6, "images": []}),
-        (LatencyFile, TIMED | {"speedup": None}),
-        (LatencyFile, TIMED | {"candidate": TIMING | {"cache": SAVED}, "speedup": {"end_to_end": STAT, "per_step": None}}),
-        (MagRatiosFile, RATIOS),
-        (MetricsFile, METRICS),
-        (MetricsFile, METRICS | {"frames": 4}),
-        (MixFile, MIX),
-        (NativeFile, NATIVE),
-        (OnnxGraphFile, GRAPH),
-        (OnnxGraphFile, CUT),
-        (ParityFile, PARITY),
-        (PipelineFile, PIPELINE),
-        (PipelineFile, PIPELINE | {"lora": [ADAPTER]}),
-        (RangesFile, RANGES),
-        (RunFile, RUN),
-        (SensitivityFile, SENSED),
-        (TrainingFile, TRAINED),
-        (TrainingFile, TRAINED | {"metric": None, "validations": [], "best": None, "teacher": "0"}),
-    ],
-)
+WRITTEN: list[tuple[type[JsonFile], dict[str, Any]]] = [
+    (BenchFile, BENCHED),
+    (BenchFile, BENCHED | {"before": None, "work": None, "rates": [], "headline": None, "contenders": []}),
+    (CheckpointFile, CHECKPOINT),
+    (CheckpointFile, MIXED),
+    (CacheSearchFile, SEARCH),
+    (ComparisonFile, {"schema": "diffopt.comparison/1", "compared": [BESIDE, FEWER]}),
+    (EnginePlanFile, PLAN),
+    (EnginePlanFile, PLAN | {"plans": [{"file": "model.0.plan", "bytes": 1, "profiles": [], "reused": False}]}),
+    (EvaluationFile, EVALUATION),
+    (ExportFile, EXPORTED),
+    (ImagesFile, {"runtime": "torch", "format": None, "images": [PICTURE]}),
+    (ImagesFile, DRAWN | {"cache": SAVED, "images": [PICTURE | {"frames": ["0/0.png"], "plays": "0.webp"}]}),
+    (ImagesFile, DRAWN | {"steps": 12, "arithmetic": 0.6, "images": []}),
+    (LatencyFile, TIMED | {"speedup": None}),
+    (LatencyFile, TIMED | {"candidate": TIMING | {"cache": SAVED}, "speedup": {"end_to_end": STAT, "per_step": None}}),
+    (MagRatiosFile, RATIOS),
+    (MetricsFile, METRICS),
+    (MetricsFile, METRICS | {"frames": 4}),
+    (MixFile, MIX),
+    (NativeFile, NATIVE),
+    (OnnxGraphFile, GRAPH),
+    (OnnxGraphFile, CUT),
+    (ParityFile, PARITY),
+    (PipelineFile, PIPELINE),
+    (PipelineFile, PIPELINE | {"lora": [ADAPTER]}),
+    (RangesFile, RANGES),
+    (RunFile, RUN),
+    (SensitivityFile, SENSED),
+    (TrainingFile, TRAINED),
+    (TrainingFile, TRAINED | {"metric": None, "validations": [], "best": None, "teacher": "0"}),
+]
+"""A file of each kind, as it is written."""
+
+
+@pytest.mark.parametrize(("kind", "content"), WRITTEN)
 def test_each_file_is_written_as_it_was(kind: type[JsonFile], content: dict[str, Any]) -> None:
     assert kind.of(content).to_json() == json.dumps(content, indent=kind.INDENT)
 

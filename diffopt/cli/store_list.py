@@ -1,6 +1,5 @@
 """`diffopt store ls`: every artifact on a line, with the model and the recipe that it belongs to."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ from typing import Any
 
 from diffopt.artifact import Artifact, Pipeline
 from diffopt.errors import DiffoptError, StoreError
+from diffopt.files.json_file import loaded
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.run import RunFile
 from diffopt.groups.validate import nearest
 from diffopt.store.entry import RECORD, Entry
+from diffopt.store.files import content
 from diffopt.store.store import Store
 from diffopt.text import size
 
@@ -35,8 +36,8 @@ class Referring:
     @cached_property
     def content(self) -> RunFile | None:
         try:
-            return RunFile.of(json.loads((self.directory / RunFile.NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, DiffoptError):  # it still runs, or was stopped
+            return RunFile.of(loaded(content(self.directory / RunFile.NAME)))
+        except (OSError, ValueError, DiffoptError):  # it still runs, or was stopped
             return None
 
     @property

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import diffopt
+from diffopt.files.json_file import loaded, typed
 from diffopt.machine.environment import package
-from diffopt.store.files import publish
+from diffopt.store.files import content, publish
 from diffopt.store.store import PLOTS
 
 LIBRARIES = ("matplotlib", "numpy", "kiwisolver", "pillow")
@@ -29,10 +30,9 @@ def drawn(artifact: Path, data: Any, draw: Callable[[], dict[str, str]]) -> dict
     path = there.parent.parent / PLOTS / f"{there.name}.json"
     key = hashlib.sha256(json.dumps([data, _makers()]).encode()).hexdigest()
     with suppress(OSError, ValueError):  # it is not there, or only half of it
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = loaded(content(path))
         if isinstance(kept, dict) and kept.get("key") == key:
-            found: dict[str, str] = kept["plots"]
-            return found
+            return typed(dict[str, str], kept.get("plots"))
     found = draw()
     with suppress(OSError):  # another's store, or a full one: the page needs it not
         path.parent.mkdir(exist_ok=True)

@@ -1,6 +1,5 @@
 """A run's directory as the report reads it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from diffopt.files.deploy import DeployFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import Drawn, ImagesFile
 from diffopt.files.interval import Interval
-from diffopt.files.json_file import JsonFile
+from diffopt.files.json_file import JsonFile, loaded
 from diffopt.files.latency import LatencyFile
 from diffopt.files.layers import read_layers
 from diffopt.files.metrics import MetricResult, MetricsFile
@@ -36,9 +35,17 @@ from diffopt.report.pair import RunPair, VideoPaths, identical, values_of
 from diffopt.report.ranges import Ranges
 from diffopt.report.weight_bytes import weight_bytes
 from diffopt.store.entry import RECORD, Entry
+from diffopt.store.files import content
 
 RUN = RunFile.NAME
 File = TypeVar("File", bound=JsonFile)
+
+
+def _parsed(name: str, found: bytes) -> Any:
+    try:
+        return loaded(found)
+    except ValueError as e:
+        raise StoreError(f"{name}: cannot be read (got {e}); make what it belongs to again") from None
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,15 @@ class Run:
     @cached_property
     def content(self) -> RunFile:
         try:
-            found = json.loads((self.directory / RUN).read_text(encoding="utf-8"))
+            found = loaded(content(self.directory / RUN))
         except (OSError, ValueError) as e:
             raise ConfigError(f"report: {RUN} cannot be read (got {e}); run the recipe again") from None
         try:
             return RunFile.of(found)
-        except (StoreError, TypeError):
+        except StoreError as e:
+            what = str(e).partition("; ")[0].removeprefix(f"{RUN}: ").partition(" (got ")[0]
             raise ConfigError(
-                f"report: {RUN} is not one of ours (got {str(self.directory)!r}); name a run's directory"
+                f"report: {RUN} is not one of ours, {what} (got {str(self.directory)!r}); name a run's directory"
             ) from None
 
     @property
@@ -81,8 +89,8 @@ class Run:
             return None
         if (self.directory / step).is_symlink():  # into a store; a copy of a run has none
             entry = self._entry(step)
-            return entry.record if name == RECORD else json.loads(entry.content(name))
-        return json.loads(path.read_text(encoding="utf-8"))
+            return entry.record if name == RECORD else _parsed(name, entry.content(name))
+        return _parsed(name, content(path))
 
     def _entry(self, step: str) -> Entry:
         """The artifact that a step's link leads to, which has to be the run's: its record is checked when it is read."""

@@ -1,6 +1,7 @@
 """search: the value of a cache's knob that leaves out most and keeps a floor under quality."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,7 +16,7 @@ from diffopt.artifact import (
     Pipeline,
     ReferenceImages,
 )
-from diffopt.files.json_file import plain, typed
+from diffopt.files.json_file import loaded, plain, typed
 from diffopt.files.search import CacheSearchFile, TriedValue
 from diffopt.groups import CallView
 from diffopt.groups.cache import SearchView, measures, searches
@@ -23,8 +24,11 @@ from diffopt.groups.eval import Eval, RuntimeView
 from diffopt.groups.format import slims
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.stage import Context, Under, stage
+from diffopt.store.files import content
 from diffopt.store.source import ScorerSource
 from diffopt.view import Choices, Group
+
+log = logging.getLogger("diffopt")
 
 POINTS = "points.json"
 
@@ -112,8 +116,13 @@ def search(
 
 def _kept(directory: Path | None) -> dict[str, TriedValue]:
     """The points of a search that was killed, by value."""
-    path = directory and directory / POINTS
-    return typed(dict[str, TriedValue], json.loads(path.read_text())) if path and path.is_file() else {}
+    if directory is None or not (directory / POINTS).is_file():
+        return {}
+    try:
+        return typed(dict[str, TriedValue], loaded(content(directory / POINTS)))
+    except (OSError, ValueError) as e:
+        log.info("search: the points of the run before are not taken: %s is not one of ours (%s)", POINTS, e)
+        return {}
 
 
 def _keep(directory: Path | None, points: dict[str, TriedValue]) -> None:

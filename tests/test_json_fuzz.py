@@ -1,0 +1,165 @@
+"""Whatever stands in a file that a command reads: it is taken, or refused in a line that says what is wrong."""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzzing import fuzzed, json_values
+from hypothesis import given
+from hypothesis import strategies as st
+from test_files import WRITTEN
+
+from diffopt.cli import picture_list
+from diffopt.data import prompts
+from diffopt.errors import ConfigError, StoreError
+from diffopt.files.json_file import JsonFile
+from diffopt.report import run_page
+from diffopt.report.run_directory import Run
+from diffopt.store import schemas
+from diffopt.store.entry import RECORD, Entry
+from diffopt.store.fingerprint import fingerprint
+from diffopt.store.store import Store
+
+RUN = next(content for kind, content in WRITTEN if kind.NAME == "run.json")
+IDENTITY: dict[str, Any] = {"stage": "quantize", "config": {"format": {"name": "fp8"}}, "inputs": {"pipeline": "ab"}}
+PROVENANCE = {"seconds": 1.5, "peak_bytes": {"ram": 1}, "estimated": {"seconds": 1.0}, "machine": {"cpu": "x", "gpus": []}}
+MEANT = (json.dumps({"run": "/x", "artifacts": [["pipeline", "ab"]]}), json.dumps({"/x:1:2": "0" * 64}))
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*path, key))
+
+
+@st.composite
+def changed(draw: st.DrawFn, content: Any) -> Any:
+    """The content with one of its values another, or gone."""
+    path = draw(st.sampled_from([*places(content)]))
+    if not path:
+        return draw(json_values)
+    found = copy.deepcopy(content)
+    where = found
+    for key in path[:-1]:
+        where = where[key]
+    if draw(st.booleans()):
+        where[path[-1]] = draw(json_values)
+    else:
+        del where[path[-1]]
+    return found
+
+
+written = st.sampled_from(WRITTEN).flatmap(lambda pair: st.tuples(st.just(pair[0]), changed(pair[1])))
+
+
+@fuzzed(400)
+@given(written)
+def test_a_file_of_an_artifact_is_read_or_refused_by_its_name(given: tuple[type[JsonFile], Any]) -> None:
+    kind, content = given
+    refused = None
+    try:
+        kind.of(content)
+    except StoreError as e:
+        refused = str(e)
+    assert refused is None or (refused.startswith(f"{kind.NAME}: ") and "\n" not in refused)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seconds": "long"}, "run.json: steps.0.seconds: is no number (got 'long'); make what it belongs to again"),
+        ({"state": "odd"}, "run.json: steps.0.state: is none of made, cached, spare, helped (got 'odd')"),
+        ({"inputs": "load"}, "run.json: steps.0.inputs: is no list (got 'load')"),
+        ({"inputs": [1]}, "run.json: steps.0.inputs.0: is no text (got 1)"),
+    ],
+)
+def test_what_is_wrong_is_named_by_the_keys_that_lead_to_it(change: dict[str, Any], said: str) -> None:
+    kind = next(kind for kind, _ in WRITTEN if kind.NAME == "run.json")
+    with pytest.raises(StoreError) as caught:
+        kind.of(RUN | {"steps": [RUN["steps"][0] | change]})
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b'"x"', b'{"name": 1}'])
+def test_a_run_whose_file_is_none_is_refused_in_a_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"^report: run\.json (cannot be read|is not one of ours)") as caught:
+        run_page.write(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_with_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("run")
+
+    @fuzzed(150)
+    @given(changed(RUN).map(json.dumps).map(str.encode) | st.binary(max_size=60))
+    def read(text: bytes) -> None:
+        (folder / "run.json").write_bytes(text)
+        with suppress(ConfigError):
+            assert isinstance(Run(folder).content.name, str)
+
+    read()
+
+
+def test_a_record_is_read_or_refused_and_verified_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    key = fingerprint(IDENTITY)
+    with store.publish("checkpoint", key, IDENTITY, PROVENANCE) as out:
+        (out / "x.json").write_text("{}")
+    path = store.root / "checkpoint" / key / RECORD
+    record = json.loads(path.read_text())
+    path.parent.chmod(0o755)
+    path.chmod(0o644)
+
+    @fuzzed(150)
+    @given(changed(record).map(json.dumps).map(str.encode) | st.binary(max_size=60))
+    def read(text: bytes) -> None:
+        path.write_bytes(text)
+        entry = Entry("checkpoint", key, path.parent)
+        refused = None
+        try:
+            entry.check_content()
+        except StoreError as e:
+            refused = str(e)
+        assert "\n" not in (refused or "")
+        assert bool(entry.problems()) == bool(refused)
+        if refused is None:  # what is not checked is what nothing depends on
+            assert json.loads(text)["identity"] == IDENTITY
+
+    read()
+
+
+@pytest.mark.parametrize("schema", [schemas.Reference, schemas.Memory, schemas.Record])
+def test_what_the_store_keeps_of_its_own_is_read_or_refused(schema: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("store") / "file.json"
+
+    @fuzzed(60)
+    @given(json_values.map(json.dumps).map(str.encode) | st.binary(max_size=60) | st.sampled_from(MEANT).map(str.encode))
+    def read(text: bytes) -> None:
+        path.write_bytes(text)
+        with suppress(ValueError):
+            assert schemas.read(path, schema) == json.loads(text)
+
+    read()
+
+
+LISTED = [{"prompt": "p", "images": {"a": "a/0.png", "b": "b/0.png"}}, {"prompt": "q", "images": {"a": "1", "b": "2"}}]
+
+
+def test_lists_of_pictures_and_of_prompts_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("lists") / "list.json"
+
+    @fuzzed(150)
+    @given((changed(LISTED) | changed([{"prompt": "p"}, "q"])).map(json.dumps).map(str.encode) | st.binary(max_size=60))
+    def read(text: bytes) -> None:
+        path.write_bytes(text)
+        with suppress(ConfigError):
+            picture_list.read(path)
+        with suppress(ValueError):
+            assert all(prompts.read(str(path)).prompts)
+
+    read()
