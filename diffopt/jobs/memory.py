@@ -158,6 +158,8 @@ def _searched(rules: Rules, body: Body, step: Step) -> Held:
 
 
 def _drawn(rules: Rules, body: Body, step: Step) -> Held | None:
+    if step.inputs.get("parts"):  # which are drawn already
+        return Held({})
     runtime = getattr(step.views.get("eval"), "runtime", "torch")
     return _running(rules, body, runtime, bool(step.inputs.get("subject")), batch(step))
 
@@ -236,10 +238,10 @@ def _built(rules: Rules, body: Body, step: Step) -> Held | None:
 
 Rule = Callable[[Rules, Body, Step], Held | None]
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("embed", "encode", "phrase"), _texts),
+    **dict.fromkeys(("embed", "encode", "encode_part", "phrase"), _texts),
     **dict.fromkeys(("observe", "record", "correlate", "teach", "sense", "ratios"), _denoised),
     **dict.fromkeys(("export", "pack", "deploy", "adopt"), _opened),
-    **dict.fromkeys(("reference", "alternative", "sample", "search"), _drawn),
+    **dict.fromkeys(("reference", "reference_part", "alternative", "sample", "sample_part", "search"), _drawn),
     "quantize": _searched,
     "time": _timed,
     "bench": _benched,
@@ -252,9 +254,9 @@ RULES: Mapping[str, Rule] = {
 
 SMALL = 1 << 20
 """Bytes at most of an artifact that holds no weights, pictures or embeddings."""
-TEXTS = ("embed", "encode", "phrase")
+TEXTS = ("embed", "encode", "encode_part", "phrase")
 WEIGHTS = ("export", "build", "pack", "deploy")
-PICTURES = ("reference", "sample", "alternative")
+PICTURES = ("reference", "reference_part", "sample", "sample_part", "alternative")
 
 
 def written(rules: Rules, step: Step) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from diffopt.models.activations import Anatomy, Call, Growth
 from diffopt.models.example import vae_scale
@@ -103,14 +103,14 @@ def _empty(config: Json, dtype: torch.dtype) -> Any:
 
 
 def _called(module: Any, family: Family, vae: Json, size: Size) -> int:
-    given = {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in family.inputs(module, vae, size).items()}
-    arguments = family.call(given)
+    given = family.call(family.inputs(module, vae, size))  # some lists are made by the numbers of masks
+    arguments = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, given)
 
     def call() -> None:
         with torch.device("meta"):  # some make tables of numbers as they go
             module(**arguments, return_dict=False)
 
-    taken = sum(x.untyped_storage().nbytes() for x in given.values() if isinstance(x, torch.Tensor))
+    taken = sum(x.untyped_storage().nbytes() for x in tree_leaves(arguments) if isinstance(x, torch.Tensor))
     return taken + most(module, call)
 
 
