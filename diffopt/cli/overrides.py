@@ -36,7 +36,7 @@ def _left_out(key: str, cfg: DictConfig) -> bool:
     from diffopt.groups.ship import Ship
     from diffopt.schema import has
 
-    schemas = {**GROUPS, "ship": Ship}
+    schemas: dict[str, Any] = {**GROUPS, "ship": Ship}
     group, _, within = key.partition(".")
     node = cfg._get_node(group) if group in schemas else None
     if not within or not isinstance(node, DictConfig) or node._is_none():

@@ -16,6 +16,7 @@ from diffopt.schema import Group
 
 Component = Literal["fp8", "int8"]
 
+
 def _installed(name: str) -> str:
     if name not in formats.METHODS:
         raise ValueError(f"is not a format that is installed; {suggestion(name, formats.METHODS)}")

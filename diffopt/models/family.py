@@ -192,7 +192,7 @@ class Family:
         return found | {outer: tuple(found[outer][f"{outer}.{i}"] for i in range(len(found[outer]))) for outer in tuples}
 
     def flat(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The inverse: the backbone's keyword arguments, those within dicts, tuples and lists beside the others. Lists of tensors
+        """The inverse: the keyword arguments, those within dicts, tuples and lists beside the others. Lists of tensors
         of one shape are one tensor."""
         inner = {}
         for name, outer in self.nested.items():
