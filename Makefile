@@ -17,16 +17,16 @@ define told
 beat=$$!; $(2); code=$$?; kill $$beat 2>/dev/null; exit $$code
 endef
 
-# Exact versions, of constraints.txt; torch and torchvision first, which are most of it. The newest pip
+# Exact versions, of tests/constraints.txt; torch and torchvision first, which are most of it. The newest pip
 # unpacks in two thirds of the time of Python 3.11's; bytecode is compiled on every core, where pip compiles a file at a time. One
 # file of torch's is for a newer Python and does not compile, which pip ignores too.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml tests/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else 1)' || { \
 	echo "make: Python 3.11 or newer is needed (got $$($(PYTHON) --version)); name one, as in: make demo PYTHON=python3.12"; exit 1; }
 	@echo "installing diffopt into $(VENV): about 8 GB, and a few minutes with a fast network"
 	$(call told,1 of 4: a virtual environment with $$($(PYTHON) --version) and the newest pip,$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgrade pip)
-	$(call told,2 of 4: $$(grep -E '^torch(vision)?==' constraints.txt | tr '\n' ' '): most of it,$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch torchvision)
-	$(call told,3 of 4: diffopt$(comma) with the engine builder and what tests need,$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[tensorrt-rtx$(comma)dev]')
+	$(call told,2 of 4: $$(grep -E '^torch(vision)?==' tests/constraints.txt | tr '\n' ' '): most of it,$(BIN)/pip install --quiet --no-compile --constraint tests/constraints.txt torch torchvision)
+	$(call told,3 of 4: diffopt$(comma) with the engine builder and what tests need,$(BIN)/pip install --quiet --no-compile --constraint tests/constraints.txt --editable '.[tensorrt-rtx$(comma)dev]')
 	$(call told,4 of 4: bytecode of all that,$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true)
 	@touch $@
 
@@ -64,7 +64,7 @@ soak: $(VENV)/installed  ## 300 corruptions of a store, 10,000 random command li
 	$(BIN)/python tests/soak_slurm.py
 	$(BIN)/python tests/soak_ray.py
 
-lock: $(VENV)/installed  ## write constraints.txt of what is installed, after a change of pyproject.toml: pip install what changed first
+lock: $(VENV)/installed  ## write tests/constraints.txt of what is installed, after a change of pyproject.toml: pip install what changed first
 	$(BIN)/python tests/supply_chain.py lock
 
 sbom: $(VENV)/installed  ## write dist/diffopt.cdx.json, the CycloneDX list of what is installed

@@ -1,7 +1,7 @@
 """What diffopt is installed with: its exact versions, their licences, and what is known against them.
 
-    python tests/supply_chain.py lock         # write constraints.txt of what is installed here
-    python tests/supply_chain.py licences     # of all that constraints.txt names and is installed
+    python tests/supply_chain.py lock         # write tests/constraints.txt of what is installed here
+    python tests/supply_chain.py licences     # of all that tests/constraints.txt names and is installed
     python tests/supply_chain.py advisories   # by pip-audit; --osv URL asks another service than PyPI
     python tests/supply_chain.py build dist   # the wheel and the sdist, twice: their bytes have to be the same
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LOCK = Path(__file__).parent.parent / "constraints.txt"
+LOCK = Path(__file__).parent / "constraints.txt"
 EXTRAS = ("tensorrt-rtx", "dev")
 """Those that `make` installs."""
 HEAD = """\

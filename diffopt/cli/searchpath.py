@@ -1,6 +1,7 @@
 """Where Hydra finds conf/ and recipes/: in a checkout, in a wheel, and in the user's own directories."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,9 @@ VARIABLE = "DIFFOPT_RECIPES"
 READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of YAML's two, the one in C, where it was built
 PLUGINS = Path(__file__).parent / "plugins"
 """Our settings of Hydra's launchers and sweepers, in place of the plugins' own; there also where a plugin is not installed."""
+
+SWEEPER = Path(__file__).parent.parent / "race" / "plugin"
+"""Where our sweeper is: Hydra takes one from the namespace `hydra_plugins` alone, which packages of others share."""
 
 
 def bundled(name: str) -> Path:
@@ -130,6 +134,8 @@ def register(config_dir: Path | None = None, *, ours: bool = False) -> None:
     `ours` says that nobody else puts `config_dir` on the search path; where Hydra's own main runs, it does.
     """
     RecipeSearchPath.config_dir, RecipeSearchPath.ours = config_dir, ours
+    if str(SWEEPER) not in sys.path:
+        sys.path.append(str(SWEEPER))
     overrides.let_in()
     strangers.register()
     Plugins.instance().register(RecipeSource)
