@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -19,6 +20,7 @@ from tiny import STEPS, TINY, Bench, bench, prompt_set, random_bench, saved
 
 from diffopt import models
 from diffopt.data import pictures
+from diffopt.errors import GateError
 from diffopt.data.pictured import fitted
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.eval import RuntimeView
@@ -29,13 +31,14 @@ from diffopt.pipeline.open import open_pipeline
 from diffopt.pipeline.texts import encode
 from diffopt.quantization import observer
 from diffopt.quantization.layers import layers_of, without
+from diffopt.runtimes.stand_in import StandIn
 from diffopt.stages.reference import reference
 from diffopt.stages.sample import sample
 
 PROMPTS = ["a red apple on a table", "banana"]
 LONGEST = ("qwen_image", "qwen_image_edit", "z_image")
 """They pad to the longest prompt."""
-SLOW = ("flux_fill", "qwen_image_edit", "sdxl_controlnet", "wan_i2v")
+SLOW = ("flux2", "flux_fill", "qwen_image_edit", "sana_sprint", "sdxl_controlnet", "wan_i2v")
 """Of those that are made of another family, what it has is tried by `make matrix`."""
 NAMES = [pytest.param(n, marks=[pytest.mark.matrix] if n in SLOW else []) for n in TINY]
 every_family = pytest.mark.parametrize("name", NAMES)
@@ -286,6 +289,19 @@ def test_both_of_wans_backbones_are_called_and_the_second_has_its_own_guidance()
         plain = drawn("wan", called("wan"), steps=4, decode=False)
     assert [which for which, _ in calls] == ["transformer"] * 4 + ["transformer_2"] * 4
     assert not np.array_equal(drawn("wan", called("wan", guidance_scale_2=1.5), steps=4, decode=False), plain)
+
+
+def test_a_graph_of_rows_of_one_length_refuses_others() -> None:
+    b, family = bench(family="z_image"), family_of("z_image")
+    flat = b.inputs(2)
+    head: Any = SimpleNamespace(inputs={n: SimpleNamespace(dtype="float32", shape=[*x.shape]) for n, x in flat.items()})
+    head.profile = None
+    there = StandIn(lambda feeds: feeds["hidden_states"], head, family, pipe("z_image").transformer)
+    rows = family.call(flat)
+    assert torch.equal(there(**rows).sample, flat["hidden_states"])
+    rows["cap_feats"][1] = rows["cap_feats"][1][:3]
+    with pytest.raises(GateError, match=r"encoder_hidden_states: the graph takes rows of one length \(got 24, 3\); draw prompts"):
+        there(**rows)
 
 
 # What is quantized.

@@ -25,6 +25,7 @@ from diffopt.models.extent import evaluated, fitted
 from diffopt.models.family import Size
 from diffopt.models.found import family_of
 from diffopt.models.index import index_of
+from diffopt.models.prompt_encoding import encoded
 from diffopt.quantization.layers import layers_of, without
 from diffopt.stages.load import LoadView, load
 from diffopt.store.source import Source
@@ -132,6 +133,14 @@ def about(x: Any) -> Any:
 def _called(name: str, **changes: Any) -> Any:
     tiny = TINY[name]
     return called(tiny.side, tiny.tokens, frames=tiny.frames, **changes)
+
+
+def test_what_only_a_call_has_by_default_goes_to_the_prompts_too() -> None:
+    pipe, model = backbone("sana"), _called("sana", guidance_scale=3.0)  # whose call puts an instruction before them
+    given = encoded(pipe, ["a red apple"], found("sana").returns, True, model)
+    theirs = written("sana").embed(pipe, ["a red apple"], model)
+    assert given.keys() == theirs.keys()
+    assert all(torch.equal(x, theirs[n]) for n, x in given.items())
 
 
 def test_a_description_says_all_of_it_and_is_the_same_again() -> None:

@@ -104,10 +104,12 @@ FEWER: dict[str, dict[str, Any]] = {
 
 SECOND = {
     "flux2",
+    "flux2_klein",
     "flux_fill",
     "flux_kontext",
     "pixart_alpha",
     "qwen_image_edit",
+    "sana",
     "sana_sprint",
     "sdxl_controlnet",
     "wan",
@@ -146,7 +148,6 @@ def overrides(family: str, whole: bool) -> tuple[str, ...]:
         "model": MODELS[family],
         "model.source": saved(family, **({} if whole else FEWER.get(family, {}))),
         "model.dtype": "float32",
-        "model.variant": "null",
         "model.height": tiny.side,
         "model.width": tiny.side,
         "model.guidance_scale": tiny.guidance,
@@ -223,6 +224,8 @@ def test_a_family_goes_through_the_chain_in_a_format(
     for step, stage in STEPS.items():
         if drawn or stage != "sample":
             cell[step] = True if entry(made, stage) else said
+    if (family, name) in UNBUILT:
+        cell["build"] = str(cell["build"]).partition(", though")[0]  # without the numbers of this model
     if (family, name) in UNBUILT and drawn:
         made, said = attempt(store, *picks, "export=onnx", "export.high_precision_dtype=float16")
         assert made is not None, said

@@ -149,7 +149,7 @@ def test_the_library_is_as_it_was_after_the_context_even_after_an_error() -> Non
 # What a family was trained to undo.
 
 
-@pytest.mark.parametrize("tiny", FAMILIES)
+@pytest.mark.parametrize("tiny", some(FAMILIES, {*FAMILIES} - {"flux2", "sana"}))
 def test_a_backbone_is_called_as_its_pipeline_calls_it(tiny: str) -> None:
     b = bench(family=tiny)
     family = models.family(b.family)
@@ -184,7 +184,7 @@ def test_a_backbone_is_called_as_its_pipeline_calls_it(tiny: str) -> None:
     assert {n for n, x in theirs.items() if isinstance(x, torch.Tensor)} <= {*ours}
 
 
-@pytest.mark.parametrize("tiny", FAMILIES)
+@pytest.mark.parametrize("tiny", some(FAMILIES, {*FAMILIES} - {"flux2", "sana"}))
 def test_packed_latents_unpack_to_what_they_were(tiny: str) -> None:
     b = bench(family=tiny)
     family = models.family(b.family)
