@@ -226,6 +226,25 @@ def test_training_gives_the_backbone_what_the_pipeline_gives_it_of_a_picture(
     ours = kind.condition(partial(encode, pipe.vae), {n: texts[n] for n in kind.pictures.values()}, b.call)
     axis = next(i for i in (1, 2) if seen[0].shape[i] != ours.shape[i])
     many = seen[0].shape[axis] - ours.shape[axis]
-    torch.testing.assert_close(ours, seen[0].narrow(axis, many, ours.shape[axis]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, seen[0].narrow(axis, many, ours.shape[axis]), rtol=0, atol=1e-3)
     noisy = seen[0].narrow(axis, 0, many)
     assert torch.equal(kind.joined(noisy, ours)[:, :many] if axis == 1 else kind.joined(noisy, ours)[..., :many], noisy)
+
+
+def test_a_cache_of_diffusers_works_where_the_pipeline_does_not_name_its_calls() -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    from diffopt.caches.hooked import HookedCache
+    from diffopt.caches.target import Target
+    from diffopt.pipeline.draw import draw
+    from diffopt.pipeline.open import open_pipeline
+    from diffopt.pipeline.texts import encode
+
+    b, kind = made(family="flux_kontext"), family("flux_kontext")
+    pipe = open_pipeline(b.context(), b.pipeline())
+    texts = encode(b.context(), pipe, b.pipeline(), pictured("image").given().prompts[:1], b.call)
+    cache = HookedCache(Target(pipe, kind, {"transformer": pipe.transformer}), lambda *_: FirstBlockCacheConfig(threshold=9.0))
+    cache.enable()
+    draw(pipe, texts, [3], 4, kind.arguments(b.call), decode=False)
+    assert set(cache.sides[0].hits().values()) == {0, 3}  # the first block is always computed
+    cache.detach()

@@ -101,8 +101,19 @@ class _Side:
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.cache.loop.call(self.backbone)
         self.meter.see(args, kwargs)
+        call_named(self.backbone)
         if self.cache.each is not None:
             self.cache.each(self.cache.loop, self._hooks, call)
+
+
+def call_named(backbone: torch.nn.Module) -> None:
+    """Give the call that a backbone is in a name, where its pipeline does not, as FLUX.1 Kontext's and Fill's: diffusers' caches
+    keep what they know by it. Such pipelines have one call a step."""
+    from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
+
+    managers = [x for _, hook in hooks(backbone) for x in vars(hook).values() if isinstance(x, StateManager)]
+    if all(m._context is None for m in managers):
+        _set_cache_context(backbone, CacheContext("cond"))
 
 
 def hooks(backbone: torch.nn.Module) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from diffopt.caches.hooked import hooks
+from diffopt.caches.hooked import call_named, hooks
 from diffopt.caches.loop import Loop
 from diffopt.caches.target import Target, claim, release
 
@@ -48,6 +48,7 @@ def measured(target: Target) -> Iterator[list[Run]]:
             ratios = runs[-1].setdefault(name, {}).setdefault(state.context.name, [1.0] * loop.passes)
             ratios[loop.index] = state.get_state().calibration_ratios[-1]
 
+        watches.append(backbone.register_forward_pre_hook(lambda module, *_: call_named(module)))
         watches.append(backbone.register_forward_hook(called))
 
     try:
