@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from diffopt.artifact import Pipeline
 from diffopt.cli import plan
 from diffopt.cli.searchpath import bundled, register
+from diffopt.errors import GateError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.images import ImagesFile
 from diffopt.files.interval import Interval
@@ -44,14 +45,19 @@ Drawn = tuple[Mapping[str, MetricResult], Cost, Cost]
 
 
 def drawn(planned: SweepPlan, loader: Any, config: Any, recipe: list[str], whole: int) -> dict[int, Drawn]:
-    """Every setting, drawn whole and at once: the pictures are those of a race but for the last bits of larger batches."""
+    """Every setting that can be drawn, whole and at once: the pictures are those of a race but for the last bits of larger
+    batches."""
     found: dict[int, Drawn] = {}
     for number, one in enumerate(planned.distinct):
         given = [o for o in one.overrides if not o.startswith("eval.size=")]
         at_once = [f"eval.size={whole}", f"eval.chunk={whole}", f"eval.batch_size={whole}"]
         full = loader.load_sweep_config(config, [*recipe, *given, *at_once])
         job = prepare(OmegaConf.masked_copy(full, [str(k) for k in full if k != "hydra"]), given, dry=False, sweep=True)
-        run_plan(job.plan, job.choices, job.store, job.sources)
+        try:
+            run_plan(job.plan, job.choices, job.store, job.sources)
+        except GateError as e:
+            print(f"drawn   {number:3} failed: {e}  {' '.join(given)}", flush=True)
+            continue
         paths = {s.name: e.path for s in job.plan.steps if (e := job.store.entry(s.kind, s.fingerprint))}
         load = next(paths[s.name] for s in job.plan.steps if s.kind == Pipeline.kind)
         pinned, layers, cache = PipelineFile.read(load), read_layers(load), ImagesFile.read(paths["sample"]).cache
@@ -118,7 +124,7 @@ def main() -> None:
         assert planned.ship is not None
         whole, recipe = planned.ship.rounds[-1], [o for o in asked.overrides if o.startswith("+recipe=")]
         found = drawn(planned, hydra.config_loader, config, recipe, whole)
-    first = next(iter(found[0][0]))
+    first = next(iter(next(iter(found.values()))[0]))
     all_drawn = [
         Contestant(n, planned.distinct[n].overrides, cost, scores=Scores(metrics, planned.ship.floors, first))
         for n, (metrics, cost, _) in found.items()

@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from tiny import ONE, saved
 
 from diffopt.cli.main import main
+from diffopt.files.layers import read_layers
+from diffopt.files.pipeline import PipelineFile
 from diffopt.files.race import RaceFile
+from diffopt.groups.validate import choose
+from diffopt.race.costs import foreseen
+from diffopt.report.run_directory import Run
 from diffopt.runtimes import candidate
 
 fork = multiprocessing.get_context("fork")
@@ -100,6 +106,16 @@ def test_a_race_names_a_setting_tells_why_others_left_and_draws_not_all(place: P
     text = (place / "whole/report.html").read_text()
     assert 'id="race"' in text
     assert f"Setting {whole.chosen}, format=" in text
+
+
+def test_what_weights_take_is_foreseen_as_a_run_counts_it(place: Path, whole: RaceFile) -> None:
+    run = Run(place / f"whole/{whole.chosen}")
+    pinned = run.stored("load", PipelineFile)
+    assert pinned is not None
+    found: Any = OmegaConf.to_container(OmegaConf.create(run.content.config))
+    ahead = foreseen(choose(found), pinned, read_layers(run.directory / "load"))
+    assert (ahead["bytes"].low, ahead["bytes"].high) == (run.weight_bytes, run.weight_bytes)
+    assert ahead["work"].value == run.weight_bytes  # of one denoising step
 
 
 def test_a_killed_race_goes_on_and_ends_in_the_same_answer(place: Path, whole: RaceFile) -> None:
