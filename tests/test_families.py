@@ -20,8 +20,8 @@ from tiny import STEPS, TINY, Bench, bench, prompt_set, random_bench, saved
 
 from diffopt import models
 from diffopt.data import pictures
-from diffopt.errors import GateError
 from diffopt.data.pictured import fitted
+from diffopt.errors import GateError
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.eval import RuntimeView
 from diffopt.groups.model import OPTIONAL, Model
@@ -300,7 +300,9 @@ def test_a_graph_of_rows_of_one_length_refuses_others() -> None:
     rows = family.call(flat)
     assert torch.equal(there(**rows).sample, flat["hidden_states"])
     rows["cap_feats"][1] = rows["cap_feats"][1][:3]
-    with pytest.raises(GateError, match=r"encoder_hidden_states: the graph takes rows of one length \(got 24, 3\); draw prompts"):
+    with pytest.raises(
+        GateError, match=r"encoder_hidden_states: the graph takes rows of one length \(got 24, 3\); draw prompts"
+    ):
         there(**rows)
 
 

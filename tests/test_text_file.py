@@ -1,8 +1,10 @@
 """Texts as people have them: a mark in front, other encodings, odd ends of lines, and rows without a prompt."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,33 @@ def refused(path: str) -> str:
     with pytest.raises(ValueError, match=r".") as caught:
         prompts.read(path)
     return str(caught.value)
+
+
+def test_a_packed_file_is_read_as_what_it_packs(file: Callable[[str, bytes], str]) -> None:
+    for name, content in {
+        "a.txt": b"a cat\na dog\n",
+        "a.jsonl": b'{"prompt": "a cat"}\n"a dog"\n',
+        "a.csv": b"prompt\na cat\na dog\n",
+    }.items():
+        packed = prompts.read(file(f"{name}.gz", gzip.compress(content)))
+        assert packed.prompts == prompts.read(file(name, content)).prompts == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (lambda x: x[:-9], "is packed by gzip, and cut off or followed by more"),
+        (lambda x: x[:10] + b"\xff" * 20, "is packed by gzip, and broken"),
+        (lambda x: x + x, "is packed by gzip, and cut off or followed by more"),
+    ],
+)
+def test_a_packed_file_that_is_broken_is_refused(file: Callable[[str, bytes], str], spoilt: Any, said: str) -> None:
+    assert said in refused(file("a.txt.gz", spoilt(gzip.compress(b"a cat\na dog\n" * 50))))
+
+
+def test_a_packed_file_is_not_unpacked_without_end(file: Callable[[str, bytes], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_file, "MOST", 1 << 20)
+    assert "has more than 1048576 bytes when it is unpacked" in refused(file("a.txt.gz", gzip.compress(b"a cat\n" * 300_000)))
 
 
 ODD = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]

@@ -107,8 +107,8 @@ class _Side:
 
 
 def call_named(backbone: torch.nn.Module) -> None:
-    """Give the call that a backbone is in a name, where its pipeline does not, as FLUX.1 Kontext's and Fill's: diffusers' caches
-    keep what they know by it. Such pipelines have one call a step."""
+    """Give the call that a backbone is in a name, where its pipeline does not, as FLUX.1 Kontext's and Fill's: diffusers'
+    caches keep what they know by it. Such pipelines have one call a step."""
     from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 
     managers = [x for _, hook in hooks(backbone) for x in vars(hook).values() if isinstance(x, StateManager)]

@@ -99,8 +99,8 @@ class PromptSet:
 
 def read(value: object) -> PromptSet:
     """Read a prompt set: a text file with a prompt a line, JSON or JSON lines (strings, or objects with a `prompt` and, of
-    pictures beside the file, `image`, `mask`, `control`), a CSV or TSV with a column of prompts, a hub data set, a set of
-    diffopt/data/prompt_sets.py by its name, or a directory of pictures.
+    pictures beside the file, `image`, `mask`, `control`), a CSV or TSV with a column of prompts, each of
+    these perhaps packed by gzip, a hub data set, a set of diffopt/data/prompt_sets.py by its name, or a directory of pictures.
 
     Raises ValueError, which names the file, for what cannot be read or holds no prompt.
     """
@@ -122,7 +122,7 @@ def read(value: object) -> PromptSet:
         close = closest(value, prompt_sets.NAMES) if "/" not in value else []
         advice = f"did you mean {' or '.join(close)}?" if close else "check the path"
         raise ValueError(f"cannot be read ({(e.strerror or str(e)).lower()}); {advice}") from None
-    kind = path.suffix.lower()
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
     pictures: tuple[Pictures, ...] = ()
     if kind in TABLES:
         prompts = prompt_sets.from_table(text, TABLES[kind])

@@ -1,5 +1,6 @@
 """Files of text as people have them: in UTF-8, with the mark that Windows puts in front or without."""
 
+import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from pathlib import Path
 from shlex import quote
@@ -9,15 +10,16 @@ from diffopt.store.files import content as plain
 MARKS = {BOM_UTF32_LE: "UTF-32", BOM_UTF32_BE: "UTF-32", BOM_UTF16_LE: "UTF-16", BOM_UTF16_BE: "UTF-16"}
 """The longer first: UTF-32's begins with UTF-16's."""
 MOST = 256 << 20
-"""Bytes of a file of texts."""
+"""Bytes of a file of texts, unpacked."""
+GZIP = b"\x1f\x8b"
 
 
 def read(path: Path) -> str:
-    """The text of a file, its lines ending in `\\n` alone.
+    """The text of a file, which may be packed by gzip, its lines ending in `\\n` alone.
 
     Raises OSError, and ValueError, as `what is wrong; what to do`, for another encoding, which it names, and for no text.
     """
-    content = plain(path, MOST)
+    content = _unpacked(plain(path, MOST))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -25,6 +27,22 @@ def read(path: Path) -> str:
     if "\0" in text:
         raise ValueError(_otherwise(content, content.index(0), path))
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unpacked(content: bytes) -> bytes:
+    """What gzip packed, or the same. No more than MOST is unpacked: of zeros gzip leaves a thousandth."""
+    if not content.startswith(GZIP):
+        return content
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        found = unpacker.decompress(content, MOST + 1)
+    except zlib.error:
+        raise ValueError("is packed by gzip, and broken; copy it again") from None
+    if len(found) > MOST:
+        raise ValueError(f"has more than {MOST} bytes when it is unpacked; give a part of it")
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("is packed by gzip, and cut off or followed by more; copy it again, or unpack it first")
+    return found
 
 
 def lines(text: str) -> list[str]:

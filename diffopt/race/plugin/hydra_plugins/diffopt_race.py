@@ -32,6 +32,8 @@ class RaceSweeper(Sweeper):
         from diffopt.sweep.callback import WriteReport
         from diffopt.sweep.plan import plan_sweep
 
-        assert self.launcher is not None and self.config is not None and self.context is not None
+        assert self.launcher is not None
+        assert self.config is not None
+        assert self.context is not None
         planned = WriteReport.planned or plan_sweep(self.config, self.context.config_loader)
         return Race(self.config, self.context.config_loader, self.launcher, planned).run()
