@@ -24,6 +24,7 @@ FIELDS = [*FEW, "export=null", "calib.chunk=1", "calib.batch_size=1"]
 ALPHAS = ("0.2", "7", "0.5", "0.8")
 """Of which one is refused."""
 MEMORY = 100 << 20
+TRIES = 5
 
 
 def until(holds: Callable[[], object], what: str, seconds: float) -> None:
@@ -39,8 +40,10 @@ def cluster(store: Path) -> Iterator[Any]:
     """The nodes have the environment of this process: Ray's workers get nothing of the one that asks for them."""
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"DIFFOPT_STORE": str(store), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "RAY_DEDUP_LOGS": "0"}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY})
+    os.environ |= {"DIFFOPT_STORE": str(store), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+    made = Cluster()
+    patiently(lambda: made.add_node(**head))
     try:
         yield made
     finally:
@@ -48,7 +51,19 @@ def cluster(store: Path) -> Iterator[Any]:
 
 
 def node(ray: Any, number: int) -> Any:
-    return ray.add_node(num_cpus=1, object_store_memory=MEMORY, resources={f"node{number}": 1})
+    return patiently(lambda: ray.add_node(num_cpus=1, object_store_memory=MEMORY, resources={f"node{number}": 1}))
+
+
+def patiently(begin: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 seconds to start, which on a machine that is busy are few: several tries."""
+    for left in reversed(range(TRIES)):
+        try:
+            return begin()
+        except Exception as e:
+            print(f"a node did not start: {str(e).splitlines()[0][:120]}", flush=True)
+            if not left:
+                raise
+    raise AssertionError
 
 
 def workers(raylet: Any) -> list[int]:

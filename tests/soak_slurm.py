@@ -1,6 +1,6 @@
 """A sweep on a real Slurm: a controller and two nodes on this machine, a job that fails, and a node that is killed.
 
-    python tests/soak_slurm.py
+    python tests/soak_slurm.py            # and a training in shards over both nodes; --training does that alone
 
 The sweep has to end with every other job done, the job of the killed node begun again by Slurm and gone on from its finished
 steps, and a store that is one process's. Needs Debian's slurm-wlm and munge; where they lack it says so and ends with 0. Exit
@@ -8,6 +8,7 @@ code 1 where something is lost. There is no accounting database: submitit then w
 """
 
 import getpass
+import json
 import os
 import shutil
 import signal
@@ -212,6 +213,24 @@ def sweep(root: Path, slurm: Cluster) -> None:
     print(f"{len(done)} of {len(ALPHAS)} jobs done, 1 refused, {len(again)} started again by Slurm", flush=True)
 
 
+TRAIN = [
+    *("train.steps=2", "train.warmup=1", "train.batch_size=4", "train.data.size=8", "train.data.batch_size=8"),
+    *("train.data.chunk=8", "train.data.steps=2", "train.validation=null", "train.optimizer=sgd", "train.parallel=fsdp"),
+]
+
+
+def training(root: Path) -> None:
+    """A model in shards over both nodes, which meet by what Slurm tells them."""
+    asked = ["+recipe=emoji_fp4_qad", *FEW, *TRAIN, "train.processes=1", "train.machines=2", "--multirun"]
+    asked += ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=soak", "hydra.launcher.cpus_per_task=1"]
+    asked += ["hydra.launcher.mem_gb=null", "hydra.launcher.gpus_per_node=null", "hydra.launcher.nodes=2"]
+    ended(start([*asked, "hydra.sweep.dir=trained"], root, root / "store"), "a training on two nodes")
+    told = json.loads((root / "trained" / "0" / "train" / "training.json").read_text())
+    if (told["parallel"], len(told["peak_bytes"]), told["steps"]) != ("fsdp", 2, 2):
+        sys.exit(f"a training on two nodes: {told['parallel']}, {len(told['peak_bytes'])} processes, {told['steps']} steps")
+    print("a training in shards over two nodes: 2 processes, 2 steps", flush=True)
+
+
 def main() -> None:
     if lacking := [p for p in PROGRAMS if not shutil.which(p)]:
         print(f"not run: this machine lacks {', '.join(lacking)}; apt-get install slurm-wlm munge")
@@ -222,6 +241,9 @@ def main() -> None:
         (root / "few.txt").write_text("a red apple\na blue fish\n")
         version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip()
         print(f"{version}: nodes {', '.join(NODES)}", flush=True)
+        if "--training" in sys.argv:
+            training(root)
+            return
         sweep(root, slurm)
         for alpha in ALPHAS:
             if alpha != "7":
@@ -229,6 +251,7 @@ def main() -> None:
                 ended(start(one, root, root / "alone"), f"alpha {alpha} alone")
         check(root / "store", root, content(root / "alone"), "the sweep on Slurm")
         print("the store is that of one process", flush=True)
+        training(root)
 
 
 if __name__ == "__main__":
