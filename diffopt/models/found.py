@@ -62,7 +62,7 @@ class _Functions:
 
     def embeddings(self, config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
         tokens = model.max_sequence_length or self.found.tokens or 0
-        size = Size(prompts, model.height, model.width, tokens, model.frames or 1)
+        size = Size(prompts, 1, 1, tokens)  # what stands for a prompt follows from it alone (finding/texts.py)
         return paired({n: shape_of(x, size) for n, x in self.found.texts.items()}, self._guided(model))
 
     def inputs(self, backbone: Any, vae: Json, size: Size) -> dict[str, Any]:

@@ -192,6 +192,9 @@ def _adapters(
     from diffopt.pipeline import lora
 
     family, there = models.of(model), dict(modules)
+    if not family.lora:  # of one that was found just now: of the others the plan says so
+        name = model.lora[0].path.name
+        raise PlanError(f"model.lora: diffusers has no LoRA loader for {family.pipeline} (got {name!r}); drop it")
     texts = [name for name in lora.components(family) if name in classes and name not in modules]
     if model.weights != "random":
         there |= {name: lora.text_encoder(directory / name, classes[name]) for name in texts}
