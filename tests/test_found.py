@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from diffusers.models.transformers import transformer_bria
 from pydantic import TypeAdapter, ValidationError
 from tiny import TINY, Bench, called, folder, saved
+from tiny_unknown import bria
 
 from diffopt import models
 from diffopt.cli import inspect
 from diffopt.errors import PlanError
 from diffopt.files.found import Found
+from diffopt.finding import structure
 from diffopt.finding.find import find
 from diffopt.groups.model import Model
 from diffopt.models.extent import evaluated, fitted
@@ -246,6 +249,32 @@ def test_a_part_that_is_code_of_its_own_is_refused() -> None:
     (directory / "text_encoder" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}}))
     with pytest.raises(ValueError, match=r"its text_encoder is code of its own, CLIPTextModel, which is not run"):
         index_of(directory)
+
+
+def test_layers_that_its_pipeline_never_comes_to_are_kept_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, directory = transformer_bria.BriaSingleTransformerBlock, folder() / "bria"
+    own = block.__init__
+
+    def with_more(self: Any, *args: Any, **kwargs: Any) -> None:  # as one has that can be given a picture too
+        own(self, *args, **kwargs)
+        self.image_proj = torch.nn.Linear(8, 8)
+
+    monkeypatch.setattr(block, "__init__", with_more)
+    bria().save_pretrained(directory)
+    family = find(directory)
+    assert family.unreached == ("single_transformer_blocks.*.image_proj",)
+    assert {*family.unreached} <= {*family.keep}
+    (line,) = [x for x in inspect.told(family) if x.startswith("unreached")]
+    assert line.endswith("image_proj: its pipeline never fills what leads there, so they are kept too")
+    assert not any(x.startswith("unreached") for x in inspect.told(found("flux")))
+
+
+@pytest.mark.parametrize(
+    ("reached", "globs"),
+    [([], ("blocks.*.a",)), (["blocks.0.a"], ("blocks.1.a",)), (["blocks.0.a", "blocks.1.a"], ())],
+)
+def test_layers_that_are_never_reached_are_one_glob_where_it_is_so_in_every_block(reached: list[str], globs: tuple) -> None:
+    assert structure.unreached(["blocks.0.a", "blocks.1.a"], reached) == globs
 
 
 def test_found_is_for_auto_alone() -> None:

@@ -14,6 +14,7 @@ from diffopt.machine.output import to_log
 from diffopt.store.composed import INDEX
 
 WIDE = 12
+NO_ATTENTION = "cannot be quantized: Model-Optimizer does not know its class, or it has no softmax"
 
 
 def parser() -> Parser:
@@ -48,13 +49,15 @@ def command(arguments: list[str]) -> None:
 def told(found: Found) -> list[str]:
     """A line for each thing that is known, in a user's words."""
     written = [n for n in models.names() if found.pipeline in (f := models.family(n)).aliases or f.opened(found.pipeline)]
+    lost = {"unreached": f"{', '.join(found.unreached)}: its pipeline never fills what leads there, so they are kept too"}
     rows: dict[str, str] = {
         "pipeline": found.pipeline
         + (f", the family {written[0]}, which is written: choose a model=OPTION of it" if written else ""),
         "backbones": f"{', '.join(found.backbones)} ({found.backbone_class})",
         "blocks": ", ".join(found.blocks),
         "kept": f"{', '.join(found.keep)}, in full precision in every format",
-        "attention": "can be quantized" if found.attention else "cannot be quantized: Model-Optimizer does not know its class",
+        **(lost if found.unreached else {}),
+        "attention": "can be quantized" if found.attention else NO_ATTENTION,
         "guidance": {
             "none": "none, or within the model",
             "batched": "as more rows of one backbone call",

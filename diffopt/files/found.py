@@ -52,5 +52,7 @@ class Found:
     timed: bool = False
     calls: int = 1
     """Backbone calls per denoising step without guidance."""
+    unreached: tuple[str, ...] = ()
+    """Globs over layers within the blocks that no call comes to, since its pipeline never fills what leads there; kept too."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Of what it cannot do, `train` or `export`, why."""

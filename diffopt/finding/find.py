@@ -23,6 +23,7 @@ from diffopt.models.found import MENDED
 from diffopt.models.index import index_of
 from diffopt.models.prompt_encoding import returns
 from diffopt.models.template import made
+from diffopt.quantization.layers import expected_layers
 
 SCALES = ("vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
 TIMES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
@@ -88,13 +89,15 @@ class _Search:
         plain, guidance = self._guidance(sizes[0])
         unet = structure.UNET in blocks
         keep = structure.kept_of(backbone, blocks)
+        lost = structure.unreached(expected_layers(backbone, keep, unet), self.run.reached)
         adds = not unet and structure.adds(backbone, blocks)
         found = Found(
             pipeline=self.run.cls.__name__,
             backbone_class=type(backbone).__name__,
             backbones=self.run.backbones,
             blocks=blocks,
-            keep=keep,
+            keep=(*keep, *lost),
+            unreached=lost,
             size_step=step,
             frame_step=self.frame_step,
             arguments=self._arguments(guidance),

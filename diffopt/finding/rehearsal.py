@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from diffopt.errors import PlanError
+from diffopt.finding import structure
 from diffopt.finding.hollow import hollow
 from diffopt.finding.pictures import ARGUMENTS, CONTROL, random, taken
 from diffopt.models.family import Size
@@ -59,6 +60,8 @@ class Rehearsal:
         self.classes = classes
         """Library and class of each part that the pipeline has."""
         self.seen, self.enough = Seen(), False
+        self.reached: set[str] = set()
+        """Layers of backbones that some call came to."""
         self.takes = signature(cls.__call__).parameters
         self.pictures = taken(cls, classes)
         self.models = {n: self._hollow(n, n in backbones) for n in classes if (directory / n).is_dir() and self._is_model(n)}
@@ -140,6 +143,8 @@ class Rehearsal:
                 else:
                     cls = getattr(transformers, kind)
                     found = cls(cls.config_class.from_pretrained(folder)).to(DTYPE)
+            if denoises:
+                self._listen(found)
             return found.eval()
 
         def watch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], None]:
@@ -155,6 +160,12 @@ class Rehearsal:
         with torch.device("meta"):
             empty = make()
         return hollow(empty, make, watch if denoises else None)
+
+    def _listen(self, backbone: torch.nn.Module) -> None:
+        """Have every product of it say when it is called."""
+        for name, module in backbone.named_modules():
+            if isinstance(module, structure.Products):
+                module.register_forward_hook(lambda *_, name=name: self.reached.add(name))
 
     def _open(self, own: Mapping[str, Any]) -> Any:
         try:

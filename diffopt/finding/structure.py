@@ -1,6 +1,8 @@
 """What a backbone is made of: its repeated blocks, and what is kept in full precision. Computes nothing."""
 
+import re
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from inspect import signature, unwrap
 from typing import Any
 
@@ -23,6 +25,8 @@ for them. Modulations within a transformer's blocks are quantized, as they are i
 
 SOFTMAX = {"scaled_dot_product_attention", "dispatch_attention_fn", "get_attention_scores"}
 """What processors of diffusers call where modelopt quantizes queries, keys and values. Those of linear attention call none."""
+
+NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 Products = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d, torch.nn.Conv3d)
 
@@ -65,6 +69,19 @@ def convolves(backbone: torch.nn.Module, blocks: Iterable[str], kept: Iterable[s
     """Whether there are convolutions within the blocks that are not kept."""
     left = without(layers_of(backbone), kept)
     return any(x.kind == "convolution" and x.name.partition(".")[0] in {*blocks, MIDDLE} for x in left)
+
+
+def unreached(quantized: Iterable[str], reached: Iterable[str]) -> tuple[str, ...]:
+    """Globs over those of the quantized layers that are not among the reached; `*` stands for the number of a block where it is
+    so in all of them."""
+    names, there = [*quantized], {*reached}
+    lost = [n for n in names if n not in there]
+    found = []
+    for name in lost:
+        glob = NUMBER.sub(".*", name)
+        whole = not any(fnmatch(n, glob) for n in names if n in there)
+        found.append(glob if whole else name)
+    return tuple(dict.fromkeys(found))
 
 
 def attentions(backbone: torch.nn.Module, blocks: Iterable[str]) -> Iterator[Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diffopt")
 
-FINDING = 2
+FINDING = 3
 """Of the rules by which a family is found and prompts are given to its pipeline (diffopt/finding, models/prompt_encoding.py):
 raised where they change, so that what was found by others is found again, and nothing else is."""
 
