@@ -60,7 +60,7 @@ def main():
         except Exception as e:  # its code asks for numbers, which there are none of
             print(f"{name:14} is not measured: {type(e).__name__}: {str(e)[:100]}", flush=True)
             continue
-        table[activations.key(backbone, vae)] = row(found)
+        table[activations.key(option.family, backbone, vae)] = row(found)
         at = [f"{by[2].at(size(option)) / 2**20:9.1f}" for by in (found.call, found.decode)]
         print(f"{name:14} {found.parameters / 1e9:6.2f} B  call {at[0]} MiB  decode {at[1]} MiB", flush=True)
         lines = [f"{json.dumps(k)}: {json.dumps(x, separators=(',', ':'))}" for k, x in sorted(table.items())]

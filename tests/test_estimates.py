@@ -66,7 +66,7 @@ def test_attention_holds_no_number_for_each_pair_of_tokens() -> None:
 def test_the_table_has_what_is_measured(name: str) -> None:
     option = dict(options())[name]
     backbone, vae = configs(option)
-    known = activations.known(backbone, vae)
+    known = activations.known(option.family, backbone, vae)
     assert known is not None
     twice = Size(2, option.height * 2, option.width, size(option).text)  # the table has how it grows
     found = measured_at(models.family(option.family), backbone, vae, twice, 4)
@@ -77,7 +77,7 @@ def test_the_table_has_what_is_measured(name: str) -> None:
 
 @pytest.mark.matrix
 def test_every_model_that_can_be_chosen_is_in_the_table() -> None:
-    assert [name for name, option in options() if activations.known(*configs(option)) is None] == []
+    assert [name for name, option in options() if activations.known(option.family, *configs(option)) is None] == []
 
 
 # What a step takes.

@@ -95,7 +95,7 @@ def body(model: Model, local: Callable[[Source], Path | None], *, starts: bool) 
     width = BYTES[model.dtype]
     parts = Parts(directory, family, model.variant) if own else None
     read = {n: parameters(parts.weights(n)) if parts else 0 for n in [*names, "vae"]}
-    anatomy = activations.known(configs[0], vae)
+    anatomy = activations.known(family.name, configs[0], vae)
     if anatomy is None and (starts or width * sum(read.values()) >= LARGE):
         text, frames = model.max_sequence_length or TEXT, model.frames or 1
         anatomy = _measured(family, configs[0], vae, Size(1, model.height, model.width, text, frames), width)
@@ -121,7 +121,7 @@ _found: dict[tuple[str, Size, int], Anatomy | None] = {}
 
 
 def _measured(family: Family, backbone: Json, vae: Json, size: Size, width: int) -> Anatomy | None:
-    known = activations.key(backbone, vae), size, width
+    known = activations.key(family.name, backbone, vae), size, width
     if known not in _found:
         try:
             with to_log():  # what libraries say as they are imported

@@ -73,9 +73,10 @@ def _call(row: Sequence[Sequence[float]]) -> Call:
     return Call(Growth(*each), Growth(*shared))
 
 
-def key(backbone: Json, vae: Json) -> str:
-    """What a model is found by: its configs without what they say of files and versions."""
-    return fingerprint({"backbone": _plain(backbone), "vae": _plain(vae)})
+def key(family: str, backbone: Json, vae: Json) -> str:
+    """What a model is found by: its family, which may give a backbone more inputs, and its configs without what they say of
+    files and versions."""
+    return fingerprint({"family": family, "backbone": _plain(backbone), "vae": _plain(vae)})
 
 
 def _plain(config: Json) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _table() -> Mapping[str, Any]:
     return found
 
 
-def known(backbone: Json, vae: Json) -> Anatomy | None:
+def known(family: str, backbone: Json, vae: Json) -> Anatomy | None:
     """None for a model that is in no option of conf/."""
-    row = _table().get(key(backbone, vae))
+    row = _table().get(key(family, backbone, vae))
     return Anatomy.of(row) if row else None
