@@ -89,7 +89,8 @@ class _Search:
         plain, guidance = self._guidance(sizes[0])
         unet = structure.UNET in blocks
         keep = structure.kept_of(backbone, blocks)
-        lost = structure.unreached(expected_layers(backbone, keep, unet), self.run.reached)
+        convolves = structure.convolves(backbone, blocks, keep)
+        lost = structure.unreached(expected_layers(backbone, keep, convolves), self.run.reached)
         adds = not unet and structure.adds(backbone, blocks)
         found = Found(
             pipeline=self.run.cls.__name__,
@@ -111,7 +112,7 @@ class _Search:
             pictures=self.run.pictures,
             beside=self.run.beside,
             guidance=guidance,
-            convolutions=structure.convolves(backbone, blocks, keep),
+            convolutions=convolves,
             attention=structure.quantizable(backbone, blocks),
             lora=hasattr(self.run.cls, "load_lora_weights"),
             block_cache=structure.known_to_hooks(backbone, blocks),
