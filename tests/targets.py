@@ -46,6 +46,9 @@ WIDE: dict[str, dict[str, Any]] = {
     "pixart_alpha": {"num_attention_heads": 12, "cross_attention_dim": 384, "num_layers": 1},
     "z_image": {"dim": 384, "n_heads": 12, "n_kv_heads": 12},
     **dict.fromkeys(("sana", "sana_sprint"), FOUR | {"num_cross_attention_heads": 4, "cross_attention_dim": 128}),
+    "cosmos25": FOUR | {"text_embed_dim": 128, "encoder_hidden_states_channels": 128, "adaln_lora_dim": 128},
+    "hunyuan_video15": FOUR,
+    "ltx2": FOUR | {"cross_attention_dim": 128, "audio_num_attention_heads": 8, "audio_cross_attention_dim": 128},
     "ltx": {"num_attention_heads": 8, "cross_attention_dim": 128},
     **{unet: {"block_out_channels": (128,)} for unet in ("sdxl", "sdxl_controlnet", "sd21", "svd")},
 }  # fmt: skip

@@ -27,13 +27,16 @@ ROOT = assets.locate("asset:architectures")
 NAMES = sorted(p.name for p in ROOT.iterdir())
 FAMILIES = {
     "chroma": "chroma",
+    "cosmos25_2b": "cosmos25",
     "flux2_dev": "flux2",
     "flux2_klein": "flux2_klein",
     "flux_dev": "flux",
     "flux_fill": "flux_fill",
     "flux_kontext": "flux_kontext",
     "flux_schnell": "flux",
+    "hunyuan_video15": "hunyuan_video15",
     "ltx": "ltx",
+    "ltx2": "ltx2",
     "pixart_alpha": "pixart",
     "pixart_sigma": "pixart",
     "qwen_image": "qwen_image",
@@ -54,18 +57,23 @@ FAMILIES = {
     "z_image_turbo": "z_image",
     "wan22_i2v_a14b": "wan_i2v",
 }
+GUIDED = {"hunyuan_video15": {"guider"}}
+"""Of models whose guidance is a part of the pipeline, its folder."""
 every_architecture = pytest.mark.parametrize("name", NAMES)
 
 # Published: model cards and technical reports, in billions. SD3's count their table of positions too, which is a buffer.
 PARAMETERS = {
     "chroma": 8.90,
+    "cosmos25_2b": 2.06,
     "flux2_dev": 32.22,
     "flux2_klein": 3.876,
     "flux_dev": 11.90,
     "flux_fill": 11.90,
     "flux_kontext": 11.90,
     "flux_schnell": 11.89,
+    "hunyuan_video15": 8.33,
     "ltx": 13.04,
+    "ltx2": 18.88,
     "pixart_alpha": 0.611,
     "pixart_sigma": 0.611,
     "qwen_image": 20.43,
@@ -88,13 +96,16 @@ PARAMETERS = {
 }
 BLOCKS = {
     "chroma": (19, 38),
+    "cosmos25_2b": (28,),
     "flux2_dev": (8, 48),
     "flux2_klein": (5, 20),
     "flux_dev": (19, 38),
     "flux_fill": (19, 38),
     "flux_kontext": (19, 38),
     "flux_schnell": (19, 38),
+    "hunyuan_video15": (54,),
     "ltx": (48,),
+    "ltx2": (48,),
     "pixart_alpha": (28,),
     "pixart_sigma": (28,),
     "qwen_image": (60,),
@@ -201,7 +212,8 @@ def test_an_architecture_is_laid_out_as_the_hubs_folder_and_weighs_nothing(name:
     family = models.family(FAMILIES[name])
     assert family.opened(index["_class_name"])
     folders = {p.parent.name for p in (ROOT / name).rglob("*.json")} - {name}
-    assert folders == {"vae", "scheduler", *family.beside, *PipelineFile.read(loaded(name).path).backbones}
+    folders_of = {"vae", "scheduler", *family.beside, *family.decoders, *PipelineFile.read(loaded(name).path).backbones}
+    assert folders == folders_of | GUIDED.get(name, set())
     assert folders <= index.keys()
     assert all(p.suffix == ".json" for p in (ROOT / name).rglob("*") if p.is_file())
     for part in folders:
@@ -228,7 +240,14 @@ def test_the_feed_forward_of_every_block_of_sd3_is_quantized(name: str, blocks: 
 
 @pytest.mark.parametrize(
     ("name", "blocks", "ends"),
-    [("ltx", 48, 3), ("wan22_5b", 30, 3), ("wan22_a14b", 40, 3), ("qwen_image", 60, 2), ("z_image", 30, 2)],
+    [
+        ("ltx", 48, 3),
+        ("ltx2", 48, 3),
+        ("wan22_5b", 30, 3),
+        ("wan22_a14b", 40, 3),
+        ("qwen_image", 60, 2),
+        ("z_image", 30, 2),
+    ],
 )
 def test_the_blocks_at_both_ends_are_kept(name: str, blocks: int, ends: int) -> None:
     found = [re.match(r"(?:\w*blocks|layers)\.(\d+)\.", x.name.removeprefix("transformer.")) for x in quantized(name)]
@@ -250,7 +269,9 @@ def test_the_largest_size_is_known(name: str, largest: int | None) -> None:
     assert PipelineFile.read(loaded(name).path).largest == largest
 
 
-@pytest.mark.parametrize(("name", "step"), [("wan22_a14b", 16), ("wan22_5b", 32), ("sdxl", 8), ("flux_dev", 16), ("ltx", 32)])
+@pytest.mark.parametrize(
+    ("name", "step"), [("wan22_a14b", 16), ("wan22_5b", 32), ("sdxl", 8), ("flux_dev", 16), ("ltx", 32), ("ltx2", 32)]
+)
 def test_the_size_step_is_the_models(name: str, step: int) -> None:
     assert PipelineFile.read(loaded(name).path).size_step == step
 

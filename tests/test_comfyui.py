@@ -26,6 +26,7 @@ def first(model: Any) -> Any:
     return next(iter(model.values())) if isinstance(model, torch.nn.ModuleDict) else model
 
 
+NAMED = [tiny for tiny, about in TINY.items() if about.family in NAMES]
 QUICK = [("flux", "nvfp4"), ("sd3", "fp8"), ("sd3", "int8"), ("pixart", "mxfp8"), ("wan", "nvfp4"), ("sdxl", "nvfp4")]
 
 

@@ -1,6 +1,7 @@
 """Every family on its tiny pipeline: what diffopt says of a pipeline is what the pipeline does."""
 
 import shutil
+import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -114,7 +115,11 @@ def plainly(name: str, model: Any) -> np.ndarray:
     texts: dict[str, Any] = {"prompt": PROMPTS}
     if "max_sequence_length" in family.reads:
         texts["max_sequence_length"] = model.max_sequence_length
-    if "negative_prompt" in family.reads and family.guided(model) and (model.negative_prompt or name == "qwen_image"):
+    if (
+        "negative_prompt" in family.reads
+        and family.guided(model)
+        and (model.negative_prompt or name in ("qwen_image", "cosmos25"))
+    ):
         texts["negative_prompt"] = [model.negative_prompt] * len(PROMPTS)
     return draw(pipe(name), texts, [0, 1], STEPS, family.arguments(model), decode=False)
 
@@ -134,7 +139,7 @@ def _edited(name: str, model: Any, prompt: Any, seed: int) -> np.ndarray:
     return draw(own, given, [seed], STEPS, family.arguments(model), decode=False)
 
 
-WIDER = {"flux_fill": 2, "wan_i2v": 1}
+WIDER = {"flux_fill": 2, "hunyuan_video15": 1, "wan_i2v": 1}
 """Of those that take the picture as further channels the axis of these."""
 CONFIGURED: dict[str, dict[str, Any]] = {"wan_i2v": {"boundary_ratio": 0.8}}
 
@@ -306,6 +311,9 @@ def test_a_graph_of_rows_of_one_length_refuses_others() -> None:
 
 # What is quantized.
 
+ELSEWHERE = {"sd21": ["add_embedding"], "ltx2": ["prompt_adaln", "audio_prompt_adaln"]}
+"""Of what is kept, layers that others of the family's models have."""
+
 
 @every_family
 def test_what_is_kept_in_full_precision_is_all_outside_the_blocks(name: str) -> None:
@@ -313,7 +321,7 @@ def test_what_is_kept_in_full_precision_is_all_outside_the_blocks(name: str) -> 
     inside = (*family.blocks, "mid_block")
     outside = {n for n, m in backbone.named_children() if n not in inside and any(True for _ in m.parameters())}
     outside -= {"txt_norm", "conv_norm_out"}  # no formats take norms
-    assert {g for g in family.keep if "*" not in g} <= outside | {"add_embedding"}
+    assert {g for g in family.keep if "*" not in g} <= outside | {*ELSEWHERE.get(name, ())}
     left = without(layers_of(backbone), family.keep)
     assert left
     assert {layer.name.partition(".")[0] for layer in left} <= set(inside)
@@ -325,8 +333,9 @@ def test_every_glob_of_what_is_kept_names_a_layer(name: str) -> None:
     layers += (
         [replace(layers[0], name="patch_embedding")] if family_of(name).name in ("wan", "wan_i2v") else []
     )  # a 3-d convolution
+    layers += [replace(layers[0], name="x_embedder.proj")] if name == "hunyuan_video15" else []  # another
     idle = [g for g in family_of(name).keep if len(without(layers, [g])) == len(layers)]
-    assert idle == (["add_embedding"] if name == "sd21" else [])
+    assert idle == ELSEWHERE.get(name, [])
 
 
 @every_family
@@ -399,7 +408,7 @@ def test_no_family_changes_an_input_that_is_held_back_and_its_extremes_are_the_s
 # Pictures.
 
 
-@pytest.mark.parametrize("name", ["sdxl", "ltx", *(pytest.param(n, marks=pytest.mark.matrix) for n in ("wan", "svd"))])
+@pytest.mark.parametrize("name", ["sdxl", "ltx", *(pytest.param(n, marks=pytest.mark.matrix) for n in ("ltx2", "wan", "svd"))])
 def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(name: str, tmp_path: Path) -> None:
     b = bench(family=name)
     view = RuntimeView(prompts=prompt_set(b.prompts[:2]), batch_size=2, steps=STEPS, runtime="torch")
@@ -414,6 +423,13 @@ def test_a_quantized_model_and_its_reference_are_drawn_and_a_video_is_a_strip(na
     for prompt in view.prompts.prompts:
         assert ours[prompt].shape == theirs[prompt].shape == (b.call.height, width, 3)
         assert 0 < np.abs(ours[prompt].astype(int) - theirs[prompt]).mean() < 32
+    heard = [[(out / f"{i:03}.wav") for i in range(2) if (out / f"{i:03}.wav").is_file()] for out in folders]
+    assert [len(x) for x in heard] == [2 if name == "ltx2" else 0] * 2
+    for plain, quantized in zip(*heard, strict=True):
+        with wave.open(str(plain)) as one, wave.open(str(quantized)) as other:
+            assert one.getparams() == other.getparams()
+            assert (one.getnchannels(), one.getframerate()) == (2, 24000)
+            assert one.readframes(one.getnframes()) != other.readframes(other.getnframes())
 
 
 # Random weights.
@@ -425,7 +441,8 @@ def test_a_model_of_random_weights_goes_through_load_embed_and_observe(name: str
     found = load_file(b.chunk(0, 2).path / "extremes.safetensors")
     trained = load_file(bench(family=name).chunk(0, 2).path / "extremes.safetensors")
     assert {n: x.shape for n, x in found.items()} == {n: x.shape for n, x in trained.items()}
-    assert all(torch.isfinite(x).all() and (x > 0).any() for x in found.values())
+    given = {n: x for n, x in found.items() if not n.startswith("image_embedder")}  # HunyuanVideo 1.5 gets no picture
+    assert all(torch.isfinite(x).all() and (x > 0).any() for x in given.values())
 
 
 @every_family

@@ -38,7 +38,10 @@ MODELS = {
     "sdxl": "sdxl",
     "sdxl_controlnet": "sdxl_controlnet",
     "sd21": "sd21",
+    "cosmos25": "cosmos25_2b",
+    "hunyuan_video15": "hunyuan_video15",
     "ltx": "ltx",
+    "ltx2": "ltx2",
     "wan": "wan22_a14b",
     "wan_i2v": "wan22_i2v_a14b",
     "wan_ti2v": "wan22_5b",
@@ -59,6 +62,9 @@ UNCALIBRATED = {"mxfp8"}
 
 OTHER = ["cache=cachify", "cache.every=2"]
 CACHE = {
+    "cosmos25": OTHER,
+    "hunyuan_video15": OTHER,
+    "ltx2": OTHER,
     "sdxl": OTHER,
     "sdxl_controlnet": OTHER,
     "sd21": [*OTHER, 'cache.blocks=["*","!up_blocks.-1"]'],
@@ -103,10 +109,13 @@ FEWER: dict[str, dict[str, Any]] = {
 """Layers enough where no cache is tried: a plan takes as long as a model has layers."""
 
 SECOND = {
+    "cosmos25",
     "flux2",
     "flux2_klein",
     "flux_fill",
     "flux_kontext",
+    "hunyuan_video15",
+    "ltx2",
     "pixart_alpha",
     "qwen_image_edit",
     "sana",
@@ -125,7 +134,7 @@ DRAWN = {("sdxl", "int8_sq"), ("ltx", "int8_sq")}
 
 UNBUILT = {
     (family, "mxfp8"): "runs no matrix product in mxfp8"
-    for family in ("flux2", "flux2_klein", "sana", "sana_sprint", "z_image")
+    for family in ("cosmos25", "flux2", "flux2_klein", "ltx2", "sana", "sana_sprint", "z_image")
 }
 """Whose engine plan lacks for what the cell says: that of other families has a product or two."""
 

@@ -108,6 +108,7 @@ def test_a_native_pack_is_read_as_it_was_scored_and_packed_again_byte_for_byte(n
     assert bytes_of(again(b, came, pack, ShardView(max_shard_size="10GB"))) == bytes_of(path)
 
 
+READ = [(tiny, name) for tiny in TINY if TINY[tiny].family in NAMES for name in COMFYUI]
 FEW = {("flux", "fp8"), ("flux", "nvfp4"), ("flux", "mxfp8"), ("sd3", "int8"), ("sd3", "fp8"), ("wan", "nvfp4")}
 
 

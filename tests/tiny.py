@@ -392,7 +392,9 @@ def architecture(tiny: str) -> Path:
         kept = [
             p
             for p in saved(tiny).rglob("*.json")
-            if p.parent.name in ("", "vae", "unet", "controlnet", "scheduler") or "transformer" in p.parent.name
+            if p.parent.name
+            in ("", "vae", "unet", "controlnet", "scheduler", "guider", *models.family(TINY[tiny].family).decoders)
+            or "transformer" in p.parent.name
         ]
         for path in [saved(tiny) / "model_index.json", *kept]:
             target = directory / path.relative_to(saved(tiny))

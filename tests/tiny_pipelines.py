@@ -6,7 +6,7 @@ than a family keeps at its ends.
 
 import json
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -284,6 +284,163 @@ def ltx(**changes: Any) -> Any:
         text_encoder=t5(),
         tokenizer=t5_tokenizer(),
         transformer=louder(LTXVideoTransformer3DModel(**sizes | changes)),
+    )
+
+
+def cosmos25(**changes: Any) -> Any:
+    from diffusers import AutoencoderKLWan, Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel, UniPCMultistepScheduler
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from diffopt.models.cosmos_pipeline import Nothing
+
+    sizes = {
+        "in_channels": 17,
+        "out_channels": 16,
+        "num_attention_heads": HEADS,
+        "attention_head_dim": HEAD,
+        "num_layers": 2,
+        "mlp_ratio": 2.0,
+        "text_embed_dim": 32,
+        "adaln_lora_dim": 32,
+        "max_size": (8, 32, 32),
+        "extra_pos_embed_type": None,
+        "use_crossattn_projection": True,
+        "crossattn_proj_in_channels": 64,
+        "encoder_hidden_states_channels": 32,
+    }
+    tokenizer = copy(qwen_tokenizer())
+    tokenizer.padding_side = "right"
+    tokenizer.chat_template = "{{ messages[1].content[0].text }}<|im_end|>"
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "rope_parameters": rope, **heads, **ends}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    stages = {"dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [False, True, True]}
+    flows = {"use_karras_sigmas": True, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    pipe = Cosmos2_5_PredictBasePipeline(
+        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval(),
+        tokenizer=tokenizer,
+        transformer=louder(CosmosTransformer3DModel(**sizes | changes)),
+        vae=AutoencoderKLWan(z_dim=16, base_dim=3, **stages).eval(),
+        scheduler=UniPCMultistepScheduler(**flows, sigma_max=200.0, sigma_min=0.01),
+        safety_checker=Nothing(),
+    )
+    pipe.register_modules(safety_checker=None)
+    return pipe
+
+
+def hunyuan_video15(**changes: Any) -> Any:
+    """Its prompts come behind as many tokens as the pipeline drops."""
+    from diffusers import (
+        AutoencoderKLHunyuanVideo15,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideo15Pipeline,
+        HunyuanVideo15Transformer3DModel,
+    )
+    from diffusers.guiders import ClassifierFreeGuidance
+    from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
+
+    sizes = {
+        "in_channels": 9,
+        "out_channels": 4,
+        "num_attention_heads": HEADS,
+        "attention_head_dim": HEAD,
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 2.0,
+        "text_embed_dim": 32,
+        "text_embed_2_dim": 32,
+        "image_embed_dim": 32,
+        "rope_axes_dim": (8, 12, 12),
+        "target_size": 32,
+        "task_type": "t2v",
+    }
+    autoencoder = AutoencoderKLHunyuanVideo15(
+        latent_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=2,
+        downsample_match_channel=False,
+        upsample_match_channel=False,
+    )
+    tokenizer = copy(qwen_tokenizer())
+    tokenizer.padding_side = "right"
+    before = "{% for i in range(108) %}<|im_start|>{% endfor %}"
+    tokenizer.chat_template = before + "{{ messages[1].content }}<|im_end|>"
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "rope_parameters": rope, **heads}
+    glyphs = T5Config(vocab_size=384, d_model=32, d_ff=64, d_kv=16, num_layers=1, num_heads=2)
+    return HunyuanVideo15Pipeline(
+        text_encoder=Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**text)).eval(),
+        tokenizer=tokenizer,
+        transformer=louder(HunyuanVideo15Transformer3DModel(**sizes | changes)),
+        vae=autoencoder.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder_2=T5EncoderModel(glyphs).eval(),
+        tokenizer_2=ByT5Tokenizer(),
+        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+    )
+
+
+def ltx2(**changes: Any) -> Any:
+    """Video and sound have as many channels, as in the real ones, and sound is as diffusers' pipeline takes it by itself."""
+    from diffusers import (
+        AutoencoderKLLTX2Audio,
+        AutoencoderKLLTX2Video,
+        FlowMatchEulerDiscreteScheduler,
+        LTX2Pipeline,
+        LTX2VideoTransformer3DModel,
+    )
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {
+        "num_attention_heads": HEADS,
+        "attention_head_dim": HEAD,
+        "cross_attention_dim": WIDTH,
+        "audio_num_attention_heads": HEADS,
+        "audio_attention_head_dim": 16,
+        "audio_cross_attention_dim": 32,
+        "num_layers": 7,
+        "caption_channels": 32,
+        "rope_type": "split",
+    }
+    halves = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "num_learnable_registers": 8}
+    connectors = {f"{kind}_connector_{n}": x for kind in ("video", "audio") for n, x in halves.items()}
+    levels = {"block_out_channels": (8, 8), "layers_per_block": (1, 1, 1), "downsample_type": ("spatiotemporal",) * 2}
+    autoencoder = AutoencoderKLLTX2Video(
+        latent_channels=128,
+        **levels,
+        down_block_types=("LTX2VideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 8),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False,) * 3,
+        upsample_residual=(False,) * 2,
+        upsample_factor=(1,) * 2,
+        patch_size=1,
+        patch_size_t=1,
+    )
+    vocoder = LTX2Vocoder(
+        in_channels=128, hidden_channels=8, upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2], resnet_kernel_sizes=[3],
+        resnet_dilations=[[1, 3, 5]],
+    )  # fmt: skip
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1}
+    text = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, **heads}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    return LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05),
+        vae=autoencoder.eval(),
+        audio_vae=AutoencoderKLLTX2Audio(ch_mult=(1, 1, 1), num_res_blocks=1).eval(),
+        text_encoder=Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision)).eval(),
+        tokenizer=t5_tokenizer(),
+        connectors=LTX2TextConnectors(caption_channels=32, text_proj_in_factor=2, **connectors, rope_type="split").eval(),
+        transformer=louder(LTX2VideoTransformer3DModel(**sizes | changes)),
+        vocoder=vocoder.eval(),
     )
 
 
@@ -685,7 +842,10 @@ TINY = {
     "sdxl": Tiny("sdxl", sdxl, tokens=None),
     "sdxl_controlnet": Tiny("sdxl_controlnet", sdxl_controlnet, tokens=None),
     "sd21": Tiny("sd21", sd21, tokens=None),
+    "cosmos25": Tiny("cosmos25", cosmos25, frames=5),
+    "hunyuan_video15": Tiny("hunyuan_video15", hunyuan_video15, frames=5),
     "ltx": Tiny("ltx", ltx, frames=9),
+    "ltx2": Tiny("ltx2", ltx2, frames=9),
     "wan": Tiny("wan", wan, frames=5),
     "wan_i2v": Tiny("wan_i2v", wan_i2v, frames=5),
     "wan_ti2v": Tiny("wan", wan_ti2v, frames=5),

@@ -6,12 +6,29 @@ for a step. Every pipeline of diffusers sets the timesteps when it begins, and c
 
 from collections import Counter
 from collections.abc import Callable
+from copy import copy, deepcopy
 from functools import wraps
 from typing import Any
 
 from diffopt.caches.schedule import steps_of
 
 METHODS = ("set_timesteps", "step")
+
+
+def watch(scheduler: Any, **methods: Callable[..., Any]) -> None:
+    """Put them in the place of its own. A copy, as LTX-2's pipeline makes one that steps the sound, has its own again."""
+
+    def copied(memo: dict[int, Any]) -> Any:
+        other = copy(scheduler)
+        unwatch(other)
+        return deepcopy(other, memo)
+
+    scheduler.__dict__ |= methods | {"__deepcopy__": copied}
+
+
+def unwatch(scheduler: Any) -> None:
+    for name in (*METHODS, "__deepcopy__"):
+        scheduler.__dict__.pop(name, None)
 
 
 class Loop:
@@ -78,12 +95,11 @@ class Loop:
                 self._restart([])
             return found
 
-        scheduler.set_timesteps, scheduler.step = set_timesteps, step
+        watch(scheduler, set_timesteps=set_timesteps, step=step)
 
     def close(self) -> None:
         if self._scheduler is not None:
-            for name in METHODS:
-                self._scheduler.__dict__.pop(name, None)
+            unwatch(self._scheduler)
         self._scheduler = None
         self._restart([])
 

@@ -9,12 +9,13 @@ from torch.utils._pytree import tree_map
 
 from diffopt.caches.policy import Reuse
 from diffopt.caches.wrapper import Around
+from diffopt.models.prompt_encoding import given_back
 
 Select = Callable[[int], bool]
 """Whether blocks are reused at a denoising step, from 0."""
 
 States = tuple[torch.Tensor | None, ...]
-"""The text's and the picture's hidden states, or the picture's alone."""
+"""The text's and the picture's hidden states, or the picture's alone; of blocks that give two tensors, those two."""
 
 
 class Place(NamedTuple):
@@ -116,8 +117,12 @@ class Segment:
 
 
 def states_of(module: torch.nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], States]:
-    """A function of a block's arguments that gives its text's hidden states, None where it takes none, and its picture's."""
-    order = [p for p in signature(type(module).forward).parameters if p != "self"]
+    """A function of a block's arguments that gives its text's hidden states, None where it takes none, and its picture's; of a
+    block that gives two of its arguments anew those two, as it gives them."""
+    forward = type(module).forward
+    order = [p for p in signature(forward).parameters if p != "self"]
+    given = given_back(forward)
+    names = given if len(given) == 2 and {*given} <= {*order} else ["encoder_hidden_states", "hidden_states"]
 
     def find(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name in kwargs:
@@ -125,7 +130,7 @@ def states_of(module: torch.nn.Module) -> Callable[[tuple[Any, ...], dict[str, A
         place = order.index(name) if name in order else len(args)
         return args[place] if place < len(args) else None
 
-    return lambda args, kwargs: (find("encoder_hidden_states", args, kwargs), find("hidden_states", args, kwargs))
+    return lambda args, kwargs: tuple(find(name, args, kwargs) for name in names)
 
 
 def _copied(what: Any) -> Any:

@@ -36,6 +36,8 @@ def _taken(out: Path, folder: Path, row: Drawn, number: int) -> Drawn:
         return new.as_posix()
 
     frames = None if row.frames is None else [take(name) for name in row.frames]
+    if (folder / (sound := Path(row.file).with_suffix(".wav"))).is_file():
+        take(sound.name)
     given = row.given and {role: take(name) for role, name in row.given.items()}
     return replace(row, file=take(row.file), frames=frames, plays=row.plays and take(row.plays), given=given)
 

@@ -21,6 +21,7 @@ from diffopt.finding.training import trained
 from diffopt.models.family import Size
 from diffopt.models.found import MENDED
 from diffopt.models.index import index_of
+from diffopt.models.ltx2 import FURTHER
 from diffopt.models.prompt_encoding import returns
 from diffopt.models.template import made
 from diffopt.quantization.layers import expected_layers
@@ -28,8 +29,8 @@ from diffopt.quantization.layers import expected_layers
 SCALES = ("vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
 TIMES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
 """How pipelines call their pixels per latent, and their frames per latent."""
-FIXED = {"use_resolution_binning": False, "_auto_resize": False}
-"""Arguments that a call is given where it takes them: else it draws another size, and resizes."""
+FIXED = {"use_resolution_binning": False, "_auto_resize": False} | {n: v for n, v in FURTHER.items() if n != "guidance_rescale"}
+"""Arguments that a call is given where it takes them: else it draws another size, and resizes, or guides by further calls."""
 STRONG = 3.0
 """A guidance scale that guides."""
 STEPS = 2

@@ -9,15 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 import torch
 import transformers
 
+from diffopt.caches.loop import unwatch, watch
 from diffopt.errors import PlanError
 from diffopt.finding import structure
 from diffopt.finding.hollow import hollow
 from diffopt.finding.pictures import ARGUMENTS, CONTROL, random, taken
 from diffopt.models.family import Size
+from diffopt.models.pipelines import GUIDER, part_class
 from diffopt.models.prompt_encoding import encoded
 from diffopt.pipeline.open import default_dtype
 
@@ -27,6 +28,8 @@ FRAMES = ("num_frames", "frames", "video_length")
 """How pipelines call the frames of a video."""
 AREA = "max_area"
 """How FLUX.1 Kontext's calls the pixels that it draws, which are no more than those by default."""
+STATISTICS = ("latents_mean", "latents_std")
+"""Tables of a VAE that pipelines compute with by themselves."""
 PROMPT = "a red apple on a table"
 
 
@@ -106,7 +109,7 @@ class Rehearsal:
     def _silent(self) -> Any:
         """The pipeline without its text encoders and tokenizers, as calibration opens it."""
         if not hasattr(self, "_without"):
-            kept = (*self.backbones, *self.beside, "scheduler", "vae")
+            kept = (*self.backbones, *self.beside, "scheduler", "vae", GUIDER)
             own = {n: m for n, m in self.models.items() if n in kept}
             self._without = self._open({**dict.fromkeys(n for n in self.classes if n not in kept), **own})
         return self._without
@@ -120,15 +123,15 @@ class Rehearsal:
             self.seen.steps.append((model_output, sample))
             return step(model_output, timestep, sample, *args, **kwargs)
 
-        scheduler.step = stepped
+        watch(scheduler, step=stepped)
         try:
             yield
         finally:
-            del scheduler.step
+            unwatch(scheduler)
 
     def _is_model(self, name: str) -> bool:
         library, kind = self.classes[name]
-        cls = getattr(diffusers if library == "diffusers" else transformers, kind, None)
+        cls = getattr(transformers, kind, None) if library == "transformers" else part_class(library, kind)
         return isinstance(cls, type) and issubclass(cls, torch.nn.Module)
 
     def _hollow(self, name: str, denoises: bool) -> torch.nn.Module:
@@ -137,12 +140,12 @@ class Rehearsal:
 
         def make() -> torch.nn.Module:
             with default_dtype(DTYPE):
-                if library == "diffusers":
-                    cls = getattr(diffusers, kind)
-                    found: torch.nn.Module = cls.from_config(json.loads((folder / "config.json").read_text()))
+                if library == "transformers":
+                    cls: Any = getattr(transformers, kind)
+                    found: torch.nn.Module = cls(cls.config_class.from_pretrained(folder)).to(DTYPE)
                 else:
-                    cls = getattr(transformers, kind)
-                    found = cls(cls.config_class.from_pretrained(folder)).to(DTYPE)
+                    cls = part_class(library, kind)
+                    found = cls.from_config(json.loads((folder / "config.json").read_text()))
             if denoises:
                 self._listen(found)
             return found.eval()
@@ -159,6 +162,8 @@ class Rehearsal:
             return make()
         with torch.device("meta"):
             empty = make()
+        for table in ({*STATISTICS} & {*empty._buffers}) - ({*empty._buffers} if denoises else set()):
+            empty._buffers[table] = torch.ones(empty._buffers[table].shape, dtype=DTYPE)  # type: ignore[union-attr]
         return hollow(empty, make, watch if denoises else None)
 
     def _listen(self, backbone: torch.nn.Module) -> None:

@@ -115,11 +115,11 @@ def crossing(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
 
 def adds(backbone: torch.nn.Module, blocks: Iterable[str]) -> bool:
     """Whether what its blocks add can be told from what they are given, as a cache of residuals does (caches/segment.py): they
-    give the picture's hidden states, or the text's and the picture's, by the names of their arguments."""
+    give the picture's hidden states, and the text's or the sound's beside, by the names of their arguments."""
     for kind in {type(b) for n in blocks for b in getattr(backbone, n)}:
-        if kind.forward is torch.nn.Module.forward or "hidden_states" not in signature(kind.forward).parameters:
-            return False
-        if given_back(kind.forward) not in (["hidden_states"], ["encoder_hidden_states", "hidden_states"]):
+        takes = {} if kind.forward is torch.nn.Module.forward else signature(kind.forward).parameters
+        given = given_back(kind.forward) if takes else []
+        if "hidden_states" not in given or len(given) > 2 or not {*given} <= {*takes}:
             return False
     return True
 

@@ -53,6 +53,7 @@ def reasons(choices: Choices, environment: Environment) -> list[str]:
     """Why the choices cannot be carried out here, a line each."""
     return [
         *_source(choices),
+        *_needed(choices),
         *_lora(choices),
         *_prompts(choices),
         *_format(choices),
@@ -79,6 +80,17 @@ def _source(choices: Choices) -> Iterator[str]:
     for what, advice in parts.problems(pretrained=pretrained):
         where = "architecture" if not pretrained and model.architecture else "base" if model.base else "source"
         yield f"model.{where}: {what} (got {model.origin.name!r}); {advice}"
+
+
+def _needed(choices: Choices) -> Iterator[str]:
+    """A package that a pretrained model is not drawn without."""
+    model = choices.model
+    needs = models.of(model).needs if model and model.weights == "pretrained" else None
+    if model and needs and find_spec(needs) is None:
+        yield (
+            f"model: {model.family} is not drawn without the package {needs}, which its licence asks for (got none); "
+            f"install it by `pip install 'diffopt[{needs.partition('_')[0]}]'`"
+        )
 
 
 def _lora(choices: Choices) -> Iterator[str]:

@@ -14,12 +14,15 @@ from diffopt.registry import Registry
 
 OURS = (
     "chroma",
+    "cosmos25",
     "flux",
     "flux2",
     "flux2_klein",
     "flux_fill",
     "flux_kontext",
+    "hunyuan_video15",
     "ltx",
+    "ltx2",
     "pixart",
     "qwen_image",
     "qwen_image_edit",

@@ -63,6 +63,8 @@ class Family:
     the graph. `nested` ones stand beside the others: see `call`."""
     backbones: tuple[str, ...] = ("transformer",)
     """The pipeline's attributes that denoise, and the sub-folders they are stored in; a source may lack the later ones."""
+    decoders: tuple[str, ...] = ()
+    """Models beside the VAE that make what is drawn of what a call has denoised."""
     spare: tuple[str, ...] = ()
     """Text encoders and tokenizers that the pipeline can do without; a source leaves them out by null in its index."""
     misfit: Callable[[Mapping[str, Json]], str | None] = lambda _: None
@@ -73,6 +75,10 @@ class Family:
     """Videos have a multiple of this many frames, plus one; None for pictures."""
     frame_rate: Callable[[Json], int] = lambda _vae: 25
     """Frames a second at which its videos are played, from the VAE's config."""
+    needs: str | None = None
+    """A package that its pretrained pipelines need, which `diffopt[EXTRA]` brings under the name of its first word."""
+    asks: bool = False
+    """Whether its pipeline asks its backbone and its VAE what they are, where it computes with neither."""
     animates: bool = False
     """Its prompts are pictures, which its videos begin with, not texts."""
     pictures: Mapping[str, str] = field(default_factory=dict)
@@ -152,6 +158,10 @@ class Family:
     original: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """What Model-Optimizer's example builds plans for, least and most: `batch_size` in pictures, `heights`, `widths`, `frames`
     (examples/diffusers/quantization/onnx_utils/export.py); empty where it has none for the family."""
+    join: "Callable[[Sequence[torch.Tensor]], torch.Tensor] | None" = None
+    """One tensor of several predictions that a backbone gives, as a graph gives them; None where it gives one."""
+    part: "Callable[[torch.Tensor, Mapping[str, torch.Tensor]], tuple[torch.Tensor, ...]]" = lambda found, _inputs: (found,)
+    """The inverse, from that tensor and the call's inputs."""
     unpack: Callable[[Any, "torch.Tensor", Any], "torch.Tensor"] = lambda _pipe, latents, _model: latents
     """The latents that its pipeline gives in the shape that its VAE decodes, from the pipeline, those latents, model."""
 

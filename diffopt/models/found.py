@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 FIELDS = ("height", "width", "frames", "guidance_scale")
 """Fields of the group `model` that are given to a call as they are; the others are for the texts."""
-MENDED = {"WanImageToVideoPipeline": "wan_i2v_pipeline"}
-"""Pipelines of which diffusers' own takes no batch of pictures, and the module here with one that does."""
+MENDED = {
+    "Cosmos2_5_PredictBasePipeline": "cosmos_pipeline",
+    "HunyuanVideo15Pipeline": "hunyuan_video15_pipeline",
+    "LTX2Pipeline": "ltx2_pipeline",
+    "WanImageToVideoPipeline": "wan_i2v_pipeline",
+}
+"""Pipelines of which diffusers' own does not do what is asked of it here, and the module here with one that does."""
 READ = frozenset({"guidance_scale", "negative_prompt", "max_sequence_length"})
 OWN = {"arguments", "inputs", "conditions", "frame_rate"}
 """Functions of a Family, of what is data here."""
@@ -28,6 +33,7 @@ def family_of(found: Found) -> Family:
     made_of = _Functions(found)
     return Family(
         name=found.pipeline,
+        asks=True,
         reads=READ & {*found.arguments.values()},
         unbatched=tuple(
             n for n, x in (found.inputs or {}).items() if isinstance(x, Mapping) and "shape" in x and not batched(x)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.models.family import Family
+from diffopt.models.pipelines import GUIDER
 from diffopt.store.composed import ORIGINAL
 
 INDEX = "model_index.json"
@@ -25,6 +26,8 @@ SHARDS = re.compile(r".+\.(?:safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.
 PROCESSORS = ("feature_extractor", "processor", "image_processor")
 """Parts that make a text encoder's or an image encoder's input of a picture: they have no weights."""
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+BYTES = "ByT5Tokenizer"
+"""The tokenizer that has no vocabulary: its tokens are bytes."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
@@ -91,7 +94,8 @@ class Parts:
         may_lack = {*self._spare, *self.family.spare, *self.family.backbones[1:]}
         for name in wanted:
             if not (self.index.get(name) or [None])[0]:
-                if name not in may_lack:
+                told = self.family.asks and name not in (*first, *needed)  # by its class, which loading looks at
+                if name not in may_lack and not told:
                     what = f"names no {name} in its {INDEX}, which the pipeline needs"
                     yield what, "give a whole pipeline, or name that part there and put it beside"
             elif name not in self.left_out:
@@ -113,7 +117,7 @@ class Parts:
 
     @property
     def _models(self) -> list[str]:
-        return [n for n in self.named if n not in ("scheduler", *PROCESSORS) and not n.startswith("tokenizer")]
+        return [n for n in self.named if n not in ("scheduler", GUIDER, *PROCESSORS) and not n.startswith("tokenizer")]
 
     def _part(self, name: str, pretrained: bool) -> Iterator[tuple[str, str]]:
         folder = self.directory / name
@@ -125,7 +129,7 @@ class Parts:
         elif name == "scheduler":
             yield from self._config(name, "scheduler_config.json")
         elif name.startswith("tokenizer"):
-            if not any((folder / file).is_file() for file in VOCABULARIES):
+            if self.index[name][1] != BYTES and not any((folder / file).is_file() for file in VOCABULARIES):
                 yield f"has no vocabulary in {name} (there is {_files(folder)})", "download that folder's tokenizer.json"
         elif name in PROCESSORS:
             if not any((folder / file).is_file() for file in PREPROCESSORS):

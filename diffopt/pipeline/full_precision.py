@@ -1,7 +1,7 @@
 """The reference's pictures: full precision, no cache, by torch."""
 
 from diffopt.artifact import EvalEmbeddings, PartEmbeddings, Pipeline
-from diffopt.data import pictures, videos
+from diffopt.data import pictures, sounds, videos
 from diffopt.files.images import ImagesFile, VideoFiles
 from diffopt.groups import CallView
 from diffopt.groups.eval import ReferenceView
@@ -27,5 +27,6 @@ def draw_reference(
             drawn = draw(pipe, batch, seeds[first : first + len(prompts)], eval.steps, arguments, on_step=tick)
             pictures.check(drawn, prompts)
             rows += videos.save(ctx.out, first, drawn, eval.frames, rate)
+            sounds.save(ctx.out, first, pipe, len(prompts))
     shown = pictures.save_given(ctx.out, given(family, embedded, len(seeds)))
     pictures.write_index(ctx.out, eval.prompts.prompts, seeds, ImagesFile(runtime="torch"), rows, shown)

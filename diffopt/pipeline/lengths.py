@@ -9,6 +9,7 @@ from unicodedata import normalize
 
 from diffopt import models
 from diffopt.groups.model import Model
+from diffopt.models.parts import BYTES
 
 NAMES = ("tokenizer_3", "tokenizer_2", "tokenizer")
 """Of a pipeline's tokenizers, that of the encoder which takes the longest prompts first."""
@@ -55,7 +56,8 @@ def _index(directory: Path) -> dict[str, Any]:
 
 def _last(directory: Path) -> str | None:
     index = _index(directory)
-    there = [n for n in NAMES if isinstance(index.get(n), list) and index[n][0] and (directory / n).is_dir()]
+    named = {n: index[n] for n in NAMES if isinstance(index.get(n), list) and index[n][0]}
+    there = [n for n, (_, kind) in named.items() if kind != BYTES and (directory / n).is_dir()]  # that sees words in quotes
     return next(iter(there), None)
 
 

@@ -22,6 +22,7 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.machine import output
 from diffopt.models import Family, of
 from diffopt.models.parts import Parts
+from diffopt.models.pipelines import GUIDER, part_class
 from diffopt.pipeline import original
 from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
@@ -62,12 +63,12 @@ def open_texts(ctx: Context, pipeline: Pipeline, components: Components | None =
     """The pipeline with nothing but its text encoders and tokenizers, `components` in the place of its own. Not for random
     weights, which have none."""
     pinned = PipelineFile.read(pipeline.path)
-    none: dict[str, Any] = dict.fromkeys([*pinned.backbones, "vae", *of(pinned).beside])
+    none: dict[str, Any] = dict.fromkeys([*pinned.backbones, "vae", *of(pinned).beside, *of(pinned).decoders])
     for name in ComponentsFile.read(components.path).parts if components else ():
         assert components is not None
         how = {"dtype": getattr(torch, pinned.dtype)}
         none[name] = _read(getattr(transformers, pinned.components[name]), components.path / name, **how).eval()
-    if pinned.found:  # some ask for the VAE's config when they are made, and for their backbone's precision
+    if of(pinned).asks:  # some ask for the VAE's config when they are made, and for their backbone's precision
         pipe = _assemble(ctx, pipeline, none | {"vae": _empty_vae(ctx, pinned)})
         pipe.register_modules(vae=None)
         place(pipe, ctx.device)
@@ -90,11 +91,11 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
     vae = _empty_vae(ctx, pinned)
     if kind.animates or kind.pictures or hasattr(vae, "bn"):  # the VAE encodes them
         return place(_assemble(ctx, pipeline, own | _drawn(ctx, pinned)), ctx.device)
-    pipe = _assemble(ctx, pipeline, own | {"vae": vae})
+    pipe = _assemble(ctx, pipeline, own | dict.fromkeys(kind.decoders) | {"vae": vae})
     pipe.register_modules(vae=None)  # it was there to tell its scale
     place(pipe, ctx.device)
-    if pinned.found:  # some ask for its config after that too
-        pipe.vae = SimpleNamespace(config=vae.config, dtype=getattr(torch, pinned.dtype))
+    if family_of(pipeline).asks:  # some ask for its config after that too
+        pipe.vae = SimpleNamespace(config=vae.config, dtype=getattr(torch, pinned.dtype), **dict(vae.named_buffers()))
     return pipe
 
 
@@ -212,13 +213,14 @@ def by_name(pinned: PipelineFile, module: torch.nn.Module) -> dict[str, torch.nn
 
 
 def _texts(ctx: Context, pinned: PipelineFile) -> list[str]:
-    """What the pipeline has besides what draws: tokenizers, text encoders and what goes with them."""
-    return [k for k in _parts(ctx, pinned).named if k not in (*pinned.backbones, *of(pinned).beside, "vae", "scheduler")]
+    """What the pipeline has besides what draws and what guides: tokenizers, text encoders and what goes with them."""
+    draws = (*pinned.backbones, *of(pinned).beside, "vae", *of(pinned).decoders, "scheduler", GUIDER)
+    return [k for k in _parts(ctx, pinned).named if k not in draws]
 
 
 def _drawn(ctx: Context, pinned: PipelineFile) -> dict[str, Any]:
     """With random weights, those parts that draw beside the backbones."""
-    names = ("vae", *of(pinned).beside) if pinned.weights == "random" else ()
+    names = ("vae", *of(pinned).beside, *of(pinned).decoders) if pinned.weights == "random" else ()
     return {n: _random(ctx, pinned, n, ctx.device).eval() for n in names}
 
 
@@ -240,6 +242,8 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     dtype, variant = getattr(torch, pinned.dtype), _asked(parts, own | originals)
     pipe = _read(cls, directory, torch_dtype=dtype, variant=variant, **own, **originals)
     pipe.set_progress_bar_config(disable=True)
+    if hasattr(pipe, "guarded"):
+        pipe.guarded = pinned.weights == "pretrained"
     read = {n: m for n, m in pipe.components.items() if n not in own and isinstance(m, torch.nn.Module)}
     fuse(ctx, pipeline, read)
     return pipe
@@ -251,7 +255,8 @@ def _asked(parts: Parts, own: Mapping[str, Any]) -> str | None:
 
 
 def _class(ctx: Context, pinned: PipelineFile, component: str) -> Any:
-    return getattr(diffusers, config(ctx, pinned, component)["_class_name"])
+    library, _ = _parts(ctx, pinned).index[component]
+    return part_class(library, config(ctx, pinned, component)["_class_name"])
 
 
 def _random(ctx: Context, pinned: PipelineFile, component: str, device: str) -> torch.nn.Module:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diffopt.artifact import Checkpoint, EnginePlan, EvalTexts, OnnxGraph, Pipeline
-from diffopt.data import pictures, videos
+from diffopt.data import pictures, sounds, videos
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.images import ImagesFile, VideoFiles
@@ -81,6 +81,7 @@ def draw_all(ctx: Context, run: Running, drawing: Drawing, steps: int) -> list[V
             drawn = draw(run.pipe, batch, numbers, steps, arguments, on_step=tick)[: len(prompts)]
             pictures.check(drawn, prompts)
             rows += videos.save(ctx.out, start, drawn, eval.frames, rate)
+            sounds.save(ctx.out, start, run.pipe, len(prompts))
     return rows
 
 

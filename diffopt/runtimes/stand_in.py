@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_ltx2 import AudioVisualModelOutput
 from torch.utils._pytree import tree_leaves
 
 from diffopt.caches.loop import Loop
@@ -46,6 +47,8 @@ class StandIn(torch.nn.Module):
         self.device = device or torch.device("cpu")
         self.add_embedding = getattr(backbone, "add_embedding", None)  # SDXL's pipeline asks it for its size
         self.cache_context = getattr(backbone, "cache_context", None)  # a UNet has none
+        self.audio_rope = getattr(backbone, "audio_rope", None)  # LTX-2's pipeline has its positions made by them
+        self.rope = backbone.rope if self.audio_rope is not None else None
         self.family = family
         self.names = list(signature(backbone.forward).parameters)
         self.close: Callable[[], Any] = lambda: None
@@ -66,9 +69,10 @@ class StandIn(torch.nn.Module):
         if self.takes and holding([self.takes], shapes) is None:
             raise GateError(misfit([self.takes], shapes, "the graph"))
         found = self.computed(feeds, positional, arguments).to(self.dtype)
+        parts = self.family.part(found, feeds)
         if return_dict:
-            return Transformer2DModelOutput(sample=found)
-        return (found,)
+            return Transformer2DModelOutput(sample=parts[0]) if len(parts) == 1 else AudioVisualModelOutput(*parts)
+        return parts
 
     def computed(self, feeds: Feeds, positional: tuple[Any, ...], arguments: Mapping[str, Any]) -> torch.Tensor:
         return self.compute(feeds)

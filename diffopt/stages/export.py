@@ -213,6 +213,7 @@ def _write(
 ) -> OnnxGraphFile:
     """Write to `folder` the graph of one backbone, of which `layers` are quantized and `reused` is cut out; what there is to
     say of it, of which `described` has what holds for all backbones, and its file."""
+    from diffopt.graph.joined import joined
     from diffopt.graph.part_files import CutPoints
     from diffopt.graph.write import write
 
@@ -223,7 +224,8 @@ def _write(
     path = folder / head.get("file", "model.onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut, calls.size_axes)
+        with joined(backbone, calls.family.join):
+            graph = write(backbone, calls.traced(), path, opset, batched, calls.family.call, cut, calls.size_axes)
     except DiffoptError:
         raise
     except Exception as e:  # of a backbone that nobody has exported yet
