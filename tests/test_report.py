@@ -407,3 +407,14 @@ def test_the_browser_test_would_see_pictures_that_do_not_load(tmp_path: Path) ->
     (tmp_path / "run" / "broken.html").write_text(html)
     shown = screenshot(tmp_path / "run" / "broken.html", tmp_path / "page.png", tmp_path / "profile")
     assert count(shown, MAGENTA) == count(shown, GREEN) == 0
+
+
+@pytest.mark.parametrize(
+    "estimated", [{}, {"estimated": {}}, {"estimated": {"seconds": 9.0, "peak_bytes": {"gpu": 1}}}], ids=str
+)
+def test_a_step_is_shown_of_which_nothing_or_something_else_was_estimated(estimated: dict[str, Any], tmp_path: Path) -> None:
+    made(tmp_path, {"train": "f" * 16})
+    (tmp_path / "train").mkdir()
+    kept = {"provenance": record()["provenance"] | {"peak_bytes": {"ram": 1 << 30}} | estimated}
+    (tmp_path / "train" / "record.json").write_text(json.dumps(kept))
+    assert ("(estimated 9.0 s)" in page(tmp_path)) == ("seconds" in estimated.get("estimated", {}))
