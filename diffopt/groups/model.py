@@ -40,6 +40,7 @@ class Model(Group):
         "variant": "a model with pretrained weights",
         "base": "a model that is quantized already, or a backbone alone",
         "parts": "a model with pretrained weights",
+        "trust": "a model with pretrained weights",
         "negative_prompt": "a model that is guided (model.guidance_scale above 1)",
     }
 
@@ -61,6 +62,9 @@ class Model(Group):
     """`random` are random weights of the architecture's size: for planning, timing and testing, never for quality."""
     variant: str | None = Field(default=None, pattern=r"^[\w-]+$")
     """Of weights that are there as *.VARIANT.*, such as fp16; null are plain ones, or the only variant that there is."""
+    trust: Literal["pickle"] | None = None
+    """`pickle` lets a folder of yours have weights as .bin files, of which torch's reader of weights alone takes tensors and
+    nothing that could run; null refuses them. Such files are never fetched from the hub."""
     dtype: Dtype
     """What the weights are cast to when loaded."""
     lora: list[Adapter] = Field(default_factory=list)

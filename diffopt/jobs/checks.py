@@ -76,7 +76,7 @@ def _source(choices: Choices) -> Iterator[str]:
     if model is None or (directory := model.origin.directory) is None:
         return
     pretrained = model.weights == "pretrained"
-    parts = Parts(directory, models.of(model), model.variant if pretrained else None)
+    parts = Parts(directory, models.of(model), model.variant if pretrained else None, model.trust == "pickle")
     for what, advice in parts.problems(pretrained=pretrained):
         where = "architecture" if not pretrained and model.architecture else "base" if model.base else "source"
         yield f"model.{where}: {what} (got {model.origin.name!r}); {advice}"

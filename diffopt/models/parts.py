@@ -39,6 +39,8 @@ class Parts:
     family: Family
     asked: str | None = None
     """The variant of the weights that is asked for; None takes plain ones, or the only variant that there is."""
+    pickles: bool = True
+    """Whether weights as .bin files, which are pickles, are no problem."""
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -164,8 +166,13 @@ class Parts:
             yield from self._whole(name, variant)
 
     def _whole(self, name: str, variant: str | None) -> Iterator[tuple[str, str]]:
-        """Files of the weights that are read: whether all are there, and whole by their headers."""
+        """Files of the weights that are read: whether all are there, whole by their headers, and no pickles."""
         folder = self.directory / name
+        if not self.pickles and not self.weights(name):
+            yield (
+                f"has the weights of {name} as a pickle alone (there is {_files(folder)}), which could hold code",
+                "convert that folder to .safetensors, or set model.trust=pickle to have its tensors read",
+            )
         for listing in sorted(folder.glob("*.json")):
             found = SHARDS.fullmatch(listing.name)
             if found and found["variant"] == variant and (lacking := _lacking(listing)):

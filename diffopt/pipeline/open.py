@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any
 
@@ -295,7 +296,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _read(cls: Any, directory: Path, **how: Any) -> Any:
     try:
         return cls.from_pretrained(directory, **how)
-    except (OSError, ValueError, LookupError, SafetensorError) as e:
+    except (OSError, ValueError, LookupError, SafetensorError, UnpicklingError) as e:
         pass_on_memory(e)
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None

@@ -47,13 +47,13 @@ class LoadView(View, of=Model):
 
     @classmethod
     def fields_read(cls) -> frozenset[str]:
-        return super().fields_read() | {"architecture", "base", "parts"}
+        return super().fields_read() | {"architecture", "base", "parts", "trust"}
 
     @classmethod
     def used(cls, choices: Choices) -> frozenset[str]:
         model = choices.model
         assert model is not None
-        idle = {"source", "variant", "base", "parts"} if model.weights == "random" else {"architecture"}
+        idle = {"source", "variant", "base", "parts", "trust"} if model.weights == "random" else {"architecture"}
         if not model.base or model.quantized:  # which `adopt` reads
             idle |= {"source"} if model.base else {"base"}
         return cls.fields_read() - idle
