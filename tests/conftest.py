@@ -47,7 +47,7 @@ LONGEST = {f"test_{name}.py" for name in LONG}
 PROBES: dict[str, Any] = {
     "numerics": {"torch": "2.11.0", "diffusers": "0.42.1", "transformers": "5.0.0", "device": "cpu+x86_64+avx2"},
     "modelopt": "0.47.0",
-    "torchao": "0.18.0",
+    "slimming": {"torchao": "0.18.0", "bitsandbytes": "0.50.2"},
     "onnx": "1.21.0",
     "onnxruntime": "1.24.0",
     "tensorrt": {"flavour": "tensorrt_rtx", "version": "1.7.1.116"},

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from test_layouts import FOLDER
 from test_original import loaded, model
-from tiny import Bench, bench, folder, prompt_set, saved
+from tiny import EMOJI, Bench, bench, emoji, folder, prompt_set, saved
 from transformers import CLIPTextModel, T5EncoderModel
 
 import diffopt
 from diffopt.artifact import CandidateEmbeddings, Components
 from diffopt.cli.store import command
-from diffopt.errors import ConfigError, PlanError
+from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.files.components import ComponentsFile
 from diffopt.files.deploy import DeployFile
 from diffopt.groups.encoded import EvalPromptsView
@@ -28,6 +28,7 @@ from diffopt.shipping import others
 from diffopt.stages.deploy import deploy
 from diffopt.stages.recode import recode
 from diffopt.stages.slim import slim
+from diffopt.store import assets
 
 WANTED: dict[str, Any] = {"text_encoder_2": "fp8", "text_encoder": "int8", "vae": None}
 LAYER = "encoder.block.0.layer.0.SelfAttention.q"
@@ -68,6 +69,27 @@ def test_what_is_stored_are_the_codes_themselves_which_transformers_loads() -> N
     for name, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", T5EncoderModel)):
         linear = [m for m in kind.from_pretrained(made().path / name).modules() if isinstance(m, torch.nn.Linear)]
         assert about[name].layers == len(linear) > 0
+
+
+def test_four_bits_are_stored_as_such_and_read_again_as_they_were_made() -> None:
+    b = emoji()
+    made = slimmed(b, {"text_encoder_2": "nf4"})
+    stored, about = load_file(made.path / "text_encoder_2" / "model.safetensors"), ComponentsFile.read(made.path).parts
+    plain = load_file(assets.locate(EMOJI) / "text_encoder_2" / "model.safetensors")
+    codes = stored[f"{LAYER}.weight"]
+    assert (codes.dtype, codes.numel()) == (torch.uint8, plain[f"{LAYER}.weight"].numel() / 2)
+    assert about["text_encoder_2"].bytes < about["text_encoder_2"].plain / 2
+    full = load(b.texts(0, 4), "cpu")[0]["prompt_embeds"][:2]
+    ours, again = (embeddings(b, made)["prompt_embeds"] for _ in range(2))
+    assert 0 < (ours - full).float().norm() / full.float().norm() < 0.4
+    assert ours.equal(again)
+
+
+def test_four_bits_of_layers_without_whole_blocks_are_refused() -> None:
+    with pytest.raises(
+        GateError, match=r"^format\.components\.text_encoder_2: bitsandbytes computes no layer .*choose fp8 or int8"
+    ):
+        slimmed(bench("bfloat16"), {"text_encoder_2": "nf4"})
 
 
 def test_the_candidate_is_drawn_with_what_they_make_of_a_prompt() -> None:
@@ -132,13 +154,13 @@ def test_a_sweep_over_them_shares_what_is_of_the_backbone(plan: Any) -> None:
         ("{tower: fp8}", r"format\.components\.tower: the pipeline has no such part \(got fp8\); there are text_encoder, text"),
         (
             "{vae: fp8}",
-            r"format\.components\.vae: is made of convolutions, of which torchao has none \(got fp8\); set",
+            r"format\.components\.vae: is made of convolutions, of which no library keeps weights alone \(got fp8\); set",
         ),
         ("{transformer: int8}", r"format\.components\.transformer: is the backbone, which format=fp8 quantizes"),
         ("{tokenizer: int8}", r"format\.components\.tokenizer: is no model that reads prompts"),
         (
             "{text_encoder: int4_awq}",
-            r"format\.components\.text_encoder: torchao has no weights alone .*got int4_awq\)",
+            r"format\.components\.text_encoder: no library keeps weights alone .*got int4_awq\)",
         ),
         ("{text_encoder: fp9}", r"format\.components\.text_encoder"),
     ],
@@ -148,12 +170,15 @@ def test_what_cannot_be_kept_in_fewer_bits_is_refused_when_planning(plan: Any, c
         plan(*BASE, f"format.components={components}")
 
 
-def test_without_torchao_the_plan_says_what_to_install(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("format", "package"), [("fp8", "torchao"), ("nf4", "bitsandbytes")])
+def test_without_its_package_the_plan_says_what_to_install(
+    plan: Any, monkeypatch: pytest.MonkeyPatch, format: str, package: str
+) -> None:
     from diffopt.jobs import component_checks
 
     monkeypatch.setattr(component_checks, "find_spec", lambda name: None)
-    with pytest.raises(PlanError, match=r"torchao is not installed .*pip install 'diffopt\[components\]'"):
-        plan(*BASE, "format.components={text_encoder: fp8}")
+    with pytest.raises(PlanError, match=rf"{package} is not installed .*pip install 'diffopt\[components\]'"):
+        plan(*BASE, f"format.components={{text_encoder: {format}}}")
 
 
 def test_a_run_says_what_they_take_and_what_leaves_its_store_was_scored_with_them(

@@ -14,7 +14,9 @@ from diffopt.groups.quantized_source import Quantized
 from diffopt.groups.view import View
 from diffopt.schema import Group
 
-Component = Literal["fp8", "int8"]
+Component = Literal["fp8", "int8", "nf4"]
+PACKAGES = {"fp8": "torchao", "int8": "torchao", "nf4": "bitsandbytes"}
+"""Those that keep the weights of a component in a format."""
 
 
 def _installed(name: str) -> str:
@@ -151,7 +153,7 @@ class Format(Group):
         for name, format in value.items() if isinstance(value, dict) else ():
             if format in formats.METHODS and format not in get_args(Component):
                 raise ValueError(
-                    f"{name}: torchao has no weights alone in this on every device (got {format}); "
+                    f"{name}: no library keeps weights alone in this on every device (got {format}); "
                     f"choose {' or '.join(get_args(Component))}, or null"
                 )
         return value

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from diffopt import models
 from diffopt.errors import suggestion
+from diffopt.groups.format import PACKAGES
 from diffopt.models.parts import Parts
 from diffopt.view import Choices
 
@@ -17,9 +18,10 @@ def components(choices: Choices, directory: Path | None) -> Iterator[str]:
     if choices.format is None or choices.model is None:
         return
     wanted = {n: f for n, f in choices.format.components.items() if f}
-    if wanted and find_spec("torchao") is None:
+    needs = {PACKAGES[f]: n for n, f in wanted.items()}
+    for package in (p for p in needs if find_spec(p) is None):
         yield (
-            f"format.components: the package torchao is not installed (got {', '.join(wanted)}); "
+            f"format.components: the package {package} is not installed (got {needs[package]}); "
             "`pip install 'diffopt[components]'`, or set them to null"
         )
     if wanted and choices.model.weights == "random":
@@ -39,5 +41,9 @@ def components(choices: Choices, directory: Path | None) -> Iterator[str]:
         elif format and name in parts.family.backbones:
             yield f"{where}: is the backbone, which format={choices.format.name} quantizes (got {format}); set it to null"
         elif format and name not in texts:
-            reason = "is made of convolutions, of which torchao has none" if name == "vae" else "is no model that reads prompts"
+            reason = (
+                "is made of convolutions, of which no library keeps weights alone"
+                if name == "vae"
+                else "is no model that reads prompts"
+            )
             yield f"{where}: {reason} (got {format}); set it to null, or choose of {', '.join(texts) or 'another model'}"

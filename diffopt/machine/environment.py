@@ -158,10 +158,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+SLIMMING = ("torchao", "bitsandbytes")
+"""Packages that keep the weights of text encoders in fewer bits."""
+
 PROBES: dict[str, Callable[[], Any]] = {
     "numerics": lambda: {name: package(name) for name in ("torch", "diffusers", "transformers")} | {"device": device()},
     "modelopt": lambda: package("nvidia-modelopt"),
-    "torchao": lambda: package("torchao"),
+    "slimming": lambda: {name: package(name) for name in SLIMMING},
     "onnx": lambda: package("onnx"),
     "onnxruntime": onnxruntime,
     "tensorrt": builder,

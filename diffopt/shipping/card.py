@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from diffopt.files.metrics import MetricResult
+from diffopt.groups.format import PACKAGES
 from diffopt.report.run_directory import Run
 from diffopt.shipping import findings, loading_code, private
 from diffopt.shipping.consumers import SMOOTHED
@@ -99,7 +100,8 @@ def _what(subject: Subject, evidence: Sequence[Evidence], run: Run | None) -> It
     yield from _kept(subject)
     if subject.slim:
         names = " and ".join(f"{n} in {LABELS.get(f, f)}" for n, f in subject.slim.items())
-        yield f"Its text encoders' weights are kept in fewer bits, {names}: transformers loads them with torchao installed."
+        by = " and ".join(sorted({PACKAGES[f] for f in subject.slim.values()}))
+        yield f"Its text encoders' weights are kept in fewer bits, {names}: transformers loads them with {by} installed."
     if subject.pinned.weights == "random":
         yield ""
         yield "**The base model's weights were random: this is good for timing alone, and draws nothing.**"

@@ -19,7 +19,7 @@ from diffopt.store.source import HUB, VARIANT
 
 LABELS = {
     "fp8": "FP8", "int8": "INT8", "int8_sq": "INT8 SmoothQuant", "int4_awq": "INT4 AWQ", "w4a8_awq": "W4A8 AWQ",
-    "nvfp4": "NVFP4", "nvfp4_svdquant": "NVFP4 SVDQuant", "mxfp8": "MXFP8", "auto": "a format for every layer",
+    "nvfp4": "NVFP4", "nvfp4_svdquant": "NVFP4 SVDQuant", "mxfp8": "MXFP8", "nf4": "NF4", "auto": "a format for every layer",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from diffopt.groups.model import TextView
 from diffopt.stage import Context, stage
 
 
-@stage(version=1, when="eval", only=slims, probes=("numerics", "torchao"))
+@stage(version=1, when="eval", only=slims, probes=("numerics", "slimming"))
 def recode(
     ctx: Context, model: TextView, eval: EvalPromptsView, pipeline: Pipeline, components: Components
 ) -> CandidateEmbeddings:

@@ -6,7 +6,7 @@ from diffopt.groups.parts import PartPromptsView, slims_parted
 from diffopt.stage import Context, stage
 
 
-@stage(version=1, when="eval", only=slims_parted, probes=("numerics", "torchao"))
+@stage(version=1, when="eval", only=slims_parted, probes=("numerics", "slimming"))
 def recode_part(
     ctx: Context, model: TextView, eval: PartPromptsView, pipeline: Pipeline, components: Components
 ) -> CandidatePartEmbeddings:

@@ -6,10 +6,10 @@ from diffopt.groups.format import ComponentsView, slims
 from diffopt.stage import Context, stage
 
 
-@stage(version=1, when="format", only=slims, probes=("numerics", "torchao"))
+@stage(version=1, when="format", only=slims, probes=("numerics", "slimming"))
 def slim(ctx: Context, format: ComponentsView, pipeline: Pipeline) -> Components:
     from diffopt.errors import GateError
-    from diffopt.machine.environment import package
+    from diffopt.machine.environment import SLIMMING, package
     from diffopt.machine.output import to_log
     from diffopt.pipeline import components
 
@@ -17,5 +17,5 @@ def slim(ctx: Context, format: ComponentsView, pipeline: Pipeline) -> Components
         found = components.write(ctx, pipeline, {n: f for n, f in format.components.items() if f})
     if idle := next((n for n, c in found.items() if not c.layers), None):
         raise GateError(f"format.components.{idle}: none of its layers is quantized (got {found[idle].format}); drop it")
-    versions = {n: package(n) or "" for n in ("torch", "transformers", "torchao")}
+    versions = {n: package(n) or "" for n in ("torch", "transformers", *SLIMMING)}
     ComponentsFile(found, versions).write(ctx.out)
