@@ -11,7 +11,7 @@ other keeps the floors and costs less, or costs as much and is better.
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,26 @@ from diffopt.jobs.runner import run_plan
 from diffopt.metrics.intervals import interval
 from diffopt.race import standing
 from diffopt.race.contestant import Contestant, Cost, Scores
-from diffopt.race.costs import foreseen
+from diffopt.race.costs import Shares, foreseen
 from diffopt.race.course import Course
 from diffopt.report.weight_bytes import weight_bytes
 from diffopt.sweep.plan import SweepPlan, plan_sweep
+from diffopt.view import Choices
 
-Drawn = tuple[Mapping[str, MetricResult], Cost, Cost]
-"""Scores of the whole sample, what the setting costs, and what was foreseen of it."""
+
+@dataclass(frozen=True)
+class Drawn:
+    """One setting."""
+
+    metrics: Mapping[str, MetricResult]
+    """Of the whole sample."""
+    choices: Choices
+    taken: Cost
+    """Bytes of its weights, as foreseen."""
+    work: Cost
+    """As measured."""
+    share: float | None
+    """What its cache left of the arithmetic."""
 
 
 def drawn(planned: SweepPlan, loader: Any, config: Any, recipe: list[str], whole: int) -> dict[int, Drawn]:
@@ -65,7 +78,8 @@ def drawn(planned: SweepPlan, loader: Any, config: Any, recipe: list[str], whole
         taken = weight_bytes(pinned, CheckpointFile.read(paths["quantize"]), layers)
         work = Cost.exact(taken * job.choices.eval.steps * (cache.computed if cache else 1.0))
         metrics = MetricsFile.read(paths["score"]).metrics
-        found[number] = metrics, work, foreseen(job.choices, pinned, layers)["work"]
+        ahead = foreseen(job.choices, pinned, layers)["bytes"]
+        found[number] = Drawn(metrics, job.choices, ahead, work, cache.computed if cache else None)
         means = ", ".join(f"{n} {m.candidate.mean:.2f}" for n, m in metrics.items())
         print(f"drawn   {number:3} {means}  {work.value / 2**20:7.1f} MiB  {' '.join(given)}", flush=True)
     return found
@@ -94,13 +108,20 @@ def apart(best: Contestant, other: Contestant) -> bool:
 
 def race(planned: SweepPlan, found: dict[int, Drawn], order: np.ndarray, first: str) -> tuple[Contestant | None, int]:
     assert planned.ship is not None
-    field = [Contestant(n, planned.distinct[n].overrides, ahead) for n, (_, _, ahead) in found.items()]
+    shares = Shares()
+    field = [Contestant(n, planned.distinct[n].overrides, shares.work(x.choices, x.taken)) for n, x in found.items()]
     course = Course(planned.ship, field, first)
+    ran: set[int] = set()
 
     def draw(due: list[tuple[Contestant, int]]) -> dict[int, dict[str, MetricResult]]:
-        for one, _ in due:
-            one.cost = found[one.number][1]
-        return {c.number: {k: part(m, order[:many]) for k, m in found[c.number][0].items()} for c, many in due}
+        ran.update(c.number for c, _ in due)
+        for number in ran:
+            if (share := found[number].share) is not None:
+                shares.add(found[number].choices, share)
+        for one in field:
+            of = found[one.number]
+            one.cost = of.work if one.number in ran else shares.work(of.choices, of.taken)
+        return {c.number: {k: part(m, order[:many]) for k, m in found[c.number].metrics.items()} for c, many in due}
 
     course.run(draw)
     return standing.chosen(field), sum(c.n for c in field)
@@ -124,10 +145,10 @@ def main() -> None:
         assert planned.ship is not None
         whole, recipe = planned.ship.rounds[-1], [o for o in asked.overrides if o.startswith("+recipe=")]
         found = drawn(planned, hydra.config_loader, config, recipe, whole)
-    first = next(iter(next(iter(found.values()))[0]))
+    first = next(iter(next(iter(found.values())).metrics))
     all_drawn = [
-        Contestant(n, planned.distinct[n].overrides, cost, scores=Scores(metrics, planned.ship.floors, first))
-        for n, (metrics, cost, _) in found.items()
+        Contestant(n, planned.distinct[n].overrides, x.work, scores=Scores(x.metrics, planned.ship.floors, first))
+        for n, x in found.items()
     ]
     best = standing.chosen(all_drawn)
     assert best is not None

@@ -6,8 +6,8 @@ sequence is that of successive elimination (Even-Dar, Mannor and Mansour 2006, J
 of Lan and DeMets (1983, Biometrika 70); races over candidates that are dropped so are Maron and Moore's (1994, NIPS 6).
 
 A look's bound is Student's, widened for skewness (Johnson 1978, JASA 73; Hall 1992, JRSS B 54): scores such as PSNR are skewed,
-and of 8 values Student's bound then errs several times as often as it says. The skewness is taken two of its standard errors to
-the bad side, and never narrows the bound. What no value has shown yet, such as one broken picture in a hundred, no bound from
+and of 8 values Student's bound then errs several times as often as it says. The skewness is taken a standard error to the bad
+side, and never narrows the bound. What no value has shown yet, such as one broken picture in a hundred, no bound from
 values can know.
 """
 
@@ -16,8 +16,8 @@ from math import pi, sqrt
 
 import numpy as np
 
-PESSIMISM = 2.0
-"""Standard errors of the skewness by which it is taken for larger."""
+PESSIMISM = 1.0
+"""Standard errors by which the skewness is taken for larger than it is found."""
 
 
 def spent(chance: float, look: int) -> float:

@@ -14,7 +14,7 @@ from diffopt.groups.ship import Ship
 from diffopt.quality.limit import Limit
 from diffopt.race.bounds import most
 from diffopt.race.contestant import Contestant, Scores
-from diffopt.race.elimination import Level, eliminate
+from diffopt.race.elimination import Levels, eliminate
 from diffopt.race.standing import kept
 
 PARTS, FEWEST = 4, 4
@@ -27,6 +27,7 @@ class Course:
         self.ship, self.field, self.first = ship, list(field), first
         self.floors = ship.floors
         self.costs = ship.want != "quality"
+        self.levels = Levels(ship.chance, ship.rounds, len(self.floors), len(self.field))
         self.look = 0
 
     @property
@@ -51,9 +52,8 @@ class Course:
                     one.scores = Scores(found[one.number], self.floors, self.first)
                 else:
                     one.left = Left(look=self.look, prompts=one.n, why="failed")
-            level = Level.of(self.ship.chance, self.look, len(self.floors), len(self.field))
-            self._check_reference(level.floor)
-            eliminate(self.field, level, costs=self.costs)
+            self._check_reference()
+            eliminate(self.field, self.levels, self.look, costs=self.costs)
             looked()
 
     def due(self) -> list[tuple[Contestant, int]]:
@@ -86,9 +86,9 @@ class Course:
     def _order(self, one: Contestant) -> tuple[float, float, int]:
         return (one.cost.value if self.costs else 0.0, one.damage, one.number)
 
-    def _check_reference(self, alpha: float) -> None:
+    def _check_reference(self) -> None:
         for floor in self.floors:
-            theirs = list(self._references(floor, alpha))
+            theirs = list(self._references(floor))
             if theirs and all(broken for broken, _ in theirs):
                 mean = max(mean for _, mean in theirs)
                 raise GateError(
@@ -96,10 +96,10 @@ class Course:
                     f"{max(c.n for c in self.field)} prompts drawn so far); lower it"
                 )
 
-    def _references(self, floor: Limit, alpha: float) -> Iterator[tuple[bool, float]]:
+    def _references(self, floor: Limit) -> Iterator[tuple[bool, float]]:
         """Of each setting's full precision whether it is shown to break a floor, and its mean."""
         for one in (c for c in self.field if c.scores):
             metric = one.drawn.metrics[floor.metric]
             margins = floor.of_reference(metric)
             if margins is not None and metric.reference is not None:
-                yield most(margins, alpha) < 0, metric.reference.mean
+                yield most(margins, self.levels.floor(one.n)) < 0, metric.reference.mean

@@ -21,7 +21,7 @@ from diffopt.jobs.plan import Step
 from diffopt.jobs.runner import run_plan
 from diffopt.race import record, shipped, standing, told
 from diffopt.race.contestant import Contestant, Cost
-from diffopt.race.costs import Costs, damage, foreseen, measured, program, simulated
+from diffopt.race.costs import Costs, Shares, damage, foreseen, measured, program, simulated
 from diffopt.race.course import Course
 from diffopt.report.run_directory import RUN, Run
 from diffopt.sweep.cost import times
@@ -43,6 +43,8 @@ class Race:
         self.costs: list[Costs] = [{} for _ in self.jobs]
         self.programs = [program(self.choices(i)) for i in range(len(self.jobs))]
         self.damages: list[float | None] = [None] * len(self.jobs)
+        self.shares = Shares()
+        self.ran: set[int] = set()
         self.by = self._by()
 
     def choices(self, number: int) -> Choices:
@@ -158,6 +160,7 @@ class Race:
         for one, many in due:
             jobs.append((one.number, [*self._less(one.number), f"eval.size={many}"]))
         self._launch(jobs)
+        self.ran |= {c.number for c, _ in due}
         return {c.number: run.metrics for c, _ in due if (run := self._result(c.number)) is not None}
 
     def _result(self, number: int) -> Run | None:
@@ -172,14 +175,17 @@ class Race:
         self.launched += len(jobs)
 
     def _learn(self, field: Sequence[Contestant]) -> None:
-        """What the runs have shown of costs; weights take the same in every setting of one program."""
+        """What the runs of this race have shown of costs; what an earlier one has left in the directory changes no order."""
+        for number in sorted(self.ran):
+            run, eval = self._result(number), self.choices(number).eval
+            if run is not None and eval is not None:
+                self.costs[number] |= measured(run, eval.steps)
+                if run.images.cache:
+                    self.shares.add(self.choices(number), run.images.cache.computed)
         for one in field:
-            run = self._result(one.number)
-            if run is not None and run.images.images:
-                eval = self.choices(one.number).eval
-                assert eval is not None
-                self.costs[one.number] |= measured(run, eval.steps)
-        for one in field:
+            if one.number not in self.ran and "bytes" in self.costs[one.number]:
+                known = self.costs[one.number]["bytes"]
+                self.costs[one.number]["work"] = self.shares.work(self.choices(one.number), known)
             self._sense(one.number)
             one.cost, one.damage = self._cost(one.number), self.damages[one.number] or 0.0
 
