@@ -21,13 +21,14 @@ from diffopt.cli.main import main
 from diffopt.cli.searchpath import bundled
 from diffopt.errors import DiffoptError
 from diffopt.groups import GROUPS
+from diffopt.groups.ship import Ship, read
 from diffopt.groups.validate import choose
 from diffopt.jobs.job import spelled
 from diffopt.schema import has
 
 CODE = Path(diffopt.__file__).parent
 OPTIONS = {group: sorted(p.stem for p in (bundled("conf") / group).glob("*.yaml")) for group in GROUPS}
-TOP = ("seed", "store", "objective", "recipe", "key")
+TOP = ("seed", "ship", "store", "objective", "recipe", "key")
 """And `key` of `key=value`, which stands for any."""
 VALUE = re.compile(r"(?<![\w.\-/{$'])\+?([a-z][a-z_]*(?:\.[a-z_\d]+|\.\{\w[^{}]*\})*)=([^\s,;()`']+)")
 """`KEY=VALUE`; a value in capitals, or that the code fills in, stands for one of the user's."""
@@ -86,6 +87,8 @@ def test_every_field_that_is_named_is_one() -> None:
 def is_field(key: str) -> bool:
     """Of some option of its group; a name that the code fills in is any of those that are there."""
     group, _, within = key.partition(".")
+    if group == "ship":
+        return not within or has(Ship, within.split("."))
     if group in TOP or group.startswith("hydra"):
         return not within
     if group not in GROUPS:
@@ -118,6 +121,9 @@ def test_every_value_that_is_named_is_taken(key: str, value: str) -> None:
     group, _, within = key.partition(".")
     if not within:
         assert group in TOP or value in (*OPTIONS[group], "null"), f"there are {OPTIONS.get(group)}"
+        return
+    if group == "ship":
+        assert read({"want": "steps", "floor": {"psnr": 30}, "rounds": [8], within: yaml.safe_load(value)})
         return
     said = [refusal(group, option, f"{key}={value}") for option in OPTIONS[group]]
     assert None in said, said

@@ -87,8 +87,8 @@ def test_a_setting_below_a_floor_leaves_and_one_that_costs_more_than_one_that_ke
     first, second, *rest = over.field
     assert (first.left and first.left.why, first.left and first.left.floor, first.n) == ("below", "psnr=30", 8)
     assert standing.chosen(over.field) is second
-    assert [(c.left.why, c.left.by, c.n) for c in rest if c.left] == [("dearer", 1, 0)] * 6
-    assert pictures == 16
+    assert [(c.left.why, c.left.by, c.n) for c in rest if c.left] == [("dearer", 1, 8)] * 2 + [("dearer", 1, 0)] * 4
+    assert pictures == 4 * 8  # of those that enter together
 
 
 def test_of_equal_costs_the_better_one_is_found_by_what_differs_prompt_by_prompt() -> None:

@@ -101,11 +101,11 @@ class Limit:
         import numpy as np
 
         turn, values = sign(metric.better), np.array(metric.values, dtype=float)
-        if self.kind != "change" or metric.reference is None:
-            return turn * (values - self.amount)
-        theirs = np.array(metric.reference_values, dtype=float)
-        above: np.ndarray = turn * (values - theirs - self._allowed(metric.reference))
-        return above
+        bound: float | np.ndarray = self.amount
+        if self.kind == "change" and metric.reference is not None:
+            bound = np.array(metric.reference_values, dtype=float) + self._allowed(metric.reference)
+        margins: np.ndarray = turn * (values - bound)
+        return margins
 
     def of_reference(self, metric: MetricResult) -> "np.ndarray | None":
         """The margins of full precision itself, [n]; None of a metric that is a distance from it."""
@@ -115,7 +115,8 @@ class Limit:
             return None
         values = np.array(metric.reference_values, dtype=float)
         bound = metric.reference.mean + self._allowed(metric.reference) if self.kind == "change" else self.amount
-        return sign(metric.better) * (values - bound)
+        margins: np.ndarray = sign(metric.better) * (values - bound)
+        return margins
 
     def _allowed(self, reference: Interval) -> float:
         return self.amount * abs(reference.mean)
