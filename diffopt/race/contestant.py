@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Cost:
 
     def at_most(self, other: "Cost") -> bool:
         """Whether it is surely no more; two that are the same, or measured at once, are."""
-        return self == other or self.high <= other.low * (1 + ALIKE)
+        return (self == other and self.high < inf) or self.high <= other.low * (1 + ALIKE)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from diffopt.race.contestant import Cost
 from diffopt.report.run_directory import Run
 from diffopt.report.weight_bytes import in_format
 from diffopt.runtimes import RUNTIMES
+from diffopt.sweep.cost import times
+from diffopt.sweep.job_table import Row
 from diffopt.view import Choices
 
 Costs = dict[str, Cost]
@@ -111,6 +113,17 @@ def measured(run: Run, steps: int) -> Costs:
     if peak := _peak(run):
         found["memory"] = Cost.exact(peak)
     return found
+
+
+def timed(rows: list[Row]) -> dict[str, Cost]:
+    """Seconds per picture by job. Full precision without a cache is its own baseline, which alone was timed then."""
+    found = times(rows)
+    known = {j: Cost(v, *found.ranges.get(j, (v, v))) for j, v in found.values.items()} if found else {}
+    for row in rows:
+        if row.run and row.run.latency and row.run.latency.candidate is None:
+            spread = row.run.latency.baseline.seconds_per_image
+            known[row.job] = Cost(spread.median, spread.p10, spread.p90)
+    return known
 
 
 def _peak(run: Run) -> int | None:

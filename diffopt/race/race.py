@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from diffopt.jobs.plan import Step
 from diffopt.jobs.runner import run_plan
 from diffopt.race import record, shipped, standing, told
 from diffopt.race.contestant import Contestant, Cost
-from diffopt.race.costs import Costs, Shares, damage, foreseen, measured, program, simulated
+from diffopt.race.costs import Costs, Shares, damage, foreseen, measured, program, simulated, timed
 from diffopt.race.course import Course
 from diffopt.report.run_directory import RUN, Run
-from diffopt.sweep.cost import times
 from diffopt.sweep.job_table import ERROR, table
 from diffopt.sweep.page import MULTIRUN
 from diffopt.sweep.plan import SweepPlan
@@ -125,12 +125,18 @@ class Race:
         if not asked:
             return
         told.timing(len(asked))
-        self._launch([(i, [*self._less(i), "eval.metrics=[]"]) for i in asked])
-        if found := times(table(self.directory)):
-            of = {self.programs[i]: str(i) for i in asked}
-            for i, costs in enumerate(self.costs):
-                if (job := of.get(self.programs[i])) in found.values:
-                    costs["latency"] = Cost(found.values[job], *found.ranges.get(job, (found.values[job],) * 2))
+        few = f"eval.size={self.ship.rounds[0]}"
+        self._launch([(i, [*self._less(i), "eval.metrics=[]", few]) for i in asked])
+        found = timed(table(self.directory))
+        of = {self.programs[i]: str(i) for i in asked}
+        for i, costs in enumerate(self.costs):
+            if (job := of.get(self.programs[i])) in found:
+                costs["latency"] = found[job]
+        if self.by == "latency" and not any("latency" in costs for costs in self.costs):
+            error = next(
+                (e.read_text().splitlines()[0] for e in self.directory.glob(f"*/{ERROR}")), "times of machines that differ"
+            )
+            raise GateError(f"ship.want: no setting could be timed (got {error}); mend that, or want bytes or steps")
 
     def _timed(self, number: int) -> bool:
         """Whether it is the setting whose time is taken for its program's."""
@@ -152,8 +158,9 @@ class Race:
         found = self.costs[number]
         if self.by in found:
             return found[self.by]
-        around = found.get("bytes", Cost.exact(0.0))
-        return Cost(around.value, around.low if self.by == "memory" else 0.0, float("inf"))
+        if self.by == "memory":
+            return Cost(found["bytes"].value, found["bytes"].low, inf)
+        return Cost(inf, 0.0, inf)  # it comes last, and nothing is said of it beside others
 
     def _draw(self, due: list[tuple[Contestant, int]]) -> dict[int, Mapping[str, MetricResult]]:
         jobs = []
