@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from diffopt.files.race import Entry, RaceFile
+from diffopt.sweep.cost import ALIKE
 from diffopt.text import size
 
 UNITS = {"latency": "ms", "steps": "steps"}
@@ -37,7 +38,9 @@ def reason(race: RaceFile, entry: Entry) -> str:
         doubtful = race.ending is not None and entry.number in race.ending.doubtful
         if not entry.keeps:
             return f"{first}its means do not keep the floors, which is not shown"
-        return first + ("not told apart from the shipped one" if tied else "may keep the floors" if doubtful else "stayed")
+        if tied or doubtful:
+            return first + ("not told apart from the shipped one" if tied else "cheaper, and may keep the floors")
+        return first + ("worse than the shipped one" if _as_cheap(race, entry) else "costs more than the shipped one")
     at = f"after round {left.look}"
     if left.why == "failed":
         return f"{first}failed {at}"
@@ -46,6 +49,13 @@ def reason(race: RaceFile, entry: Entry) -> str:
     if left.why == "dearer":
         return f"{first}left {at}: {'' if left.prompts else 'undrawn, '}costs more than {left.by}, which keeps the floors"
     return f"{first}left {at}: worse than {left.by}, which costs no more"
+
+
+def _as_cheap(race: RaceFile, entry: Entry) -> bool:
+    """Whether it costs no more than the shipped one, as far as is known; where the best is sought costs do not count."""
+    shipped = next((e.costs.get(race.by) for e in race.entries if e.number == race.chosen), None)
+    ours = entry.costs.get(race.by)
+    return race.want == "quality" or shipped is None or ours is None or ours <= shipped * (1 + ALIKE)
 
 
 def verdict(race: RaceFile) -> list[str]:
