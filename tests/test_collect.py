@@ -130,7 +130,7 @@ def test_text_encoders_are_gone_before_the_vae_is_opened(tmp_path, monkeypatch):
 
     def encoding(ctx: Any, pipeline: Pipeline, model: Any) -> Any:
         found = opened(ctx, pipeline, model)
-        seen.append(weakref.ref(ctx.held.get(pipeline.fingerprint, lambda: None).text_encoder_2))
+        seen.append(weakref.ref(ctx.held.get((pipeline.fingerprint, None), lambda: None).text_encoder_2))
         return found
 
     def vae(*arguments: Any) -> Any:

@@ -193,7 +193,7 @@ def test_a_hub_that_cannot_be_reached_is_a_line_too(evaluated: Callable[..., Sai
     assert code == 1
     assert "PSNR" in out[0]
     assert err == [
-        "clip is left out: --clip: it is not in the hub's cache, nor is it a directory here, and HF_HUB_OFFLINE is set "
+        "clip is left out: --clip: it is not in the hub's cache, and HF_HUB_OFFLINE is set; nor is it a directory here "
         f"(got 'openai/clip-vit-large-patch14'); unset it, or give {SOURCES['clip']}"
     ]
 
@@ -212,7 +212,7 @@ def test_weights_that_the_hub_refuses_can_be_given_another_way(
     assert "PSNR" in out[0]
     assert len(err) == 1
     assert err[0].startswith(
-        "imagereward is left out: --imagereward: the hub did not give it, nor is it a directory here: Cannot access it."
+        "imagereward is left out: --imagereward: the hub did not give it: Cannot access it; nor is it a directory here (got"
     )
     assert err[0].endswith(f", or give {SOURCES['imagereward']}")
 

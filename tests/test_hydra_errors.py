@@ -53,7 +53,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("eval.metrics=[${b}]", "eval.metrics.0: interpolation key 'b' not found (got ${b});"),
         ("seed=${oc.decode:'['}", "seed: GrammarParseError raised while resolving interpolation: mismatched input"),
         ("format=int9", "format: no such option (got 'int9'); did you mean int8? there are auto,"),
-        ("calib=a b", "calib: no such option (got 'a b'); there are default,"),
+        ("calib=a b", "calib: no such option (got 'a b'); there are controls, default,"),
         ("hydra/launcher=a", "hydra/launcher: no such option (got 'a'); there are basic"),
         ("+recipe=emoji_fp8", "recipe: is chosen twice (got it as an override);"),
     ],

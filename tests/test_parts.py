@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -218,7 +219,7 @@ def test_sd3_without_t5_draws_and_is_quantized() -> None:
 
 
 def test_without_t5_a_prompt_may_be_as_long_as_clip_takes() -> None:
-    directory, call = without_t5(), called(32, 256)
+    directory, call = without_t5(), SimpleNamespace(**called(32, 256).model_dump(), family="sd3", found=None)
     assert too_long(directory, ["apple " * 20], call, "eval.prompts") is None
     assert "but the text encoder takes 77" in str(too_long(directory, ["apple " * 100], call, "eval.prompts"))
 

@@ -140,6 +140,8 @@ def made(where: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     (where / "python").chmod(0o755)
     if not (where / "pyproject.toml").exists():  # the installation is as old as that
         (where / "pyproject.toml").touch()
+        (where / "tests").mkdir()
+        (where / "tests" / "constraints.txt").write_text("torch==2.14.1\ntorchvision==0.29.1\n")
     command = ["make", "-f", str(ROOT / "Makefile"), "demo", f"PYTHON={where / 'python'}"]
     ours = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}  # of the make that tests
     env = {**ours, "FAILS": "nothing fails", "OLD": "0", **variables}

@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         from diffopt.cli import hydra_errors
 
         print(printable(hydra_errors.line(e, arguments)), file=sys.stderr)
+        for beside in getattr(e, "__notes__", ()):
+            print(printable(beside), file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # `diffopt store ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -115,6 +115,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     objective.check(plain.get("objective"), choices)
     environment = Environment()
     refused = reasons(choices, environment)
+    dry = dry or bool(refused)  # no hub is asked for what will not run
     store = Store.at(plain["store"])
     unwritable = store.trouble()
     if unwritable and not (os.path.isdir(store.root) and store.entries()):
@@ -124,8 +125,10 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     sources = sources or Sources(store.sources, dry, tuple(s.sources for s in store.shared))
     try:
         plan = make_plan(choices, stages(), environment, sources.digest)
-    except PlanError as e:
-        raise PlanError("\n".join([*refused, *_others(str(e).splitlines(), refused)])) from None
+    except (PlanError, ValueError) as e:
+        if refused:  # of choices that do not go together no plan tells more
+            raise PlanError("\n".join(refused)) from e
+        raise
     if reach := schedule.planned(choices):
         plan = replace(plan, notes=[*plan.notes, *reach])
     if refused and any(line.startswith("model") for line in refused):  # whose files cannot be looked at then
@@ -135,10 +138,17 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     refused += _others(found, refused)
     job = Job(choices, plan, store, sources, OmegaConf.to_yaml(visible), not dry and not refused)
     if refused:
-        raise PlanError("\n".join([*refused, *(f"warning: {line}" for line in job.warnings if not sweep)]))
+        raise _with_warnings(PlanError("\n".join(refused)), [] if sweep else job.warnings)
     if unwritable and job.todo:
         raise unwritable
     return job
+
+
+def _with_warnings(error: PlanError, lines: list[str]) -> PlanError:
+    """What is no error is told beside it."""
+    for line in lines:
+        error.add_note(f"warning: {line}")
+    return error
 
 
 def _others(found: list[str], said: list[str]) -> list[str]:

@@ -109,7 +109,7 @@ class WriteReport(Callback):
         """What was made is not to be lost over a floor that cannot be judged."""
         from diffopt.sweep.findings import Findings
 
-        planned = WriteReport.planned
+        planned, WriteReport.planned = WriteReport.planned, None
         stated = planned.ship.floors if planned and planned.ship else self.floors
         found = Findings(Path(config.hydra.sweep.dir), stated)
         try:
