@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml tests/constraints.txt
 	echo "make: Python 3.11 or newer is needed (got $$($(PYTHON) --version)); name one, as in: make demo PYTHON=python3.12"; exit 1; }
 	@echo "installing diffopt into $(VENV): about 8 GB, and a few minutes with a fast network"
 	$(call told,1 of 4: a virtual environment with $$($(PYTHON) --version) and the newest pip,$(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgrade pip)
-	$(call told,2 of 4: $$(grep -E '^torch(vision)?==' tests/constraints.txt | tr '\n' ' '): most of it,$(BIN)/pip install --quiet --no-compile --constraint tests/constraints.txt torch torchvision)
+	$(call told,2 of 4: $$(grep -E '^torch(vision)?==' tests/constraints.txt | paste -s -d ' ' | sed 's/==/ /g; s/ torchvision/ and torchvision/'): most of it,$(BIN)/pip install --quiet --no-compile --constraint tests/constraints.txt torch torchvision)
 	$(call told,3 of 4: diffopt$(comma) with the engine builder and what tests need,$(BIN)/pip install --quiet --no-compile --constraint tests/constraints.txt --editable '.[tensorrt-rtx$(comma)dev]')
 	$(call told,4 of 4: bytecode of all that,$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true)
 	@touch $@

@@ -174,7 +174,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         try:
             main(["plan", "--config-dir", "bare", *map(spelled, arguments)])
         except SystemExit:
-            return capsys.readouterr().err.splitlines()
+            return [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
         capsys.readouterr()
         return []
 

@@ -306,6 +306,7 @@ class Store:
             artifact = path.parent.parent == self.root and path.parent.name not in INTERNAL
             if artifact and path.is_dir() and not path.is_symlink():
                 path.chmod(0o755)
+                (self.root / "tmp").mkdir(exist_ok=True)
                 path = path.rename(self.root / "tmp" / f"{path.name}-removed-{os.getpid()}")
             remove(path)
         except OSError as e:
