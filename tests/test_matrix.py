@@ -134,7 +134,17 @@ DRAWN = {("sdxl", "int8_sq"), ("ltx", "int8_sq")}
 
 UNBUILT = {
     (family, "mxfp8"): "runs no matrix product in mxfp8"
-    for family in ("cosmos25", "flux2", "flux2_klein", "ltx2", "sana", "sana_sprint", "z_image")
+    for family in (
+        "cosmos25",
+        "flux2",
+        "flux2_klein",
+        "ltx2",
+        "sana",
+        "sana_sprint",
+        "sdxl_controlnet",
+        "wan_i2v",
+        "z_image",
+    )
 }
 """Whose engine plan lacks for what the cell says: that of other families has a product or two."""
 
