@@ -41,5 +41,6 @@ def test_a_format_of_a_family_is_read_as_it_was_scored_or_refused_by_the_plan(fa
         if kind == "comfyui" and TINY[family].family not in NAMES:
             line = f"of {TINY[family].family}'s layers the names in ComfyUI are not known here"
         with pytest.raises(PlanError, match=f"export: {line}"):
-            plan(f"model={MODELS[family]}", f"format={name}", *calib, f"export={kind}")
+            own = ["model.source=someone/sdxl-with-a-controlnet"] if family == "sdxl_controlnet" else []  # it names none itself
+            plan(f"model={MODELS[family]}", *own, f"format={name}", *calib, f"export={kind}")
     TARGETS.setdefault(family, {})[name] = " ".join(read)
