@@ -40,7 +40,7 @@ def test_a_format_of_a_family_is_read_as_it_was_scored_or_refused_by_the_plan(fa
         line = f"{SVDQUANT[kind]}'s layout has SVDQuant alone" if kind in SVDQUANT else f"ComfyUI does not read {name}"
         if kind == "comfyui" and TINY[family].family not in NAMES:
             line = f"of {TINY[family].family}'s layers the names in ComfyUI are not known here"
+        own = ["model.source=someone/sdxl-with-a-controlnet"] if family == "sdxl_controlnet" else []  # it names none itself
         with pytest.raises(PlanError, match=f"export: {line}"):
-            own = ["model.source=someone/sdxl-with-a-controlnet"] if family == "sdxl_controlnet" else []  # it names none itself
             plan(f"model={MODELS[family]}", *own, f"format={name}", *calib, f"export={kind}")
     TARGETS.setdefault(family, {})[name] = " ".join(read)
