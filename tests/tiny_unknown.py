@@ -5,12 +5,14 @@ from typing import Any
 from tiny_pipelines import (
     FLOW,
     Tiny,
+    chat_tokenizer,
     clip,
     clip_tokenizer,
     flow,
     gemma,
     gemma_tokenizer,
     louder,
+    qwen3,
     sd3,
     t5,
     t5_tokenizer,
@@ -256,6 +258,28 @@ def lumina(**changes: Any) -> Any:
     )
 
 
+def ovis(**changes: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
+
+    sizes = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": (8, 12, 12),
+    }
+    return OvisImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae(**FLOW),
+        text_encoder=qwen3(2),
+        tokenizer=chat_tokenizer(),
+        transformer=louder(OvisImageTransformer2DModel(**sizes | changes)),
+    )
+
+
 def perturbed(**changes: Any) -> Any:
     """SD3's parts in the pipeline of perturbed attention guidance."""
     from diffusers import StableDiffusion3PAGPipeline
@@ -357,6 +381,7 @@ UNKNOWN: dict[str, Tiny] = {
     "skyreels": Tiny("auto", skyreels, frames=5),
     "mochi": Tiny("auto", mochi, frames=7),
     "lumina": Tiny("auto", lumina),
+    "ovis": Tiny("auto", ovis),
     "perturbed": Tiny("auto", perturbed),
     "cogview3": Tiny("auto", cogview3),
     "sana_video": Tiny("auto", sana_video, frames=5),
