@@ -212,9 +212,11 @@ def test_a_transfer_that_always_breaks_is_a_line_and_the_next_run_fetches_only_t
     hub.cuts = [(SHARD, True)] * client.TRIES
     assert "the transfer from the hub broke" in refused(memory)
     assert not halves(tmp_path)
-    assert (fetched(memory, Source("org/name")) / SHARD).read_bytes() == SMALL[SHARD]
+    there = fetched(memory, Source("org/name"))
+    assert (there / SHARD).read_bytes() == SMALL[SHARD]
+    assert (there / "model_index.json").is_file()
     assert hub.gets(SHARD) == client.TRIES + 1
-    assert hub.gets("model_index.json") == 1
+    assert hub.gets("model_index.json") <= 1  # none where a file of the same content came first
 
 
 def test_a_shard_that_is_missing_is_named(hub: Hub, memory: Path) -> None:

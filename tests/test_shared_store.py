@@ -176,7 +176,12 @@ main.main()
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_terminated_says_so_and_leaves_no_scratch(number: signal.Signals, tmp_path: Path) -> None:
     started = subprocess.Popen(
-        [sys.executable, "-c", WORKING], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORKING],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which tests under nohup hand on as ignored
     )
     scratch = tmp_path / "outputs" / "store" / "tmp"
     until(lambda: [*scratch.glob("*-*/half")] or started.poll() is not None)
