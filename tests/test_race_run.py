@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from diffopt.files.race import RaceFile
 from diffopt.groups.validate import choose
 from diffopt.race.costs import foreseen
 from diffopt.report.run_directory import Run
-from diffopt.runtimes import candidate
+from diffopt.runtimes import candidate, stopwatch
+from diffopt.sweep.findings import Findings
 
 fork = multiprocessing.get_context("fork")
 RECIPE: dict[str, Any] = {
@@ -157,12 +160,16 @@ def test_a_race_that_nothing_wins_says_what_came_nearest(
     assert not (place / "lost/ship.json").exists()
 
 
-def test_times_are_measured_once_for_each_program_and_choose_what_is_shipped(place: Path, whole: RaceFile) -> None:
+def test_times_are_measured_once_for_each_program_and_choose_what_is_shipped(
+    place: Path, whole: RaceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopwatch, "_now", map(float, count()).__next__)  # a step takes a second, and a call one more
     space = "ship.space=[{eval.steps: '1,4', seed: '0,1'}]"
     found = race(place, "timed", "timed-store", "~format", "~calib", "eval.latency=true", "ship.want=latency", space)
     times = {tuple(e.overrides): e.costs["latency"] for e in found.entries}
     assert found.by == "latency"
-    assert times["eval.steps=1", "seed=0"] == times["eval.steps=1", "seed=1"] < times["eval.steps=4", "seed=0"]  # type: ignore[operator]
+    assert times["eval.steps=1", "seed=0"] == times["eval.steps=1", "seed=1"] == 2
+    assert times["eval.steps=4", "seed=0"] == 5
     timed = [json.loads(p.read_text())["steps"] for p in (place / "timed-store/latency").glob("*/latency.json")]
     assert sorted(timed) in ([1, 4], [1, 1, 4])  # and that of the answer, where another one was timed for it
     assert found.chosen is not None
@@ -176,3 +183,15 @@ def test_another_launcher_runs_the_rounds_to_the_same_answer(
     pytest.importorskip("joblib")
     monkeypatch.setenv("DIFFOPT_JOBS", "2")
     assert race(place, "joblib", "joblib-store", "hydra/launcher=joblib") == whole
+
+
+def test_only_settings_that_drew_as_many_prompts_are_called_best(place: Path, whole: RaceFile) -> None:
+    found = Findings(place / "whole", [])
+    assert found.best is not None
+    best = found.best.job
+    later = Findings(place / "whole", [])
+    fewer = tuple(replace(e, prompts=4) if str(e.number) == best else e for e in whole.entries)
+    vars(later)["race"] = replace(whole, entries=fewer)
+    assert later.best is not None
+    assert later.best.job == str(max((e for e in fewer if e.prompts == 8), key=lambda e: e.means["psnr"]).number) != best
+    assert best not in {r.job for r in later.ties}

@@ -9,7 +9,7 @@ from diffopt.text import SLOWER, pace
 
 def apart(found: Findings) -> str:
     """Whether the best can be told apart from the others; empty where there is nothing to compare."""
-    others = [r for r in found.rows if r.distinct and r is not found.best and found.first in r.metrics]
+    others = [r for r in found.compared if r.distinct and r is not found.best and found.first in r.metrics]
     if not found.best or not others:
         return ""
     if found.few and found.first:

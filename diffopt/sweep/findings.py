@@ -40,12 +40,21 @@ class Findings:
         return ranking.first_metric(self.rows)
 
     @cached_property
+    def compared(self) -> list[Row]:
+        """Those whose means can be set beside each other: of a race those that drew the most prompts."""
+        if not self.race:
+            return self.rows
+        most = max((e.prompts for e in self.race.entries), default=0)
+        drawn = {str(e.number) for e in self.race.entries if e.prompts == most}
+        return [r for r in self.rows if r.job in drawn]
+
+    @cached_property
     def best(self) -> Row | None:
-        return ranking.best(self.rows)
+        return ranking.best(self.compared)
 
     @cached_property
     def ties(self) -> list[Row]:
-        return ranking.ties(self.rows, self.best) if self.best else []
+        return ranking.ties(self.compared, self.best) if self.best else []
 
     @property
     def few(self) -> bool:
