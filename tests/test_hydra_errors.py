@@ -119,3 +119,9 @@ def test_jobs_that_slurm_does_not_take_are_not_called_lost() -> None:
     assert said.startswith("sweep: Slurm does not take the jobs (got sbatch: error: Invalid generic resource (gres) ")
     assert "; set hydra.launcher.gpus_per_node" in said
     assert "lost a process" in str(hydra_errors.of_launcher(refusal("Job 3 was killed")))
+    trace = "Traceback (most recent call last):\n  File 'x'\nModuleNotFoundError: No module named 'mine'\n"
+    failed = f"Job (task=0) failed during processing with trace:\n{'-' * 22}\n{trace}\n{'-' * 22}\nYou can check full logs"
+    said = str(hydra_errors.of_launcher(refusal(failed)))
+    assert said.startswith(
+        "sweep: a process of submitit failed outside its job (got ModuleNotFoundError: No module named 'mine'); "
+    )

@@ -177,12 +177,13 @@ def test_times_are_measured_once_for_each_program_and_choose_what_is_shipped(
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize(("launcher", "package"), [("joblib", "joblib"), ("submitit_local", "submitit"), ("ray", "ray")])
 def test_another_launcher_runs_the_rounds_to_the_same_answer(
-    place: Path, whole: RaceFile, monkeypatch: pytest.MonkeyPatch
+    place: Path, whole: RaceFile, launcher: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("joblib")
+    pytest.importorskip(package)
     monkeypatch.setenv("DIFFOPT_JOBS", "2")
-    assert race(place, "joblib", "joblib-store", "hydra/launcher=joblib") == whole
+    assert race(place, launcher, f"{launcher}-store", f"hydra/launcher={launcher}") == whole
 
 
 def test_only_settings_that_drew_as_many_prompts_are_called_best(place: Path, whole: RaceFile) -> None:

@@ -146,7 +146,8 @@ def _names(override: str) -> bool:
 
 
 def of_launcher(error: Exception) -> str | None:
-    """For what joblib, submitit or Ray raise when a process ended before its job did; None for other errors."""
+    """For what joblib, submitit or Ray raise when a process ended before its job did, or submitit of an error in one; None for
+    other errors."""
     library = type(error).__module__.partition(".")[0]
     if library not in ("joblib", "submitit", "ray"):
         return None
@@ -155,6 +156,12 @@ def of_launcher(error: Exception) -> str | None:
         return (
             f"sweep: Slurm does not take the jobs (got {said[:200]}); set hydra.launcher.gpus_per_node, cpus_per_task, mem_gb, "
             "partition or account to what the cluster has: `diffopt ... --cfg hydra --package hydra.launcher` shows them"
+        )
+    if trace := re.search(r"^-{10,}\n(.*?)\n-{10,}$", str(error), re.DOTALL | re.MULTILINE):
+        cause = trace[1].strip().splitlines()[-1].strip()
+        return (
+            f"sweep: a process of {library} failed outside its job (got {cause[:200]}); its log is in the sweep's "
+            "directory under .submitit; the same command goes on from what is in the store"
         )
     return (
         f"sweep: {library} lost a process before its job ended, perhaps to a lack of memory (got {type(error).__name__}: "
