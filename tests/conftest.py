@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import guardrail
@@ -197,6 +198,14 @@ def prepare(tmp_path: Path) -> Callable[..., job.Job]:
         return job.prepare(config, [], dry=True, sweep=False)
 
     return prepared
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 1 TiB of free memory, as much of disk, and no GPU: what is warned of is the choices' and no machine's."""
+    for name, found in (("gpus", ()), ("ram", 1 << 40), ("ram_free", 1 << 40)):
+        monkeypatch.setattr(environment, name, lambda found=found: found)
+    monkeypatch.setattr("diffopt.jobs.warnings.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
 
 
 @pytest.fixture

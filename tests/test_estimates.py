@@ -16,7 +16,7 @@ from diffopt import models
 from diffopt.cli.main import main
 from diffopt.cli.plan import numbers, table
 from diffopt.errors import GateError, PlanError
-from diffopt.jobs import runner
+from diffopt.jobs import runner, runtime_checks
 from diffopt.jobs.memory import Held, _placed
 from diffopt.machine import environment
 from diffopt.models import activations
@@ -35,7 +35,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def give(gib: int) -> None:
         there = (H100 | {"memory": gib << 30},)
-        monkeypatch.setattr(environment, "gpus", lambda: there)
+        for module in (environment, runtime_checks):
+            monkeypatch.setattr(module, "gpus", lambda: there)
         monkeypatch.setattr(environment, "gpu_free", lambda: None)
 
     return give
@@ -160,14 +161,32 @@ def test_a_full_disk_is_warned_of(prepare: Prepare, monkeypatch: pytest.MonkeyPa
     assert [x for x in prepare("+recipe=quickstart").warnings if x.startswith("disk: the artifacts take about")]
 
 
-def test_findings_of_all_kinds_are_said_at_once(prepare: Prepare, gpu: Any) -> None:
+def test_findings_of_all_kinds_are_said_at_once(
+    prepare: Prepare, gpu: Any, roomy: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     gpu(30)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("diffopt.jobs.warnings.find_spec", lambda _: None)
     with pytest.raises(PlanError) as caught:
         prepare(*FLUX, "calib.batch_size=16", "calib.chunk=16", "format.name=nvfp4", "format.quantize_mha=true", "eval=images",
                 "eval.runtime=native", "eval.size=1", "calib.n_steps=5000")  # fmt: skip
-    said = [line.partition(":")[0] for line in str(caught.value).splitlines()]
-    assert "eval.runtime" in said
-    assert caught.value.__notes__[-1].startswith("warning: ")
+    assert str(caught.value) == (
+        "eval.runtime: nvfp4 has kernels from compute capability 10.0 on (got an H100 with 9.0); set eval.runtime=torch, which "
+        "simulates"
+    )
+    assert caught.value.__notes__ == [
+        "warning: memory: the weights of parity do not fit the GPU's 30.0 GiB and are moved there by parts, which is slower "
+        "(got 1 such steps); use a larger GPU, or a 16-bit model.dtype",
+        "warning: memory: observe.0 takes about 29.8 GiB of the GPU's 30.0 GiB (got an estimate); lower calib.batch_size, "
+        "model.height or model.width, or use a larger GPU",
+        "warning: hub: black-forest-labs/FLUX.1-dev is gated, and there is no token here (got none in HF_TOKEN or `hf auth "
+        "login`'s file); accept its licence on its page, and log in",
+        "warning: format.quantize_mha: attention is computed in 16 bits by native, since nvidia-cudnn-frontend is not "
+        "installed (got true); pip install 'diffopt[native]'",
+    ]
 
 
 def test_the_numbers_are_there_for_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
