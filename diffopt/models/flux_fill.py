@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from diffopt.models import flux
+from diffopt.models import flux, flux_kontext
 from diffopt.models.family import Encode
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ def condition(encode: Encode, pictures: "Mapping[str, torch.Tensor]", model: Any
     """[b, tokens, 4 x (channels + scale x scale)]: latents of the picture without what the mask covers, and of the mask each
     pixel, as its pipeline makes them."""
     mask = (pictures["mask_image"] >= 128).float()
-    latents = encode((pictures["image"].float() / 127.5 - 1) * (1 - mask))
+    latents = encode(flux_kontext.shown(pictures["image"]) * (1 - mask))
     b, _, rows, columns = latents.shape
     scale = mask.shape[2] // rows
     each = mask.reshape(b, rows, scale, columns, scale).permute(0, 2, 4, 1, 3).reshape(b, scale * scale, rows, columns)

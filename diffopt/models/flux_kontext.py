@@ -31,9 +31,17 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     }
 
 
+def shown(picture: "torch.Tensor") -> "torch.Tensor":
+    """uint8 [b, 3, h, w] in -1..1, FP32, with channels last, as the pipeline has a picture: a convolution's last bits depend
+    on it."""
+    import torch
+
+    return picture.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1
+
+
 def condition(encode: Encode, pictures: "Mapping[str, torch.Tensor]", model: Any) -> "torch.Tensor":
     """[b, tokens, 4 x channels]."""
-    return flux.packed(encode(pictures["image"].float() / 127.5 - 1))
+    return flux.packed(encode(shown(pictures["image"])))
 
 
 def joined(noisy: "torch.Tensor", condition: "torch.Tensor") -> "torch.Tensor":
