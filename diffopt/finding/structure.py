@@ -59,9 +59,8 @@ def kept_of(backbone: torch.nn.Module, blocks: Iterable[str]) -> tuple[str, ...]
     outside = [n for n, x in backbone.named_children() if n not in inside and any(isinstance(m, Products) for m in x.modules())]
     names = {n for n, _ in backbone.named_modules()}
     inner = [g for g in WITHIN if any(n.endswith(g[1:]) for n in names)]
-    deep = {
-        n for b in inside for n, m in getattr(backbone, b).named_modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1
-    }
+    parts = [x for n, x in backbone.named_children() if n in inside]  # some UNets have no middle
+    deep = {n for x in parts for n, m in x.named_modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1}
     return (*outside, *inner, *sorted({f"*.{n.rpartition('.')[2]}" for n in deep}))
 
 
