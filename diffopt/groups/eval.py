@@ -168,7 +168,7 @@ class DrawView(View, of=Eval):
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Eval)
-        same = {name: getattr(group, name) for name in cls.model_fields if name != "prompts"}
+        same = {name: getattr(group, name) for name in cls.model_fields if name in Eval.model_fields and name != "prompts"}
         return [cls(prompts=group.prompts.part(0, group.size), **same)]
 
 

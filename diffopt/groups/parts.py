@@ -7,7 +7,7 @@ from typing import Self
 
 from diffopt.groups.choices import Choices
 from diffopt.groups.encoded import EncodedChunkView
-from diffopt.groups.eval import Eval, ReferenceView, RuntimeView
+from diffopt.groups.eval import DrawView, Eval, ReferenceView, RuntimeView
 from diffopt.groups.format import slims
 from diffopt.schema import Group
 
@@ -43,8 +43,10 @@ class PartPromptsView(EncodedChunkView, of=Eval):
         return [cls(prompts=part, batch_size=group.batch_size) for _, part in group.parts()]
 
 
-class ReferencePartView(ReferenceView, of=Eval):
-    start: int
+class PartView(DrawView, of=Eval):
+    """Of the view behind it in a class's bases what one part reads."""
+
+    start: int = 0
     """Index of the first prompt, which decides the seeds."""
 
     @classmethod
@@ -54,20 +56,11 @@ class ReferencePartView(ReferenceView, of=Eval):
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Eval)
-        (all,) = ReferenceView.split(group, choices)
-        return [cls(**{**dict(all), "prompts": part, "start": start}) for start, part in group.parts()]
+        (all,) = super().split(group, choices)
+        return [all.model_copy(update={"prompts": part, "start": start}) for start, part in group.parts()]
 
 
-class RuntimePartView(RuntimeView, of=Eval):
-    start: int
-    """Index of the first prompt, which decides the seeds."""
+class ReferencePartView(PartView, ReferenceView, of=Eval): ...
 
-    @classmethod
-    def fields_read(cls) -> frozenset[str]:
-        return super().fields_read() | {"chunk"}
 
-    @classmethod
-    def split(cls, group: Group, choices: Choices) -> list[Self]:
-        assert isinstance(group, Eval)
-        (all,) = RuntimeView.split(group, choices)
-        return [cls(**{**dict(all), "prompts": part, "start": start}) for start, part in group.parts()]
+class RuntimePartView(PartView, RuntimeView, of=Eval): ...
