@@ -39,13 +39,13 @@ class WriteReport(Callback):
     _running: "ClassVar[tuple[WriteReport, DictConfig] | None]" = None
     began: ClassVar[Untouched | None] = None
     """The directory of a single run before it."""
-    planned: "ClassVar[SweepPlan | None]" = None
-    """What was planned of the sweep that runs."""
     over: ClassVar[Path | None] = None
     """The directory of a sweep that has come to its end in this process, until `check` has looked at it."""
 
     def __init__(self, floor: Mapping[str, float | str] | Sequence[str] | None = None) -> None:
         self.floors = floors(floor)
+        self.planned: SweepPlan | None = None
+        """The sweep that runs."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -61,10 +61,9 @@ class WriteReport(Callback):
             worker.announce()
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
-            planned = plan_sweep(config, hydra.config_loader)
-            print(planned.summary, flush=True)
-            WriteReport.planned = planned
-            if planned.optimized:
+            self.planned = plan_sweep(config, hydra.config_loader)
+            print(self.planned.summary, flush=True)
+            if self.planned.optimized:
                 output.optuna()
         except Exception as e:
             raise Refused(e) from None
@@ -109,8 +108,8 @@ class WriteReport(Callback):
         """What was made is not to be lost over a floor that cannot be judged."""
         from diffopt.sweep.findings import Findings
 
-        planned, WriteReport.planned = WriteReport.planned, None
-        stated = planned.ship.floors if planned and planned.ship else self.floors
+        ship = self.planned and self.planned.ship
+        stated = ship.floors if ship else self.floors
         found = Findings(Path(config.hydra.sweep.dir), stated)
         try:
             found.check()

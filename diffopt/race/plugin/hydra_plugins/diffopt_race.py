@@ -35,5 +35,6 @@ class RaceSweeper(Sweeper):
         assert self.launcher is not None
         assert self.config is not None
         assert self.context is not None
-        planned = WriteReport.planned or plan_sweep(self.config, self.context.config_loader)
-        return Race(self.config, self.context.config_loader, self.launcher, planned).run()
+        loader, beside = self.context.config_loader, self.context.callbacks.callbacks
+        planned = next((c.planned for c in beside if isinstance(c, WriteReport)), None) or plan_sweep(self.config, loader)
+        return Race(self.config, loader, self.launcher, planned).run()
