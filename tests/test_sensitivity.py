@@ -4,6 +4,7 @@ import json
 import math
 import re
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from diffopt.data.prompts import PromptSet
 from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.files.layers import Layer
 from diffopt.files.sensitivity import SensedLayer, SensitivityFile
+from diffopt.groups import GROUPS
 from diffopt.groups.format import measurable
 from diffopt.groups.sense import SensedPromptsView, SenseView
 from diffopt.groups.validate import choose
@@ -181,7 +183,20 @@ def test_a_sensitivity_without_a_calibration_set_is_refused(plan: Any) -> None:
 
 
 def test_more_prompts_than_are_calibrated_on_are_refused(plan: Any) -> None:
-    assert refused(plan, "calib=emoji", "sense=default", "sense.size=17").startswith("sense.size: ")
+    said = refused(plan, "calib=emoji", "sense=default", "sense.size=17")
+    assert said == "sense.size: is more than the calib.size=16 prompts (got 17); lower it"
+
+
+def test_the_number_of_prompts_that_are_measured_on_is_a_choice_of_its_own(plan: Any) -> None:
+    sensed = [plan("+recipe=emoji_sensitivity", f"sense.size={n}").steps[-1] for n in (2, 16)]
+    assert [len(step.views["calib"].prompts) for step in sensed] == [2, 16]
+
+
+def test_every_field_of_a_group_is_read_by_a_stage_or_steers_the_plan() -> None:
+    """Else whoever sets it is told that it has no effect, whatever it does."""
+    params = [p for e in entry_points(group="diffopt.stages") for p in e.load().params if p.role == "view"]
+    read = {(p.name, field) for p in params for view in p.types for field in view.fields_read()}
+    assert [(n, f) for n, g in GROUPS.items() for f in g.model_fields if (n, f) not in read and f not in g.steers] == []
 
 
 def test_alpha_is_part_of_the_key_only_where_something_is_smoothed(plan: Any) -> None:

@@ -1,6 +1,6 @@
 """`sense=`: how much every layer is hurt by every format, measured in one pass of the full-precision model."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -14,6 +14,8 @@ from diffopt.schema import Group
 
 
 class Sense(Group):
+    steers: ClassVar[frozenset[str]] = frozenset({"size"})  # how many prompts the calibration's view has
+
     formats: list[Name] = Field(min_length=1)
     """Formats in which every layer is tried; of those that need no search."""
     size: int = Field(ge=1)
