@@ -17,14 +17,25 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from soak_slurm import free
 from soak_store import FEW, check, content, ended, start
 
 FIELDS = [*FEW, "export=null", "calib.chunk=1", "calib.batch_size=1"]
 ALPHAS = ("0.2", "7", "0.5", "0.8")
 """Of which one is refused."""
 MEMORY = 100 << 20
-TRIES = 5
+TRIES, STARTS = 3, 240
+TASK = b"ray::_run_job"
+"""As Ray calls a process that runs one of the launcher's jobs."""
+PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+PATIENT = {
+    "agent_register_timeout_ms": 300_000,
+    "worker_register_timeout_seconds": 300,
+    "gcs_server_request_timeout_seconds": 120,
+}
+"""Ray gives its own daemons 30 or 60 seconds, which on a machine that is busy are few."""
 
 
 def until(holds: Callable[[], object], what: str, seconds: float) -> None:
@@ -36,14 +47,13 @@ def until(holds: Callable[[], object], what: str, seconds: float) -> None:
 
 
 @contextmanager
-def cluster(store: Path) -> Iterator[Any]:
-    """The nodes have the environment of this process: Ray's workers get nothing of the one that asks for them."""
+def cluster() -> Iterator[Any]:
+    """The nodes have the environment of this process, and its directory, which is not the sweep's."""
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"DIFFOPT_STORE": str(store), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     made = Cluster()
-    patiently(lambda: made.add_node(**head))
+    patiently(lambda: made.add_node(num_cpus=0, include_dashboard=False, _system_config=PATIENT, **daemons()))
     try:
         yield made
     finally:
@@ -51,14 +61,34 @@ def cluster(store: Path) -> Iterator[Any]:
 
 
 def node(ray: Any, number: int) -> Any:
-    return patiently(lambda: ray.add_node(num_cpus=1, object_store_memory=MEMORY, resources={f"node{number}": 1}))
+    return patiently(lambda: ray.add_node(num_cpus=1, resources={f"node{number}": 1}, **daemons()))
+
+
+def daemons() -> dict[str, int]:
+    """Of a node. It waits 15 seconds for a daemon that is to find a port, and longer for one that is given it."""
+    return {"object_store_memory": MEMORY} | {name: free() for name in PORTS}
 
 
 def patiently(begin: Callable[[], Any]) -> Any:
-    """Ray gives a node 30 seconds to start, which on a machine that is busy are few: several tries."""
+    """Ray gives a node 30 seconds to tell of itself, which on a machine that is busy are few: more, and several tries."""
+    from ray._private import services
+
+    told = services.get_node
+
+    def wait(*given: Any, **named: Any) -> Any:
+        end = time.monotonic() + STARTS
+        while True:
+            try:
+                return told(*given, **named)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(1)
+
     for left in reversed(range(TRIES)):
         try:
-            return begin()
+            with patch.object(services, "get_node", wait):
+                return begin()
         except Exception as e:
             print(f"a node did not start: {str(e).splitlines()[0][:120]}", flush=True)
             if not left:
@@ -73,7 +103,7 @@ def workers(raylet: Any) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             said = path.read_text()
-            task = b"ray::" in (path.parent / "cmdline").read_bytes()
+            task = TASK in (path.parent / "cmdline").read_bytes()
         except OSError:
             continue
         if task and int(said.rpartition(")")[2].split()[1]) in above:
@@ -85,7 +115,7 @@ def busy(nodes: list[Any], store: Path) -> Any | None:
     """A node whose job has made something and is not done."""
     if not list(store.glob("calib-chunk/*/record.json")):
         return None
-    return next((n for n in nodes if any(b"_launch_job" in cmdline(p) or b"ray::" in cmdline(p) for p in workers(n))), None)
+    return next((n for n in nodes if workers(n)), None)
 
 
 def cmdline(process: int) -> bytes:
@@ -99,7 +129,7 @@ def sweep(root: Path, ray: Any) -> None:
     nodes = [node(ray, 1), node(ray, 2)]
     ray.wait_for_nodes()
     store = root / "store"
-    asked = ["+recipe=emoji_int8_ray", *FIELDS, f"hydra.sweep.dir={root / 'sweep'}", f"calib.alpha={','.join(ALPHAS)}"]
+    asked = ["+recipe=emoji_int8_ray", *FIELDS, "hydra.sweep.dir=sweep", f"calib.alpha={','.join(ALPHAS)}"]
     asked += [f"hydra.launcher.ray.init.address={ray.address}", "hydra.launcher.ray.remote.num_cpus=1"]
     asked += ["hydra.launcher.ray.remote.num_gpus=0", "hydra.launcher.ray.remote.max_retries=2"]
     running = start(asked, root, store)
@@ -110,7 +140,7 @@ def sweep(root: Path, ray: Any) -> None:
     lost = workers(victim[0])
     ray.remove_node(victim[0], allow_graceful=False)
     for process in lost:
-        if b"ray::" in cmdline(process):
+        if TASK in cmdline(process):
             os.kill(process, signal.SIGKILL)
     print(f"node {nodes.index(victim[0]) + 1} is killed, with {len(lost)} jobs", flush=True)
     node(ray, 3)
@@ -134,7 +164,7 @@ def main() -> None:
         root = Path(folder)
         (root / "few.txt").write_text("a red apple\na blue fish\n")
         print(f"Ray {ray.__version__}: a head and 2 nodes", flush=True)
-        with cluster(root / "store") as made:
+        with cluster() as made:
             sweep(root, made)
         for alpha in ALPHAS:
             if alpha != "7":

@@ -20,7 +20,10 @@ from omegaconf import OmegaConf
 from waiting import until
 
 from diffopt.cli.searchpath import bundled, register
+from diffopt.errors import ConfigError
 from diffopt.jobs import job
+from diffopt.machine import worker
+from diffopt.sweep.plan import join
 
 RECIPE = ("+recipe=emoji_int8_sq", "calib.n_steps=2", "calib.batch_size=2", "calib.chunk=2")
 MACHINE = {"cpu": "a CPU", "cores": 2, "gpus": []}
@@ -79,6 +82,53 @@ def test_a_job_that_fails_leaves_the_others_and_the_page_complete(tmp_path: Path
     assert "3 jobs" in page
     assert "must be less than or equal to 1" in page
     assert out.count("sweep   3 jobs, 2 distinct, 1 failed") == 1
+
+
+ENV = {"worker_process_setup_hook": "diffopt.machine.worker.arrive", "env_vars": {"DIFFOPT_STORE": "s"}}
+
+
+@pytest.mark.parametrize(
+    ("init", "after"),
+    [
+        ({"address": None}, {"address": None}),
+        ({"address": "auto"}, {"address": "auto", "object_store_memory": None, "runtime_env": ENV}),
+        (
+            {"address": "auto", "object_store_memory": 7, "runtime_env": {"pip": ["x"], "env_vars": {"A": "b"}}},
+            {
+                "address": "auto",
+                "object_store_memory": 7,
+                "runtime_env": ENV | {"pip": ["x"], "env_vars": ENV["env_vars"] | {"A": "b"}},
+            },
+        ),
+    ],
+)
+def test_jobs_on_a_ray_that_is_there_run_where_the_sweep_was_started(
+    init: dict[str, Any], after: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its launcher gives a size for the objects' memory, which Ray refuses; tests/soak_ray.py joins one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFOPT_STORE", "s")
+    launcher = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher", "ray": {"init": init}}
+    config = OmegaConf.create({"hydra": {"launcher": launcher}})
+    OmegaConf.set_struct(config, True)
+    join(config)
+    found = OmegaConf.to_container(config.hydra.launcher.ray.init)
+    variables = found.get("runtime_env", {}).get("env_vars", {})
+    assert variables.pop("DIFFOPT_DIRECTORY", None) == (str(tmp_path) if init["address"] else None)
+    assert found == after
+
+
+def test_a_node_without_the_directory_of_the_sweep_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    monkeypatch.setenv(worker.DIRECTORY, str(tmp_path / "there"))
+    worker.arrive()
+    assert Path.cwd() == tmp_path / "there"
+    monkeypatch.setenv(worker.DIRECTORY, str(tmp_path / "gone"))
+    with pytest.raises(
+        ConfigError, match=r"no such file or directory \(got '.*gone'\); start it on a disk that all nodes share"
+    ):
+        worker.arrive()
 
 
 @pytest.mark.matrix

@@ -1,6 +1,7 @@
 """One of the processes that run a sweep's jobs on this machine: its place, with a GPU or a share of the cores of its own.
 
-Ray and Slurm give their jobs GPUs and cores themselves; joblib and submitit's local executor leave it to the job.
+Ray and Slurm give their jobs GPUs and cores themselves; joblib and submitit's local executor leave it to the job. A Ray that is
+there already gives them neither the directory nor the variables of the sweep: those are told here.
 """
 
 import fcntl
@@ -24,7 +25,10 @@ JOBS, GPUS, SWEEP, THREADS = "DIFFOPT_JOBS", "DIFFOPT_GPUS", "DIFFOPT_SWEEP", "D
 """Variables: of the user, how many jobs at once; of a sweep for its workers, its GPUs and its process; of a worker, the
 threads of what does not read OMP_NUM_THREADS."""
 
-VARIABLES = (JOBS, GPUS, SWEEP, THREADS)
+DIRECTORY, STORE = "DIFFOPT_DIRECTORY", "DIFFOPT_STORE"
+"""Variables of a sweep for its workers on a Ray that was there: where it was started, and its store."""
+
+VARIABLES = (JOBS, GPUS, SWEEP, THREADS, DIRECTORY)
 
 WAIT = 0.2  # seconds between two looks at what another process may have left
 PATIENCE = 5  # seconds for a job to clean up after an interrupt
@@ -50,6 +54,24 @@ def announce() -> None:
     os.environ[GPUS] = ",".join(g["visible"] for g in environment.gpus())
     os.environ[SWEEP] = str(os.getpid())
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # that two jobs say the same is something to know
+
+
+def told() -> dict[str, str]:
+    """The variables that a process on another node needs to run as one that was started here."""
+    return {DIRECTORY: os.getcwd()} | {name: os.environ[name] for name in (STORE,) if name in os.environ}
+
+
+def arrive() -> None:
+    """Go where the sweep was started, before the first job of this process. Raises ConfigError where this node has no such
+    directory."""
+    directory = os.environ[DIRECTORY]
+    try:
+        os.chdir(directory)
+    except OSError as e:
+        raise ConfigError(
+            f"hydra.launcher.ray: a node has not the directory of the sweep: {(e.strerror or str(e)).lower()} (got "
+            f"{directory!r}); start it on a disk that all nodes share"
+        ) from None
 
 
 def started_by(launcher: str) -> bool:

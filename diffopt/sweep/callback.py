@@ -55,7 +55,7 @@ class WriteReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises Refused for a sweep that is no use; nothing has been written then."""
-        from diffopt.sweep.plan import plan_sweep
+        from diffopt.sweep.plan import join, plan_sweep
 
         try:
             worker.announce()
@@ -65,6 +65,7 @@ class WriteReport(Callback):
             print(self.planned.summary, flush=True)
             if self.planned.optimized:
                 output.optuna()
+            join(config)
         except Exception as e:
             raise Refused(e) from None
         WriteReport._running = (self, config)

@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffopt.artifact import Bench, Latency
 from diffopt.errors import ConfigError, DiffoptError, PlanError
@@ -219,8 +219,27 @@ def _installed(config: DictConfig) -> None:
 
 def _elsewhere(config: DictConfig) -> bool:
     """Whether the jobs run on other machines, which may have what this one has not."""
+    return str(config.hydra.launcher._target_).rpartition(".")[2] == "SlurmLauncher" or _joins(config)
+
+
+ARRIVE = f"{worker.arrive.__module__}.{worker.arrive.__name__}"
+
+
+def join(config: DictConfig) -> None:
+    """Have Ray's launcher join the cluster that is there, and its jobs run where the sweep was started and with its store."""
+    if _joins(config):
+        with open_dict(config.hydra.launcher.ray.init) as init:
+            init.setdefault("object_store_memory", None)  # the launcher gives one, which Ray refuses then
+            own = OmegaConf.to_container(init.get("runtime_env") or OmegaConf.create({}))
+            assert isinstance(own, dict)
+            variables = worker.told() | own.get("env_vars", {})
+            init.runtime_env = {"worker_process_setup_hook": ARRIVE} | own | {"env_vars": variables}
+
+
+def _joins(config: DictConfig) -> bool:
+    """Whether Ray is not started for the sweep but there already."""
     name = str(config.hydra.launcher._target_).rpartition(".")[2]
-    return name == "SlurmLauncher" or (name == "RayLauncher" and config.hydra.launcher.ray.init.get("address") is not None)
+    return name == "RayLauncher" and config.hydra.launcher.ray.init.get("address") is not None
 
 
 def _job(
