@@ -22,9 +22,9 @@ json_values = st.recursive(
 """What a JSON file may say."""
 
 
-def limits(examples: int, **more: Any) -> settings:
+def limits(examples: int, times: int = TIMES, **more: Any) -> settings:
     return settings(
-        max_examples=examples * TIMES,
+        max_examples=examples * times,
         deadline=None,
         database=None,
         derandomize=False,

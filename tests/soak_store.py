@@ -311,7 +311,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--workers", type=int, default=2, help="processes that kill, each in stores of its own")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that kill, each in stores of its own"
+    )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for the kills, the runs left alone included")
     parser.add_argument("--processes", type=int, default=8, help="on one store")
     parser.add_argument("--minutes", type=float, default=10, help="of them")
