@@ -1,6 +1,6 @@
 """The chains that soak_store.py kills: small ones of the embedded model, in which every stage has a place."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -62,7 +62,7 @@ def stages() -> list[str]:
     return [e.value.rpartition(":")[2] for e in found if e.value.startswith("diffopt.stages.")]
 
 
-def unhit(hit: Iterable[str]) -> dict[str, str]:
-    """Stages that were not, and why where that is known."""
+def unhit(hit: Iterable[str], had: Collection[str]) -> dict[str, str]:
+    """Stages that were not, and of those that no chain had why."""
     lacking = [f"chain {name} lacks {chain.lacks}" for name, chain in CHAINS.items() if chain.lacks]
-    return {s: NOT_HERE.get(s, ", ".join(lacking)) for s in stages() if s not in {*hit}}
+    return {s: "" if s in had else NOT_HERE.get(s, ", ".join(lacking)) for s in stages() if s not in {*hit}}

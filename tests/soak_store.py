@@ -249,9 +249,9 @@ def place(path: Path) -> Path:
     return path
 
 
-def alone(root: Path, pool: ProcessPoolExecutor) -> list[Made]:
-    """All chains that can be here, several at once."""
-    found: list[Made] = []
+def alone(root: Path, pool: ProcessPoolExecutor) -> tuple[list[Made], list[str]]:
+    """All chains that can be here, several at once; and what is wrong with those that do not end."""
+    found, lost = [], []
     there = {name: chain for name, chain in CHAINS.items() if not chain.lacks}
     print(*(f"not run: chain {n}, as {c.lacks} is not installed\n" for n, c in CHAINS.items() if c.lacks), sep="", end="")
     later = [n for n in there if any(PACKAGE in p for p in there[n].picks)]
@@ -259,23 +259,29 @@ def alone(root: Path, pool: ProcessPoolExecutor) -> list[Made]:
         package = next((str(p) for p in (root / "alone-packed").glob("native/*")), "")
         picks = [[p.replace(PACKAGE, package) for p in there[name].picks] for name in names]
         places = [place(root / f"of-{name}") for name in names]
-        for one in pool.map(made, names, picks, places, [root / f"alone-{name}" for name in names]):
-            found.append(one)
+        given = zip(names, picks, places, strict=True)
+        for doing in [pool.submit(made, name, asked, where, root / f"alone-{name}") for name, asked, where in given]:
+            if error := doing.exception():
+                lost.append(str(error))
+                print(error, flush=True)
+                continue
+            found.append(one := doing.result())
             print(f"{one.name}: alone in {one.seconds:.1f} s, {len(one.whole)} files", flush=True)
-    return found
+    return found, lost
 
 
 def kills(root: Path, seed: int, many: int, workers: int, seconds: float) -> bool:
     end = time.monotonic() + seconds
     with ProcessPoolExecutor(workers, mp_context=fork) as pool:
-        chains = alone(root, pool)
+        chains, lost = alone(root, pool)
         doing = [pool.submit(work, i, root, seed, chains, many, workers, end) for i in range(workers)]
         results = [x.result() for x in doing]
     hit: Counter[str] = sum((found for found, _ in results), Counter())
-    total, lost = hit.pop("all", 0), [said for _, said in results if said]
+    total, had = hit.pop("all", 0), {stage for chain in chains for stage in chain.stages.values()}
+    lost += [said for _, said in results if said]
     print(f"\n{total} kills; by the stage that was at work:")
     print(*(f"  {name:16} {hit[name]}" for name in [*stages(), BETWEEN] if hit[name]), sep="\n")
-    print(*(f"  {name:16} none{why and ': ' + why}" for name, why in unhit(hit).items()), sep="\n")
+    print(*(f"  {name:16} none{why and ': ' + why}" for name, why in unhit(hit, had).items()), sep="\n")
     print(*lost, sep="\n")
     print(
         f"{len(lost)} lost or wrong" + ("" if total >= many else f"; {seconds:.0f} s were too few for {many} kills"), flush=True
