@@ -275,6 +275,49 @@ def test_layers_that_its_pipeline_never_comes_to_are_kept_and_named(monkeypatch:
     assert not any(x.startswith("unreached") for x in inspect.told(found("flux")))
 
 
+def refitted(tiny: str, name: str, **config: Any) -> Path:
+    """A copy of a tiny pipeline whose backbone was made for more than its pipeline gives it."""
+    directory, there = folder() / tiny, backbone(tiny)
+    shutil.copytree(saved(tiny), directory)
+    own = {n: v for n, v in getattr(there, name).config.items() if n != "_use_default_values"}  # which would drop config again
+    other = type(getattr(there, name)).from_config(own | config)
+    shutil.rmtree(directory / name)
+    other.save_pretrained(directory / name)
+    return directory
+
+
+def test_inputs_that_a_pipeline_never_fills_are_named_where_layers_wait_for_them() -> None:
+    """A backbone that animates a picture, in a pipeline that draws by text alone."""
+    family = find(refitted("wan", "transformer", image_dim=32))
+    assert family.unfilled == ("encoder_hidden_states_image",)
+    (line,) = [x for x in inspect.told(family) if x.startswith("unfilled")]
+    assert line.split(maxsplit=1)[1].startswith("encoder_hidden_states_image: never filled by its pipeline, and layers")
+    for whole in ("wan", "sd21"):  # of which nothing waits for the inputs that it leaves out
+        assert found(whole).unfilled == ()
+        assert not any(x.startswith("unfilled") for x in inspect.told(found(whole)))
+
+
+def test_an_input_that_the_backbone_asks_for_and_its_pipeline_never_fills_is_refused_before_anything_is_computed() -> None:
+    needs = (
+        r"^model\.source: its backbone needs class_labels, which its pipeline never fills \(got a UNet2DConditionModel in a "
+    )
+    with pytest.raises(PlanError, match=needs + r"StableDiffusionPipeline, and says ValueError: class_labels should be"):
+        _loaded(refitted("sd21", "unet", num_class_embeds=4))
+
+
+def test_an_argument_without_a_default_that_no_call_gives_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, directory = transformer_bria.BriaTransformer2DModel, folder() / "bria"
+    own = model.forward
+
+    def with_more(self: Any, hidden_states: Any, style: Any, *args: Any, **kwargs: Any) -> Any:
+        return own(self, hidden_states, *args, **kwargs)
+
+    bria().save_pretrained(directory)
+    monkeypatch.setattr(model, "forward", with_more)
+    with pytest.raises(PlanError, match=r"its backbone needs style, which its pipeline never fills \(got a BriaTransformer2D"):
+        find(directory)
+
+
 @pytest.mark.parametrize(
     ("reached", "globs"),
     [([], ("blocks.*.a",)), (["blocks.0.a"], ("blocks.1.a",)), (["blocks.0.a", "blocks.1.a"], ())],

@@ -57,6 +57,7 @@ def told(found: Found) -> list[str]:
         "blocks": ", ".join(found.blocks),
         "kept": f"{', '.join(found.keep)}, in full precision in every format",
         **(lost if found.unreached else {}),
+        **({"unfilled": found.waiting} if found.waiting else {}),
         "attention": "can be quantized" if found.attention else NO_ATTENTION,
         "guidance": {
             "none": "none, or within the model",

@@ -54,5 +54,14 @@ class Found:
     """Backbone calls per denoising step without guidance."""
     unreached: tuple[str, ...] = ()
     """Globs over layers within the blocks that no call comes to, since its pipeline never fills what leads there; kept too."""
+    unfilled: tuple[str, ...] = ()
+    """Inputs of the backbone that its pipeline never fills, where layers are that no call comes to."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Of what it cannot do, `train` or `export`, why."""
+
+    @property
+    def waiting(self) -> str | None:
+        """For people, which inputs its pipeline never fills, where that is not the same as having none."""
+        if not self.unfilled:
+            return None
+        return f"{', '.join(self.unfilled)}: never filled by its pipeline, and layers that no call comes to may wait for that"

@@ -1,5 +1,6 @@
 """The family of a pipeline, found by opening it without its weights and running it small."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,7 +16,7 @@ from diffopt.files.found import Found
 from diffopt.finding import structure
 from diffopt.finding.pictures import taken
 from diffopt.finding.recorded import SEVERAL, Unfit, flat, template
-from diffopt.finding.rehearsal import AREA, DTYPE, FRAMES, Rehearsal, Seen, needed, said
+from diffopt.finding.rehearsal import AREA, DTYPE, FRAMES, Rehearsal, Seen, needed, said, unfilled
 from diffopt.finding.texts import SHORT, text_templates
 from diffopt.finding.training import trained
 from diffopt.models.family import Size
@@ -92,6 +93,7 @@ class _Search:
         keep = structure.kept_of(backbone, blocks)
         convolves = structure.convolves(backbone, blocks, keep)
         lost = structure.unreached(expected_layers(backbone, keep, convolves), self.run.reached)
+        idle = structure.products(backbone) - self.run.reached
         adds = not unet and structure.adds(backbone, blocks)
         found = Found(
             pipeline=self.run.cls.__name__,
@@ -100,6 +102,7 @@ class _Search:
             blocks=blocks,
             keep=(*keep, *lost),
             unreached=lost,
+            unfilled=tuple(self.run.unfilled) if idle else (),
             size_step=step,
             frame_step=self.frame_step,
             arguments=self._arguments(guidance),
@@ -158,6 +161,8 @@ class _Search:
                 raise
             except Exception as e:  # a pipeline's or a backbone's own, for a size that does not fit it
                 reason = said(e)
+        if lacking := [n for n in self.run.unfilled if re.search(rf"\b{n}\b", reason)]:
+            raise unfilled(self.run.cls, type(self.run.backbone).__name__, lacking, reason)
         raise _unrun(self.run.cls, reason)
 
     def _inputs(

@@ -1,7 +1,7 @@
 """A pipeline run without its weights, to see what it passes to its backbone and what it makes of the prediction."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -17,6 +17,7 @@ from diffopt.errors import PlanError
 from diffopt.finding import structure
 from diffopt.finding.hollow import hollow
 from diffopt.finding.pictures import ARGUMENTS, CONTROL, random, taken
+from diffopt.finding.recorded import SEVERAL
 from diffopt.models.family import Size
 from diffopt.models.pipelines import GUIDER, part_class
 from diffopt.models.prompt_encoding import encoded
@@ -65,6 +66,8 @@ class Rehearsal:
         self.seen, self.enough = Seen(), False
         self.reached: set[str] = set()
         """Layers of backbones that some call came to."""
+        self.filled: set[str] = set()
+        """Inputs of backbones that some call gave a value."""
         self.takes = signature(cls.__call__).parameters
         self.pictures = taken(cls, classes)
         self.models = {n: self._hollow(n, n in backbones) for n in classes if (directory / n).is_dir() and self._is_model(n)}
@@ -78,6 +81,11 @@ class Rehearsal:
     @property
     def backbone(self) -> Any:
         return self.models[self.backbones[0]]
+
+    @property
+    def unfilled(self) -> list[str]:
+        """Inputs of the backbone that no call gave, or gave as None; those for a ControlNet and further settings left out."""
+        return [n for n, p in inputs_of(self.backbone).items() if n not in self.filled and _is_tensor(p)]
 
     def texts(
         self, names: tuple[str | None, ...], rows: int, tokens: int | None, guided: bool = False
@@ -151,8 +159,11 @@ class Rehearsal:
             return found.eval()
 
         def watch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], None]:
-            names = [n for n in signature(type(self.models[name]).forward).parameters if n != "self"]
-            call = Call(name, dict(zip(names, args, strict=False)) | kwargs)
+            takes = inputs_of(self.models[name])
+            call = Call(name, dict(zip(takes, args, strict=False)) | kwargs)
+            if lacking := [n for n, p in takes.items() if p.default is Parameter.empty and n not in call.given]:
+                raise unfilled(self.cls, kind, lacking)
+            self.filled |= {n for n, value in call.given.items() if value is not None}
             self.seen.calls.append(call)
             if self.enough:
                 raise Enough
@@ -188,6 +199,26 @@ class Rehearsal:
         given |= {AREA: size.height * size.width}
         found = {n: v for n, v in given.items() if n in self.takes} | random(self.pictures, size)
         return found | ({guidance: scale} if guidance else {}) | dict(fixed)
+
+
+def inputs_of(backbone: Any) -> dict[str, Parameter]:
+    """The arguments of its call, without those that have no name."""
+    own = list(signature(type(backbone).forward).parameters.values())[1:]
+    return {p.name: p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _is_tensor(p: Parameter) -> bool:
+    """By its annotation: a switch or a dict of settings is none, and a ControlNet's states are lists or its middle block's."""
+    return "Tensor" in str(p.annotation) and p.name not in SEVERAL and not p.name.startswith("mid_block_")
+
+
+def unfilled(cls: Any, backbone: str, names: Sequence[str], reason: str = "") -> PlanError:
+    """Of inputs that a backbone cannot do without, and a pipeline has no place for."""
+    got = f", and says {reason}" if reason else ""
+    return PlanError(
+        f"model.source: its backbone needs {' and '.join(names)}, which its pipeline never fills "
+        f"(got a {backbone} in a {cls.__name__}{got}); give the pipeline that the backbone was trained in"
+    )
 
 
 def said(error: BaseException) -> str:

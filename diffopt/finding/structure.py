@@ -70,6 +70,11 @@ def convolves(backbone: torch.nn.Module, blocks: Iterable[str], kept: Iterable[s
     return any(x.kind == "convolution" and x.name.partition(".")[0] in {*blocks, MIDDLE} for x in left)
 
 
+def products(backbone: torch.nn.Module) -> set[str]:
+    """Names of all that has weights of products."""
+    return {n for n, m in backbone.named_modules() if isinstance(m, Products)}
+
+
 def unreached(quantized: Iterable[str], reached: Iterable[str]) -> tuple[str, ...]:
     """Globs over those of the quantized layers that are not among the reached; `*` stands for the number of a block where it is
     so in all of them."""

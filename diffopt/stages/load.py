@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diffopt")
 
-FINDING = 3
+FINDING = 4
 """Of the rules by which a family is found and prompts are given to its pipeline (diffopt/finding, models/prompt_encoding.py):
 raised where they change, so that what was found by others is found again, and nothing else is."""
 
@@ -95,7 +95,9 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
     directory = ctx.locate(digest)
     if model.family == models.AUTO.name and model.found is None:
         _check(Parts(directory, models.unknown(directory), model.variant), model)
-        model = model.model_copy(update={"found": find(directory)})
+        model = model.model_copy(update={"found": (found := find(directory))})
+        if found.waiting:
+            log.warning("model.source: %s", found.waiting)
     family = models.of(model)
     parts = Parts(directory, family, model.variant)
     _check(parts, model)
