@@ -11,6 +11,7 @@ import pytest
 import torch
 from activations import configs, options, size
 from test_cost import GIB, QUICK, Prepare, fill
+from tiny import TINY, saved
 
 from diffopt import models
 from diffopt.cli.main import main
@@ -74,6 +75,17 @@ def test_the_table_has_what_is_measured(name: str) -> None:
     assert (known.parameters, known.vae) == (found.parameters, found.vae)
     assert known.call[4].at(twice) == pytest.approx(found.call[4].at(twice), rel=0.02)
     assert known.decode[4].at(twice) == pytest.approx(found.decode[4].at(twice), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["hunyuan_video15", "sana"])
+def test_a_backbone_that_asks_for_numbers_or_has_another_kind_of_vae_is_measured_too(name: str) -> None:
+    """HunyuanVideo 1.5 asks whether its picture is all zeros, and sorts texts by masks; Sana's VAE is an AutoencoderDC."""
+    family = models.family(TINY[name].family)
+    backbone, vae = (json.loads((saved(name) / n / "config.json").read_text()) for n in (family.backbones[0], "vae"))
+    side = 2 * family.size_step
+    found = measured_at(family, backbone, vae, Size(1, side, side, TINY[name].tokens or 8, TINY[name].frames or 1), 2)
+    assert found.call[2].each.fixed > 0
+    assert found.decode[2].each.fixed > side * side * 3 * 2  # more than the picture that it gives
 
 
 @pytest.mark.matrix

@@ -12,7 +12,7 @@ from diffusers.models.transformers import transformer_qwenimage, transformer_z_i
 from torch.onnx import symbolic_helper, symbolic_opset13
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
-from diffopt.graph.unsorted import unsorted_texts
+from diffopt.pipeline.unsorted import unsorted_texts
 
 ONNX_TYPES = {"Float": 1, "Half": 10, "Double": 11, "BFloat16": 16}
 

@@ -18,5 +18,5 @@ def noise(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
 
 
 def vae_scale(vae: Json) -> int:
-    """Pixels per latent along a side, of an AutoencoderKL: every level but the last halves the picture."""
-    return int(2 ** (len(vae["block_out_channels"]) - 1))
+    """Pixels per latent along a side, of an AutoencoderKL or AutoencoderDC: every level but the last halves the picture."""
+    return int(2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1))

@@ -54,10 +54,10 @@ def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
     """
     import torch
 
-    from diffopt.models.example import noise
+    from diffopt.models.example import noise, vae_scale
 
     config, dtype = backbone.config, backbone.dtype
-    scale = 2 ** (len(vae["encoder_block_out_channels"]) - 1)
+    scale = vae_scale(vae)
     normal = noise(dtype)
     guidance = {"guidance": torch.full((size.batch,), 0.45, dtype=dtype)} if config.guidance_embeds else {}
     return {

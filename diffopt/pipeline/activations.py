@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from diffopt.models.activations import Anatomy, Call, Growth
 from diffopt.models.example import vae_scale
 from diffopt.models.family import Family, Json, Size
+from diffopt.pipeline.unsorted import unsorted_texts
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -28,6 +29,8 @@ class Live(TorchDispatchMode):
         self._now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
+            return True  # as HunyuanVideo 1.5 asks whether its picture is all zeros, as it is of a text alone
         made = func(*args, **(kwargs or {}))
         for x in tree_leaves(made):
             if isinstance(x, torch.Tensor) and (key := x.untyped_storage()._cdata) not in self._known:
@@ -44,7 +47,7 @@ class Live(TorchDispatchMode):
 
 def most(module: torch.nn.Module, call: Callable[[], Any]) -> int:
     """Bytes that are alive at most while `call` runs the module, without its weights."""
-    with torch.no_grad(), _fused_attention(), Live([*module.parameters(), *module.buffers()]) as live:
+    with torch.no_grad(), _fused_attention(), unsorted_texts(), Live([*module.parameters(), *module.buffers()]) as live:
         call()
     return int(live.most)
 

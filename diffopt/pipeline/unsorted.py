@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5 in a graph: its text stays in the order in which it is given."""
+"""HunyuanVideo 1.5 where nothing can be sorted, in a graph and on the meta device: its text stays as it is given."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ from diffusers.models.transformers import transformer_hunyuan_video15
 
 @contextlib.contextmanager
 def unsorted_texts() -> Iterator[None]:
-    """The backbone moves the padding of each prompt behind its tokens, by masks, so that lengths follow from numbers, which no
-    graph has. Its text has no positions, and attention leaves padding out: the order changes nothing but last bits.
+    """The backbone moves the padding of each prompt behind its tokens, by masks, so that lengths follow from numbers, which
+    neither a graph has nor the meta device. Its text has no positions, and attention leaves padding out: the order changes
+    nothing but last bits.
 
     Within it all rows are taken at once, tokens first, and padding is zeros where it stands.
     """
