@@ -6,7 +6,7 @@ from pathlib import Path
 from diffopt import models
 from diffopt.cli.searchpath import bundled
 from diffopt.errors import ConfigError
-from diffopt.groups.quantized_source import recognised
+from diffopt.groups.quantized_source import only_fp8, recognised
 from diffopt.models.index import denoisers
 from diffopt.store.composed import BACKBONE, TOLD, class_of, held, is_adapter, refused, stored
 from diffopt.store.tensor_file import Tensor, tensors
@@ -22,7 +22,8 @@ def told(path: Path) -> dict[str, str]:
         there = tensors(path)
         if is_adapter(there):
             return {"weights": _weights(there), "holds": "a LoRA adapter", "use": f"model.lora=[{{path: {path}}}]"}
-        came = recognised(path, models.AUTO)
+        codes = only_fp8(path)
+        came = None if codes and not _four(there) else recognised(path, models.AUTO)
     except ValueError as e:
         what, _, advice = str(e).partition("; ")
         raise ConfigError(f"diffopt inspect: {what} (got {str(path)!r}); {advice}") from None
@@ -31,11 +32,18 @@ def told(path: Path) -> dict[str, str]:
     if not kind:
         names, base = _model(there)
         rows |= {"model": names, **({"base": base} if base else {})}
-    rows["quantized"] = f"{came.about}: it is taken as it is, and nothing is calibrated" if came else "no"
+    taken = f"{came.about}: it is taken as it is, and nothing is calibrated" if came else ""
+    numbers = f"{'' if came else stored(there) + ': '}with a format it is dequantized to model.dtype" if codes else ""
+    rows["quantized"] = "; ".join(x for x in (taken, numbers) if x) or "no"
     if kind and kind not in denoisers():
         return rows | {"use": f"model.parts={{NAME: {path}}}, NAME as the pipeline calls it"}
     rows["use"] = f"model.source={path} model.base=PIPELINE, which has its {', '.join([*lacks, 'configs'])} and tokenizers"
     return rows
+
+
+def _four(there: Mapping[str, Tensor]) -> bool:
+    """Whether what is in FP8 has four bits of exponent, as the formats have."""
+    return not any(x.dtype == "F8_E5M2" for x in there.values())
 
 
 def _weights(there: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""`originals.json`: how parts are read of files that have them under their makers' names."""
+"""`originals.json`: how parts are read of files that have them under their makers' names, or as codes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +19,8 @@ class Original:
     """By a tensor's name there those of the model that it is made of, one under the other."""
     turned: tuple[str, ...] = ()
     """Layers of the model whose halves have changed places there."""
+    stored: str = ""
+    """What its weights are in there, FP8 or a type of GGUF, where they are dequantized."""
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,27 @@
 """`model=`: which pipeline, at which size."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from diffopt import models
 from diffopt.errors import suggestion
 from diffopt.files.found import Found
 from diffopt.groups.choices import Choices
 from diffopt.groups.lora_file import Adapter
-from diffopt.groups.quantized_source import Quantized, recognised
+from diffopt.groups.quantized_source import Quantized, only_fp8, recognised
 from diffopt.groups.view import View
 from diffopt.models import Family
 from diffopt.models.index import index_of
 from diffopt.schema import Group
-from diffopt.store.composed import BACKBONE, INDEX, TOLD, class_of, composed, held, stored, weights
+from diffopt.store import coded
+from diffopt.store.composed import BACKBONE, INDEX, TOLD, class_of, coded_in, composed, held, stored, weights
 from diffopt.store.source import ModelSource, Source
 from diffopt.store.tensor_file import tensors
 
@@ -86,6 +88,8 @@ class Model(Group):
     """Tokens that the long text encoder is padded to."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
     """What becomes of a prompt with more tokens than the text encoder takes."""
+    _calibrates: bool = PrivateAttr(default=False)
+    """Whether another group asks for a model in numbers: then a backbone that is stored in FP8 is not taken as it is."""
 
     @cached_property
     def origin(self) -> Source:
@@ -100,12 +104,20 @@ class Model(Group):
 
     @cached_property
     def quantized(self) -> Quantized | None:
-        """What the source is, where it is quantized already. Raises ValueError where it is and cannot be read."""
+        """What the source is, where it is quantized already and taken as it is. Raises ValueError where it is and cannot be
+        read."""
         local = self.source.local if self.weights == "pretrained" else None
         try:
+            if local and self._calibrates and only_fp8(local):
+                return None
             return recognised(local, _family_of(self)) if local else None
         except ValueError as e:
             raise _where("source", self.source, e) from None
+
+    def told(self, found: Found) -> Self:
+        """The same with what `auto` is found to be. Raises ValidationError for what that cannot."""
+        given = {n: getattr(self, n) for n in type(self).model_fields} | {"found": found}
+        return self.model_validate(given, context={"calibrates": self._calibrates})
 
     @property
     def own(self) -> str | None:
@@ -116,8 +128,24 @@ class Model(Group):
         what = held(there) if path.is_file() else f"{BACKBONE} alone in {stored(there)}"
         return f"{self.source.name} is a {what}; what it lacks is {self.base.name}'s"
 
+    @property
+    def dequantized(self) -> Iterator[str]:
+        """For people, which of its weights are there as codes, and become numbers."""
+        if self.weights == "random":
+            return
+        own: list[tuple[str, Path | None]] = [(f"{s.name} as {n}", s.local) for n, s in self.parts.items()]
+        if self.base and not self.quantized:
+            own.append((self.source.name, self.source.local))
+        elif not self.quantized and (whole := self.source.directory):
+            folders = sorted(p.parent for p in whole.glob("*/config.json") if p.parent.name not in self.parts)
+            own += [(f"{p.name} of {self.source.name}", p) for p in folders if coded.own(p)]
+        for name, path in own:
+            if path and (codes := coded_in(weights(path))):
+                yield f"{name} is stored in {codes}: dequantized to {self.dtype}"
+
     @model_validator(mode="after")
-    def _holds_the_family(self) -> Self:
+    def _holds_the_family(self, info: ValidationInfo) -> Self:
+        self._calibrates = bool(info.context and info.context.get("calibrates"))
         if self.family != models.AUTO.name:
             if self.family not in models.names():
                 raise ValueError(f"family: no such family (got {self.family!r}); {suggestion(self.family, models.names())}")

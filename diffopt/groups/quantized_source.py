@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffopt.models.family import Family
+from diffopt.store import coded
 from diffopt.store.composed import WITHIN
 from diffopt.store.tensor_file import GGUF, SUFFIX, Tensor, json_object, metadata, tensors
 
@@ -16,6 +17,8 @@ ALGORITHMS = {
     "W4A16_AWQ": "int4_awq", "W4A8_AWQ": "w4a8_awq", "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
 }  # fmt: skip
 """What Model-Optimizer calls the formats, those that are read; INT8 that smooths its inputs is int8_sq."""
+CODES = ("U8", "I8")
+"""Of four bits, INT8, and the scales of MXFP8."""
 MIXED = "MIXED_PRECISION"
 MARKS = {"float8_e4m3fn": "fp8", "nvfp4": "nvfp4", "mxfp8": "mxfp8", "int8_tensorwise": "int8"}
 """What ComfyUI calls them."""
@@ -73,6 +76,15 @@ def recognised(path: Path, family: Family) -> Quantized | None:
             f"has {plain[0]} in full precision beside {min(described)}, which is quantized; give one that is whole"
         )
     return _folders(folders, described, head)
+
+
+def only_fp8(path: Path) -> bool:
+    """Whether it is a file of a backbone in which FP8 is all that is quantized, so that it can be made numbers of."""
+    if path.suffix != SUFFIX or not path.is_file():
+        return False
+    there = tensors(path)
+    own = {n: x for n, x in there.items() if n.startswith(WITHIN)} or there
+    return coded.in_fp8(own) and not any(x.dtype in CODES for n, x in own.items() if not n.endswith(".comfy_quant"))
 
 
 def _folders(folders: Mapping[str, Path], described: Mapping[str, Any], head: Mapping[str, Any] | None) -> Quantized:
@@ -177,7 +189,11 @@ def _kind(layer: str, there: Mapping[str, Tensor]) -> str | None:
         return "nvfp4"
     if dtype == "I8" and scale:
         return "int8"
-    if dtype in ("U8", "I8", "F8_E5M2"):
+    if dtype == "F8_E5M2":
+        raise ValueError(
+            f"{layer}.weight is in FP8 with five bits of exponent, which no format has; choose one, and it is dequantized"
+        )
+    if dtype in CODES:
         raise ValueError(f"{layer}.weight is in {dtype} with nothing that says in which format; it is not read")
     return None
 

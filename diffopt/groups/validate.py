@@ -14,6 +14,8 @@ from diffopt.groups.choices import Choices
 from diffopt.groups.format import as_read
 from diffopt.schema import Group
 
+CALIBRATED = ("format", "calib", "train", "sense")
+"""Groups that nothing is done for with a model that is quantized already and taken as it is."""
 ADVICE = {
     "less_than_equal": "lower it",
     "less_than": "lower it",
@@ -50,7 +52,7 @@ def choose(config: dict[str, Any]) -> Choices:
         else:
             schema = schema.shape(value)
             try:
-                groups[name] = schema.model_validate(value)
+                groups[name] = schema.model_validate(value, context={"calibrates": any(config.get(n) for n in CALIBRATED)})
             except ValidationError as e:
                 errors += [explain(name, schema, x) for x in e.errors()]
     store = config.get("store")
@@ -65,7 +67,7 @@ def choose(config: dict[str, Any]) -> Choices:
         errors += [
             f"{name}: the model is quantized already, {found.about} (got {name}={getattr(groups[name], 'name', '...')}); "
             f"leave {name} out"
-            for name in ("format", "calib", "train", "sense")
+            for name in CALIBRATED
             if groups.get(name) is not None
         ]
     if errors:

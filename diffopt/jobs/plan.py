@@ -155,6 +155,7 @@ def wants(choices: Choices) -> tuple[list[type[Artifact]], list[str]]:
         notes.append(f"{choices.model.source.name} {what}; its reference is {choices.model.base.name}")
     elif choices.model and (own := choices.model.own):
         notes.append(own)
+    notes += choices.model.dequantized if choices.model else []
     if choices.model and choices.model.lora:
         fused = "its reference" if choices.model.quantized else "the model"
         notes.append(f"{fused} is fused with " + ", ".join(a.label for a in choices.model.lora))

@@ -78,7 +78,7 @@ def _told(choices: Choices, found: Found) -> Choices:
     model = choices.model
     assert model is not None
     try:
-        told = type(model).model_validate({n: getattr(model, n) for n in type(model).model_fields} | {"found": found})
+        told = model.told(found)
     except ValidationError as e:
         lines = [str(x["msg"]).removeprefix("Value error, ") for x in e.errors()]
         raise PlanError("\n".join(f"model.{line}" for line in lines)) from None

@@ -1,6 +1,7 @@
 """Under whose names a file has a part's weights, found by its header alone: what fits the model whole is taken."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +9,29 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from diffopt.files.originals import Original
 from diffopt.layouts.names import Names
-from diffopt.pipeline.original import Tensors, empty, renamed
-from diffopt.store.composed import WITHIN, prefixes
+from diffopt.pipeline.original import Tensors, check_scales, empty, renamed
+from diffopt.store.composed import WITHIN, coded_in, prefixes
+from diffopt.store.tensor_file import tensors
 
 INNER = ("", "transformer.", "transformer.text_model.", "text_model.", "model.")
 """What files have before a text encoder's names, besides its own prefix; the last is OpenCLIP's."""
 
 
-def original(path: Path, part: str, classes: Mapping[str, str], model: Any, names: Names | None) -> Original:
+def original(files: Sequence[Path], part: str, classes: Mapping[str, str], model: Any, names: Names | None) -> Original:
     """How `part`, a module on the meta device, is read. `names` are those of its family, of a backbone.
 
-    Raises ValueError, `what; advice`, for a file that the part is not in.
+    Raises ValueError, `what; advice`, for files that the part is not in, or that have a scale which is none.
     """
-    there = empty(path, "")
+    there = empty(files, "")
     prefix = prefixes(there, classes).get(part) or (WITHIN if any(n.startswith(WITHIN) for n in there) else "")
     reasons = []
     for way in _ways({n.removeprefix(prefix): x for n, x in there.items() if n.startswith(prefix)}, prefix, model, names):
-        reason = _misfit(empty(path, way.prefix), way, model)
+        reason = _misfit(empty(files, way.prefix), way, model)
         if reason is None:
-            return way
+            check_scales(files, way.prefix)
+            return replace(
+                way, stored=coded_in({n: x for p in files for n, x in tensors(p).items() if n.startswith(way.prefix)})
+            )
         reasons.append(reason)
     kind = type(model).__name__
     best = min(reasons, key=lambda r: r[0])[1] if reasons else f"diffusers reads no single file of a {kind}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffopt.models.family import Family
 from diffopt.models.pipelines import GUIDER
+from diffopt.store import coded
 from diffopt.store.composed import ORIGINAL
 
 INDEX = "model_index.json"
@@ -79,6 +80,13 @@ class Parts:
         """The file that has a part's weights under their makers' names, where it is one."""
         path = self.directory / name / ORIGINAL
         return path.resolve() if path.exists() else None
+
+    def read_here(self, name: str) -> list[Path]:
+        """The files of a part that neither diffusers nor transformers read: the one that has it under its makers' names, or
+        those that have it in FP8."""
+        if path := self.original(name):
+            return [path]
+        return self.weights(name) if name in self._models and coded.own(self.directory / name) else []
 
     def weights(self, name: str) -> list[Path]:
         """The safetensors files of a part that are read."""
@@ -178,9 +186,15 @@ class Parts:
             if found and found["variant"] == variant and (lacking := _lacking(listing)):
                 more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
                 yield f"lacks {name}/{lacking[0]}{more}, which {name}/{listing.name} names", "download what is missing"
-        for path in self.weights(name):
-            if reason := _broken(path, path.stat().st_size, path.stat().st_mtime_ns):
-                yield f"has a broken {name}/{path.name}: {reason}", "download that file again"
+        broken = {p.name: r for p in self.weights(name) if (r := _broken(p, p.stat().st_size, p.stat().st_mtime_ns))}
+        for file, reason in broken.items():
+            yield f"has a broken {name}/{file}: {reason}", "download that file again"
+        try:
+            if not broken and self.weights(name):
+                coded.check(folder)
+        except ValueError as e:
+            what, _, advice = str(e).partition("; ")
+            yield f"has a {name} in which {what}", advice
 
     def _asked_problems(self) -> Iterator[tuple[str, str]]:
         there = {v for name in self._models for v in self._variants(name)}

@@ -180,20 +180,19 @@ def blank_part(folder: Path, kind: Sequence[str], dtype: torch.dtype) -> torch.n
 
 
 def _originals(ctx: Context, pipeline: Pipeline, dtype: torch.dtype, names: Sequence[str]) -> dict[str, torch.nn.Module]:
-    """Those parts that are in files under their makers' names, read of them to the CPU. Raises SourceError."""
+    """Those parts that are in files under their makers' names or in FP8, read of them to the CPU. Raises SourceError."""
     if not (pipeline.path / OriginalsFile.NAME).is_file():
         return {}
     pinned = PipelineFile.read(pipeline.path)
     known, parts, found = OriginalsFile.read(pipeline.path).parts, _parts(ctx, pinned), {}
     for name in (n for n in names if n in known):
-        path = parts.original(name)
-        assert path is not None
+        files = parts.read_here(name)
         blank = blank_part(parts.directory / name, parts.index[name], dtype)
         try:
-            found[name] = original.read(path, known[name], blank)
+            found[name] = original.read(files, known[name], blank)
         except ValueError as e:
             what, _, advice = str(e).partition("; ")
-            raise SourceError(f"model.source: {what} (got {path.name!r}); {advice or 'download it again'}") from None
+            raise SourceError(f"model.source: {what} (got {files[0].name!r}); {advice or 'download it again'}") from None
     return found
 
 

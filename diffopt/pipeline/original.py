@@ -1,9 +1,9 @@
-"""Parts read of files that have them under their makers' names: FP8 and GGUF are dequantized, names become the model's.
+"""Parts read of files that have them under their makers' names, or as codes: FP8 and GGUF are dequantized.
 
 The names are found on the meta device, before anything is read; what is wrong is a ValueError, `what; advice`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +13,59 @@ from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 from safetensors import SafetensorError, safe_open
 
 from diffopt.files.originals import Original
+from diffopt.store.coded import SCALES, WEIGHT, aside, scale_of
 from diffopt.store.composed import WITHIN
 from diffopt.store.tensor_file import GGUF
 from diffopt.store.tensor_file import tensors as header
 
 Tensors = dict[str, torch.Tensor]
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-SCALES = (".scale_weight", ".weight_scale")
-ASIDE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
-"""What ComfyUI has beside an FP8 weight, under its old and its new names."""
 
 
-def empty(path: Path, prefix: str) -> Tensors:
-    """The tensors that `whole` gives, on the meta device, by the file's header alone."""
+def empty(files: Sequence[Path], prefix: str) -> Tensors:
+    """The tensors that `whole` gives, on the meta device, by the files' headers alone."""
     return {
         n.removeprefix(prefix): torch.empty(x.shape, device="meta")
+        for path in files
         for n, x in header(path).items()
-        if n.startswith(prefix) and not _aside(n)
+        if n.startswith(prefix) and not aside(n)
     }
 
 
-def whole(path: Path, prefix: str) -> Tensors:
-    """A part's tensors, in floating point."""
-    if path.suffix == GGUF:
-        return _of_gguf(path, prefix)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
-    except (OSError, SafetensorError) as e:
-        raise ValueError(f"{path.name} cannot be read: {str(e).splitlines()[0][:120]}; download it again") from None
-    return {n: _dequantized(n, x, found) for n, x in found.items() if not _aside(n)}
+def whole(files: Sequence[Path], prefix: str) -> Tensors:
+    """A part's tensors, in floating point. Raises ValueError for a scale that is none."""
+    if files[0].suffix == GGUF:
+        return _of_gguf(files[0], prefix)
+    found = _read(files, prefix, lambda _: True)
+    return {n: _dequantized(n, x, found) for n, x in found.items() if not aside(n)}
 
 
-def _aside(name: str) -> bool:
-    return name.endswith(ASIDE) or name.rpartition(".")[2] == "scaled_fp8"
+def check_scales(files: Sequence[Path], prefix: str) -> None:
+    """Whether every scale is a positive number. Raises ValueError."""
+    for name, scale in _read([p for p in files if p.suffix != GGUF], prefix, lambda n: n.endswith(SCALES)).items():
+        if not (scale.float().isfinite() & (scale.float() > 0)).all():
+            raise ValueError(f"{name} has {scale.float().min():.3g}, which is no scale; download it again")
+
+
+def _read(files: Sequence[Path], prefix: str, wanted: Callable[[str], bool]) -> Tensors:
+    found: Tensors = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [n for n in file.keys() if n.startswith(prefix) and wanted(n)]  # noqa: SIM118
+                found |= {n.removeprefix(prefix): file.get_tensor(n) for n in names}
+        except (OSError, SafetensorError) as e:
+            raise ValueError(f"{path.name} cannot be read: {str(e).splitlines()[0][:120]}; download it again") from None
+    return found
 
 
 def _dequantized(name: str, x: torch.Tensor, there: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A number is its code times the scale; FP8 that was cast, without any, stands for itself."""
-    if x.dtype not in FLOAT8:
-        return x
-    layer = name.removesuffix(".weight")
-    scale = next((there[layer + s] for s in SCALES if layer + s in there), None)
-    if scale is None:
-        return x.to(torch.bfloat16)  # which holds every number of both
-    scale = scale.float()
+    """A number is its code times the scale; FP8 that was cast, without any, stands for itself. As ComfyUI has it, a scale
+    counts for a layer that is not in FP8 too."""
+    called = scale_of(name, there) if name.endswith(WEIGHT) else None
+    if called is None:
+        return x.to(torch.bfloat16) if x.dtype in FLOAT8 else x  # which holds every number of both
+    scale = there[called].float()
     return x.float() * (scale.reshape(-1, *[1] * (x.dim() - 1)) if scale.numel() > 1 else scale)
 
 
@@ -109,9 +117,9 @@ def _cut(x: torch.Tensor, name: str, ours: Collection[str], own: Tensors, turned
     ]
 
 
-def read(path: Path, original: Original, model: torch.nn.Module) -> torch.nn.Module:
-    """`model`, whose parameters are on the meta device, with the file's tensors in their precisions."""
-    fill(model, renamed(whole(path, original.prefix), original, model))
+def read(files: Sequence[Path], original: Original, model: torch.nn.Module) -> torch.nn.Module:
+    """`model`, whose parameters are on the meta device, with the files' tensors in their precisions."""
+    fill(model, renamed(whole(files, original.prefix), original, model))
     return model.eval()
 
 

@@ -64,8 +64,8 @@ def fused(pinned: PipelineFile) -> list[str]:
 
 
 def rewritten(parts: Parts, pinned: PipelineFile) -> list[str]:
-    """Those, and what is in files under its makers' names."""
-    return sorted({*fused(pinned), *(n for n in parts.named if n not in pinned.backbones and parts.original(n))})
+    """Those, and what is in files under its makers' names, or in FP8."""
+    return sorted({*fused(pinned), *(n for n in parts.named if n not in pinned.backbones and parts.read_here(n))})
 
 
 def _of(parts: Parts, name: str) -> Iterator[Piece]:

@@ -157,7 +157,8 @@ def _check(parts: Parts, model: LoadView) -> None:
 
 
 def _originals(out: Path, parts: Parts, backbones: Mapping[str, Any], model: LoadView) -> None:
-    """Writes how parts are read that are in files under their makers' names. Raises PlanError for what is not in them."""
+    """Writes how parts are read that are in files under their makers' names, or in FP8. Raises PlanError for what is not in
+    them."""
     import torch
 
     from diffopt.files.originals import OriginalsFile
@@ -169,7 +170,7 @@ def _originals(out: Path, parts: Parts, backbones: Mapping[str, Any], model: Loa
     known = [n for n in NAMES if n == model.family or (model.family == models.AUTO.name and models.family(n).opened(pipeline))]
     found, flaws = {}, []
     for name in parts.named:
-        if path := parts.original(name):
+        if files := parts.read_here(name):
             made = (
                 backbones[name]
                 if name in backbones
@@ -177,10 +178,13 @@ def _originals(out: Path, parts: Parts, backbones: Mapping[str, Any], model: Loa
             )
             names = NAMES[known[0]] if known and name in backbones else None
             try:
-                found[name] = original(path, name, parts.named, made, names)
+                found[name] = original(files, name, parts.named, made, names)
             except ValueError as e:
                 what, _, advice = str(e).partition("; ")
-                flaws.append(f"model.source: {path.name} {what} (got {model.source.name!r}); {advice}")
+                flaws.append(f"model.source: {files[0].name} {what} (got {model.source.name!r}); {advice}")
+                continue
+            if codes := found[name].stored:
+                log.info("model.source: %s is stored in %s: dequantized to %s", name, codes, model.dtype)
     if flaws:
         raise PlanError("\n".join(flaws))
     if found:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
+from diffopt.store import coded
 from diffopt.store.tensor_file import GGUF, SUFFIX, Tensor, tensors
 
 INDEX = "model_index.json"
@@ -44,6 +45,9 @@ TOLD = {
 }
 """For people, the kinds of parts that a file may have, and what stands before their names."""
 STORED = {"F32": "FP32", "F16": "FP16", "BF16": "BF16", "F8_E4M3": "FP8", "F8_E5M2": "FP8 (E5M2)"}
+
+OTHERS = ("I64", "I32", "BOOL")
+"""Of tables, which are no weights."""
 
 Own = tuple[tuple[str | None, Path], ...]
 """By part, or by None where the file or folder tells, what stands in its place."""
@@ -123,11 +127,13 @@ def _checked(path: Path) -> None:
     keys = tensors(path)
     if path.is_dir():
         class_of(path)
+        coded.check(path)
         return
     if not keys:
         raise ValueError(f"{path.name} holds no tensor; download it again")
     if is_adapter(keys):
         raise ValueError(f"{path.name} is an adapter, not a model; set model.lora to it, and model.source to its model")
+    coded.check(path)
 
 
 def is_adapter(keys: Collection[str]) -> bool:
@@ -162,6 +168,13 @@ def stored(there: Mapping[str, Tensor]) -> str:
         sizes[x.dtype] = sizes.get(x.dtype, 0) + x.size
     most = max(sizes, key=lambda n: sizes[n], default="nothing")
     return STORED.get(most, most)
+
+
+def coded_in(there: Mapping[str, Tensor]) -> str:
+    """For people, what most of the weights are in that are codes: FP8, or a type of GGUF such as Q8_0; empty where they are
+    plain numbers."""
+    codes = {n: x for n, x in there.items() if x.dtype not in (*coded.WIDE, *OTHERS) and not coded.aside(n)}
+    return stored(codes) if codes else ""
 
 
 def _of_diffusers(folder: Path) -> bool:

@@ -1,0 +1,95 @@
+"""Weights that a file has as codes: those in FP8 are dequantized when they are read, all others are refused, by the headers.
+
+What is wrong is a ValueError, `what; advice`. Imports no torch.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffopt.store.tensor_file import GGUF, SUFFIX, Tensor, metadata, tensors
+
+FP8 = ("F8_E4M3", "F8_E5M2")
+WIDE = ("F64", "F32", "F16", "BF16")
+"""What a scale's number may be in."""
+SCALES = (".scale_weight", ".weight_scale")
+"""What a weight in FP8 has beside it under ComfyUI's old and new names, and in files of Model-Optimizer and of its authors."""
+ASIDE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
+MARK = "scaled_fp8"
+"""A tensor of older files of ComfyUI, which says that their weights have scales."""
+WEIGHT = ".weight"
+
+
+def aside(name: str) -> bool:
+    """Whether a tensor is none of the model's."""
+    return name.endswith(ASIDE) or name.rpartition(".")[2] == MARK
+
+
+def in_fp8(there: Mapping[str, Tensor]) -> bool:
+    return any(x.dtype in FP8 and not aside(n) for n, x in there.items())
+
+
+def own(folder: Path) -> bool:
+    """Whether a part's folder has weights in FP8 that whoever wrote it does not say how to read."""
+    return not _described(folder) and any(folder.glob(f"*{SUFFIX}")) and in_fp8(tensors(folder))
+
+
+def check(path: Path) -> None:
+    """Whether what is read of a file, or of a folder of one part, is numbers, or FP8 that can be made numbers of."""
+    if path.suffix == GGUF or (path.is_dir() and _described(path)):  # whose types the package knows, or the config tells of
+        return
+    there = tensors(path)
+    codes = {n: x for n, x in there.items() if x.dtype in FP8 and n.endswith(WEIGHT) and len(x.shape) > 1}
+    for name, x in there.items():
+        if name.endswith(WEIGHT) and x.dtype in ("I8", "U8"):
+            raise ValueError(
+                f"{name} is in {x.dtype}, codes which are read of a backbone alone; give weights in 16 bits or FP8"
+            )
+    scales = {n: s for n, x in codes.items() if (s := scale_of(n, there))}
+    for name, scale in scales.items():
+        _check_scale(name, codes[name], there[scale], scale)
+    lacking = sorted({*codes} - {*scales})
+    marked = _marked(there, path)
+    if lacking and (
+        scales or any(n.rpartition(".")[2] == MARK for n in there) or marked & {n[: -len(WEIGHT)] for n in lacking}
+    ):
+        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+        raise ValueError(f"{lacking[0]}{more} is in FP8 without the scale that belongs to it; download it again")
+
+
+def scale_of(weight: str, there: Mapping[str, object]) -> str | None:
+    """The name of its scale."""
+    layer = weight.removesuffix(WEIGHT)
+    return next((layer + s for s in SCALES if layer + s in there), None)
+
+
+def _check_scale(name: str, codes: Tensor, scale: Tensor, called: str) -> None:
+    if scale.dtype not in WIDE:
+        raise ValueError(
+            f"{name} has scales in {scale.dtype}, of a format that is read of a backbone alone; give FP8 or 16 bits"
+        )
+    rows = (codes.shape[0], *[1] * (len(codes.shape) - 1))
+    if scale.shape not in ((), (1,), rows[:1], rows, rows[:2]):
+        raise ValueError(
+            f"{called} has the shape {list(scale.shape)}, and {name} {list(codes.shape)}; give one scale, or one a row"
+        )
+
+
+def _marked(there: Mapping[str, Tensor], path: Path) -> set[str]:
+    """Layers that a file of ComfyUI says are quantized."""
+    found = {n.removesuffix(".comfy_quant") for n in there if n.endswith(".comfy_quant")}
+    listed = metadata(path).get("_quantization_metadata") if path.is_file() else None
+    if listed:
+        try:
+            found |= {*json.loads(listed)["layers"]}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError("its _quantization_metadata is broken; download it again") from None
+    return found
+
+
+def _described(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # which is said where it is opened
+        return False
+    return isinstance(config, dict) and bool(config.get("quantization_config"))
