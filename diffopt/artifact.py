@@ -98,6 +98,13 @@ class HessianChunk(Artifact):
     passing = True
 
 
+class HistogramChunk(Artifact):
+    """`histograms.safetensors`: of every layer how often its inputs had which size, over one chunk of prompts."""
+
+    kind = "histogram-chunk"
+    passing = True
+
+
 class Recording(Artifact):
     """`calls.json` and `tensors.safetensors`: what the backbone was called with over one chunk of prompts."""
 

@@ -1,7 +1,7 @@
 """What a stage is: a function whose signature declares what it reads, takes and makes."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -57,8 +57,8 @@ class Context:
     """A directory, perhaps not there yet, for what torch.compile makes: it may go at any time."""
     timings: Path | None = None
     """The same for what TensorRT's builder learns of the speed of kernels."""
-    along: Path | None = None
-    """As `out`, of the stage that this one names by `along`, where it is to run too: its artifact comes of the same pass."""
+    along: Mapping[str, Path] = field(default_factory=dict)
+    """As `out`, of the stages that this one names by `along` and that are to run too: artifacts of the same pass."""
     lean: bool = False
     """The GPU's memory was full: keep there what a call needs alone. It changes no result."""
 
@@ -123,8 +123,8 @@ class Stage:
     """Under choices that do not pass it the stage is as if it were not installed."""
     asked: Callable[[Choices], bool] | None = None
     """Under choices that pass it, what the stage makes is wanted for its own sake."""
-    along: str | None = None
-    """A stage with the same views and inputs, whose artifact this one writes too where both are to run."""
+    along: tuple[str, ...] = ()
+    """Stages with the same views and inputs, whose artifacts this one writes too where they are to run."""
 
     def called(self, choices: Choices) -> bool:
         """Whether its group, if it has one, is chosen."""
@@ -145,7 +145,7 @@ def stage(
     probes: tuple[str, ...] = (),
     only: Callable[[Choices], bool] | None = None,
     asked: Callable[[Choices], bool] | None = None,
-    along: str | None = None,
+    along: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Make a stage of a function `(ctx, views..., artifacts..., seed) -> kind`, which writes its artifact to `ctx.out`.
 
@@ -153,8 +153,8 @@ def stage(
     `Artifact` is an input, and `seed: int` is the run's seed; the return annotation is the kind that is made.
     `when` names the group whose choice calls for the stage; under choices that do not pass `only` it is not there at all.
     A stage runs where another one takes what it makes, or an option wants it; under choices that pass `asked` it runs for
-    its own sake, as one of a new kind must that no other stage takes. `along` names a later stage that reads the same, and
-    whose artifact this one writes to `ctx.along` where that is not None.
+    its own sake, as one of a new kind must that no other stage takes. `along` names later stages that read the same, and
+    whose artifacts this one writes to the directories of `ctx.along`.
     `probes` names what of the environment decides the result. Raise `version` when the code changes what it makes.
     """
 

@@ -246,7 +246,7 @@ def tried(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(runner, "_run", once)
         made.store.open()
         step = next(s for s in made.plan.steps if s.name == name)
-        runner._made(step, None, made.store, made.sources, by_name(made)[name])
+        runner._made(step, [], made.store, made.sources, by_name(made)[name])
         entry = made.store.entry(step.kind, step.fingerprint)
         assert entry
         return seen, entry.record["provenance"]
@@ -281,7 +281,7 @@ def test_a_measurement_is_not_tried_again_in_another_way(monkeypatch: pytest.Mon
     monkeypatch.setattr(runner, "_make", full)
     step = SimpleNamespace(name="time", stage=SimpleNamespace(name="time"))
     with pytest.raises(GateError):
-        runner._made(step, None, None, None, None)  # type: ignore[arg-type]
+        runner._made(step, [], None, None, None)  # type: ignore[arg-type]
     assert seen == [1]
 
 

@@ -417,7 +417,7 @@ def test_stages_come_in_the_order_of_the_numbers_in_front_of_their_names(monkeyp
 
 
 def test_the_installed_stages_are_the_built_in_ones_in_their_order():
-    built_in = ["load", "embed", "observe", "record", "correlate", "merge", "sense", "mix", "quantize"]
+    built_in = ["load", "embed", "observe", "record", "correlate", "count", "merge", "sense", "mix", "quantize"]
     built_in += ["phrase", "teach", "collect", "adopt", "train", "slim"]
     built_in += [
         "export",

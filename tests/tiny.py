@@ -28,13 +28,14 @@ from diffopt.artifact import (
     Embeddings,
     EvalEmbeddings,
     HessianChunk,
+    HistogramChunk,
     OnnxGraph,
     Pipeline,
     Recording,
 )
 from diffopt.data import prompts
 from diffopt.data.prompts import PromptSet
-from diffopt.formats.method import Awq, Inputs, Weights
+from diffopt.formats.method import COUNTED, Awq, Inputs, Weights
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.calib import Collect
 from diffopt.groups.cut import CutView
@@ -43,6 +44,7 @@ from diffopt.groups.model import TextView
 from diffopt.stage import Context
 from diffopt.stages import encode
 from diffopt.stages.correlate import correlate
+from diffopt.stages.count import count
 from diffopt.stages.embed import embed
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.load import LoadView, load
@@ -189,6 +191,17 @@ class Bench:
 
         return self._once(("hessian", start, stop, steps), make)
 
+    def histograms(self, size: int, steps: int = STEPS) -> tuple[HistogramChunk, ...]:
+        """Of the first `size` prompts, in chunks of CHUNK."""
+        return tuple(self.histogram(i, min(i + CHUNK, size), steps) for i in range(0, size, CHUNK))
+
+    def histogram(self, start: int, stop: int, steps: int = STEPS) -> HistogramChunk:
+        def make(ctx: Context) -> HistogramChunk:
+            count.run(ctx, self.call, self.view(start, stop, steps), self.pipeline(), self.texts(start, stop), SEED)
+            return HistogramChunk(ctx.out, "histogram")
+
+        return self._once(("histogram", start, stop, steps), make)
+
     def stats(self, size: int, steps: int = STEPS, per_step: bool = False) -> CalibStats:
         """Of the first `size` prompts, in chunks of CHUNK."""
 
@@ -216,6 +229,7 @@ class Bench:
         weights: Weights = "max",
         awq: Awq = "lite",
         inputs: Inputs = "max",
+        within: float = 99.99,
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
             method = formats.method(name)
@@ -230,18 +244,21 @@ class Bench:
                 weights=weights,
                 awq=awq,
                 inputs=inputs,
+                input_percentile=within,
             )
             hessians = self.hessians(size, steps) if weights == "local_hessian" else ()
+            histograms = self.histograms(size, steps) if inputs in COUNTED else ()
             per_step = (percentile, collect) != (1.0, "default")
             stats = self.stats(size, steps, per_step) if method.observes else None
             recordings = self.recordings(size) if method.records else ()
             view = ScaleView(alpha=alpha, percentile=percentile, collect_method=collect)
             scale = None if method.algorithm is None else view
-            quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings, hessians=hessians)
+            quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings, hessians=hessians, histograms=histograms)
             return Checkpoint(ctx.out, "checkpoint")
 
         return self._once(
-            (name, alpha, exclude, mha, size, steps, percentile, collect, share, round, rank, weights, awq, inputs), make
+            (name, alpha, exclude, mha, size, steps, percentile, collect, share, round, rank, weights, awq, inputs, within),
+            make,
         )
 
     def graph(

@@ -13,4 +13,5 @@ METHOD = Method(
     algorithm="max",
     weight_bits=8,
     convolution=(E4M3, E4M3),
+    ranges=("max", "percentile", "mse"),
 )

@@ -15,5 +15,6 @@ METHOD = Method(
     weight_bits=8,
     convolution=(WEIGHT, INPUT),
     steps=True,
+    ranges=("max", "percentile", "mse"),
     attention=False,
 )

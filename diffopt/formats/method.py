@@ -10,8 +10,12 @@ Weights = Literal["max", "mse", "local_hessian", "four_over_six"]
 """How the scales of weights are found: by the largest of a block; by the least squared error of its weights, or of what they
 make of the inputs; by which of two ends, 6 or 4, has the least squared error."""
 
-Inputs = Literal["max", "full"]
-"""How inputs are quantized: by a scale of the largest that was seen, or not at all."""
+Inputs = Literal["max", "percentile", "mse", "headroom", "full"]
+"""How inputs are quantized: by a scale of the largest that was seen; of one that a share of them is below; of the least squared
+error; of one with room above what was seen; or not at all."""
+
+COUNTED: tuple[Inputs, ...] = ("percentile", "mse", "headroom")
+"""Those that are drawn from histograms of the inputs."""
 
 Algorithm = Literal["max", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant"]
 Awq = Literal["lite", "clip", "full"]
@@ -67,8 +71,9 @@ class Method:
     """How its weights' scales can be found, the default first; none where there is no choice."""
     awq: tuple[Awq, ...] = ()
     """What AWQ can search, the default first; none where it is not AWQ or has no choice."""
-    inputs_kept: bool = False
-    """Whether inputs can be left in the model's precision, where they are quantized."""
+    ranges: tuple[Inputs, ...] = ()
+    """How its inputs can be quantized, the default first; none where there is no choice: nothing calibrates them, or their
+    channels are scaled before."""
     attention: bool = True
     """Whether query, key and value can be quantized (to FP8) beside it."""
 

@@ -19,7 +19,7 @@ METHOD = Method(
     algorithm="max",
     weight_bits=4.5,
     weights=WEIGHTS,
-    inputs_kept=True,
+    ranges=("max", "headroom", "full"),
     export_dtype=EXPORT_DTYPE,
     export_reason=EXPORT_REASON,
 )

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from diffopt import formats
 from diffopt.errors import suggestion
-from diffopt.formats.method import Awq, Inputs, Weights
+from diffopt.formats.method import Awq, Inputs, Method, Weights
 from diffopt.groups.choices import Choices
 from diffopt.groups.gpu_rates import PEAK, Gpu
 from diffopt.groups.quantized_source import Quantized
@@ -111,7 +111,8 @@ class Format(Group):
         "share_scales": "a format with scales of whole tensors, or that smooths (int8_sq, fp8, nvfp4, nvfp4_svdquant)",
         "round_scales": "SVDQuant",
         "awq": "int4_awq",
-        "inputs": "a format whose inputs can be left in full precision (nvfp4)",
+        "inputs": "a format whose inputs have a calibrated range as they come (int8, fp8, nvfp4)",
+        "input_percentile": "format.inputs=percentile",
         "weights": "a format of blocks (int4_awq, nvfp4, nvfp4_svdquant, or auto with nvfp4)",
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
         "candidates": "format=auto",
@@ -136,7 +137,10 @@ class Format(Group):
     weights: Weights | None = None
     """How the scales of the weights' blocks are found; null takes the format's default."""
     inputs: Inputs = "max"
-    """How the layers' inputs are quantized: by the largest that calibration saw, or `full`, not at all."""
+    """How the range of the layers' inputs is found: the largest that calibration saw, or one drawn from histograms of them; or
+    `full`, not quantized at all."""
+    input_percentile: float = Field(default=99.99, gt=0, lt=100)
+    """Of `inputs=percentile`: how much of what calibration saw is within the range, in percent."""
     awq: Awq = "lite"
     """What AWQ searches: scales of input channels, where blocks are clipped, or both."""
     candidates: list[Candidate] = Field(default=[])
@@ -159,7 +163,9 @@ class Format(Group):
         return value
 
     def unread(self) -> Mapping[str, str]:
-        return {} if any(self.components.values()) else {"components": "it names no format"}
+        found = {} if any(self.components.values()) else {"components": "it names no format"}
+        method = formats.method(self.name)
+        return found if method.ranges else found | {"inputs": _no_ranges(method)}
 
     @model_validator(mode="after")
     def _has_weights(self) -> Self:
@@ -171,6 +177,13 @@ class Format(Group):
                 f"weights: format.awq={self.awq} finds the scales of weights itself (got {self.weights}); leave it out, or set "
                 "format.awq=lite"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_ranges(self) -> Self:
+        there = formats.method(self.name).ranges
+        if there and self.inputs not in there:
+            raise ValueError(f"inputs: {self.name} has {', '.join(there)} (got {self.inputs}); choose one of them")
         return self
 
     @model_validator(mode="after")
@@ -189,6 +202,22 @@ class Format(Group):
                     "format.budget.gpu"
                 )
         return self
+
+
+def _no_ranges(method: Method) -> str:
+    """Why a format's inputs have no range to be found otherwise."""
+    if method.name == "auto":
+        return "its formats are measured by the largest that enters each layer"
+    if method.input is None:
+        return "its inputs are not quantized"
+    if method.algorithm is None:
+        return "the scales of its inputs are found as they pass"
+    return "its inputs are scaled by channel before they have a range, which is then not that of what was counted"
+
+
+def inputs(format: Format) -> Inputs:
+    """How the range of its layers' inputs is found."""
+    return format.inputs if formats.method(format.name).ranges else "max"
 
 
 def weights(format: Format) -> Weights:
@@ -210,6 +239,7 @@ class FormatView(View, of=Format):
     rank: int | None = None
     weights: Weights = "max"
     inputs: Inputs = "max"
+    input_percentile: float = 99.99
     awq: Awq = "lite"
 
     @classmethod
@@ -224,7 +254,8 @@ class FormatView(View, of=Format):
             "block_size": method.block_size,
             "rank": method.rank,
             "weights": any(m.weights for m in formats.methods(choices.format)),
-            "inputs": method.inputs_kept,
+            "inputs": bool(method.ranges),
+            "input_percentile": inputs(choices.format) == "percentile",
             "awq": method.awq,
         }
         return cls.fields_read() - {name for name, read in reads.items() if not read}
@@ -243,7 +274,8 @@ class FormatView(View, of=Format):
                 block_size=method.block_size and (group.block_size or method.block_size),
                 rank=method.rank and (group.rank or method.rank),
                 weights=weights(group),
-                inputs=group.inputs if method.inputs_kept else "max",
+                inputs=inputs(group),
+                input_percentile=group.input_percentile,
                 awq=group.awq if method.awq else "lite",
             )
         ]

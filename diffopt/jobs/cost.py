@@ -149,7 +149,7 @@ def _sum(name: str, parts: list[Estimate]) -> Estimate:
 def cost(todo: Iterable[Step], past: Past, needs: Mapping[str, Need] | None = None) -> Cost:
     """Of steps in the order of their plan. `needs` has by fingerprint what the rule tells of their memory."""
     here, steps = _machine(machine()), list(todo)
-    along = [s.companion(steps) for s in steps]  # made in the pass of another, which is counted once
+    along = {x for s in steps for x in s.companions(steps)}  # made in the pass of another, which is counted once
     each = [_estimate(step, past, (needs or {}).get(step.fingerprint, UNKNOWN), here) for step in steps]
     return Cost(tuple(replace(e, seconds=e.seconds and 0.0) if s in along else e for s, e in zip(steps, each, strict=True)))
 

@@ -239,7 +239,7 @@ def _built(rules: Rules, body: Body, step: Step) -> Held | None:
 Rule = Callable[[Rules, Body, Step], Held | None]
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("embed", "encode", "encode_part", "phrase"), _texts),
-    **dict.fromkeys(("observe", "record", "correlate", "teach", "sense", "ratios"), _denoised),
+    **dict.fromkeys(("observe", "record", "correlate", "count", "teach", "sense", "ratios"), _denoised),
     **dict.fromkeys(("export", "pack", "deploy", "adopt"), _opened),
     **dict.fromkeys(("reference", "reference_part", "alternative", "sample", "sample_part", "search"), _drawn),
     "quantize": _searched,
@@ -262,7 +262,7 @@ PICTURES = ("reference", "reference_part", "sample", "sample_part", "alternative
 def written(rules: Rules, step: Step) -> int | None:
     """Bytes of a step's artifact at most; None where no rule tells."""
     body, name = rules.body, step.stage.name
-    if body is None or name in ("record", "collect", "teach", "correlate", "adopt"):
+    if body is None or name in ("record", "collect", "teach", "correlate", "count", "adopt"):
         return None
     prompts = next((len(p) for v in step.views.values() if (p := getattr(v, "prompts", None)) is not None), 1)
     if name in TEXTS:

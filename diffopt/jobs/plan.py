@@ -81,10 +81,10 @@ class Step:
             found += value if isinstance(value, list) else [value] if value else []
         return found
 
-    def companion(self, todo: Iterable["Step"]) -> "Step | None":
-        """The one of `todo` that reads the same, and whose artifact this step can make in its own pass."""
-        same = (s for s in todo if s.stage.name == self.stage.along)
-        return next((s for s in same if s.views == self.views and s.inputs == self.inputs), None)
+    def companions(self, todo: Iterable["Step"]) -> list["Step"]:
+        """Those of `todo` that read the same, and whose artifacts this step can make in its own pass."""
+        same = (s for s in todo if s.stage.name in self.stage.along)
+        return [s for s in same if s.views == self.views and s.inputs == self.inputs]
 
 
 @dataclass(frozen=True)

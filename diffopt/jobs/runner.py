@@ -118,7 +118,7 @@ def run_plan(
                     _check_inputs(step, store, checked)
                     if _held.hand_to(step.stage.name):
                         release()  # before the next stage opens its own copy of the model
-                    made = _made(step, step.companion(todo), store, sources, (estimates or {}).get(step.name))
+                    made = _made(step, step.companions(todo), store, sources, (estimates or {}).get(step.name))
                     checked.update(s.fingerprint for s in made)
                     along.update(made)
         seconds = time.monotonic() - started
@@ -135,7 +135,7 @@ def _bring(plan: Plan, todo: set[Step], store: Store) -> None:
             arrival.bring(store, step.kind, step.fingerprint)
 
 
-def _made(step: Step, beside: Step | None, store: Store, sources: Sources, estimate: Estimate | None) -> list[Step]:
+def _made(step: Step, beside: list[Step], store: Store, sources: Sources, estimate: Estimate | None) -> list[Step]:
     """Make it; where the GPU's memory is full once more, with less there at once. Raises GateError where that lacks too."""
     for lean in (False, True):
         try:
@@ -174,20 +174,20 @@ def _check_inputs(step: Step, store: Store, checked: set[str]) -> None:
             checked.add(parent.fingerprint)
 
 
-def _make(step: Step, beside: Step | None, store: Store, sources: Sources, estimate: Estimate | None, lean: bool) -> list[Step]:
-    """Make the artifact of a step, and in the same pass that of `beside`, unless another process has or makes it."""
+def _make(step: Step, beside: list[Step], store: Store, sources: Sources, estimate: Estimate | None, lean: bool) -> list[Step]:
+    """Make the artifact of a step, and in the same pass those of `beside`, unless another process has or makes them."""
     provenance: dict[str, Any] = {"diffopt": __version__, "packages": {p: package(p) for p in PACKAGES}, "machine": machine()}
     if estimate and (foretold := estimate.provenance()):
         provenance["estimated"] = foretold
     made = [step]
     started = time.monotonic()
     with ExitStack() as stack:
-        along = None
-        if beside:
-            stack.enter_context(store.lock(beside.fingerprint))
-            if not store.entry(beside.kind, beside.fingerprint):
-                along = stack.enter_context(store.publish(beside.kind, beside.fingerprint, beside.identity, provenance))
-                made.append(beside)
+        along = {}
+        for one in beside:
+            stack.enter_context(store.lock(one.fingerprint))
+            if not store.entry(one.kind, one.fingerprint):
+                along[one.stage.name] = stack.enter_context(store.publish(one.kind, one.fingerprint, one.identity, provenance))
+                made.append(one)
         out = stack.enter_context(store.publish(step.kind, step.fingerprint, step.identity, provenance))
         provenance["peak_bytes"] = _run(step, store, sources, out, along, lean)
         provenance["seconds"] = round(time.monotonic() - started, 3)
@@ -205,9 +205,9 @@ def _help(step: Step, store: Store, sources: Sources) -> None:
 
 
 def _run(
-    step: Step, store: Store, sources: Sources, out: Path, along: Path | None = None, lean: bool = False
+    step: Step, store: Store, sources: Sources, out: Path, along: Mapping[str, Path] | None = None, lean: bool = False
 ) -> dict[str, int]:
-    """Let the stage write to `out`, and that of its companion to `along`; the most memory that it took."""
+    """Let the stage write to `out`, and those of its companions to `along`; the most memory that it took."""
     arguments: dict[str, Any] = dict(step.views)
     for param in step.stage.params:
         if param.role == "seed":
@@ -219,7 +219,7 @@ def _run(
     device = "cuda" if gpus() else "cpu"
     kept = store.kept(step.fingerprint)
     context = Context(
-        out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled, store.timings, along, lean
+        out, sources.pinned, sources.locate, device, step.name, _held, kept, store.compiled, store.timings, along or {}, lean
     )
     with to_log(), progress.step(step.name), peaks() as peak:
         if "modelopt" in step.stage.probes:

@@ -17,7 +17,7 @@ BUSY = 0.9
 """Of a memory, from which on an estimate that may be off by a quarter is said."""
 GATED = ("FLUX.1-dev", "stable-diffusion-3")
 """In the names of repositories that ask for a licence to be accepted: those of conf/model that say so."""
-BATCHES = {"calib": ("embed", "observe", "record", "correlate", "sense"), "train": ("teach", "train", "phrase")}
+BATCHES = {"calib": ("embed", "observe", "record", "correlate", "count", "sense"), "train": ("teach", "train", "phrase")}
 """Steps by the group whose batch size they read; the others read that of `eval`."""
 
 

@@ -4,10 +4,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from diffopt import formats
-from diffopt.artifact import CalibStats, Checkpoint, HessianChunk, Mix, Pipeline, Recording
+from diffopt.artifact import CalibStats, Checkpoint, HessianChunk, HistogramChunk, Mix, Pipeline, Recording
 from diffopt.files.checkpoint import CheckpointFile
+from diffopt.formats.method import COUNTED
 from diffopt.groups import FormatView, ScaleView
-from diffopt.groups.format import weights
+from diffopt.groups.format import inputs, weights
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
 
@@ -26,6 +27,10 @@ def searches(choices: Choices) -> bool:
 def correlates(choices: Choices) -> bool:
     there = choices.format is not None and any(m.weights for m in formats.methods(choices.format))
     return there and choices.format is not None and weights(choices.format) == "local_hessian"
+
+
+def counts(choices: Choices) -> bool:
+    return choices.format is not None and inputs(choices.format) in COUNTED
 
 
 def mixes(choices: Choices) -> bool:
@@ -51,13 +56,16 @@ def quantize(
     recordings: Annotated[tuple[Recording, ...], Under(searches)],
     mix: Annotated[Mix | None, Under(mixes, silent=True)] = None,
     hessians: Annotated[tuple[HessianChunk, ...], Under(correlates, silent=True)] = (),
+    histograms: Annotated[tuple[HistogramChunk, ...], Under(counts, silent=True)] = (),
 ) -> Checkpoint:
     from safetensors.torch import load_file
 
     from diffopt.machine.memory import release
     from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
-    from diffopt.quantization import checkpoint, hessian, weight_scales, zeros
+    from diffopt.quantization import checkpoint, hessian, histogram, weight_scales, zeros
     from diffopt.quantization.awq_svdquant import calibrate
+    from diffopt.quantization.companions import HESSIANS, HISTOGRAMS
+    from diffopt.quantization.input_ranges import ranged
     from diffopt.quantization.recorded_calls import count, replay
     from diffopt.quantization.scales import Plain, scales
     from diffopt.quantization.scheme import mixed, uniform
@@ -78,7 +86,12 @@ def quantize(
     head = _head(family.name, method.name, format, scheme)
     extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
     zeros.check(backbone, [n for n in scheme.layers if _scaled(scheme.mix[n] if scheme.mix else method.name)], extremes)
-    means = hessian.merge([load_file(h.path / "hessians.safetensors") for h in hessians]) if hessians else {}
+    if histograms:
+        counted = histogram.merge([load_file(h.path / HISTOGRAMS) for h in histograms])
+        assert isinstance(method.input, dict)
+        bits, within = method.input["num_bits"], format.input_percentile
+        extremes = ranged(extremes, counted, scheme.layers, format.inputs, bits, within)
+    means = hessian.merge([load_file(h.path / HESSIANS) for h in hessians]) if hessians else {}
     search = None if format.weights == "max" else weight_scales.Search(format.weights, means)
     if method.records:
         paths = [r.path for r in recordings]
