@@ -112,6 +112,26 @@ def test_an_override_without_a_key_is_refused(refused: Callable[..., str], befor
     assert refused(*before, "=3") == "override: names no field (got '=3'); write key=value\n"
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [
+        ("model.source", ("plan", "+recipe=quickstart", f"model.source={LONG}")),
+        ("calib.prompts", ("plan", "+recipe=quickstart", f"calib.prompts={LONG}")),
+        ("model.parts", ("plan", "+recipe=quickstart", f"model.parts={{vae: {LONG}}}")),
+        ("--config-dir", ("plan", "+recipe=quickstart", f"--config-dir={LONG}")),
+        ("diffopt", ("inspect", LONG)),
+    ],
+)
+def test_a_text_that_is_too_long_to_name_a_file_is_told(
+    refused: Callable[..., str], key: str, arguments: tuple[str, ...]
+) -> None:
+    said = f"no file can have so long a name (got 300 characters, '{LONG[:40]}'...); check the path\n"
+    assert refused(*arguments) == f"{key}: {said}"
+
+
 @pytest.mark.parametrize("override", ["hydra.run.dir=/proc/no/run", "hydra.sweep.dir=/proc/no/sweep"])
 def test_a_directory_of_a_run_that_cannot_be_made_is_named(refused: Callable[..., str], override: str) -> None:
     sweep = ["-m"] if "sweep" in override else []

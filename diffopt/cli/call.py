@@ -79,7 +79,7 @@ def _told(arguments: list[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, YAMLError) as e:
         raise ConfigError(hydra_errors.line(e, arguments)) from None
     except OSError as e:
-        if (text := unforeseen.of_disk(e)) is None:
+        if (text := unforeseen.of_disk(e, arguments)) is None:
             raise
         raise DiffoptError(text) from None
     except (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:

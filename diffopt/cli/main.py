@@ -77,7 +77,7 @@ def _said(error: Exception, arguments: list[str]) -> str:
         pass_on_memory(error)
     except MemoryError as e:
         return str(memory("diffopt", e))
-    known = unforeseen.of_disk(error) if isinstance(error, OSError) else hydra_errors.of_hydra(error, arguments)
+    known = unforeseen.of_disk(error, arguments) if isinstance(error, OSError) else hydra_errors.of_hydra(error, arguments)
     return known or unforeseen.line(error, arguments)
 
 

@@ -16,9 +16,15 @@ UNWRITABLE = {
 log = logging.getLogger("diffopt")
 
 
-def of_disk(error: OSError) -> str | None:
-    """For an output that cannot be written, or a file that may not be read; None for what is neither."""
+def of_disk(error: OSError, arguments: Sequence[str]) -> str | None:
+    """For an output that cannot be written, a file that may not be read, or what is too long to name one; None for what is
+    none of these."""
     reason, path = (error.strerror or str(error)).lower(), error.filename
+    if error.errno == errno.ENAMETOOLONG:
+        text = str(path)
+        given = next((x for x in arguments if text in x or Path(text).name in x), "")
+        key = given.partition("=")[0].lstrip("+") if "=" in given else "diffopt"
+        return f"{key}: no file can have so long a name (got {len(text)} characters, {text[:40]!r}...); check the path"
     if isinstance(path, str | Path) and os.path.isfile(path) and not os.access(path, os.R_OK):
         return f"{Path(path).name}: cannot be read ({reason}) (got {str(path)!r}); give yourself leave to, or name another file"
     makes = any(frame.name in ("mkdir", "makedirs") for frame in traceback.extract_tb(error.__traceback__))
