@@ -1,7 +1,7 @@
 """What is foretold of memory and time beside what a run then measures, a row a step.
 
     python tests/bench_preflight.py DIRECTORY [JOB ...] [-- OVERRIDE ...]
-    python tests/bench_preflight.py DIRECTORY --short       # FLUX.1-dev and SDXL once each, to their pictures
+    python tests/bench_preflight.py DIRECTORY --short       # FLUX.1-dev and SDXL once each, to their times
 
 A JOB is the picks of one command, in quotes; without any those of JOBS, which download nothing and want a GPU of 80 GB. Each
 runs in a store of its own under DIRECTORY, then once more with another seed, whose times are foretold by the records of the
@@ -28,13 +28,10 @@ JOBS = (
     "+recipe=bench_flux_fp8",
     "+recipe=bench_sdxl_fp8",
 )
-DRAWN = "eval=images eval.metrics=[psnr] eval.size=2 eval.steps=2"
-SHORT = tuple(
-    f"model={model} model.weights=random format={format} {CALIBRATED} {DRAWN} {runtime}"
-    for model, format in (("flux_dev", "fp8"), ("sdxl", "int8_sq"))
-    for runtime in ("eval.runtime=torch", "eval.runtime=native eval.parity=false")
+SHORT = (
+    f"model=flux_dev model.weights=random format=fp8 {CALIBRATED} {TIMED}",
+    f"model=sdxl model.weights=random format=int8_sq {CALIBRATED} {TIMED}",
 )
-"""Of a model the second job takes from the first one's store what is not drawn."""
 QUARTER = 0.25
 MIB, GIB = 2**20, 2**30
 
