@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from hydra.errors import CompactHydraException
 
@@ -38,14 +40,34 @@ class MetricError(DiffoptError):
     """A metric cannot be measured (weights that are not there, pictures too small); others can."""
 
 
+class Terminated(BaseException):
+    """By a scheduler, a container that is stopped, or a terminal that is closed."""
+
+    received: ClassVar[int | None] = None
+    """The number of the signal that this process got, if any: torch and other libraries may make another exception of one that
+    a signal raises within them."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 SHORT = re.compile("cannot allocate memory|can't allocate memory|not enough memory|bad_alloc|out of memory", re.IGNORECASE)
 """What Python, the system, C++ and torch say where memory lacks; of a GPU's the text names CUDA."""
 
 
-def pass_on_memory(error: BaseException) -> None:
-    """Raises MemoryError for an error that comes of a lack of memory, before a file or the network is blamed for it."""
+def pass_on(error: BaseException) -> None:
+    """Raises MemoryError for an error that comes of a lack of memory, and Terminated for one that comes of a signal, before a
+    file or the network is blamed for it."""
+    terminated(error)
     if isinstance(error, MemoryError) or (not isinstance(error, DiffoptError) and SHORT.search(str(error))):
         raise MemoryError(str(error) or "MemoryError") from error
+
+
+def terminated(error: BaseException) -> None:
+    """Raises Terminated for an error after the signal."""
+    if Terminated.received is not None and not isinstance(error, Terminated):
+        raise Terminated(Terminated.received) from error
 
 
 def lacks_gpu_memory(error: BaseException) -> bool:

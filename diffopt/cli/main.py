@@ -23,9 +23,9 @@ from diffopt.cli import strangers
 from diffopt.cli.commands import COMMANDS
 from diffopt.cli.completion import complete
 from diffopt.cli.searchpath import bundled, register
-from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError, memory, pass_on_memory, suggestion
+from diffopt.errors import ConfigError, DiffoptError, GateError, PlanError, Terminated, memory, pass_on, suggestion, terminated
 from diffopt.machine import worker
-from diffopt.machine.termination import Terminated, catch
+from diffopt.machine.termination import catch
 from diffopt.sweep.callback import Refused, WriteReport
 from diffopt.text import printable
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise what it would print; we say it our way
     try:
-        _main(arguments)
+        _passing_on(arguments)
     except (DiffoptError, HydraException, OmegaConfBaseException, YAMLError) as e:
         from diffopt.cli import hydra_errors
 
@@ -69,12 +69,20 @@ def main(argv: list[str] | None = None) -> None:
         del os.environ["HYDRA_FULL_ERROR"]
 
 
+def _passing_on(arguments: list[str]) -> None:
+    try:
+        _main(arguments)
+    except Exception as e:
+        terminated(e)
+        raise
+
+
 def _said(error: Exception, arguments: list[str]) -> str:
     """The line for an error that is none of ours, nor one of the classes that are Hydra's."""
     from diffopt.cli import hydra_errors, unforeseen
 
     try:
-        pass_on_memory(error)
+        pass_on(error)
     except MemoryError as e:
         return str(memory("diffopt", e))
     known = unforeseen.of_disk(error, arguments) if isinstance(error, OSError) else hydra_errors.of_hydra(error, arguments)
@@ -211,6 +219,7 @@ def _one_of_many(config: DictConfig, settings: Any, directory: Path, overrides: 
         stated = floors(settings.callbacks.sweep.get("floor")) if search else []
         return job.run(config, overrides, directory, settings.job.name, sweep=True, floors=stated)
     except Exception as e:
+        terminated(e)  # no failure of this job, and the next ones are not to begin
         text = str(e) if isinstance(e, DiffoptError | OSError) else f"{type(e).__name__}: {e}"
         log.debug("the job failed", exc_info=True)
         log.error("job %s failed, the sweep goes on: %s", settings.job.num, text)

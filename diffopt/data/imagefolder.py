@@ -19,7 +19,7 @@ from diffopt.data.extent import Extent, Small
 from diffopt.data.frames import fitted, frames
 from diffopt.data.picture import BROKEN
 from diffopt.data.prompt_sets import COLUMNS
-from diffopt.errors import PlanError, pass_on_memory
+from diffopt.errors import PlanError, pass_on
 
 WHERE = "train.data.source"
 UNREADABLE = 0.01
@@ -47,7 +47,7 @@ class ImageFolder:
         try:
             return load_dataset(str(self.directory), split="train", streaming=True).decode(False)
         except Exception as e:  # the library's readers each have errors of their own
-            pass_on_memory(e)
+            pass_on(e)
             raise self._refusal(
                 f"is no data set that can be read: {_first_line(e)}",
                 "give pictures and a metadata.jsonl with file_name and text of each, or Parquet files",

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import torch
 
-from diffopt.errors import PlanError
+from diffopt.errors import PlanError, pass_on
 from diffopt.files.found import Found
 from diffopt.finding import structure
 from diffopt.finding.pictures import taken
@@ -160,6 +160,7 @@ class _Search:
             except PlanError:
                 raise
             except Exception as e:  # a pipeline's or a backbone's own, for a size that does not fit it
+                pass_on(e)
                 reason = said(e)
         if lacking := [n for n in self.run.unfilled if re.search(rf"\b{n}\b", reason)]:
             raise unfilled(self.run.cls, type(self.run.backbone).__name__, lacking, reason)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from diffopt.errors import pass_on
+
 SMALL = 200_000_000
 """Weights of a model that is made with random ones where it cannot go without any."""
 TINY = 20_000_000
@@ -30,7 +32,8 @@ def hollow(empty: torch.nn.Module, make: Callable[[], torch.nn.Module], watch: W
         if not real:
             try:
                 return tree_map(_number, forward(*tree_map(_meta, args), **tree_map(_meta, kwargs)))
-            except Exception:  # another's code, which asks meta tensors for their numbers, or takes inputs that do not fit
+            except Exception as e:  # another's code, which asks meta tensors for their numbers, or takes inputs that do not fit
+                pass_on(e)
                 if weights > SMALL:
                     raise
                 real.append(make())

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 
-from diffopt.errors import pass_on_memory
+from diffopt.errors import pass_on
 from diffopt.store.source import ADAPTER, AdapterSource, Source, read_adapter
 from diffopt.store.tensor_file import SUFFIX
 
@@ -81,7 +81,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "numpy") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in [*file.keys()]}
     except (SafetensorError, OSError) as e:
-        pass_on_memory(e)
+        pass_on(e)
         raise ValueError(f"cannot be read as safetensors: {str(e).splitlines()[0][:120]}; download it again") from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffopt import models
+from diffopt.errors import pass_on
 from diffopt.groups.model import BYTES, Model
 from diffopt.machine.output import to_log
 from diffopt.models import activations
@@ -129,6 +130,7 @@ def _measured(family: Family, backbone: Json, vae: Json, size: Size, width: int)
 
                 _found[known] = measured_at(family, backbone, vae, size, width)
         except Exception as e:  # another's code, which asks tensors without numbers for some, or has no such class
+            pass_on(e)
             log.debug("the calls of %s are not measured: %s", backbone.get("_class_name"), e)
             _found[known] = None
     return _found[known]

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffopt import __version__
 from diffopt.artifact import Artifact, Pipeline
-from diffopt.errors import lacks_gpu_memory, memory, pass_on_memory
+from diffopt.errors import lacks_gpu_memory, memory, pass_on
 from diffopt.files.run import RunFile, RunStep, State
 from diffopt.jobs import preflight
 from diffopt.jobs.cost import Estimate
@@ -153,7 +153,7 @@ def _made(step: Step, beside: list[Step], store: Store, sources: Sources, estima
 def _raise_known(step: Step, error: BaseException, estimate: Estimate | None) -> None:
     """Raises GateError where memory lacked, whatever library said so."""
     try:
-        pass_on_memory(error)
+        pass_on(error)
     except MemoryError as e:
         raise memory(step.name, e, lowered(step.name), estimate.peak if estimate else {}) from None
 

@@ -3,15 +3,9 @@
 import signal
 from types import FrameType
 
+from diffopt.errors import Terminated
+
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-
-
-class Terminated(BaseException):
-    """By a scheduler, a container that is stopped, or a terminal that is closed."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def catch() -> None:
@@ -25,4 +19,5 @@ def catch() -> None:
 def _raise(number: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
+    Terminated.received = number
     raise Terminated(number)

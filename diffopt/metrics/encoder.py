@@ -7,7 +7,7 @@ from operator import is_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffopt.errors import MetricError, pass_on_memory
+from diffopt.errors import MetricError, pass_on
 from diffopt.metrics.weight_files import OPEN_CLIP, lacking
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load(path: Path, device: str) -> Encoder:
         if config:
             return _image_model(path, device)
     except Exception as e:  # transformers, open_clip and safetensors each have errors of their own
-        pass_on_memory(e)
+        pass_on(e)
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise MetricError(f"{path.name}: cannot be loaded as a model of pictures ({reason}); download it again") from None
     raise MetricError(f"{path.name}: {lacking('features', path)}")

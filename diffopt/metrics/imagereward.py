@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffopt.errors import MetricError, pass_on_memory
+from diffopt.errors import MetricError, pass_on
 from diffopt.metrics.metric import Metric, Scorer, Weights
 from diffopt.metrics.weight_files import BLIP, IMAGEREWARD, lacking
 from diffopt.store import hub
@@ -104,7 +104,7 @@ def load(path: Path) -> tuple[Any, int]:
         model, side = _network(named, json.loads((path / CONFIG).read_text()))
         model.load_state_dict(named)
     except Exception as e:  # a file that is cut short, another model's, or no checkpoint: each fails in its own way
-        pass_on_memory(e)
+        pass_on(e)
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise MetricError(
             f"imagereward: {FILE} is not ImageReward-v1.0's ({reason}) (got {str(path)!r}); download it again"

@@ -8,6 +8,7 @@ from typing import Any
 from unicodedata import normalize
 
 from diffopt import models
+from diffopt.errors import pass_on
 from diffopt.groups.model import Model
 from diffopt.models.parts import BYTES
 
@@ -85,7 +86,8 @@ def _counter(path: Path, _changed: int) -> Callable[[str], int] | None:
 
     try:
         found = Tokenizer.from_file(str(path))
-    except Exception:  # the library's errors are plain exceptions; transformers is asked then
+    except Exception as e:  # the library's errors are plain exceptions; transformers is asked then
+        pass_on(e)
         return None
     found.no_truncation()
     found.no_padding()

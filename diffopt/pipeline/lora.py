@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from diffopt.artifact import Pipeline
-from diffopt.errors import GateError, PlanError, pass_on_memory
+from diffopt.errors import GateError, PlanError, pass_on
 from diffopt.files.lora import Hits, read_hits
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import HALVES, Adapter, Fit, fit
@@ -97,7 +97,7 @@ def _read(tensors: Tensors, kind: Family, modules: Mapping[str, torch.nn.Module]
     try:
         return account(tensors, convert)
     except Exception as e:  # its converters assert, index and compute their way through keys that they do not know
-        pass_on_memory(e)
+        pass_on(e)
         reason = (" ".join(str(e).split()) or type(e).__name__)[:160]
     bad = culprits(tensors, convert)
     what = f"diffusers cannot read it for {kind.name}: {reason}"
@@ -178,7 +178,7 @@ def _told(name: str, component: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        pass_on_memory(e)
+        pass_on(e)
         reason = (" ".join(str(e).split()) or type(e).__name__)[:160]
         raise GateError(f"lora: diffusers cannot fuse it into {component}: {reason} (got {name}); report it") from e
 

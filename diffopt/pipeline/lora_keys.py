@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from diffopt.errors import pass_on
+
 Tensors = dict[str, torch.Tensor]
 Converter = Callable[[Tensors], tuple[Tensors, dict[str, Any]]]
 """Of a file's tensors: those in diffusers' layout, and the alphas that are not in them yet. It may take its argument apart."""
@@ -59,7 +61,8 @@ def culprits(tensors: Tensors, convert: Converter) -> list[str]:
     for own in layers.values():
         try:
             bad += account(own, convert).lost
-        except Exception:  # whatever it is, these keys are it
+        except Exception as e:  # whatever it is, these keys are it
+            pass_on(e)
             bad += own
     return bad
 

@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError
 
 from diffopt.artifact import Components, Pipeline
-from diffopt.errors import SourceError, pass_on_memory
+from diffopt.errors import SourceError, pass_on
 from diffopt.files.components import ComponentsFile
 from diffopt.files.originals import OriginalsFile
 from diffopt.files.pipeline import PipelineFile
@@ -296,7 +296,7 @@ def _read(cls: Any, directory: Path, **how: Any) -> Any:
     try:
         return cls.from_pretrained(directory, **how)
     except (OSError, ValueError, LookupError, SafetensorError, UnpicklingError) as e:
-        pass_on_memory(e)
+        pass_on(e)
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
 

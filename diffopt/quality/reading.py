@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffopt.errors import pass_on_memory
+from diffopt.errors import pass_on
 
 Judged = Mapping[str, Sequence[Path | Sequence[Path]]]
 """By model, of each prompt a picture's file, or the files of a video's frames."""
@@ -75,7 +75,7 @@ def _read(rows: list[Sequence[Path]], prepares: list[Any]) -> list[Read]:
         # As many as there are pictures, or the rows that follow would have each other's.
         prepared = {p: iter([form for form, _ in zip(p(whole), whole, strict=True)] if whole else []) for p in prepares}
     except Exception as e:  # what a processor raises for a picture that it cannot take is its own
-        pass_on_memory(e)
+        pass_on(e)
         if len(rows) > 1:
             return [read for paths in rows for read in _read([paths], prepares)]
         return [Read({}, error=_unreadable(named(rows[0]), e))]
@@ -102,7 +102,7 @@ def _decoded(paths: Sequence[Path]) -> tuple[list[np.ndarray], str | None]:
         except FileNotFoundError:
             return [], f"{path}: is not there"
         except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError and more for what is no picture
-            pass_on_memory(e)
+            pass_on(e)
             return [], _unreadable(path, e)
     return pictures, None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from diffopt.errors import StoreError, pass_on_memory
+from diffopt.errors import StoreError, pass_on
 from diffopt.store import schemas
 from diffopt.store.files import sha256
 from diffopt.store.fingerprint import fingerprint
@@ -168,7 +168,7 @@ class Remote:
 
     def _failed(self, name: str, error: Exception) -> StoreError:
         """Of what the storage or the network says, in whatever library's class."""
-        pass_on_memory(error)
+        pass_on(error)
         if isinstance(error, StoreError):
             return error
         text, where = _first(error), f"{self.url}/{name}".rstrip("/")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from diffopt.errors import PlanError, SourceError, pass_on_memory
+from diffopt.errors import PlanError, SourceError, pass_on
 from diffopt.store import assets, hub, schemas
 from diffopt.store.composed import FILES, composed, refused
 from diffopt.store.files import publish
@@ -352,7 +352,7 @@ def _commit(source: Source) -> str:
 
 
 def _unreachable(source: Source, error: Exception) -> PlanError:
-    pass_on_memory(error)
+    pass_on(error)
     known = hub.refusal(error)
     here = "" if source.data or known.there else "; nor is it a directory here"  # a data set's name says that it is the hub's
     return PlanError(f"source: {known.what}{here} (got {source.name!r}); {known.advice}, or give {LOCAL}")

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 
-from diffopt.errors import PlanError, pass_on_memory
+from diffopt.errors import PlanError, pass_on
 from diffopt.store.files import flush, flush_all, remove, sha256
 from diffopt.training import state
 
@@ -147,7 +147,7 @@ class Keeper:
                     return f"{name} has other bytes than when it was made"
             json.loads((path / LOG).read_text(encoding="utf-8"))["step"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
-            pass_on_memory(e)
+            pass_on(e)
             return f"it cannot be read ({type(e).__name__}: {e})"
         return None
 
@@ -170,7 +170,7 @@ class Keeper:
             for name, x in self.states.items():
                 x.load_state_dict(found["states"][name])
         except Exception as e:  # its bytes are those of its manifest: someone has written both
-            pass_on_memory(e)
+            pass_on(e)
             raise PlanError(
                 f"train: the training checkpoint is none of this training (got {type(e).__name__}: {e}); remove {path.parent}"
             ) from None

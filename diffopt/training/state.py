@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffopt.errors import pass_on_memory
+from diffopt.errors import pass_on
 
 MOST = 2 << 30
 """Bytes of a file: so many of a GPU's are in RAM at a time while it is written."""
@@ -50,7 +50,7 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as e:  # whatever a file of strangers makes of the parsers
-        pass_on_memory(e)
+        pass_on(e)
         raise ValueError(f"{name} cannot be read ({type(e).__name__}: {e})") from None
 
 
