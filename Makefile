@@ -58,10 +58,11 @@ bench: $(VENV)/installed  ## full-size FLUX.1-dev and SDXL with random weights, 
 	for m in sdxl flux_dev; do $(BIN)/python tests/bench_sweep.py outputs/bench/$$m --one-alpha --grid small large -- model=$$m model.weights=random calib=images calib.n_steps=4 || exit 1; done
 
 SEED ?= 0
-soak: $(VENV)/installed  ## 300 corruptions of a store, 10,000 random command lines and other properties, 500 kills, 8 processes on one store, Slurm, Ray; hours; SEED=N
+soak: $(VENV)/installed  ## 300 corruptions of a store, 10,000 random command lines and other properties, 500 kills, 8 processes on one store, every embedded recipe twice, Slurm, Ray; hours; SEED=N
 	DIFFOPT_SEED=$(SEED) DIFFOPT_CORRUPTIONS=300 DIFFOPT_EXAMPLES=200 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --timeout 0 tests/test_corruption.py tests/test_store_machine.py tests/test_json_fuzz.py tests/test_fingerprint_properties.py
 	$(BIN)/python tests/soak_lines.py --seed $(SEED) --lines 10000
 	$(BIN)/python tests/soak_store.py --seed $(SEED) --kills 500 --processes 8 --minutes 10
+	$(BIN)/python tests/soak_fresh.py
 	$(BIN)/python tests/soak_slurm.py
 	$(BIN)/python tests/soak_ray.py
 
