@@ -2,24 +2,31 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import composed
 from fuzzing import fuzzed, json_values
 from hypothesis import given
 from hypothesis import strategies as st
 from test_files import WRITTEN
+from tiny import ONE, Bench, saved
 
 from diffopt.cli import picture_list
 from diffopt.data import prompts
-from diffopt.errors import ConfigError, StoreError
+from diffopt.errors import ConfigError, PlanError, SourceError, StoreError
 from diffopt.files.json_file import JsonFile
+from diffopt.jobs import job
+from diffopt.models.pipelines import part_class
+from diffopt.pipeline.fields import mistyped
+from diffopt.pipeline.open import open_pipeline
 from diffopt.report import run_page
 from diffopt.report.run_directory import Run
-from diffopt.store import schemas
+from diffopt.store import assets, schemas
 from diffopt.store.entry import RECORD, Entry
 from diffopt.store.fingerprint import fingerprint
 from diffopt.store.store import Store
@@ -147,6 +154,7 @@ def test_what_the_store_keeps_of_its_own_is_read_or_refused(schema: Any, tmp_pat
     read()
 
 
+ARCHITECTURES = assets.ROOT / "architectures"
 LISTED = [{"prompt": "p", "images": {"a": "a/0.png", "b": "b/0.png"}}, {"prompt": "q", "images": {"a": "1", "b": "2"}}]
 
 
@@ -163,3 +171,103 @@ def test_lists_of_pictures_and_of_prompts_are_read_or_refused(tmp_path_factory: 
             assert all(prompts.read(str(path)).prompts)
 
     read()
+
+
+def opened(folder: Path, out: Path) -> None:
+    """Plan with a user's pipeline, pin it, and open all of it."""
+    picks = ["model=flux_dev", "format=int8_sq", "calib=default", "calib.size=1", "calib.batch_size=1", "calib.chunk=1"]
+    picks += ["calib.prompts=asset:prompts/calibration.txt"]
+    size = ["model.height=32", "model.width=32", "model.max_sequence_length=16", "model.long_prompts=cut"]
+    job.prepare(composed(*picks, *size, f"model.source={folder}"), [], dry=True, sweep=False)
+    b = Bench(out, str(folder))
+    open_pipeline(b.context(), b.pipeline())
+
+
+def refused(folder: Path, out: Path) -> str:
+    """The line, empty where there is none."""
+    try:
+        opened(folder, out)
+    except (ConfigError, PlanError, SourceError) as e:
+        return str(e)
+    return ""
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # where a plan looks for a store
+    return Path(shutil.copytree(saved("flux", **ONE), tmp_path / "pipeline"))
+
+
+def test_a_users_pipeline_is_opened_or_refused_in_words(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    known = {p: json.loads(p.read_text()) for p in sorted(pipeline.rglob("*.json")) if p.stat().st_size < 10_000}
+    assert {"model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json"} <= {p.name for p in known}
+    texts = {p: changed(content).map(json.dumps).map(str.encode) | st.binary(max_size=60) for p, content in known.items()}
+    lines = set()
+
+    @fuzzed(25)
+    @given(st.sampled_from([*known]).flatmap(lambda p: st.tuples(st.just(p), texts[p])))
+    def read(given: tuple[Path, bytes]) -> None:
+        path, text = given
+        before = path.read_bytes()
+        path.write_bytes(text)
+        try:
+            lines.add(line := refused(pipeline, tmp_path_factory.mktemp("read")))
+        finally:
+            path.write_bytes(before)
+        assert all(x.startswith("model.") for x in line.splitlines())
+
+    read()
+    assert len(lines) > 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("model_index.json", {"vae": [-1, "AutoencoderKL"]}, "model_index.json names no library and class of its vae"),
+        ("model_index.json", {"vae": ["diffusers"]}, "model_index.json names no library and class of its vae"),
+        ("transformer/config.json", {"joint_attention_dim": ["x", 1]}, "joint_attention_dim is ['x', 1], and Flux"),
+        ("transformer/config.json", {"axes_dims_rope": [8, "x"]}, "axes_dims_rope has 'x' in it, and Flux"),
+        ("vae/config.json", {"down_block_types": 0}, "down_block_types is 0, and AutoencoderKL takes list"),
+        ("vae/config.json", {"block_out_channels": [4]}, "index out of range"),
+        ("vae/config.json", {"layers_per_block": 3}, "has no weights of "),
+        ("transformer/config.json", {"guidance_embeds": True}, "has no weights of "),
+        ("scheduler/scheduler_config.json", {"base_image_seq_len": None}, "base_image_seq_len is None, and FlowMatch"),
+        ("scheduler/scheduler_config.json", {"shift_terminal": "x"}, "shift_terminal is 'x', and FlowMatch"),
+        ("scheduler/scheduler_config.json", {"_class_name": 7}, "cannot be read: "),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"model_max_length": {}},
+            "has {} as model_max_length in tokenizer/tokenizer_config",
+        ),
+        ("tokenizer_2/tokenizer_config.json", {"pad_token": [None]}, "cannot be read: "),
+    ],
+)
+def test_what_a_users_pipeline_says_that_cannot_be_is_named(
+    file: str, change: dict[str, Any], said: str, pipeline: Path, tmp_path: Path
+) -> None:
+    path = pipeline / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    line = refused(pipeline, tmp_path)
+    assert line.startswith("model.source: ")
+    assert said in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '"x"', "{"])
+@pytest.mark.parametrize("file", ["model_index.json", "transformer/config.json", "scheduler/scheduler_config.json"])
+def test_a_file_of_a_users_pipeline_that_is_no_object_is_named(file: str, text: str, pipeline: Path, tmp_path: Path) -> None:
+    (pipeline / file).write_text(text)
+    line = refused(pipeline, tmp_path)
+    assert line.startswith("model.source: ")
+    assert file in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("architecture", sorted(p.name for p in ARCHITECTURES.iterdir()))
+def test_what_the_makers_of_models_wrote_can_be(architecture: str) -> None:
+    folder = ARCHITECTURES / architecture
+    index = json.loads((folder / "model_index.json").read_text())
+    kinds = {n: part_class(*v) for n, v in index.items() if isinstance(v, list) and v[0] == "diffusers"}
+    files = {p: cls for n, cls in kinds.items() if cls for p in (folder / n).glob("*config.json")}
+    assert files
+    assert not [odd for p, cls in files.items() if (odd := mistyped(cls, json.loads(p.read_text())))]

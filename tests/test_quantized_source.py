@@ -364,6 +364,14 @@ def broken(path: Path, name: str, text: str) -> Path:
             r"has a header that is none of a \.safetensors file",
         ),
         (lambda: broken(copied(), "deploy.json", "[]"), r"quantized/deploy\.json is broken, it is no JSON object"),
+        (lambda: described(copied(), quant_algo=[]), r"its config has what cannot be \(TypeError: unhashable"),
+        (lambda: described(copied(), quant_method=[]), r"its config has what cannot be \(TypeError: unhashable"),
+        (lambda: broken(copied(), "deploy.json", "[" * 100_000), r"quantized/deploy\.json is broken, it is no JSON object"),
+        (
+            lambda: broken(copied(), "native.json", '{"backbones": ["transformer"], "layers": {"a": []}}'),
+            r"its config has what cannot be \(TypeError: unhashable",
+        ),
+        (lambda: broken(copied(), "native.json", '{"backbones": [[]]}'), r"its config has what cannot be"),
         (lambda: broken(copied(), "native.json", "{}"), r"is of backbones that a flux has not: None"),
         (
             lambda: file_of({"a.weight": torch.zeros(2, 2, dtype=torch.uint8)}),

@@ -2,19 +2,26 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import some
 from PIL import Image
+
+from diffopt.store.assets import ROOT
 
 SECRET = "sesame-open-7"
 HEAD = "# @package _global_\ndefaults:\n  - quickstart\n"
-SECONDS, BYTES = 60, 4 << 30
+SECONDS, BYTES, RESIDENT = 60, 4 << 30, 1 << 30
 """SECONDS end what hangs; a machine under load is no failure. BYTES are of the address space, of which libraries take their
-share."""
+share, and RESIDENT what is taken of memory. With `-rP` pytest prints what each took."""
 
 
 def limited() -> None:
@@ -23,16 +30,20 @@ def limited() -> None:
 
 def said(*arguments: str, cwd: Path, code: int = 1) -> str:
     """What a command says, which has to be no traceback, of a few lines, without what steers a terminal."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "diffopt", *arguments],
-        cwd=cwd,
-        env=os.environ | {"HF_TOKEN": SECRET, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        timeout=SECONDS,
-        preexec_fn=limited,
-    )
-    text = (ran.stdout + ran.stderr).decode(errors="surrogateescape")
+    command = [sys.executable, "-m", "diffopt", *arguments]
+    environment = os.environ | {"HF_TOKEN": SECRET, "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryFile() as output:
+        ran = subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output, preexec_fn=limited)
+        ends = threading.Timer(SECONDS, ran.kill)
+        ends.start()
+        _, status, took = os.wait4(ran.pid, 0)
+        ends.cancel()
+        ran.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode(errors="surrogateescape")
+    print(f"{took.ru_utime + took.ru_stime:.1f} s of a processor, {took.ru_maxrss >> 10} MiB: {text}")
     assert ran.returncode == code, text
+    assert took.ru_maxrss << 10 <= RESIDENT
     assert "Traceback" not in text
     assert "does not know" not in text
     assert SECRET not in text
@@ -156,3 +167,31 @@ def test_pictures_that_would_fill_the_memory_are_refused_by_eval(tmp_path: Path)
 def test_a_list_of_pictures_that_is_a_pipe_or_nested_too_deep_is_refused_in_a_line(hostile: Path) -> None:
     for name in ("fifo", "deep.json"):
         assert said("eval", "--data-path", name, cwd=hostile).startswith("--data-path: ")
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 8 << 30)
+
+
+CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+HOSTILE = [(config, how) for config in CONFIGS for how in (deep, os.mkfifo, zeros, huge)]
+
+
+@pytest.mark.parametrize(("config", "how"), some(HOSTILE, [(CONFIGS[0], deep), (CONFIGS[1], os.mkfifo), (CONFIGS[3], huge)]))
+def test_a_pipeline_of_a_stranger_is_refused_in_a_line(config: str, how: Callable[[Path], None], tmp_path: Path) -> None:
+    theirs = Path(shutil.copytree(ROOT / "emoji" / "emoji-flux", tmp_path / "theirs"))
+    (theirs / config).unlink()
+    how(theirs / config)
+    asked = ("model=emoji_flux", f"model.source={theirs}", "format=fp8", "calib=emoji", "calib.size=1", "calib.batch_size=1")
+    line = said("plan", *asked, cwd=tmp_path)
+    assert "model.source: " in line
+    assert Path(config).name in line

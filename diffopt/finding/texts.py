@@ -1,6 +1,5 @@
 """What stands for a prompt: the shapes of its embeddings, by the text encoders without their weights."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from diffopt.errors import PlanError
 from diffopt.finding.recorded import Unfit, template
 from diffopt.finding.rehearsal import DTYPE, Rehearsal, said
 from diffopt.models.family import Size
+from diffopt.pipeline.foreign import config_of
 
 SHORT, LONG = 24, 32
 WIDTHS = ("joint_attention_dim", "caption_channels", "text_dim", "cross_attention_dim", "text_embed_dim", "cap_feat_dim")
@@ -60,7 +60,7 @@ def _name_text(found: dict[str, Any]) -> None:
 
 
 def _guessed(run: Rehearsal, names: tuple[str | None, ...]) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((run.directory / run.backbones[0] / "config.json").read_text())
+    config = config_of(run.directory / run.backbones[0] / "config.json")
 
     def width(fields: tuple[str, ...], name: str) -> int:
         found: int | None = next((config[f] for f in fields if isinstance(config.get(f), int)), None)

@@ -1,6 +1,5 @@
 """`model=`: which pipeline, at which size."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -18,10 +17,11 @@ from diffopt.groups.lora_file import Adapter
 from diffopt.groups.quantized_source import Quantized, only_fp8, recognised
 from diffopt.groups.view import View
 from diffopt.models import Family
-from diffopt.models.index import index_of
+from diffopt.models.index import index_of, misnamed
 from diffopt.schema import Group
 from diffopt.store import coded
 from diffopt.store.composed import BACKBONE, INDEX, TOLD, class_of, coded_in, composed, held, stored, weights
+from diffopt.store.files import json_object
 from diffopt.store.source import ModelSource, Source
 from diffopt.store.tensor_file import tensors
 
@@ -269,12 +269,16 @@ def _check_index(directory: Path, source: Source, model: Model, where: str) -> N
             "give the directory that save_pretrained wrote"
         )
     try:
-        names = json.loads(index.read_text())
+        names = json_object(index)
         found = names["_class_name"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         raise ValueError(
             f"{where}: model_index.json names no pipeline class (got {source.name!r}); download it again"
         ) from None
+    if (odd := misnamed(directory, names)) is not None:
+        raise ValueError(
+            f"{where}: model_index.json names no library and class of its {odd} (got {source.name!r}); download it again"
+        )
     if model.family == models.AUTO.name:
         try:
             index_of(directory)

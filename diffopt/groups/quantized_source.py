@@ -1,11 +1,11 @@
 """A model that is quantized already: where its backbones are, in which layout, and what their headers say. Imports no torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffopt.files.json_file import loaded
 from diffopt.models.family import Family
 from diffopt.store import coded
 from diffopt.store.composed import WITHIN
@@ -59,6 +59,13 @@ def recognised(path: Path, family: Family) -> Quantized | None:
 
     Raises ValueError, `what; advice`, for one that is and cannot be read.
     """
+    try:
+        return _recognised(path, family)
+    except (TypeError, LookupError, AttributeError) as e:  # a value of another type than its writer has there
+        raise ValueError(f"its config has what cannot be ({type(e).__name__}: {e}); download it again") from e
+
+
+def _recognised(path: Path, family: Family) -> Quantized | None:
     if path.is_file():
         return None if path.suffix == GGUF else _single({family.backbones[0]: path}, None)
     if (path / "native.json").is_file():
@@ -158,7 +165,7 @@ def layers_of(there: Mapping[str, Tensor], about: Mapping[str, str]) -> dict[str
     marks = {n.removesuffix(".comfy_quant"): _mark(n, x.text()) for n, x in there.items() if n.endswith(".comfy_quant")}
     if listed := about.get("_quantization_metadata"):
         try:
-            marks |= {n: x["format"] for n, x in json.loads(listed)["layers"].items()}
+            marks |= {n: x["format"] for n, x in loaded(listed)["layers"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError("its _quantization_metadata is broken; download it again") from None
     for name, mark in marks.items():
@@ -174,7 +181,7 @@ def layers_of(there: Mapping[str, Tensor], about: Mapping[str, str]) -> dict[str
 
 def _mark(name: str, text: str) -> Any:
     try:
-        return json.loads(text)["format"]
+        return loaded(text)["format"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{name} is no JSON that has a format; download it again") from None
 

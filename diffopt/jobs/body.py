@@ -1,11 +1,9 @@
 """A model as memory has it: the bytes of its parts, and what its calls take beside them. Imports no torch unless it must."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffopt import models
 from diffopt.errors import pass_on
@@ -16,6 +14,7 @@ from diffopt.models.activations import Anatomy
 from diffopt.models.family import Family, Json, Size
 from diffopt.models.parts import INDEX, Parts
 from diffopt.pipeline.outline import parameters
+from diffopt.store.files import json_object
 from diffopt.store.source import Source
 
 log = logging.getLogger("diffopt")
@@ -139,7 +138,6 @@ def _measured(family: Family, backbone: Json, vae: Json, size: Size, width: int)
 def _json(path: Path) -> Json:
     """Empty for what is not there, or no object."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}

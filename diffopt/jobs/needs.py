@@ -10,7 +10,7 @@ from diffopt.files.pipeline import PipelineFile
 from diffopt.jobs.body import body
 from diffopt.jobs.memory import Need, Rules
 from diffopt.jobs.plan import Plan, Step
-from diffopt.pipeline.outline import outline
+from diffopt.pipeline.outline import ODD, outline
 from diffopt.quantization.layers import without
 from diffopt.store.source import Source
 from diffopt.store.store import Store
@@ -25,7 +25,14 @@ def needs(plan: Plan, todo: Collection[Step], choices: Choices, store: Store, lo
     model = choices.model
     found = body(model, local, starts=starts) if model and todo else None
     rules = Rules(choices, found, _layers(plan, choices, store, local) if found else ())
-    return {step.fingerprint: rules.need(step) for step in plan.steps if step in todo}
+    return {step.fingerprint: _need(rules, step) for step in plan.steps if step in todo}
+
+
+def _need(rules: Rules, step: Step) -> Need:
+    try:
+        return rules.need(step)
+    except ODD:
+        return Need(None, None)
 
 
 def _layers(plan: Plan, choices: Choices, store: Store, local: Local) -> Sequence[Layer]:

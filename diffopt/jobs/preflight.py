@@ -1,6 +1,5 @@
 """What can be refused by what is known of a model, in the plan or once it is pinned, before anything computes: a line each."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -25,6 +24,7 @@ from diffopt.jobs.component_checks import components
 from diffopt.machine import environment
 from diffopt.machine.memory import ROOM, SPARE
 from diffopt.models.parts import Parts
+from diffopt.pipeline.foreign import config_of
 from diffopt.pipeline.outline import outline
 from diffopt.quantization.layers import without
 from diffopt.runtimes.room import estimate
@@ -189,7 +189,7 @@ def _cache(choices: Choices, known: Known) -> Iterator[str]:
     pinned = known.pinned
     family = models.of(pinned)
     path = known.directory / pinned.backbones[0] / "config.json"
-    middle = "down_blocks" in family.blocks and json.loads(path.read_text()).get("mid_block_type", True) is not None
+    middle = "down_blocks" in family.blocks and config_of(path).get("mid_block_type", True) is not None
     if mismatch := choices.cache.filled(family).mismatch(block_names(pinned.blocks, middle)):
         yield f"cache.{mismatch}"
 

@@ -1,12 +1,12 @@
 """Which of a model's backbones calibration and pictures reach: of several, a few denoising steps may leave one out."""
 
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from diffopt import models
 from diffopt.errors import PlanError
+from diffopt.pipeline.foreign import config_of
 from diffopt.view import Choices
 
 MOST = 100
@@ -22,7 +22,7 @@ def planned(choices: Choices) -> list[str]:
     needed = ("model_index.json", "scheduler/scheduler_config.json")
     if directory is None or not all((directory / name).is_file() for name in needed):
         return []
-    index = json.loads((directory / "model_index.json").read_text())
+    index = config_of(directory / "model_index.json")
     names = [n for n in models.of(model).backbones if isinstance(index.get(n), list) and index[n][0]]
     return told(choices, directory, names)
 

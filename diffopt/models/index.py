@@ -1,6 +1,5 @@
 """Which pipeline a directory holds and which of its parts denoise, by its index alone. Imports neither torch nor diffusers."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from diffopt.store.files import json_object
 
 INDEX = "model_index.json"
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
@@ -53,6 +54,13 @@ def index_of(directory: Path) -> Index:
     return Index(pipeline, {n: (v[0], v[1]) for n, v in parts.items()}, backbones)
 
 
+def misnamed(directory: Path, index: Mapping[str, Any]) -> str | None:
+    """A part with a folder whose entry is a list, and neither a library and a class nor two nulls. Lists of other names are
+    arguments of the pipeline."""
+    parts = {k: v for k, v in index.items() if isinstance(v, list) and (directory / k).is_dir()}
+    return next((k for k, v in parts.items() if v != [None, None] and [type(x) for x in v] != [str, str]), None)
+
+
 @cache
 def denoisers() -> frozenset[str]:
     """Classes of diffusers' transformers and unets, by what the packages' own lists say."""
@@ -67,7 +75,6 @@ def denoisers() -> frozenset[str]:
 
 def _json(path: Path) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None

@@ -1,6 +1,5 @@
 """What a pipeline's directory holds and lacks, by its index, its configs and the headers of its weights. Imports no torch."""
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -9,10 +8,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from diffopt.files.json_file import loaded
 from diffopt.models.family import Family
 from diffopt.models.pipelines import GUIDER
 from diffopt.store import coded
 from diffopt.store.composed import ORIGINAL
+from diffopt.store.files import json_object
 
 INDEX = "model_index.json"
 SPARE = ("safety_checker", "feature_extractor", "image_encoder", "image_processor")
@@ -29,6 +30,7 @@ PROCESSORS = ("feature_extractor", "processor", "image_processor")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 BYTES = "ByT5Tokenizer"
 """The tokenizer that has no vocabulary: its tokens are bytes."""
+TOKENIZER = "tokenizer_config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
@@ -45,7 +47,7 @@ class Parts:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.directory / INDEX).read_text())
+        found = json_object(self.directory / INDEX)
         return {k: v for k, v in found.items() if isinstance(v, list) and len(v) == 2}
 
     @property
@@ -122,7 +124,7 @@ class Parts:
         found = {}
         for name in names:
             with suppress(OSError, ValueError):
-                found[name] = json.loads((self.directory / name / "config.json").read_text())
+                found[name] = json_object(self.directory / name / "config.json")
         return found
 
     @property
@@ -141,6 +143,7 @@ class Parts:
         elif name.startswith("tokenizer"):
             if self.index[name][1] != BYTES and not any((folder / file).is_file() for file in VOCABULARIES):
                 yield f"has no vocabulary in {name} (there is {_files(folder)})", "download that folder's tokenizer.json"
+            yield from self._tokens(name)
         elif name in PROCESSORS:
             if not any((folder / file).is_file() for file in PREPROCESSORS):
                 yield f"has no {PREPROCESSORS[0]} in {name} (there is {_files(folder)})", "download that folder"
@@ -155,9 +158,22 @@ class Parts:
             yield f"has no {name}/{file}", "download that file"
             return
         try:
-            json.loads(path.read_text())
-        except ValueError:
-            yield f"has a broken {name}/{file}, which is no JSON", "download that file again"
+            json_object(path)
+        except (OSError, ValueError):
+            yield f"has a broken {name}/{file}, which is no JSON object", "download that file again"
+
+    def _tokens(self, name: str) -> Iterator[tuple[str, str]]:
+        """Of how many a tokenizer takes, which callers count with."""
+        path = self.directory / name / TOKENIZER
+        if path.is_file():
+            yield from self._config(name, TOKENIZER)
+            with suppress(OSError, ValueError):
+                most = json_object(path).get("model_max_length")
+                if most is not None and not isinstance(most, int | float):
+                    yield (
+                        f"has {most!r} as model_max_length in {name}/{TOKENIZER}, which is no number",
+                        "download that file again",
+                    )
 
     def _weights(self, name: str) -> Iterator[tuple[str, str]]:
         folder, there, variant = self.directory / name, self._variants(name), self.variant_of(name)
@@ -217,8 +233,8 @@ def _variant(file: str) -> tuple[str | None, ...]:
 
 def _lacking(listing: Path) -> list[str]:
     try:
-        files = json.loads(listing.read_text())["weight_map"].values()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        files = json_object(listing)["weight_map"].values()
+    except (OSError, ValueError, KeyError, AttributeError):
         return [listing.name]
     return sorted({str(f) for f in files if not (listing.parent / str(f)).is_file()})
 
@@ -231,7 +247,7 @@ def _broken(path: Path, size: int, _changed: int) -> str | None:
             length = int.from_bytes(file.read(8), "little")
             if length > size:
                 return f"its header of {length} bytes is longer than the file of {size}"
-            header = json.loads(file.read(length))
+            header = loaded(file.read(length))
         ends = [x["data_offsets"][1] for name, x in header.items() if name != "__metadata__"]
     except OSError as e:
         return (e.strerror or str(e)).lower()

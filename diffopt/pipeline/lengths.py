@@ -1,6 +1,5 @@
 """How many tokens prompts have, by the tokenizer of the longest text encoder. Imports no torch until one may be too long."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,8 @@ from diffopt import models
 from diffopt.errors import pass_on
 from diffopt.groups.model import Model
 from diffopt.models.parts import BYTES
+from diffopt.pipeline.foreign import config_of
+from diffopt.store.files import json_object
 
 NAMES = ("tokenizer_3", "tokenizer_2", "tokenizer")
 """Of a pipeline's tokenizers, that of the encoder which takes the longest prompts first."""
@@ -51,8 +52,7 @@ def too_long(directory: Path, prompts: Sequence[str], model: Model, where: str) 
 
 
 def _index(directory: Path) -> dict[str, Any]:
-    found = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    return dict(config_of(directory / "model_index.json"))
 
 
 def _last(directory: Path) -> str | None:
@@ -65,7 +65,7 @@ def _last(directory: Path) -> str | None:
 def _declared(folder: Path) -> int | None:
     """The most tokens, as the tokenizer's own config says."""
     try:
-        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+        found = json_object(folder / "tokenizer_config.json").get("model_max_length")
     except (OSError, ValueError):
         return None
     return found if isinstance(found, int) else None

@@ -1,11 +1,9 @@
 """Opening a pinned pipeline: whole, or only those of its parts that a stage computes with."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +11,9 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 
 from diffopt.artifact import Components, Pipeline
-from diffopt.errors import SourceError, pass_on
+from diffopt.errors import SourceError
 from diffopt.files.components import ComponentsFile
 from diffopt.files.originals import OriginalsFile
 from diffopt.files.pipeline import PipelineFile
@@ -25,6 +22,7 @@ from diffopt.models import Family, of
 from diffopt.models.parts import Parts
 from diffopt.models.pipelines import GUIDER, part_class
 from diffopt.pipeline import original
+from diffopt.pipeline.foreign import config_of, reading
 from diffopt.pipeline.lora import fuse
 from diffopt.pipeline.placement import fits, place
 from diffopt.pipeline.scheduler import scheduler
@@ -101,7 +99,7 @@ def open_denoiser(ctx: Context, pipeline: Pipeline) -> Any:
 
 
 def _empty_vae(ctx: Context, pinned: PipelineFile) -> Any:
-    with init_empty_weights():
+    with init_empty_weights(), reading(ctx.locate(pinned.source) / "vae"):
         return _class(ctx, pinned, "vae").from_config(config(ctx, pinned, "vae"))
 
 
@@ -175,7 +173,7 @@ def blank_part(folder: Path, kind: Sequence[str], dtype: torch.dtype) -> torch.n
             made = cls(cls.config_class.from_pretrained(folder))
             return _widened(made.to(dtype), dtype if dtype == torch.float16 else torch.float32).eval()
         cls = getattr(diffusers, name)
-        made = cls.from_config(json.loads((folder / "config.json").read_text()))
+        made = cls.from_config(config_of(folder / "config.json"))
     return _widened(made, dtype).eval()
 
 
@@ -202,8 +200,7 @@ def family_of(pipeline: Pipeline) -> Family:
 
 def config(ctx: Context, pinned: PipelineFile, component: str) -> dict[str, Any]:
     """A component's config.json."""
-    found: dict[str, Any] = json.loads((ctx.locate(pinned.source) / component / "config.json").read_text())
-    return found
+    return dict(config_of(ctx.locate(pinned.source) / component / "config.json"))
 
 
 def by_name(pinned: PipelineFile, module: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -236,7 +233,7 @@ def _assemble(ctx: Context, pipeline: Pipeline, own: dict[str, Any]) -> Any:
     own = dict.fromkeys(parts.left_out) | own | {"scheduler": scheduler(directory, pinned.scheduler)}
     originals = _originals(ctx, pipeline, getattr(torch, pinned.dtype), [n for n in parts.named if n not in own])
     kind = of(pinned)
-    named = json.loads((directory / "model_index.json").read_text())["_class_name"]
+    named = config_of(directory / "model_index.json")["_class_name"]
     where: Any = import_module(f"diffopt.models.{kind.ours}") if kind.ours else diffusers
     cls = getattr(where, kind.opened(named) or kind.pipeline)
     dtype, variant = getattr(torch, pinned.dtype), _asked(parts, own | originals)
@@ -262,7 +259,8 @@ def _class(ctx: Context, pinned: PipelineFile, component: str) -> Any:
 def _random(ctx: Context, pinned: PipelineFile, component: str, device: str) -> torch.nn.Module:
     """A component with random weights, the same ones each time on one kind of device."""
     cls, dtype = _class(ctx, pinned, component), getattr(torch, pinned.dtype)
-    with torch.random.fork_rng(), default_dtype(dtype), torch.device(device):
+    folder = ctx.locate(pinned.source) / component
+    with torch.random.fork_rng(), default_dtype(dtype), torch.device(device), reading(folder):
         torch.manual_seed(0)
         module: torch.nn.Module = cls.from_config(config(ctx, pinned, component))
     return _widened(module, dtype).to(device)
@@ -293,12 +291,18 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _read(cls: Any, directory: Path, **how: Any) -> Any:
-    try:
-        return cls.from_pretrained(directory, **how)
-    except (OSError, ValueError, LookupError, SafetensorError, UnpicklingError) as e:
-        pass_on(e)
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise SourceError(f"model.source: cannot be read: {reason} (got {str(directory)!r}); download it again") from None
+    """Raises SourceError also where a config asks for weights that are in no file, which diffusers leaves without numbers."""
+    with reading(directory):
+        found = cls.from_pretrained(directory, **how)
+    parts = {n: m for n, m in found.components.items() if n not in how} if hasattr(found, "components") else {"": found}
+    for name, module in parts.items():
+        if isinstance(module, torch.nn.Module) and (lost := [n for n, x in module.named_parameters() if x.is_meta]):
+            of, more = f"its {name}'s" if name else "its", f", nor of {len(lost) - 1} more" if lost[1:] else ""
+            raise SourceError(
+                f"model.source: has no weights of {lost[0]}{more}, for which {of} config asks (got {str(directory)!r}); "
+                "download it again"
+            )
+    return found
 
 
 def tokens(ctx: Context, pipeline: Pipeline) -> int:
@@ -308,8 +312,8 @@ def tokens(ctx: Context, pipeline: Pipeline) -> int:
         return pinned.found.tokens or 0
     directory = ctx.locate(pinned.source)
     paths = [directory / name / "tokenizer_config.json" for name in ("tokenizer_2", "tokenizer")]
-    found = [json.loads(path.read_text()).get("model_max_length", 0) for path in paths if path.is_file()]
-    return int(found[0]) if found else 0
+    found = [config_of(path).get("model_max_length", 0) for path in paths if path.is_file()]
+    return int(found[0]) if found and isinstance(found[0], int | float) else 0
 
 
 def frame_rate(ctx: Context, pipeline: Pipeline) -> int:

@@ -1,6 +1,5 @@
 """What a pipeline's configs and its weights' headers tell of it, before anything of it is opened. Imports no torch."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from diffopt import models
+from diffopt.files.json_file import loaded
 from diffopt.files.layers import Layer
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import Shapes
 from diffopt.groups.model import Model
 from diffopt.models.family import Json
 from diffopt.models.parts import Parts
+from diffopt.store.files import json_object
 
 KEYS = {
     "transformer_blocks": "num_layers",
@@ -37,6 +38,10 @@ class Outline:
     """As `load` will write it, but for adapters; `parameters` is 0 where no header tells them."""
     layers: tuple[Layer, ...]
     """Linear layers and convolutions by the weights' headers, without attention; none where no header tells them."""
+
+
+ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What a rule raises over a config that has not the fields, or fields of another type. `load` says so in words."""
 
 
 def outline(directory: Path, model: Model) -> Outline | None:
@@ -68,7 +73,7 @@ def outline(directory: Path, model: Model) -> Outline | None:
             size_step=family.coarser(first, vae) or family.size_step,
             found=model.found,
         )
-    except (KeyError, TypeError):  # a field that an older config lacks
+    except ODD:  # a field that an older config lacks, or of another type
         return None
     prefixed = {f"{n}." if len(names) > 1 else "": own for n, own in headers.items()} if known else {}
     return Outline(pinned, tuple(x for prefix, own in prefixed.items() for x in _layers(own, prefix)))
@@ -110,14 +115,13 @@ def _of_file(path: Path, _changed: int) -> Mapping[str, tuple[int, ...]]:
         size = int.from_bytes(f.read(8), "little")
         if size > MOST:
             raise ValueError("its header is no header")
-        header = json.loads(f.read(size))
+        header = loaded(f.read(size))
     return {name: tuple(x["shape"]) for name, x in header.items() if name != "__metadata__"}
 
 
 def _json(path: Path) -> Json:
     """Empty for what is not there, or no object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -1,10 +1,10 @@
 """How many of the denoising steps call each of a pipeline's backbones."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffopt.pipeline.foreign import config_of
 from diffopt.pipeline.scheduler import check_steps
 
 
@@ -17,7 +17,7 @@ def reached(directory: Path, own: Any, backbones: Sequence[str], steps: int, whe
     check_steps(own, steps, where)
     if len(backbones) < 2:
         return dict.fromkeys(backbones, steps)
-    boundary = json.loads((directory / "model_index.json").read_text()).get("boundary_ratio")
+    boundary = config_of(directory / "model_index.json").get("boundary_ratio")
     edge = boundary and boundary * own.config.num_train_timesteps
     high = sum(edge is None or bool(t >= edge) for t in own.timesteps)
     first, second, *rest = backbones

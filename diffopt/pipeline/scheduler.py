@@ -1,13 +1,14 @@
 """The noise schedule: the source's own, or another of diffusers' that can take over its settings."""
 
-import json
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from diffopt.errors import PlanError
 from diffopt.models.family import Json
+from diffopt.pipeline.foreign import config_of, made, reading
 
+SETTINGS = Path("scheduler", "scheduler_config.json")
 FLOW = "FlowMatch"
 PLAIN = (
     "DDIMScheduler",
@@ -29,7 +30,8 @@ def scheduler(directory: Path, name: str | None) -> Any:
     import diffusers
 
     config = recorded(directory)
-    own = getattr(diffusers, config["_class_name"]).from_config(config)
+    with reading(directory / SETTINGS):
+        own = made(getattr(diffusers, config["_class_name"]), config)
     if name is None or name == type(own).__name__:
         return own
     other = getattr(diffusers, name)
@@ -51,8 +53,7 @@ def scheduler(directory: Path, name: str | None) -> Any:
 
 def recorded(directory: Path) -> Json:
     """Of the pipeline's own scheduler."""
-    found: Json = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
-    return found
+    return config_of(directory / SETTINGS)
 
 
 def plain(config: Json, name: str | None) -> bool:
@@ -63,7 +64,9 @@ def plain(config: Json, name: str | None) -> bool:
 def too_many(config: Json, steps: int, where: str) -> str | None:
     """Of more steps than a scheduler of these settings was trained with; `where` names the field."""
     most = config.get("num_train_timesteps", 1000)
-    return _refusal(str(config.get("_class_name")), f"was trained with {most}", steps, where) if steps > most else None
+    if not isinstance(most, int | float) or steps <= most:  # what is no number is refused where the config is read
+        return None
+    return _refusal(str(config.get("_class_name")), f"was trained with {most}", steps, where)
 
 
 def _refusal(kind: str, reason: str, steps: int, where: str) -> str:

@@ -1,6 +1,5 @@
 """Prompts as the backbone sees them: embeddings by the text encoders, or random ones of their shape for random weights."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffopt.artifact import Components, Embeddings, EvalTexts, Pipeline, TrainT
 from diffopt.data.prompts import PromptSet
 from diffopt.files.pipeline import PipelineFile
 from diffopt.models import of
+from diffopt.pipeline.foreign import config_of
 from diffopt.pipeline.open import open_texts
 from diffopt.pipeline.pixels import pixels
 from diffopt.stage import Context
@@ -121,7 +121,7 @@ def padded(x: torch.Tensor, length: int) -> torch.Tensor:
 def _random(ctx: Context, pinned: PipelineFile, prompts: Sequence[str], model: Any) -> Texts:
     kind, device = of(pinned), torch.device(ctx.device)
     directory = ctx.locate(pinned.source)
-    config = json.loads((directory / pinned.backbones[0] / "config.json").read_text())
+    config = config_of(directory / pinned.backbones[0] / "config.json")
     dtype = getattr(torch, pinned.dtype)
     found: Texts = {}
     for name, (_, *shape) in kind.embeddings(config, len(prompts), model).items():

@@ -12,6 +12,7 @@ from diffopt.artifact import Pipeline
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine.output import to_log
 from diffopt.models.parts import INDEX, SHARDS, WEIGHTS, Parts
+from diffopt.pipeline.foreign import config_of
 from diffopt.stage import Context
 
 SCHEDULER = "scheduler"
@@ -88,7 +89,7 @@ def write(ctx: Context, pipeline: Pipeline, out: Path, link: bool, there: Collec
     directory = ctx.locate(pinned.source)
     for piece in pieces(directory, pinned, there):
         piece.write(out, link)
-    index = json.loads((directory / INDEX).read_text())
+    index = dict(config_of(directory / INDEX))
     index.pop("_name_or_path", None)  # a path of the machine that made it
     parts = Parts(directory, models.of(pinned), pinned.variant)
     for name in parts.left_out:

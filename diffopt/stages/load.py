@@ -1,6 +1,5 @@
 """load: pin the source and its adapters, and read from it what later stages, checks and the report say of the model."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,8 @@ from diffopt.files.pipeline import FusedAdapter, PipelineFile
 from diffopt.groups.lora_file import Adapter
 from diffopt.groups.model import Dtype, Model, Weights
 from diffopt.models.parts import INDEX, Parts
+from diffopt.models.pipelines import part_class
+from diffopt.pipeline.foreign import check, config_of, made, reading
 from diffopt.stage import Context, stage
 from diffopt.store.source import ModelSource
 from diffopt.view import Choices, Group, View
@@ -103,15 +104,22 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
     _check(parts, model)
     scheduler(directory, model.scheduler)
     backbones = [name for name in family.backbones if name in parts.named]
-    configs = {name: json.loads((directory / name / "config.json").read_text()) for name in [*backbones, "vae"]}
+    configs = {name: dict(config_of(directory / name / "config.json")) for name in [*backbones, "vae"]}
     vae = configs.pop("vae")
     modules, classes = {}, parts.named
     with torch.device("meta"):  # buffers too: SD3.5 medium's table of positions took 9 s
         for name, config in configs.items():
-            modules[name] = getattr(diffusers, classes[name]).from_config(config)
+            with reading(directory / name / "config.json"):
+                modules[name] = made(getattr(diffusers, classes[name]), config)
     if model.weights == "pretrained":
         _originals(ctx.out, parts, modules, model)
     first = next(iter(modules.values()))
+    with reading(directory / "vae" / "config.json"):
+        if cls := part_class(*parts.index["vae"]):
+            check(cls, vae)
+    with reading(directory):
+        largest = family.largest(next(iter(configs.values())))
+        size_step = family.coarser(next(iter(configs.values())), vae) or family.size_step
     PipelineFile(
         source=digest,
         family=model.family,
@@ -122,8 +130,8 @@ def load(ctx: Context, model: LoadView) -> Pipeline:
         backbones=tuple(modules),
         parameters=sum(p.numel() for m in modules.values() for p in m.parameters()),
         blocks={name: len(getattr(first, name)) for name in family.blocks},
-        largest=family.largest(next(iter(configs.values()))),
-        size_step=family.coarser(next(iter(configs.values())), vae) or family.size_step,
+        largest=largest,
+        size_step=size_step,
         variant=parts.variant if model.weights == "pretrained" else None,
         found=model.found,
         lora=_adapters(ctx, model, directory, classes, modules) if model.lora else (),
@@ -137,7 +145,7 @@ def _check(parts: Parts, model: LoadView) -> None:
     import diffusers
 
     pretrained = model.weights == "pretrained"
-    index = json.loads((parts.directory / INDEX).read_text())
+    index = config_of(parts.directory / INDEX)
     name = parts.family.opened(index.get("_class_name", "")) or parts.family.pipeline
     if not hasattr(diffusers, name):
         raise PlanError(
@@ -166,7 +174,7 @@ def _originals(out: Path, parts: Parts, backbones: Mapping[str, Any], model: Loa
     from diffopt.layouts.original import original
     from diffopt.pipeline.open import blank_part
 
-    pipeline = json.loads((parts.directory / INDEX).read_text())["_class_name"]
+    pipeline = config_of(parts.directory / INDEX)["_class_name"]
     known = [n for n in NAMES if n == model.family or (model.family == models.AUTO.name and models.family(n).opened(pipeline))]
     found, flaws = {}, []
     for name in parts.named:

@@ -6,6 +6,12 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
+
+from diffopt.files.json_file import loaded
+
+LARGEST = 64 << 20
+"""Bytes of a JSON file that is read whole; the largest of models, indices of weights, have some MB."""
 
 
 def publish(path: Path, text: str) -> Path:
@@ -71,6 +77,14 @@ def content(path: Path, most: int | None = None) -> bytes:
         if most is not None and about.st_size > most:
             raise OSError(errno.EFBIG, f"it has {about.st_size} bytes, and at most {most} are read", str(path))
         return f.read()
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that others wrote. Raises OSError, and ValueError for what is no object."""
+    found = loaded(content(path, LARGEST))
+    if not isinstance(found, dict):
+        raise ValueError(f"it is no JSON object, but {type(found).__name__}")
+    return found
 
 
 def create(path: Path, text: str) -> None:

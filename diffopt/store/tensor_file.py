@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from diffopt.store import files
+
 SUFFIX, GGUF = ".safetensors", ".gguf"
 MOST = 100 << 20  # bytes of a header, as the library has it
 
@@ -97,9 +99,6 @@ def _header(path: Path, _changed: int) -> tuple[Mapping[str, Tensor], Mapping[st
 
 def json_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return files.json_object(path)
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.parent.name}/{path.name} is broken, it is no JSON object; copy or download it again")
-    return found
+        raise ValueError(f"{path.parent.name}/{path.name} is broken, it is no JSON object; copy or download it again") from None

@@ -1,6 +1,5 @@
 """What is trained: the calibrated backbones with their quantizers in place, or adapters beside their weights."""
 
-import json
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.pipeline import PipelineFile
 from diffopt.machine.memory import release
+from diffopt.pipeline.foreign import config_of
 from diffopt.pipeline.open import by_name, family_of
 from diffopt.quantization import checkpoint as checkpoints
 from diffopt.stage import Context
@@ -71,7 +71,7 @@ def _levels(ctx: Context, pinned: PipelineFile) -> dict[str, tuple[float, float]
     names = pinned.backbones
     if len(names) == 1:
         return {names[0]: (0.0, 1.0)}
-    boundary = json.loads((ctx.locate(pinned.source) / "model_index.json").read_text())["boundary_ratio"]
+    boundary = config_of(ctx.locate(pinned.source) / "model_index.json")["boundary_ratio"]
     return {names[0]: (boundary, 1.0), names[1]: (0.0, boundary)}
 
 
