@@ -228,7 +228,8 @@ ARRIVE = f"{worker.arrive.__module__}.{worker.arrive.__name__}"
 def join(config: DictConfig) -> None:
     """Have Ray's launcher join the cluster that is there, and its jobs run where the sweep was started and with its store."""
     if _joins(config):
-        with open_dict(config.hydra.launcher.ray.init) as init:
+        init: DictConfig = config.hydra.launcher.ray.init
+        with open_dict(init):
             init.setdefault("object_store_memory", None)  # the launcher gives one, which Ray refuses then
             own = OmegaConf.to_container(init.get("runtime_env") or OmegaConf.create({}))
             assert isinstance(own, dict)
