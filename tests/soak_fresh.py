@@ -31,6 +31,13 @@ SMALL = {
 """By group, where a recipe chooses one."""
 
 
+RACE = [
+    *("ship.rounds=[8,16]", "eval.batch_size=8", "eval.chunk=8", "eval.reference_steps=4", "ship.floor={psnr: 15}"),
+    *("ship.space=[{format: 'int8_sq,fp8', eval.steps: '2,4'}]", *SMALL["calib"], "hydra.sweep.dir=swept"),
+]
+"""Of a race, which is a sweep that chooses its jobs."""
+
+
 def recipes() -> list[str]:
     """Those of the embedded models, which need no download and no GPU; of a grid's launchers the grid alone."""
     named = sorted(p.stem for p in bundled("recipes").glob("*.yaml"))
@@ -39,6 +46,8 @@ def recipes() -> list[str]:
 
 def asked(recipe: str, job: list[str]) -> list[str]:
     chosen = composed(f"+recipe={recipe}", *job)
+    if chosen.get("ship") is not None:
+        return [f"+recipe={recipe}", *RACE]
     small = [o for group, fields in SMALL.items() if chosen.get(group) is not None for o in fields]
     return [f"+recipe={recipe}", "hydra.mode=RUN", *small, *job]
 
