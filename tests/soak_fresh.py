@@ -32,8 +32,8 @@ SMALL = {
 
 
 RACE = [
-    *("ship.rounds=[8,16]", "eval.batch_size=8", "eval.chunk=8", "eval.reference_steps=4", "ship.floor={psnr: 15}"),
-    *("ship.space=[{format: 'int8_sq,fp8', eval.steps: '2,4'}]", *SMALL["calib"], "hydra.sweep.dir=swept"),
+    *("ship.space=[{format: 'int8_sq,fp8', eval.steps: '2,4'}]", "eval.reference_steps=4", "ship.floor={psnr: 15}"),
+    *(*SMALL["calib"], "hydra.sweep.dir=swept"),
 ]
 """Of a race, which is a sweep that chooses its jobs."""
 

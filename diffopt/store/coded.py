@@ -3,10 +3,11 @@
 What is wrong is a ValueError, `what; advice`. Imports no torch.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffopt.files.json_file import loaded
+from diffopt.store.files import json_object
 from diffopt.store.tensor_file import GGUF, SUFFIX, Tensor, metadata, tensors
 
 FP8 = ("F8_E4M3", "F8_E5M2")
@@ -81,7 +82,7 @@ def _marked(there: Mapping[str, Tensor], path: Path) -> set[str]:
     listed = metadata(path).get("_quantization_metadata") if path.is_file() else None
     if listed:
         try:
-            found |= {*json.loads(listed)["layers"]}
+            found |= {*loaded(listed)["layers"]}
         except (ValueError, KeyError, TypeError):
             raise ValueError("its _quantization_metadata is broken; download it again") from None
     return found
@@ -89,7 +90,6 @@ def _marked(there: Mapping[str, Tensor], path: Path) -> set[str]:
 
 def _described(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return bool(json_object(folder / "config.json").get("quantization_config"))
     except (OSError, ValueError):  # which is said where it is opened
         return False
-    return isinstance(config, dict) and bool(config.get("quantization_config"))

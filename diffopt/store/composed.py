@@ -4,7 +4,6 @@ What is wrong is a ValueError, `what; advice`.
 """
 
 import atexit
-import json
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from diffopt.store import coded
+from diffopt.store.files import json_object
 from diffopt.store.tensor_file import GGUF, SUFFIX, Tensor, tensors
 
 INDEX = "model_index.json"
@@ -90,7 +90,7 @@ def _composed(base: Path, own: Own, _stamps: tuple[int, ...]) -> Path:
 def classes_of(base: Path) -> dict[str, str]:
     """Of the parts that a pipeline's index names."""
     try:
-        found = json.loads((base / INDEX).read_text(encoding="utf-8"))
+        found = json_object(base / INDEX)
     except (OSError, ValueError):
         raise ValueError(f"holds no {INDEX} that can be read; give the directory that save_pretrained wrote") from None
     return {n: v[1] for n, v in found.items() if isinstance(v, list) and len(v) == 2 and v[0]}
@@ -145,7 +145,7 @@ def class_of(folder: Path) -> str:
     """Of the one part that a folder has."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_object(path)
         found = config.get("_class_name") or config["architectures"][0]
     except OSError:
         raise ValueError(f"holds neither {INDEX} nor config.json; give a pipeline's directory, or a backbone's") from None
@@ -179,7 +179,7 @@ def coded_in(there: Mapping[str, Tensor]) -> str:
 
 def _of_diffusers(folder: Path) -> bool:
     """Whether its config names the class that reads it; transformers' name the one that wrote it, which others can read."""
-    return "_class_name" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "_class_name" in json_object(folder / "config.json")
 
 
 def lone(classes: Collection[str]) -> str:
