@@ -45,6 +45,7 @@ CHAINS: Mapping[str, Chain] = {
     "timed": Chain((*INT8, "export=onnx", "eval.latency=true", "eval.warmup=1", "eval.repeats=3")),
     "benched": Chain((*INT8, "export=onnx", "eval.runtime=torch", "eval.bench=[eager,onnxruntime]", "eval.repeats=3")),
     "sensed": Chain(("+recipe=emoji_auto", *FEW, "export=onnx", "sense.size=2")),
+    "counted": Chain(("+recipe=emoji_fp8", *FEW, "format.inputs=percentile", "export=null")),
     "recorded": Chain(("+recipe=emoji_four_bits", "hydra.mode=RUN", *FEW, *SEARCH)),
     "cached": Chain(("+recipe=emoji_cache_search", *DRAWN, "cache.search.floor={psnr: 1}")),
     "slimmed": Chain(SLIM, "torchao"),
