@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import composed
+from soak_chains import CHAINS, NOT_HERE, PACKAGE, stages
 from tiny import ONE, PROMPTS, saved
 
 from diffopt.jobs import job
@@ -77,3 +78,14 @@ def test_a_run_killed_while_it_observes_keeps_the_chunks_before_and_ends_as_one_
     files = sorted(p.name for p in theirs.iterdir() if p.name != "record.json")
     assert len(files) > 1
     assert [(ours / n).read_bytes() for n in files] == [(theirs / n).read_bytes() for n in files]
+
+
+def test_every_stage_is_in_a_chain_that_the_soak_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("few.txt").write_text("a red apple\na blue fish\n")
+    planned = set()
+    for chain in CHAINS.values():
+        if not any(PACKAGE in p for p in chain.picks):  # which adopts it and deploys it
+            picks = [p for p in chain.picks if not p.startswith("hydra.")]
+            planned |= {s.stage.name for s in job.prepare(composed(*picks), [], dry=True, sweep=False).plan.steps}
+    assert {*stages()} - planned - {*NOT_HERE} == {"adopt", "deploy"}
