@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import flux
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, masked, masked_shapes, paired
 
 if TYPE_CHECKING:
     import torch
@@ -18,20 +18,11 @@ def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]
         do_classifier_free_guidance=FAMILY.guided(model),
         max_sequence_length=model.max_sequence_length,
     )
-    return present(
-        prompt_embeds=states,
-        prompt_attention_mask=mask,
-        negative_prompt_embeds=negative,
-        negative_prompt_attention_mask=negative_mask,
-    )
+    return masked(states, mask, negative, negative_mask)
 
 
 def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
-    shapes = {
-        "prompt_embeds": (prompts, model.max_sequence_length, config["joint_attention_dim"]),
-        "prompt_attention_mask": (prompts, model.max_sequence_length),
-    }
-    return paired(shapes, FAMILY.guided(model))
+    return paired(masked_shapes(prompts, model, config["joint_attention_dim"]), FAMILY.guided(model))
 
 
 def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":

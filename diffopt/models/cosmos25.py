@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, paired, present, video
 
 if TYPE_CHECKING:
     import torch
@@ -11,11 +11,6 @@ SPACE, TIME = 8, 4
 """Pixels per latent along a side and frames per latent, of the VAE of Wan 2.1, which all of them have."""
 FRAME_RATE = 16
 """Frames a second, of diffusers' example."""
-
-
-def arguments(model: Any) -> dict[str, Any]:
-    found = {"height": model.height, "width": model.width, "num_frames": model.frames}
-    return {**found, "guidance_scale": model.guidance_scale}
 
 
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
@@ -87,7 +82,7 @@ FAMILY = Family(
     # The first block sees the new latents; what the others added is reused.
     cached=("*", "!transformer_blocks.0"),
     cached_reuse="residual",
-    arguments=arguments,
+    arguments=video,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,

@@ -29,6 +29,33 @@ def present(**named: Any) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
+def masked(states: Any, mask: Any, negative: Any, negative_mask: Any) -> dict[str, Any]:
+    """Pipeline arguments of states and which of them are no padding, in the order in which an encode_prompt gives them."""
+    return present(
+        prompt_embeds=states,
+        prompt_attention_mask=mask,
+        negative_prompt_embeds=negative,
+        negative_prompt_attention_mask=negative_mask,
+    )
+
+
+def masked_shapes(prompts: int, model: Any, width: int) -> dict[str, tuple[int, ...]]:
+    """Their shapes without guidance, of so many numbers a token."""
+    tokens = prompts, model.max_sequence_length
+    return {"prompt_embeds": (*tokens, width), "prompt_attention_mask": tokens}
+
+
+def with_negative(texts: dict[str, Any], negative: Callable[[], Mapping[str, Any]], guided: bool) -> dict[str, Any]:
+    """The texts, and with guidance those of the negative prompt, of a pipeline that is asked for them alone."""
+    return {**texts, **({f"negative_{name}": x for name, x in negative().items()} if guided else {})}
+
+
+def video(model: Any) -> dict[str, Any]:
+    """Pipeline arguments of a video."""
+    size = {"height": model.height, "width": model.width, "num_frames": model.frames}
+    return {**size, "guidance_scale": model.guidance_scale}
+
+
 def paired(shapes: Mapping[str, tuple[int, ...]], guided: bool) -> dict[str, tuple[int, ...]]:
     """The shapes, and with guidance those of the negative prompt, which have the same."""
     return {**shapes, **({f"negative_{name}": shape for name, shape in shapes.items()} if guided else {})}

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import chat, flux2
-from diffopt.models.family import Json, paired
+from diffopt.models.family import Json, paired, with_negative
 
 if TYPE_CHECKING:
     import torch
@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
     """FLUX.2's, and with guidance those of an empty prompt, which is the only negative one."""
-    found = flux2.embed(pipe, prompts, model)
-    if FAMILY.guided(model):
-        found |= {f"negative_{n}": x for n, x in flux2.embed(pipe, [""] * len(prompts), model).items()}
-    return found
+    empty = [""] * len(prompts)
+    return with_negative(flux2.embed(pipe, prompts, model), lambda: flux2.embed(pipe, empty, model), FAMILY.guided(model))
 
 
 def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from diffopt.models.family import Family, Json, Size
+from diffopt.models.family import Family, Json, Size, paired, video, with_negative
 
 if TYPE_CHECKING:
     import torch
@@ -15,20 +15,11 @@ PICTURE = 729
 """Tokens of a picture that a video may begin with: zeros, where it begins with none."""
 
 
-def arguments(model: Any) -> dict[str, Any]:
-    """Guidance is the pipeline's guider: ours gives it the scale."""
-    found = {"height": model.height, "width": model.width, "num_frames": model.frames}
-    return {**found, "guidance_scale": model.guidance_scale}
-
-
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
     """Qwen2.5-VL's states [b, tokens, text_embed_dim], those of the words in quotes by ByT5 [b, 256, text_embed_2_dim], and of
     both which are no padding, in the model's precision."""
-    found = _encoded(pipe, prompts, model)
-    if FAMILY.guided(model):
-        negative = _encoded(pipe, [model.negative_prompt] * len(prompts), model)
-        found |= {f"negative_{name}": tensor for name, tensor in negative.items()}
-    return found
+    negative = [model.negative_prompt] * len(prompts)
+    return with_negative(_encoded(pipe, prompts, model), lambda: _encoded(pipe, negative, model), FAMILY.guided(model))
 
 
 def _encoded(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
@@ -43,7 +34,7 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
         "prompt_embeds_2": (prompts, GLYPHS, config["text_embed_2_dim"]),
         "prompt_embeds_mask_2": (prompts, GLYPHS),
     }
-    return {**shapes, **({f"negative_{n}": s for n, s in shapes.items()} if FAMILY.guided(model) else {})}
+    return paired(shapes, FAMILY.guided(model))
 
 
 def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":
@@ -92,7 +83,7 @@ FAMILY = Family(
     # The first block sees the new latents; what the others added is reused.
     cached=("*", "!transformer_blocks.0"),
     cached_reuse="residual",
-    arguments=arguments,
+    arguments=video,
     embed=embed,
     embeddings=embeddings,
     inputs=inputs,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, masked, masked_shapes, paired, video
 
 if TYPE_CHECKING:
     import torch
@@ -17,39 +17,23 @@ DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025
 
 
 def arguments(model: Any) -> dict[str, Any]:
-    return {
-        "height": model.height,
-        "width": model.width,
-        "num_frames": model.frames,
-        "frame_rate": FRAME_RATE,
-        "guidance_scale": model.guidance_scale,
-        "decode_timestep": DECODE_TIMESTEP,
-        "decode_noise_scale": DECODE_NOISE,
-    }
+    decoded = {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE}
+    return {**video(model), "frame_rate": FRAME_RATE, **decoded}
 
 
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
     """T5's states [b, tokens, caption_channels] and which of them are no padding, bool [b, tokens]."""
-    states, mask, negative, negative_mask = pipe.encode_prompt(
+    found = pipe.encode_prompt(
         prompts,
         model.negative_prompt or None,
         do_classifier_free_guidance=FAMILY.guided(model),
         max_sequence_length=model.max_sequence_length,
     )
-    return present(
-        prompt_embeds=states,
-        prompt_attention_mask=mask,
-        negative_prompt_embeds=negative,
-        negative_prompt_attention_mask=negative_mask,
-    )
+    return masked(*found)
 
 
 def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
-    shapes = {
-        "prompt_embeds": (prompts, model.max_sequence_length, config["caption_channels"]),
-        "prompt_attention_mask": (prompts, model.max_sequence_length),
-    }
-    return paired(shapes, FAMILY.guided(model))
+    return paired(masked_shapes(prompts, model, config["caption_channels"]), FAMILY.guided(model))
 
 
 def unpack(pipe: Any, latents: "torch.Tensor", model: Any) -> "torch.Tensor":

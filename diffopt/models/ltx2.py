@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, masked, masked_shapes, paired, video
 from diffopt.models.ltx import SPACE, TIME, compression
 
 if TYPE_CHECKING:
@@ -26,35 +26,25 @@ each other. Those calls are others than a graph takes."""
 
 
 def arguments(model: Any) -> dict[str, Any]:
-    size = {"height": model.height, "width": model.width, "num_frames": model.frames, "frame_rate": FRAME_RATE}
-    return {**size, "guidance_scale": model.guidance_scale, **FURTHER}
+    return {**video(model), "frame_rate": FRAME_RATE, **FURTHER}
 
 
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
     """What the connectors make of Gemma's states, [b, tokens, of the video + of the sound], and which of it is to be seen,
     int64 [b, tokens]: all, where padding is replaced by what they have learned."""
-    states, mask, negative, negative_mask = pipe.encode_prompt(
+    found = pipe.encode_prompt(
         prompts,
         model.negative_prompt or None,
         do_classifier_free_guidance=FAMILY.guided(model),
         max_sequence_length=model.max_sequence_length,
     )
-    return present(
-        prompt_embeds=states,
-        prompt_attention_mask=mask,
-        negative_prompt_embeds=negative,
-        negative_prompt_attention_mask=negative_mask,
-    )
+    return masked(*found)
 
 
 def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
     from diffopt.models.ltx2_pipeline import widths
 
-    shapes = {
-        "prompt_embeds": (prompts, model.max_sequence_length, sum(widths(config))),
-        "prompt_attention_mask": (prompts, model.max_sequence_length),
-    }
-    return paired(shapes, FAMILY.guided(model))
+    return paired(masked_shapes(prompts, model, sum(widths(config))), FAMILY.guided(model))
 
 
 def inputs(backbone: Any, vae: Json, size: Size) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, masked_shapes, paired, present
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,7 @@ def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]
 
 
 def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
-    shapes = {
-        "prompt_embeds": (prompts, model.max_sequence_length, config["caption_channels"]),
-        "prompt_attention_mask": (prompts, model.max_sequence_length),
-    }
-    return paired(shapes, FAMILY.guided(model))
+    return paired(masked_shapes(prompts, model, config["caption_channels"]), FAMILY.guided(model))
 
 
 def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import flux
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, paired, present, with_negative
 
 if TYPE_CHECKING:
     import torch
@@ -18,15 +18,13 @@ def arguments(model: Any) -> dict[str, Any]:
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
     """Qwen2.5-VL's states [b, tokens, joint_attention_dim], padded to the longest prompt, and which of them are no
     padding, int64 [b, tokens]."""
-    found = _encoded(pipe, prompts, model)
-    if FAMILY.guided(model):
-        negative = _encoded(pipe, [model.negative_prompt] * len(prompts), model)
-        found |= {f"negative_{name}": tensor for name, tensor in negative.items()}
-    return found
+    negative = [model.negative_prompt] * len(prompts)
+    return with_negative(encoded(pipe, prompts, model), lambda: encoded(pipe, negative, model), FAMILY.guided(model))
 
 
-def _encoded(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
-    states, mask = pipe.encode_prompt(prompts, max_sequence_length=model.max_sequence_length)
+def encoded(pipe: Any, prompts: list[str], model: Any, **shown: Any) -> "dict[str, torch.Tensor]":
+    """Without guidance; `shown` are further arguments of encode_prompt."""
+    states, mask = pipe.encode_prompt(prompts, max_sequence_length=model.max_sequence_length, **shown)
     if mask is None:  # the pipeline's way to say that nothing is padding
         mask = states.new_ones(states.shape[:2]).long()
     return {"prompt_embeds": states, "prompt_embeds_mask": mask}

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import flux_kontext, qwen_image
-from diffopt.models.family import Encode, Json, Size
+from diffopt.models.family import Encode, Json, Size, with_negative
 
 if TYPE_CHECKING:
     import torch
@@ -19,17 +19,11 @@ def embed(pipe: Any, prompts: list[Any], model: Any) -> "dict[str, torch.Tensor]
     width, height = sides("CONDITION_IMAGE_SIZE", model.width, model.height)
     picture = fitted(prompt.pictures["image"], model.width, model.height)
     shown = [pipe.image_processor.resize(picture, height, width)]
-    found = _encoded(pipe, str(prompt), shown, model)
-    if FAMILY.guided(model):
-        found |= {f"negative_{n}": x for n, x in _encoded(pipe, model.negative_prompt, shown, model).items()}
-    return found
 
+    def encoded(text: str) -> "dict[str, torch.Tensor]":
+        return qwen_image.encoded(pipe, [text], model, image=shown)
 
-def _encoded(pipe: Any, prompt: str, shown: list[Any], model: Any) -> "dict[str, torch.Tensor]":
-    states, mask = pipe.encode_prompt([prompt], image=shown, max_sequence_length=model.max_sequence_length)
-    if mask is None:  # the pipeline's way to say that nothing is padding
-        mask = states.new_ones(states.shape[:2]).long()
-    return {"prompt_embeds": states, "prompt_embeds_mask": mask}
+    return with_negative(encoded(str(prompt)), lambda: encoded(model.negative_prompt), FAMILY.guided(model))
 
 
 def sides(area: str, width: int, height: int) -> tuple[int, int]:

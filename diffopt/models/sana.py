@@ -5,7 +5,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import pixart
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, masked, masked_shapes, paired
 
 if TYPE_CHECKING:
     import torch
@@ -14,18 +14,13 @@ if TYPE_CHECKING:
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
     """Gemma's states [b, tokens, caption_channels] and which of them are no padding, int64 [b, tokens]. A prompt comes after
     the instruction that the pipeline's call has by default, of which no states are kept."""
-    states, mask, negative, negative_mask = pipe.encode_prompt(
+    found = pipe.encode_prompt(
         prompts,
         FAMILY.guided(model),
         model.negative_prompt,
         **asked(pipe, model),
     )
-    return present(
-        prompt_embeds=states,
-        prompt_attention_mask=mask,
-        negative_prompt_embeds=negative,
-        negative_prompt_attention_mask=negative_mask,
-    )
+    return masked(*found)
 
 
 def asked(pipe: Any, model: Any) -> dict[str, Any]:
@@ -40,10 +35,7 @@ def embeddings(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, .
 
 def shapes(config: Json, prompts: int, model: Any) -> dict[str, tuple[int, ...]]:
     """Without those of guidance."""
-    return {
-        "prompt_embeds": (prompts, model.max_sequence_length, config["caption_channels"]),
-        "prompt_attention_mask": (prompts, model.max_sequence_length),
-    }
+    return masked_shapes(prompts, model, config["caption_channels"])
 
 
 def inputs(backbone: Any, vae: Json, size: Size) -> "dict[str, torch.Tensor]":

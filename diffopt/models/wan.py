@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from diffopt.models.family import Family, Json, Size, paired, present
+from diffopt.models.family import Family, Json, Size, paired, present, video
 
 if TYPE_CHECKING:
     import torch
@@ -13,8 +13,7 @@ SPACE, TIME = 8, 4
 
 
 def arguments(model: Any) -> dict[str, Any]:
-    found = {"height": model.height, "width": model.width, "num_frames": model.frames, "guidance_scale": model.guidance_scale}
-    return found | present(guidance_scale_2=model.guidance_scale_2)
+    return video(model) | present(guidance_scale_2=model.guidance_scale_2)
 
 
 def embed(pipe: Any, prompts: list[str], model: Any) -> "dict[str, torch.Tensor]":
