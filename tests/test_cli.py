@@ -79,6 +79,7 @@ def refused(said, *names):
     """That it was refused in lines that have these names."""
     assert said.code == 1
     assert "Traceback" not in said.err
+    assert "usage: " not in said.err
     assert said.out == ""
     for name in names:
         assert name in said.err
@@ -270,6 +271,8 @@ def test_plan_shows_a_hub_model_that_was_never_resolved_as_pending(diffopt):
         (["plan", "+recipe=quickstart", "calib.size=8,16"], ["calib.size", "8,16"]),
         (["plan", "+recipe=emoji_int8_sq", "store=${no.such}"], ["no.such"]),
         (["plan", "+recipe=emoji_int8_sq", "--config-dir", "nowhere"], ["nowhere"]),
+        (["plan", "+recipe=emoji_int8_sq", "--config-dir"], ["--config-dir", "expected one argument"]),
+        (["+recipe=emoji_int8_sq", "--config-dir"], ["--config-dir", "expected one argument"]),
         (["plan", "--no-such-flag"], ["--no-such-flag"]),
         (["store", "lss"], ["lss", "ls"]),
         (["store", "ls"], ["outputs/store"]),

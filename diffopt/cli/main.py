@@ -1,6 +1,5 @@
 """The command line: Hydra composes and runs recipes; the small sub-commands look at what there is."""
 
-import argparse
 import gc
 import logging
 import os
@@ -20,6 +19,7 @@ from yaml import YAMLError
 
 from diffopt import __version__
 from diffopt.cli import strangers
+from diffopt.cli.arguments import Parser
 from diffopt.cli.commands import COMMANDS
 from diffopt.cli.completion import complete
 from diffopt.cli.searchpath import bundled, register
@@ -122,12 +122,9 @@ def overview() -> None:
 
 def _config_dir(arguments: list[str]) -> Path | None:
     """What `--config-dir` names, which Hydra's parser or that of `plan` reads again later."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser("diffopt", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
-    try:
-        found: Path | None = parser.parse_known_args(arguments)[0].config_dir
-    except SystemExit:  # without a value; the later parser says so
-        return None
+    found: Path | None = parser.parse_known_args(arguments)[0].config_dir
     if found is not None and not found.is_dir():
         raise ConfigError(f"--config-dir: is not a directory (got {str(found)!r}); check the path")
     return found
