@@ -387,6 +387,10 @@ def test_convolutions_are_told(name: str) -> None:
     assert any(layer.kind == "convolution" for layer in left) == family_of(name).convolutions
 
 
+PARTLY = {"sana": (".attn2",), "sana_sprint": (".attn2",)}
+"""Of the families whose attention cannot be quantized what modelopt sees all the same: not the linear attention."""
+
+
 @every_family
 def test_attention_that_can_be_quantized_is_seen_by_modelopt(name: str) -> None:
     from modelopt.torch.quantization.conversion import replace_quant_module
@@ -403,7 +407,8 @@ def test_attention_that_can_be_quantized_is_seen_by_modelopt(name: str) -> None:
     with torch.no_grad():
         first(**family.call(b.inputs()))
     assert attentions
-    assert (seen == {f"{a}.{x}_bmm_quantizer" for a in attentions for x in "qkv"}) == family.attention
+    known = attentions if family.attention else {a for a in attentions if a.endswith(PARTLY.get(name, ()))}
+    assert seen == {f"{a}.{x}_bmm_quantizer" for a in known for x in "qkv"}
 
 
 @every_family
