@@ -131,9 +131,8 @@ def test_where_a_part_is_unknown_the_sum_is_at_least_and_names_it(prepare: Prepa
 
 
 def test_a_plan_with_nothing_to_run_costs_nothing_and_says_nothing(prepare: Prepare) -> None:
-    made = prepare(QUICK)
-    fill(made)
-    assert "time " not in table(made)
+    fill(prepare(QUICK))
+    assert "time " not in table(prepare(QUICK))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,8 +18,6 @@ from diffopt.jobs.cost import downloads
 from diffopt.jobs.job import Job, prepare, spelled
 from diffopt.jobs.nearest import Past, differences, flat, sources
 from diffopt.jobs.plan import Step
-from diffopt.jobs.runner import missing
-from diffopt.store.store import Store
 from diffopt.text import printable
 
 SHOWN = 3
@@ -70,27 +69,24 @@ def _hydra() -> Hydra:
 
 def table(job: Job) -> str:
     """A line a step, or a run of chunks: name, fingerprint, state, and where it runs again, why. Then what that costs."""
-    todo, past = missing(job.plan, job.store), Past(job.store)
-    rows = folded([(step, *_state(step, todo, job.store, past)) for step in job.plan.steps])
+    rows = folded([(step, *_state(step, job)) for step in job.plan.steps])
     width = max(len(name) for name, *_ in rows)
     lines = [f"{name:{width}}  {key:16}  {state:8}  {why}".rstrip() for name, key, state, why in rows]
     lines += [f"note: {n}" for n in job.plan.notes]
-    runs = [step for step in job.plan.steps if step in todo]
     lines += [f"warning: {line}" for line in job.warnings]
-    if runs:
+    if job.todo:
         lines += ["", *(f"  {row}" for row in job.cost.rows())] if job.cost.peak else []
-        lines += ["", *job.cost.lines(job.store.root), *downloads(runs), ""]
-    lines.append(f"{len(job.plan.steps)} steps, {len(todo)} to run; store {job.store.root}")
+        lines += ["", *job.cost.lines(job.store.root), *downloads(job.todo), ""]
+    lines.append(f"{len(job.plan.steps)} steps, {len(job.todo)} to run; store {job.store.root}")
     return "\n".join(lines)
 
 
 def numbers(job: Job) -> dict[str, Any]:
     """The same for programs: bytes, seconds, and null for what is not known."""
-    todo, past = {*job.todo}, Past(job.store)
     by_name = {e.name: e for e in job.cost.each}
     steps = []
     for step in job.plan.steps:
-        state, why = _state(step, todo, job.store, past)
+        state, why = _state(step, job)
         about = by_name.get(step.name)
         foretold = {n: getattr(about, n) for n in ("seconds", "ram", "gpu", "disk", "recorded")} if about else {}
         key = None if step.pending else step.fingerprint
@@ -100,13 +96,13 @@ def numbers(job: Job) -> dict[str, Any]:
     return {"schema": "diffopt.plan/1", "store": str(job.store.root), "steps": steps, "total": total, **more}
 
 
-def _state(step: Step, todo: set[Step], store: Store, past: Past) -> tuple[str, str]:
+def _state(step: Step, job: Job) -> tuple[str, str]:
     """And why."""
     if step.pending:
         return "pending", "its source was never resolved; running resolves it"
-    if step in todo:
-        return "to run", reason(step, todo, past)
-    return ("cached", "") if store.has(step.kind, step.fingerprint) else ("spare", "nothing to run needs it")
+    if step in job.todo:
+        return "to run", reason(step, job.todo, job.past)
+    return ("cached", "") if job.store.has(step.kind, step.fingerprint) else ("spare", "nothing to run needs it")
 
 
 def folded(rows: list[tuple[Step, str, str]]) -> list[tuple[str, str, str, str]]:
@@ -138,7 +134,7 @@ def _alike(row: tuple[Step, str, str]) -> tuple[str, str]:
     return row[1], re.sub(r"'[^']*' -> '[^']*'|\d+ -> \d+|\.\d+\b", "", row[2])
 
 
-def reason(step: Step, todo: set[Step], past: Past) -> str:
+def reason(step: Step, todo: Collection[Step], past: Past) -> str:
     """Why the step is not in the store: what differs from the artifact of the same stage that is most like it."""
     near = past.nearest(step)
     if near is None:

@@ -60,14 +60,26 @@ class Job:
         return [s for s in self.plan.steps if s in found]
 
     @cached_property
+    def past(self) -> Past:
+        """What the store has."""
+        return Past(self.store)
+
+    @cached_property
+    def pinned(self) -> Pipeline | None:
+        """The model, where it was pinned before."""
+        loads = [s for s in self.plan.steps if s.kind == Pipeline.kind and not s.pending]
+        entry = next((e for s in loads if (e := self.store.entry(s.kind, s.fingerprint))), None)
+        return Pipeline(entry.path, entry.fingerprint) if entry and (entry.path / PipelineFile.NAME).is_file() else None
+
+    @cached_property
     def needs(self) -> dict[str, Need]:
         """What the rule tells of their memory, by fingerprint."""
-        return needs(self.plan, self.todo, self.choices, self.store, self.sources.at_hand, starts=self.starts)
+        return needs(self.plan, self.todo, self.choices, self.pinned, self.sources.at_hand, starts=self.starts)
 
     @cached_property
     def cost(self) -> Cost:
         """What they would take."""
-        return cost(self.todo, Past(self.store), self.needs)
+        return cost(self.todo, self.past, self.needs)
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -133,12 +145,11 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
         plan = replace(plan, notes=[*plan.notes, *reach])
     if refused and any(line.startswith("model") for line in refused):  # whose files cannot be looked at then
         raise PlanError("\n".join(refused))
+    job = Job(choices, plan, store, sources, OmegaConf.to_yaml(visible), not dry)
     found = [] if sweep else idle_overrides(plan, choices, overrides)
-    found += _foreseen(choices, plan, store, sources)
-    refused += _others(found, refused)
-    job = Job(choices, plan, store, sources, OmegaConf.to_yaml(visible), not dry and not refused)
+    refused += _others([*found, *_foreseen(job)], refused)
     if refused:
-        raise _with_warnings(PlanError("\n".join(refused)), [] if sweep else job.warnings)
+        raise _with_warnings(PlanError("\n".join(refused)), [] if sweep else replace(job, starts=False).warnings)
     if unwritable and job.todo:
         raise unwritable
     return job
@@ -157,16 +168,11 @@ def _others(found: list[str], said: list[str]) -> list[str]:
     return [line for line in found if line.partition(":")[0].partition(".")[0] not in groups]
 
 
-def _foreseen(choices: Choices, plan: Plan, store: Store, sources: Sources) -> list[str]:
+def _foreseen(job: Job) -> list[str]:
     """What the run would refuse when it has pinned the model, as far as it is known before; of a run that makes something."""
-    from diffopt.jobs.runner import missing
-
-    if all(step.kind == Pipeline.kind for step in missing(plan, store)):
+    if all(step.kind == Pipeline.kind for step in job.todo):
         return []
-    loads = [step for step in plan.steps if step.kind == Pipeline.kind and not step.pending]
-    entry = next((e for step in loads if (e := store.entry(step.kind, step.fingerprint))), None)
-    pinned = Pipeline(entry.path, entry.fingerprint) if entry and (entry.path / PipelineFile.NAME).is_file() else None
-    return foresee(choices, pinned, store.disk, sources.at_hand)
+    return foresee(job.choices, job.pinned, job.store.disk, job.sources.at_hand)
 
 
 def _at_hand(job: Job, directory: Path) -> Path | None:

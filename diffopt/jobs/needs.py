@@ -13,18 +13,19 @@ from diffopt.jobs.plan import Plan, Step
 from diffopt.pipeline.outline import ODD, outline
 from diffopt.quantization.layers import without
 from diffopt.store.source import Source
-from diffopt.store.store import Store
 from diffopt.view import Choices
 
 Local = Callable[[Source], Path | None]
 """Where a source's files are already; asks no network."""
 
 
-def needs(plan: Plan, todo: Collection[Step], choices: Choices, store: Store, local: Local, *, starts: bool) -> dict[str, Need]:
+def needs(
+    plan: Plan, todo: Collection[Step], choices: Choices, pinned: Pipeline | None, local: Local, *, starts: bool
+) -> dict[str, Need]:
     """Of the steps to run. `starts` is whether a run does, which may load torch."""
     model = choices.model
     found = body(model, local, starts=starts) if model and todo else None
-    rules = Rules(choices, found, _layers(plan, choices, store, local) if found else ())
+    rules = Rules(choices, found, _layers(choices, pinned, local) if found else ())
     return {step.fingerprint: _need(rules, step) for step in plan.steps if step in todo}
 
 
@@ -35,13 +36,11 @@ def _need(rules: Rules, step: Step) -> Need:
         return Need(None, None)
 
 
-def _layers(plan: Plan, choices: Choices, store: Store, local: Local) -> Sequence[Layer]:
+def _layers(choices: Choices, entry: Pipeline | None, local: Local) -> Sequence[Layer]:
     """Those that formats quantize, of the pinned model or by its files' headers; none where neither is here."""
     model = choices.model
     assert model is not None
-    loads = [s for s in plan.steps if s.kind == Pipeline.kind and not s.pending]
-    entry = next((e for s in loads if (e := store.entry(s.kind, s.fingerprint))), None)
-    if entry and (entry.path / PipelineFile.NAME).is_file():
+    if entry:
         pinned = PipelineFile.read(entry.path)
         return without(read_layers(entry.path), models.of(pinned).kept(pinned.blocks, pinned.backbones))
     directory = local(model.origin)

@@ -22,7 +22,6 @@ from diffopt.jobs.job import Job, prepare
 from diffopt.jobs.memory import Need
 from diffopt.jobs.nearest import Past
 from diffopt.jobs.plan import Step, idle
-from diffopt.jobs.runner import missing
 from diffopt.machine import environment, worker
 from diffopt.runtimes import RUNTIMES
 from diffopt.store.source import Sources
@@ -106,7 +105,7 @@ class SweepPlan:
                 continue
             own = {steps.setdefault(s.fingerprint, s) for s in planned.job.plan.steps}
             users.update(own)
-            runs = {steps[s.fingerprint] for s in missing(planned.job.plan, store)}
+            runs = {steps[s.fingerprint] for s in planned.job.todo}
             if not {s.fingerprint for s in runs} <= {*needs}:
                 needs = planned.job.needs | needs
             todo |= runs
