@@ -137,7 +137,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     sources = sources or Sources(store.sources, dry, tuple(s.sources for s in store.shared))
     try:
         plan = make_plan(choices, stages(), environment, sources.digest)
-    except (PlanError, ValueError) as e:
+    except PlanError as e:
         if refused:  # of choices that do not go together no plan tells more
             raise PlanError("\n".join(refused)) from e
         raise
