@@ -77,6 +77,32 @@ def test_a_pipeline_of_the_hub_loads_as_its_directory_does(
     assert Bench(folder(), f"org/tiny@{commit}").pipeline()
 
 
+def test_a_part_of_the_hub_stands_in_a_pipeline_that_is_here_or_on_the_hub_too(hub: Hub, memory: Path) -> None:
+    """At the top of a repository, or in its folder of that name; no other files of it are fetched."""
+    memory.parent.mkdir()
+    local = Path(bench().source)
+    vae = {p.name: p.read_bytes() for p in (local / "vae").iterdir()}
+    more = {"sdxl_vae.safetensors": bytes(99), "diffusion_pytorch_model.fp16.safetensors": bytes(99), "model.onnx": bytes(99)}
+    alone = hub.put("org/vae", vae | more)
+    hub.put("org/whole", {f"vae/{n}": x for n, x in vae.items()} | {"unet/diffusion_pytorch_model.safetensors": bytes(99)})
+    hub.put("org/base", {str(p.relative_to(local)): p.read_bytes() for p in local.rglob("*") if p.is_file()})
+    digests = {}
+    for base, part in ((str(local), "org/vae"), (str(local), "org/whole"), ("org/base", "org/vae")):
+        given = Source(base, own=(("vae", Source(part, part="vae")),))
+        assert given.local is None
+        assert Sources(memory, dry=True).digest(given) is None
+        sources = Sources(memory)
+        digests[base, part] = sources.digest(given)
+        there = sources.locate(sources.pinned(given))
+        assert {n: (there / "vae" / n).read_bytes() for n in vae} == vae
+        assert (there / "model_index.json").read_bytes() == (local / "model_index.json").read_bytes()
+        assert Sources(memory, dry=True).digest(given) == digests[base, part]
+        assert Sources(memory).at_hand(given) == there
+    assert len({*digests.values()}) == 3
+    assert Sources(memory).digest(Source("org/vae", part="vae")) == f"hub:org/vae@{alone}:part=vae"
+    assert [hub.gets(n) for n in (*more, "unet/diffusion_pytorch_model.safetensors")] == [0] * 4
+
+
 def test_an_adapter_of_the_hub_is_its_one_file(hub: Hub, memory: Path) -> None:
     hub.put("org/lora", {"style.safetensors": b"weights", "README.md": b"a card"})
     assert fetched(memory, read_adapter("org/lora")).read_bytes() == b"weights"

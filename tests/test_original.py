@@ -1,5 +1,6 @@
 """Weights as their makers have them: a single file, a backbone alone, parts from elsewhere; read as the pipeline's own are."""
 
+import json
 import re
 import shutil
 from functools import cache
@@ -178,6 +179,41 @@ def test_a_part_in_the_place_of_the_pipelines_own_changes_that_part_alone() -> N
     ours, own = states(open_pipeline(ctx, pipeline)), states(open_pipeline(b.context(), b.pipeline()))
     assert {n.split(".")[0] for n, x in ours.items() if not x.equal(own[n])} == {"text_encoder_2"}
     assert {*OriginalsFile.read(pipeline.path).parts} == {"vae"}
+
+
+def test_a_controlnet_beside_sdxl_is_the_whole_pipeline_of_both() -> None:
+    whole = saved("sdxl_controlnet")
+    (base := folder() / "base").mkdir()
+    for path in whole.iterdir():
+        if path.name not in ("controlnet", "model_index.json"):
+            (base / path.name).symlink_to(path)
+    index = json.loads((whole / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusionXLPipeline"
+    del index["controlnet"]
+    (base / "model_index.json").write_text(json.dumps(index))
+    ctx, pipeline = loaded(model("sdxl_controlnet", base, None, parts={"controlnet": str(whole / "controlnet")}))
+    b = bench(family="sdxl_controlnet")
+    found = open_pipeline(ctx, pipeline)
+    assert type(found).__name__ == "StableDiffusionXLControlNetPipeline"
+    same(states(found), states(open_pipeline(b.context(), b.pipeline())))
+    for given, said in {
+        single("sdxl"): "parts.controlnet: its controlnet is a file, and its config is nowhere",
+        saved("sdxl") / "text_encoder_2": None,
+    }.items():
+        if said:
+            assert refusal("sdxl_controlnet", base, None, parts={"controlnet": str(given)}).startswith(said)
+        else:
+            with pytest.raises(
+                PlanError, match=r"model\.parts: its controlnet is no ControlNetModel or MultiC.* \(got a CLIPTextMod"
+            ):
+                loaded(model("sdxl_controlnet", base, None, parts={"controlnet": str(given)}))
+    assert "source: holds a StableDiffusionXLPipeline, but family sdxl_controlnet loads" in refusal(
+        "sdxl_controlnet", base, None
+    )
+    index["_class_name"] = "StableDiffusionPipeline"
+    (base / "model_index.json").write_text(json.dumps(index))
+    said = refusal("sdxl_controlnet", base, None, parts={"controlnet": str(whole / "controlnet")})
+    assert said.startswith("parts.controlnet: is a StableDiffusionPipeline, and with a controlnet only a StableDiffusionXLPip")
 
 
 def test_the_same_bytes_elsewhere_are_the_same_model_and_a_bases_own_backbone_does_not_count() -> None:

@@ -20,7 +20,7 @@ from diffopt.models import Family
 from diffopt.models.index import index_of, misnamed
 from diffopt.schema import Group
 from diffopt.store import coded
-from diffopt.store.composed import BACKBONE, INDEX, TOLD, class_of, coded_in, composed, held, stored, weights
+from diffopt.store.composed import BACKBONE, INDEX, TOLD, Extension, class_of, coded_in, composed, held, stored, weights
 from diffopt.store.files import json_object
 from diffopt.store.source import ModelSource, Source
 from diffopt.store.tensor_file import tensors
@@ -57,7 +57,8 @@ class Model(Group):
     """Of a source that is no whole pipeline: the one that has its other parts and the configs; of one that is quantized
     already the pipeline that it was made of, its reference."""
     parts: dict[str, ModelSource] = Field(default_factory=dict)
-    """By name parts that stand in the place of the pipeline's own: a folder, or a .safetensors or .gguf file."""
+    """By name parts that stand in the place of the pipeline's own, or that it lacks, as a ControlNet: a folder, `ORG/NAME` of
+    the hub, or a .safetensors or .gguf file."""
     architecture: ModelSource | None = None
     """Its configs alone, for random weights: a directory laid out as the source, without weights."""
     weights: Weights = "pretrained"
@@ -97,10 +98,10 @@ class Model(Group):
         that is quantized already, or the architecture for random weights."""
         if self.weights == "random":
             return self.architecture or self.base or self.source
-        own: list[tuple[str | None, Source]] = [*self.parts.items()]
+        own: list[tuple[str | None, Source]] = [(n, replace(s, part=n)) for n, s in self.parts.items()]
         if self.base and self.quantized is None:
             own = [(None, self.source), *own]
-        return replace(self.base or self.source, own=tuple(own))
+        return replace(self.base or self.source, own=tuple(own), extension=_extension(self))
 
     @cached_property
     def quantized(self) -> Quantized | None:
@@ -184,6 +185,15 @@ class Model(Group):
         return self
 
 
+def _extension(model: Model) -> Extension | None:
+    """What its pipeline becomes by its parts, where it is not known yet whether it is that already."""
+    if model.family == models.AUTO.name:
+        return None
+    family = models.family(model.family)
+    added = {*family.beside} & {*model.parts}
+    return Extension(family.extends, family.pipeline, family.beside) if family.extends and added else None
+
+
 def _family_of(model: Model) -> Family:
     """Its family, as far as what it was made of tells; `of` asks for its origin, which asks what it is."""
     if model.family != models.AUTO.name or model.found:
@@ -240,18 +250,13 @@ def _check_alone(source: Source, path: Path) -> None:
 
 
 def _check_own(model: Model) -> None:
-    """Whether what stands in the place of the pipeline's parts can."""
-    for name, source in model.parts.items():
-        if source.local is None:
-            raise ValueError(
-                f"parts.{name}: is on the hub, and is read when it is here (got {source.name!r}); download it first"
-            )
+    """Whether what stands in the place of the pipeline's parts, or beside them, can."""
     base = replace(model.origin, own=()).directory
     for part, source in model.origin.own if base else ():
         assert base is not None
-        assert source.local is not None
         try:
-            composed(base, ((part, source.local),))
+            if path := source.local:  # of what is on the hub it is known when it is here
+                composed(base, ((part, path),), model.origin.extension)
         except ValueError as e:
             raise _where(f"parts.{part}" if part else "source", source, e) from None
 

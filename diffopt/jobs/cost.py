@@ -220,7 +220,8 @@ def _sources(values: list[Any]) -> list[Source]:
     while pending:
         value = pending.pop()
         if isinstance(value, Source):
-            found.append(value)
+            apart = value.own and value.local is None  # a directory can have parts of the hub
+            found += [replace(value, own=(), extension=None), *(s for _, s in value.own)] if apart else [value]
         elif isinstance(value, list | tuple):
             pending += value
         elif isinstance(value, BaseModel):

@@ -113,6 +113,8 @@ class Family:
     are given to it as they are drawn, cut to the size of the model."""
     beside: tuple[str, ...] = ()
     """Parts of the pipeline that run at each step too, as a ControlNet, but are not quantized."""
+    extends: str = ""
+    """The pipeline class that becomes this one by what runs `beside`, given as `model.parts`."""
     single: bool = False
     """Whether its pipeline takes one prompt a call."""
     ours: str = ""

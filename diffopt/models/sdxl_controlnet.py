@@ -42,6 +42,7 @@ FAMILY = replace(
     pipeline="StableDiffusionXLControlNetPipeline",
     pictures={"control": "image"},
     beside=("controlnet",),
+    extends=sdxl.FAMILY.pipeline,
     several=(DOWN,),
     original={},
     conditions=None,  # what the ControlNet makes of noised latents and the picture is not known beforehand

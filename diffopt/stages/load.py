@@ -158,6 +158,12 @@ def _check(parts: Parts, model: LoadView) -> None:
     flaws = list(parts.problems(pretrained=pretrained, needed=[n for n in needed if n not in optional]))
     if flaws:
         raise PlanError("\n".join(f"model.source: {what} (got {model.source.name!r}); {advice}" for what, advice in flaws))
+    takes = cls._get_signature_types()
+    for part in (n for n in parts.family.beside if n in parts.named):
+        if parts.named[part] not in (kinds := [k.__name__ for k in takes[part] if isinstance(k, type)]):
+            raise PlanError(
+                f"model.parts: its {part} is no {' or '.join(kinds)} (got a {parts.named[part]}); give one of {name}'s"
+            )
     if pretrained and parts.variant and parts.variant != model.variant:
         log.info("model.source: its weights are there as the variant %s alone, which is read", parts.variant)
     if pretrained and (gone := [n for n in parts.left_out if parts.index.get(n, [None])[0]]):

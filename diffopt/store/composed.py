@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -53,24 +54,40 @@ Own = tuple[tuple[str | None, Path], ...]
 """By part, or by None where the file or folder tells, what stands in its place."""
 
 
-def composed(base: Path, own: Own) -> Path:
+@dataclass(frozen=True)
+class Extension:
+    """A pipeline that another one becomes by parts that it lacks."""
+
+    of: str
+    """The class of the other."""
+    into: str
+    """Its own."""
+    parts: tuple[str, ...]
+
+
+def composed(base: Path, own: Own, extension: Extension | None = None) -> Path:
     """The directory of links, which goes when the process ends; the same one for the same files."""
     stamps = tuple(p.stat().st_mtime_ns for p in (base / INDEX, *(path for _, path in own)) if p.exists())
-    return _composed(base.resolve(), tuple((n, p.resolve()) for n, p in own), stamps)
+    return _composed(base.resolve(), tuple((n, p.resolve()) for n, p in own), extension, stamps)
 
 
 @cache
-def _composed(base: Path, own: Own, _stamps: tuple[int, ...]) -> Path:
+def _composed(base: Path, own: Own, extension: Extension | None, _stamps: tuple[int, ...]) -> Path:
     classes = classes_of(base)
     placed: dict[str, Path] = {}
     for name, path in own:
-        placed |= {n: _folder(path, n) for n in _parts(path, classes)} if name is None else {name: path}
+        placed |= {n: _folder(path, n) for n in _parts(path, classes)} if name is None else {name: _folder(path, name)}
+    added = _added(base, placed, classes, extension) if extension else {}
+    classes |= added
     if strange := sorted({*placed} - {*classes}):
         raise ValueError(f"the pipeline has no {strange[0]}; name one of {', '.join(classes)}")
     made = Path(tempfile.mkdtemp(dir=_root()))
     for path in base.iterdir():
-        if path.name not in placed and not path.name.startswith("."):
+        if path.name not in placed and not path.name.startswith(".") and not (added and path.name == INDEX):
             (made / path.name).symlink_to(path.resolve())
+    if added and extension:
+        index = json.loads((base / INDEX).read_text(encoding="utf-8")) | {"_class_name": extension.into}
+        (made / INDEX).write_text(json.dumps(index | {n: ["diffusers", c] for n, c in added.items()}, indent=2, sort_keys=True))
     for name, path in placed.items():
         _checked(path)
         if (kind := class_of(path) if path.is_dir() else classes[name]) != classes[name] and _of_diffusers(path):
@@ -85,6 +102,17 @@ def _composed(base: Path, own: Own, _stamps: tuple[int, ...]) -> Path:
             (made / name / config.name).symlink_to(config.resolve())
         (made / name / ORIGINAL).symlink_to(path)
     return made
+
+
+def _added(base: Path, placed: Mapping[str, Path], classes: Mapping[str, str], extension: Extension) -> dict[str, str]:
+    """Classes of the parts by which the pipeline becomes another one."""
+    lacked = [n for n in extension.parts if n in placed and n not in classes]
+    named = json.loads((base / INDEX).read_text(encoding="utf-8")).get("_class_name")
+    if lacked and named != extension.of:
+        raise ValueError(f"is a {named}, and with a {lacked[0]} only a {extension.of} is a {extension.into}; choose that one")
+    if files := [n for n in lacked if placed[n].is_file()]:
+        raise ValueError(f"its {files[0]} is a file, and its config is nowhere; give the folder that has its config.json too")
+    return {n: class_of(placed[n]) for n in lacked}
 
 
 def classes_of(base: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt.errors import PlanError, SourceError, pass_on
 from diffopt.store import assets, hub, schemas
-from diffopt.store.composed import FILES, composed, refused
+from diffopt.store.composed import FILES, Extension, composed, refused
 from diffopt.store.files import publish
 from diffopt.store.fingerprint import fingerprint
 from diffopt.store.tensor_file import SUFFIX
@@ -31,6 +32,8 @@ WANTED = ["model_index.json", "*/*", CARD, *LICENCES]
 """Files of a hub repository that a diffusers pipeline is made of: those in its components' folders; and its licence."""
 UNWANTED = ["*.bin", "*.ckpt", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.fp16.*", "*.non_ema.*"]
 """The same weights in other forms, which would be downloaded for nothing."""
+PART = ["config.json", "diffusion_pytorch_model*.safetensors*", "model*.safetensors*"]
+"""Files of one part of a pipeline, as save_pretrained writes it."""
 SCORER = ["*.json", "*.txt", "*.safetensors", "ImageReward.pt"]
 """Files of a hub repository of a model that scores pictures, which lie at its top."""
 ADAPTER = "*.safetensors"
@@ -59,14 +62,20 @@ class Source:
     """It is a model whose weights are wanted as *.VARIANT.*; matters on the hub alone, where others need no download."""
     data: bool = False
     """It is a data set: `name` is a directory, or `hub:ORG/NAME[@REVISION]`, which is another repository than a model's."""
+    part: str | None = None
+    """It is that part of a pipeline alone: of a hub repository the files at its top, or in the folder of that name."""
     own: tuple[tuple[str | None, "Source"], ...] = ()
     """It is a pipeline some of whose parts come from elsewhere, by their names; None where the files tell."""
+    extension: Extension | None = None
+    """What its pipeline becomes by parts of `own` that it lacks."""
 
     @property
     def directory(self) -> Path | None:
-        """The local directory, or None for a hub repository. Raises ValueError where a part fits none of the pipeline's."""
+        """The local directory, or None for a hub repository, or one with parts of the hub. Raises ValueError where a part fits
+        none of the pipeline's."""
         path = assets.locate(self.name)
-        return self.composed(path) if path.is_dir() else None
+        here = {n: s.local for n, s in self.own} if path.is_dir() else {}
+        return self.composed(path, here) if path.is_dir() and all(here.values()) else None
 
     @property
     def local(self) -> Path | None:
@@ -74,9 +83,9 @@ class Source:
         path = assets.locate(self.name)
         return path if (self.adapter or path.suffix in FILES) and path.is_file() else self.directory
 
-    def composed(self, path: Path) -> Path:
-        """The pipeline in `path` with the parts that are its own here. Raises ValueError as `directory`."""
-        return composed(path, tuple((n, p) for n, s in self.own if (p := s.local))) if self.own else path
+    def composed(self, path: Path, here: Mapping[str | None, Path | None]) -> Path:
+        """The pipeline in `path` with its own parts, which are `here`. Raises ValueError as `directory`."""
+        return composed(path, tuple((n, p) for n, p in here.items() if p), self.extension) if self.own else path
 
     @property
     def hub(self) -> tuple[str, str]:
@@ -183,8 +192,8 @@ class Sources:
         if source.local:
             return source.local
         if source.own:
-            found = self.at_hand(replace(source, own=()))
-            return source.composed(found) if found else None
+            base, here = self.at_hand(replace(source, own=())), {n: self.at_hand(s) for n, s in source.own}
+            return source.composed(base, here) if base and all(here.values()) else None
         repo, revision = source.hub
         repo = (DATA_SETS if source.data else "") + repo
         commit = revision if COMMIT.fullmatch(revision) else self._remembered().get(f"{repo}@{revision}")
@@ -221,11 +230,13 @@ class Sources:
             return source.local
         if source.own:
             base = self.locate(self.pinned(replace(source, own=())))
+            here: dict[str | None, Path | None] = {n: self.locate(self.pinned(s)) for n, s in source.own}
             try:
-                return source.composed(base)
+                return source.composed(base, here)
             except ValueError as e:
                 what, _, advice = str(e).partition("; ")
-                raise SourceError(f"model.base: {what} (got {source.name!r}); {advice}") from None
+                where = "base" if None in here else "parts"
+                raise SourceError(f"model.{where}: {what} (got {source.name!r}); {advice}") from None
         pinned = digest.removeprefix(HUB).removeprefix(DATA_SETS if source.data else "")
         repo, commit = pinned.partition(":")[0].split("@")
 
@@ -235,6 +246,8 @@ class Sources:
         try:
             if source.data:
                 return download(DATA, [])
+            if source.part:
+                return download([*PART, *(f"{source.part}/{p}" for p in PART), CARD, *LICENCES], UNWANTED)
             if not source.scores:
                 unwanted = [] if source.adapter else _unwanted(repo, commit, source.variant)
                 found = download([source.adapter] if source.adapter else WANTED, unwanted)
@@ -268,7 +281,8 @@ class Sources:
             return "sha256:" + fingerprint(found) if all(found.values()) else None
         repo, revision = source.hub
         repo = (DATA_SETS if source.data else "") + repo
-        file = f":{source.adapter}" if source.adapter else f"{VARIANT}{source.variant}" if source.variant else ""
+        kinds = {":": source.adapter, VARIANT: source.variant, ":part=": source.part}
+        file = next((f"{mark}{name}" for mark, name in kinds.items() if name), "")
         if COMMIT.fullmatch(revision):
             return f"{HUB}{repo}@{revision}{file}"
         known = self._remembered()
