@@ -237,6 +237,24 @@ def _loaded(directory: Path) -> None:
     load.run(Bench(folder(), str(directory), family="auto").context(), view)
 
 
+@pytest.mark.parametrize(("gone", "said"), [(("unet",), "unet"), (("text_encoder", "vae"), "text_encoder, nor vae")])
+def test_inspect_names_the_folders_that_an_index_names_and_that_are_not_there(gone: tuple[str, ...], said: str) -> None:
+    shutil.copytree(saved("sd21"), directory := folder() / "sd21")
+    for name in gone:
+        shutil.rmtree(directory / name)
+    with pytest.raises(
+        PlanError, match=rf"has no folder {said}, which its model_index\.json names \(got .*\); download the wh"
+    ):
+        inspect.command([str(directory)])
+
+
+def test_what_a_pipeline_does_without_and_of_configs_alone_the_text_encoders_need_not_be_there() -> None:
+    directory = spoilt({"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]})
+    shutil.rmtree(directory / "text_encoder")
+    shutil.rmtree(directory / "tokenizer")
+    assert find(directory).texts == found("sd21").texts
+
+
 def test_a_backbone_without_repeated_blocks_is_refused() -> None:
     from diffopt.finding.structure import blocks_of
 

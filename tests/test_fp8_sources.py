@@ -175,6 +175,16 @@ def test_a_scale_that_is_missing_or_has_another_shape_is_refused_by_the_plan(pla
         plan(*PICKS, f"model.source={of_emoji(change)}", "format=nvfp4", "calib=emoji")
 
 
+def test_it_stays_dequantized_when_it_is_known_what_auto_is() -> None:
+    from diffopt.finding.find import find
+
+    there, _ = coded(load_file(single("flux")), "scale_weight")
+    save_file(there, file := folder() / "mine.safetensors")
+    found = calibrated("flux", file, saved("flux"), family="auto").told(find(saved("flux")))
+    assert found.quantized is None
+    assert [*found.dequantized] == [f"{file} is stored in FP8: dequantized to float32"]
+
+
 def test_four_bits_and_int8_are_not_dequantized(plan: Any) -> None:
     codes = {"a.weight": torch.zeros(4, 4, dtype=torch.int8), "a.weight_scale": torch.ones(())}
     nvfp4 = {"a.weight": torch.zeros(4, 2, dtype=torch.uint8), "a.comfy_quant": marked("nvfp4")}

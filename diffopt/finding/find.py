@@ -19,10 +19,12 @@ from diffopt.finding.recorded import SEVERAL, Unfit, flat, template
 from diffopt.finding.rehearsal import AREA, DTYPE, FRAMES, Rehearsal, Seen, needed, said, unfilled
 from diffopt.finding.texts import SHORT, text_templates
 from diffopt.finding.training import trained
+from diffopt.models import unknown
 from diffopt.models.family import Size
 from diffopt.models.found import MENDED
 from diffopt.models.index import index_of
 from diffopt.models.ltx2 import FURTHER
+from diffopt.models.parts import INDEX, Parts
 from diffopt.models.prompt_encoding import returns
 from diffopt.models.template import made
 from diffopt.quantization.layers import expected_layers
@@ -44,6 +46,12 @@ def find(directory: Path) -> Found:
     try:
         index = index_of(directory)
         cls = _class(index.pipeline)
+        parts = Parts(directory, unknown(directory))
+        whole = any(parts.weights(n) or parts.original(n) for n in index.backbones)  # configs alone need none of texts
+        needed_here = [n for n in parts.named if whole or n in (*index.backbones, "vae", "scheduler")]
+        if absent := [n for n in needed_here if not (directory / n).is_dir()]:
+            more = f", nor {' and '.join(absent[1:])}" if absent[1:] else ""
+            raise ValueError(f"has no folder {absent[0]}{more}, which its {INDEX} names; download the whole pipeline")
         for part in ("vae", "scheduler"):
             if part not in index.classes:
                 raise ValueError(f"is a {index.pipeline} without a {part}, which diffopt needs; give a pipeline of latents")

@@ -71,7 +71,8 @@ class Rehearsal:
         self.takes = signature(cls.__call__).parameters
         self.pictures = taken(cls, classes)
         self.models = {n: self._hollow(n, n in backbones) for n in classes if (directory / n).is_dir() and self._is_model(n)}
-        self.pipe = self._open(self.models)
+        gone = [n for n in classes if not (directory / n).is_dir()]  # optional ones, that a pipeline does without
+        self.pipe = self._open(dict.fromkeys(gone) | self.models)
 
     @property
     def beside(self) -> tuple[str, ...]:
