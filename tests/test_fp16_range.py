@@ -99,6 +99,9 @@ def test_a_scale_that_fp16_rounds_to_zero_is_named() -> None:
 
 def test_nothing_is_converted_where_something_is_refused() -> None:
     found = layer(1e6)
-    with pytest.raises(GateError, match=r"input_quantizer has an amax of 1e\+06, which float16 cannot hold"):
+    amax = r"input_quantizer has an amax of 1e\+06, which float16 cannot hold .*; set "
+    with pytest.raises(GateError, match=f"{amax}export.high_precision_dtype=bfloat16"):
         narrow(found, torch.float16)
+    with pytest.raises(GateError, match=f"{amax}format.inputs=max$"):
+        narrow(found, torch.float16, "headroom")
     assert found.weight.dtype == torch.float32

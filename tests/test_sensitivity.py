@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import some
 from test_calibrate_once import pipeline_loop
 from test_report import artifact, made, page, words
 from tiny import BATCH, CHUNK, SEED, STEPS, Bench, bench
@@ -20,6 +21,7 @@ from diffopt.data.prompts import PromptSet
 from diffopt.errors import ConfigError, GateError, PlanError
 from diffopt.files.layers import Layer
 from diffopt.files.sensitivity import SensedLayer, SensitivityFile
+from diffopt.formats.nvfp4 import WEIGHTS
 from diffopt.groups import GROUPS
 from diffopt.groups.format import measurable
 from diffopt.groups.sense import SensedPromptsView, SenseView
@@ -85,6 +87,47 @@ def test_an_error_is_to_the_bit_that_of_the_layer_of_an_ordinary_checkpoint(name
             sums[1, call % STEPS] += plain.float().square().sum(dtype=torch.float64)
         assert row["error"][name] == sums[0].tolist()
         assert row["energy"] == sums[1].tolist()
+
+
+@cache
+def tried() -> Sensitivity:
+    """The formats that have options, with each of these otherwise."""
+    b = bench(family="flux")
+    ctx, view = b.context(), SenseView(formats=["nvfp4", "int8"], options=["weights", "inputs"])
+    prompts = PromptSet("tests", b.prompts[:SIZE])
+    calib = SensedPromptsView(prompts=prompts, batch_size=BATCH, chunk=CHUNK, n_steps=STEPS, alpha=ALPHA)
+    chunks = {"hessians": b.hessians(CHUNK), "histograms": b.histograms(CHUNK)}
+    texts = tuple(b.texts(i, min(i + CHUNK, 7)) for i in range(0, 7, CHUNK))
+    sense.run(ctx, b.call, view, calib, b.pipeline(), b.stats(CHUNK), texts, SEED, **chunks)
+    return Sensitivity(ctx.out, "sensitivity")
+
+
+TRIED = [("nvfp4", x, y) for x, ys in (("weights", WEIGHTS[:3]), ("inputs", ("headroom", "full"))) for y in ys]
+TRIED += [("int8", "inputs", "percentile"), ("int8", "inputs", "mse")]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), some(TRIED, [TRIED[0], TRIED[3], TRIED[6]]))
+def test_what_an_option_would_win_is_to_the_bit_of_a_checkpoint_that_has_it(name: str, field: str, value: Any) -> None:
+    b = bench(family="flux")
+    model = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name, **{field: value}))
+    rows = {x.name: x for x in SensitivityFile.read(tried().path).layers}
+    key = f"{name} {field}={value}"
+    for layer, row in rows.items():
+        sums = torch.zeros(STEPS, dtype=torch.float64)
+        for call, (x, plain) in enumerate(inputs()[layer]):
+            with torch.inference_mode(), simulated():
+                error = model.get_submodule(layer)(x).float() - plain.float()
+            sums[call % STEPS] += error.square().sum(dtype=torch.float64)
+        assert row.error[key] == sums.tolist(), layer
+    assert any(row.error[key] != row.error[name] for row in rows.values())
+
+
+def test_every_option_of_a_format_is_tried_and_the_others_stay() -> None:
+    found = SensitivityFile.read(tried().path)
+    assert {*found.options} == {f"{n} {f}={v}" for n, f, v in TRIED}
+    assert all({*x.error} == {*found.formats, *found.options} for x in found.layers)
+    plain = {x["name"]: x["error"] for x in measured().json("sensitivity.json")["layers"]}
+    assert all(x.error[n] == plain[x.name][n] for x in found.layers for n in found.formats)
 
 
 def test_every_layer_has_an_error_for_every_step() -> None:
@@ -199,6 +242,25 @@ def test_every_field_of_a_group_is_read_by_a_stage_or_steers_the_plan() -> None:
     assert [(n, f) for n, g in GROUPS.items() for f in g.model_fields if (n, f) not in read and f not in g.steers] == []
 
 
+def test_options_take_what_they_need_of_the_calibration_and_nothing_else_does(plan: Any) -> None:
+    def made(*given: str) -> dict[str, str]:
+        return {s.name: s.fingerprint for s in plan("+recipe=emoji_sensitivity", *given).steps}
+
+    plain, same = made(), made("sense.options=[]")
+    weights, both = made("sense.options=[weights]"), made("sense.options=[weights,inputs]")
+    assert plain == same
+    assert {*weights} - {*plain} == {"correlate.0", "correlate.1"}
+    assert {*both} - {*weights} == {"count.0", "count.1"}
+    assert len({x["sense"] for x in (plain, weights, both)}) == 3
+    assert all(both[n] == plain[n] for n in plain if n != "sense")
+
+
+def test_an_option_that_none_of_the_formats_has_is_refused(config: Any) -> None:
+    given = config("model=emoji_flux", "calib=emoji", "sense=default", "sense.formats=[fp8,int8_sq]", "sense.options=[weights]")
+    with pytest.raises(ConfigError, match=r"sense\.options: none of fp8, int8_sq has a choice of weights .*add nvfp4"):
+        choose(given)
+
+
 def test_alpha_is_part_of_the_key_only_where_something_is_smoothed(plan: Any) -> None:
     def key(*overrides: str) -> str:
         return plan("+recipe=emoji_sensitivity", *overrides, sweep=True).steps[-1].fingerprint
@@ -235,6 +297,23 @@ def test_one_layer_with_most_of_the_error_is_excluded_alone() -> None:
     found = Reading(SensitivityFile(["fp8"], 1, 1, None, tuple(rows)))
     assert [x.name for x in found.exclusions("fp8")] == ["b.3"]
     assert found.worst("fp8")[0].error == pytest.approx(math.sqrt(0.5))
+
+
+def test_what_an_option_wins_is_a_share_of_all_squared_errors() -> None:
+    rows = [
+        SensedLayer("a", "linear", 4, 4, [1.0], {"nvfp4": [0.06], "nvfp4 weights=mse": [0.03], "fp8": [0.01]}),
+        SensedLayer("b", "linear", 4, 4, [2.0], {"nvfp4": [0.08], "nvfp4 weights=mse": [0.10], "fp8": [0.02]}),
+    ]
+    found = Reading(SensitivityFile(["nvfp4", "fp8"], 1, 1, None, tuple(rows), ["nvfp4 weights=mse"]))
+    a, b = found.layers("nvfp4")
+    assert found.options("nvfp4") == ["nvfp4 weights=mse", "fp8", "full precision"]
+    assert found.won("nvfp4", [a], "nvfp4 weights=mse") == pytest.approx(0.3)
+    assert found.won("nvfp4", [b], "nvfp4 weights=mse") == pytest.approx(-0.1)
+    assert found.won("nvfp4", [a, b], "fp8") == pytest.approx(0.8)
+    assert found.won("nvfp4", [a, b], "full precision") == pytest.approx(1)
+    assert found.won("nvfp4", [a], "nothing that was tried") is None
+    assert (found.best("nvfp4"), found.best("fp8")) == ("nvfp4 weights=mse", None)
+    assert found.formats == ["nvfp4", "fp8"]
 
 
 def texts(svg: str) -> str:
@@ -277,3 +356,15 @@ def test_the_page_shows_the_worst_layers_the_plots_and_the_exclusions(tmp_path: 
         assert f'aria-label="Relative output error of every layer in every denoising step, {name}"' in html
         assert f'aria-label="Relative output error, {name}: the worst ' in html
     assert not re.search(r"https?://", html)
+
+
+def test_the_page_says_what_each_option_would_win_for_the_worst_layers(tmp_path: Path) -> None:
+    artifact(tmp_path, "sense", {"sensitivity.json": json.loads(json.dumps(tried().json("sensitivity.json")))})
+    html = words(page(made(tmp_path, {"sense": "5" * 16})))
+    found = Reading(SensitivityFile.read(tried().path))
+    heads = "Layer weights=local_hessian weights=mse weights=four_over_six inputs=headroom inputs=full int8 full precision"
+    assert heads in html
+    worst = found.worst("nvfp4")[0]
+    row = " ".join(f"{100 * (found.won('nvfp4', [worst], x) or 0):.1f}" for x in found.options("nvfp4"))
+    assert f"{worst.name} {row}" in html
+    assert f"the best for all is format.{(found.best('nvfp4') or '').partition(' ')[2]}." in html

@@ -18,7 +18,8 @@ class SensedLayer:
     energy: Sequence[float]
     """Sum of the squares of its full-precision outputs, for every denoising step."""
     error: Mapping[str, Sequence[float]]
-    """By format the same of the difference that it makes: over `energy`, the relative error squared."""
+    """By format, and by what else was tried, the same of the difference that it makes: over `energy`, the relative error
+    squared."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,5 @@ class SensitivityFile(JsonFile):
     """Of SmoothQuant, where a format takes it."""
     layers: tuple[SensedLayer, ...]
     """In the model's order."""
+    options: Sequence[str] = ()
+    """What else was tried: `FORMAT FIELD=VALUE`, one field of `format` otherwise."""

@@ -1,8 +1,10 @@
 """`sense=`: how much every layer is hurt by every format, measured in one pass of the full-precision model."""
 
-from typing import ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from diffopt import formats
 from diffopt.data.prompts import Prompts
@@ -12,6 +14,31 @@ from diffopt.groups.format import Name, check_measurable, measurable
 from diffopt.groups.view import View
 from diffopt.schema import Group
 
+Option = Literal["weights", "inputs"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A format with one field otherwise than by maxima."""
+
+    format: str
+    field: Option
+    value: Any
+    """`Weights` or `Inputs`."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.format} {self.field}={self.value}"
+
+
+def trials(names: Sequence[str], options: Sequence[Option]) -> list[Trial]:
+    """What of these formats is tried besides them: every other value of these fields, one at a time."""
+    found = []
+    for method in map(formats.method, names):
+        values = {"weights": method.weights, "inputs": method.ranges}
+        found += [Trial(method.name, field, value) for field in options for value in values[field] if value != "max"]
+    return found
+
 
 class Sense(Group):
     steers: ClassVar[frozenset[str]] = frozenset({"size"})  # how many prompts the calibration's view has
@@ -20,6 +47,20 @@ class Sense(Group):
     """Formats in which every layer is tried; of those that need no search."""
     size: int = Field(ge=1)
     """Prompts to measure on: the first of `calib.prompts`, in its batches and denoising steps."""
+
+    options: list[Option] = Field(default=[])
+    """Fields of `format` of which every value is tried too, in each format that has them: `weights`, `inputs`."""
+
+    @model_validator(mode="after")
+    def _has_options(self) -> Self:
+        for option in self.options:
+            if not trials(self.formats, [option]):
+                there = [n for n in measurable() if trials([n], [option])]
+                raise ValueError(
+                    f"options: none of {', '.join(self.formats)} has a choice of {option} (got {option}); drop it, or add "
+                    f"{' or '.join(there)} to sense.formats"
+                )
+        return self
 
     @field_validator("formats")
     @classmethod
@@ -32,6 +73,12 @@ class Sense(Group):
 
 class SenseView(View, of=Sense):
     formats: list[Name]
+    options: list[Option] = Field(default=[])
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        """Without options as it was before there were any: what was measured then stays known."""
+        found = super().identity(used)
+        return {n: x for n, x in found.items() if n != "options" or x}
 
 
 class SensedPromptsView(View, of=Calib):

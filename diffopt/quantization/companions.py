@@ -1,20 +1,35 @@
 """What stages keep of one pass of the model over a chunk of prompts, each its own artifact: drawing is what takes the time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from diffopt.artifact import Artifact
 from diffopt.errors import GateError
+from diffopt.quantization import hessian, histogram
 from diffopt.quantization.hessian import correlated
 from diffopt.quantization.histogram import counted
 
 HESSIANS, HISTOGRAMS = "hessians.safetensors", "histograms.safetensors"
-Watch = Callable[[torch.nn.Module], AbstractContextManager[dict[str, torch.Tensor]]]
+Tensors = dict[str, torch.Tensor]
+Watch = Callable[[torch.nn.Module], AbstractContextManager[Tensors]]
 WATCHES: dict[str, tuple[str, Watch]] = {"correlate": (HESSIANS, correlated), "count": (HISTOGRAMS, counted)}
 """By stage the file that it keeps, and what fills it while the backbone runs."""
+
+
+def means(chunks: Iterable[Artifact]) -> Tensors:
+    """Of the chunks of `correlate`, as hessian.py has them; nothing of none."""
+    parts = [load_file(c.path / HESSIANS) for c in chunks]
+    return hessian.merge(parts) if parts else {}
+
+
+def sizes(chunks: Iterable[Artifact]) -> Tensors:
+    """Of the chunks of `count`, as histogram.py has them; nothing of none."""
+    parts = [load_file(c.path / HISTOGRAMS) for c in chunks]
+    return histogram.merge(parts) if parts else {}
 
 
 @contextmanager

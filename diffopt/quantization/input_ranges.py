@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from modelopt.torch.quantization.calib import HistogramCalibrator, NVFP4ActHeadroomCalibrator
 
-from diffopt.formats.method import Inputs
+from diffopt.formats.method import Inputs, Method
 from diffopt.quantization.extremes import Extremes
 from diffopt.quantization.histogram import BLOCKS, MANTISSAS, NUMBERS, Histograms, numbers
 from diffopt.quantization.rounding import Fp8Rounding, Int8Rounding
@@ -26,20 +26,21 @@ def ranged(
     histograms: Histograms,
     layers: Iterable[str],
     kind: Inputs,
-    num_bits: Any,
+    method: Method,
     percentile: float = 99.99,
 ) -> Extremes:
     """The extremes, those of the inputs of `layers` brought to their range: FP32 [channels], of which the largest is it.
 
-    `num_bits` as modelopt has it, 8 or (4, 3). Raises GateError as `check_finite` does.
+    `method` is what they are rounded by. Raises GateError as `check_finite` does.
     """
     check_finite(extremes)
+    assert isinstance(method.input, dict)
     found = dict(extremes)
     for name in (f"{layer}.input_quantizer" for layer in layers):
         if name in found:
             peaks = found[name].float()
             counts = histograms[name + BLOCKS if kind == "headroom" else name]
-            amax = _amax(kind, counts, peaks.amax(), num_bits, percentile).to(peaks.device)
+            amax = _amax(kind, counts, peaks.amax(), method.input["num_bits"], percentile).to(peaks.device)
             found[name] = peaks.clamp(max=amax)
             found[name][peaks.argmax()] = amax
     return found

@@ -17,6 +17,7 @@ from diffopt.formats.method import Method
 from diffopt.quantization.awq_svdquant import smoothing
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.checkpoint import check, quantize
+from diffopt.quantization.weight_scales import Search, of_model, put
 
 Layers = Mapping[str, Any]
 Sums = dict[str, torch.Tensor]
@@ -47,13 +48,19 @@ class Variant:
         return found
 
 
-def variants(layers: Layers, method: Method, alpha: float | None, extremes: Mapping[str, torch.Tensor]) -> dict[str, Variant]:
-    """The layers, by name, as `method` quantizes them.
+def variants(
+    layers: Layers,
+    method: Method,
+    alpha: float | None,
+    extremes: Mapping[str, torch.Tensor],
+    search: Search | None = None,
+) -> dict[str, Variant]:
+    """The layers, by name, as `method` quantizes them, the scales of their weights' blocks found by `search`.
 
     Raises GateError where a layer was not observed, or only with inf or NaN.
     """
     if method.algorithm != "smoothquant":
-        return {n: Variant(x) for n, x in _quantized(layers, method, alpha, extremes).items()}
+        return {n: Variant(x) for n, x in _quantized(layers, method, alpha, extremes, search).items()}
     found = {}
     for name, layer in layers.items():  # one at a time, since each is smoothed in a copy
         with smoothing() as scales:
@@ -64,7 +71,13 @@ def variants(layers: Layers, method: Method, alpha: float | None, extremes: Mapp
     return found
 
 
-def _quantized(layers: Layers, method: Method, alpha: float | None, extremes: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _quantized(
+    layers: Layers,
+    method: Method,
+    alpha: float | None,
+    extremes: Mapping[str, torch.Tensor],
+    search: Search | None = None,
+) -> dict[str, Any]:
     tree = torch.nn.Module()
     for name, layer in layers.items():
         *above, last = name.split(".")
@@ -76,7 +89,9 @@ def _quantized(layers: Layers, method: Method, alpha: float | None, extremes: Ma
         parent.add_module(last, _double(layer, copied=method.algorithm == "smoothquant"))
     seen = {n: x for n, x in extremes.items() if n.rpartition(".")[0] in layers}
     quantize(tree.eval(), method.rules([], [], False, convolutions=True), method.calibration(alpha), seen)
-    check(tree, list(layers))
+    check(tree, list(layers), inputs=method.input is not None)
+    if search:
+        put(tree, of_model(tree, search), search.kind)
     return {name: tree.get_submodule(name) for name in layers}
 
 

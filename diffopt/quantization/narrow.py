@@ -14,16 +14,18 @@ STEPS = 448
 """FP8's largest value: a scale is amax / 448, the smallest that formats have for an input."""
 
 
-def narrow(backbone: torch.nn.Module, dtype: torch.dtype) -> None:
+def narrow(backbone: torch.nn.Module, dtype: torch.dtype, inputs: str = "max") -> None:
     """Convert in place, tensor by tensor. Raises GateError for what `dtype` cannot hold, before anything is converted.
 
-    modelopt's export divides by a scale, which an amax that has become infinite, or zero, makes a division by zero.
+    modelopt's export divides by a scale, which an amax that has become infinite, or zero, makes a division by zero. `inputs` is
+    how ranges of inputs were found: NVFP4, which alone has headroom, is exported in FP16 alone.
     """
     if all(p.dtype == dtype for p in backbone.parameters() if p.is_floating_point()):
         return
     for name, x in [*backbone.named_parameters(), *backbone.named_buffers()]:
         if x.is_floating_point() and x.numel() and (flaw := _flaw(name, x, dtype)):
-            raise GateError(f"export: {flaw}; set export.high_precision_dtype=bfloat16 or float32")
+            wide = "format.inputs=max" if inputs == "headroom" else "export.high_precision_dtype=bfloat16 or float32"
+            raise GateError(f"export: {flaw}; set {wide}")
     torch.nn.Module.to(backbone, dtype)  # diffusers' own `to` warns of modules that it wants in float32
 
 

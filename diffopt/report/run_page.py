@@ -183,6 +183,9 @@ def summary(directory: Path) -> list[str]:
         for name in reading.formats:
             top = reading.worst(name)[0]
             rows.append((f"worst {name}", f"{top.name}: output off by {top.error:.2%}"))
+            if best := reading.best(name):
+                taken = reading.won(name, reading.layers(name), best) or 0.0
+                rows.append((f"best {name}", f"format.{best.partition(' ')[2]}: takes {taken:.1%} of its summed squared error"))
     if search := run.stored("search", CacheSearchFile):
         rows.append(("cache", f"{explanation.chosen(search)}; {search.reason}"))
         rows += [("cliff", explanation.cliff(about, search)) for about in search.cliffs]

@@ -11,6 +11,7 @@ from diffopt.files.sensitivity import SensitivityFile
 
 WORST = 10
 """Layers in the report's table of a format."""
+FULL = "full precision"
 MOST, HALF = 0.1, 0.5
 """Exclusions: at most this share of the layers, and no more than make up this share of the summed squared error."""
 
@@ -51,6 +52,7 @@ class Reading:
         found: dict[str, list[Hurt]] = {name: [] for name in self.content.formats}
         for x in self.content.layers:
             for name, errors in x.error.items():
+                found.setdefault(name, [])
                 steps = [ratio(e, y) for e, y in zip(errors, x.energy, strict=True)]
                 whole = ratio(sum(errors), sum(x.energy)) or 0.0
                 found[name].append(Hurt(x.name, x.kind, x.weights, whole, steps))
@@ -68,6 +70,27 @@ class Reading:
         """Of the summed squared errors of a format, what these layers have."""
         whole = sum(x.error**2 for x in self.layers(name))
         return sum(x.error**2 for x in layers) / whole if whole else 0.0
+
+    def options(self, name: str) -> list[str]:
+        """What a layer in the format `name` could be instead: its own fields otherwise, other formats, full precision."""
+        own = [x for x in self.content.options if x.partition(" ")[0] == name]
+        return [*own, *(n for n in self.formats if n != name), FULL]
+
+    def won(self, name: str, layers: list[Hurt], option: str) -> float | None:
+        """Of the summed squared errors of a format, what goes where these layers are something else; below 0 what comes.
+        None where none of them was tried so."""
+        after = {} if option == FULL else {x.name: x.error for x in self._hurt.get(option, [])}
+        tried = [x for x in layers if option == FULL or x.name in after]
+        whole = sum(x.error**2 for x in self.layers(name))
+        return sum(x.error**2 - after.get(x.name, 0.0) ** 2 for x in tried) / whole if tried and whole else None
+
+    def best(self, name: str) -> str | None:
+        """The option of the format itself that wins most over all layers; None where none wins, or none was tried. Inputs in
+        full precision are no option of it: no product is faster then."""
+        there = [x for x in self.options(name) if x.startswith(f"{name} ") and not x.endswith("=full")]
+        own = {x: self.won(name, self.layers(name), x) or 0.0 for x in there}
+        found = max(own, key=lambda x: own[x], default=None)
+        return found if found and own[found] > 0 else None
 
     def exclusions(self, name: str) -> list[Hurt]:
         """The worst layers of a format, as many as are worth keeping in full precision; at least one."""

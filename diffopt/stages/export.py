@@ -104,7 +104,7 @@ def export(
             f"(got {folded[0]} ...); choose export=huggingface or export=native"
         )
     whole = restore(ctx, pipeline, checkpoint)
-    narrow(whole, getattr(torch, export.high_precision_dtype or pinned.dtype))
+    narrow(whole, getattr(torch, export.high_precision_dtype or pinned.dtype), head.inputs if head else "max")
     layers = head.layers if head else ()
     described = partial(
         OnnxGraphFile,

@@ -58,13 +58,11 @@ def quantize(
     hessians: Annotated[tuple[HessianChunk, ...], Under(correlates, silent=True)] = (),
     histograms: Annotated[tuple[HistogramChunk, ...], Under(counts, silent=True)] = (),
 ) -> Checkpoint:
-    from safetensors.torch import load_file
-
     from diffopt.machine.memory import release
     from diffopt.pipeline.open import empty_backbone, family_of, open_backbone
-    from diffopt.quantization import checkpoint, hessian, histogram, weight_scales, zeros
+    from diffopt.quantization import checkpoint, weight_scales, zeros
     from diffopt.quantization.awq_svdquant import calibrate
-    from diffopt.quantization.companions import HESSIANS, HISTOGRAMS
+    from diffopt.quantization.companions import means, sizes
     from diffopt.quantization.input_ranges import ranged
     from diffopt.quantization.recorded_calls import count, replay
     from diffopt.quantization.scales import Plain, scales
@@ -87,12 +85,8 @@ def quantize(
     extremes = extremes_of(stats.path, calib.percentile, calib.collect_method) if stats and calib else {}
     zeros.check(backbone, [n for n in scheme.layers if _scaled(scheme.mix[n] if scheme.mix else method.name)], extremes)
     if histograms:
-        counted = histogram.merge([load_file(h.path / HISTOGRAMS) for h in histograms])
-        assert isinstance(method.input, dict)
-        bits, within = method.input["num_bits"], format.input_percentile
-        extremes = ranged(extremes, counted, scheme.layers, format.inputs, bits, within)
-    means = hessian.merge([load_file(h.path / HESSIANS) for h in hessians]) if hessians else {}
-    search = None if format.weights == "max" else weight_scales.Search(format.weights, means)
+        extremes = ranged(extremes, sizes(histograms), scheme.layers, format.inputs, method, format.input_percentile)
+    search = None if format.weights == "max" else weight_scales.Search(format.weights, means(hessians))
     if method.records:
         paths = [r.path for r in recordings]
         with ctx.progress(count(paths) * method.passes) as tick:

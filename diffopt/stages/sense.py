@@ -1,18 +1,33 @@
 """sense: one pass of the full-precision model, every layer of it tried in several formats beside."""
 
 import logging
+from typing import Annotated
 
 from diffopt import formats
-from diffopt.artifact import CalibStats, Embeddings, Pipeline, Sensitivity
+from diffopt.artifact import CalibStats, Embeddings, HessianChunk, HistogramChunk, Pipeline, Sensitivity
 from diffopt.data.prompts import PromptSet
 from diffopt.files.layers import read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.sensitivity import SensedLayer, SensitivityFile
+from diffopt.formats.method import COUNTED
 from diffopt.groups import CallView, ChunkView
-from diffopt.groups.sense import SensedPromptsView, SenseView
-from diffopt.stage import Context, stage
+from diffopt.groups.sense import SensedPromptsView, SenseView, Trial, trials
+from diffopt.stage import Context, Under, stage
+from diffopt.view import Choices
 
 log = logging.getLogger("diffopt")
+
+
+def tried(choices: Choices) -> list[Trial]:
+    return trials(choices.sense.formats, choices.sense.options) if choices.sense else []
+
+
+def correlates(choices: Choices) -> bool:
+    return any(t.value == "local_hessian" for t in tried(choices))
+
+
+def counts(choices: Choices) -> bool:
+    return any(t.field == "inputs" and t.value in COUNTED for t in tried(choices))
 
 
 @stage(version=1, when="sense", probes=("numerics", "modelopt"))
@@ -25,11 +40,17 @@ def sense(
     stats: CalibStats,
     texts: tuple[Embeddings, ...],
     seed: int,
+    hessians: Annotated[tuple[HessianChunk, ...], Under(correlates, silent=True)] = (),
+    histograms: Annotated[tuple[HistogramChunk, ...], Under(counts, silent=True)] = (),
 ) -> Sensitivity:
     from diffopt.pipeline.calibration import Calibration
+    from diffopt.quantization.block_fake_quant import BLOCK
+    from diffopt.quantization.companions import means, sizes
+    from diffopt.quantization.input_ranges import ranged
     from diffopt.quantization.layer_errors import variants, watched
     from diffopt.quantization.layers import taken
     from diffopt.quantization.step_extremes import extremes_of
+    from diffopt.quantization.weight_scales import Search
     from diffopt.quantization.zeros import zero_inputs, zero_weights
 
     run, pinned = Calibration(ctx, pipeline), PipelineFile.read(pipeline.path)
@@ -44,6 +65,15 @@ def sense(
         there = {name: [x for x in layers if x.name not in idle] for name, layers in there.items()}
     modules = {x.name: run.backbone.get_submodule(x.name) for layers in there.values() for x in layers}
     made = {m.name: variants({x.name: modules[x.name] for x in there[m.name]}, m, calib.alpha, extremes) for m in methods}
+    products, counted = means(hessians), sizes(histograms)
+    for trial in trials(sense.formats, sense.options):
+        method, own = formats.method(trial.format), {x.name: modules[x.name] for x in there[trial.format]}
+        if trial.field == "weights":
+            whole = {n: m for n, m in own.items() if m.weight.shape[1] % BLOCK == 0}  # type: ignore[index]
+            made[trial.name] = variants(whole, method, calib.alpha, extremes, Search(trial.value, products))
+        else:
+            seen = ranged(extremes, counted, own, trial.value, method) if trial.value in COUNTED else extremes
+            made[trial.name] = variants(own, method.of(trial.value), calib.alpha, seen)
     chunks = _chunks(calib)
     with watched(modules, made) as errors, ctx.progress(sum(c.calls for c in chunks)) as tick:
 
@@ -68,7 +98,8 @@ def sense(
         if x.name in table
     ]
     alpha = calib.alpha if any(m.algorithm == "smoothquant" for m in methods) else None
-    SensitivityFile(sense.formats, prompts, steps, alpha, tuple(layers)).write(ctx.out)
+    options = [t.name for t in trials(sense.formats, sense.options)]
+    SensitivityFile(sense.formats, prompts, steps, alpha, tuple(layers), options).write(ctx.out)
 
 
 def _chunks(calib: SensedPromptsView) -> list[ChunkView]:
