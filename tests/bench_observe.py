@@ -1,9 +1,8 @@
 """What observing costs: full-size backbones with random weights, plain and observed in turn. `bench_observe.py MODEL ...`
 
 Prints milliseconds of a forward of each, medians of ROUNDS after WARMUP, and their ratio; with --kernels first on a GPU also
-how long either takes to be enqueued, and the kernels that take longest; with --hessians the local Hessians are kept in the same
-pass. Two copies of a backbone are in memory, one of which
-is observed all the time.
+how long either takes to be enqueued, and the kernels that take longest; with --hessians and --histograms these are kept in the
+same pass. Two copies of a backbone are in memory, one of which is observed all the time.
 """
 
 import json
@@ -20,6 +19,7 @@ from diffopt.cli.searchpath import bundled, register
 from diffopt.groups.validate import choose
 from diffopt.models.family import Size
 from diffopt.quantization.hessian import correlated
+from diffopt.quantization.histogram import counted
 from diffopt.quantization.observer import observed
 from diffopt.store import assets
 
@@ -38,7 +38,8 @@ def main() -> None:
         plain, watched = (backbone(model) for _ in range(2))
         inputs = example(model, plain)
         sums = correlated(watched) if "--hessians" in sys.argv else nullcontext()
-        with torch.no_grad(), sums, observed(watched):  # as pipelines do
+        counts = counted(watched) if "--histograms" in sys.argv else nullcontext()
+        with torch.no_grad(), sums, counts, observed(watched):  # as pipelines do
             if "--kernels" in sys.argv:
                 for module in (plain, watched):
                     kernels(module, inputs)

@@ -312,6 +312,22 @@ def test_the_advice_is_that_of_the_format(tmp_path: Path) -> None:
     assert "set format.quantize_mha=false" in line
 
 
+@pytest.mark.parametrize(
+    ("format", "advice"),
+    [
+        ("{name: nvfp4}", "set format.inputs=headroom, which"),
+        ("{name: nvfp4, inputs: headroom}", ""),
+        ("{name: int8, inputs: mse}", "set format.inputs=max (got mse)"),
+        ("{name: fp8}", ""),
+    ],
+)
+def test_the_advice_names_another_range_where_there_is_a_wider_one(tmp_path: Path, format: str, advice: str) -> None:
+    config = f"model: {{family: flux}}\nformat: {format}\ncalib: {{size: 4}}\n"
+    ranged(tmp_path, used("a", 9, 50.0), config=config)
+    line = said(tmp_path)
+    assert advice in line if advice else "format.inputs" not in line
+
+
 def test_no_more_is_excluded_than_makes_most_of_it() -> None:
     inputs = [InputRange(f"l{i}", 1, 1, 10, 1, 2.0, 1.0, 0.5, 0.5 if i < 3 else 1e-4) for i in range(40)]
     found = Ranges(RangesFile(1, 1, tuple(inputs)), {"format": {}, "calib": {}})
