@@ -9,7 +9,7 @@ from tiny import bench, call, recipe
 from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization import block_search, checkpoint, hessian, static_blocks
 from diffopt.quantization.awq_svdquant import calibrate
-from diffopt.quantization.block_fake_quant import VALUES, mxfp8, nvfp4, simulated
+from diffopt.quantization.block_fake_quant import VALUES, e2m1, mxfp8, nvfp4, simulated
 from diffopt.quantization.channel_peaks import Raised, bits, raise_to_peaks
 from diffopt.quantization.observer import observed
 from diffopt.quantization.recorded_calls import replay
@@ -151,6 +151,26 @@ def test_modelopts_kernels_choose_the_scales_that_a_cpu_does(sought: bool) -> No
     ours = block_search.nvfp4(weight, weight.abs().max(), means)
     theirs = block_search.nvfp4(weight.cuda(), weight.abs().max().cuda(), None if means is None else means.cuda()).cpu()
     assert (ours.float() != theirs.float()).float().mean() < 2e-3  # two scales may be as good as each other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 4096, 640), (4, 77, 2048), (2, 4608, 3072), (999, 32)])
+def test_products_on_cuda_are_those_of_exact_arithmetic_and_the_same_again(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
+    found = hessian.products(x)
+    blocks = x.double().reshape(-1, shape[-1] // 16, 16)
+    wanted = torch.einsum("rbi,rbj->bij", blocks, blocks)
+    assert found.dtype == torch.float32
+    assert (found.double() - wanted).norm() < 1e-5 * wanted.norm()
+    assert torch.equal(hessian.products(x), found)
+
+
+def test_values_of_learned_scales_are_cast_on_a_cpu_as_by_modelopts_kernel() -> None:
+    import modelopt.torch.kernels.quantization.gemm.fp4_kernel as kernels
+
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0, 7.0, 0.0])
+    x = torch.cat([ties, -ties, torch.randn(4076, generator=torch.Generator().manual_seed(0)) * 3]).reshape(-1, 16)
+    assert torch.equal(kernels.static_blockwise_fp4_cast(x.cuda()).cpu(), e2m1(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

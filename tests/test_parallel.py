@@ -23,6 +23,7 @@ from waiting import until
 from diffopt.artifact import Checkpoint
 from diffopt.errors import GateError, PlanError
 from diffopt.quantization import checkpoint
+from diffopt.quantization.weight_scales import CODES
 from diffopt.stages.train import train
 from diffopt.store.files import sha256
 from diffopt.training import machines
@@ -326,6 +327,24 @@ def test_formats_train_in_shards(name: str) -> None:
     b = bench()
     one, two = trained(b, name, **SGD, micro_batch=2), trained(b, name, **SGD, parallel="fsdp", processes=2)
     assert losses(two) == pytest.approx(losses(one), rel=2e-3)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("scales", ["learned", "tied"])
+def test_scales_learn_in_two_processes(how: str, scales: str) -> None:
+    b, given = bench(), {**SGD, "scales": scales, "scale_learning_rate": 0.3}
+    one, two = trained(b, "nvfp4", **given, micro_batch=2), trained(b, "nvfp4", **given, parallel=how, processes=2)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-3)
+    start = trained(b, "nvfp4", **given | {"scale_learning_rate": 1e-6}, micro_batch=2)
+    ours, theirs, still = (_codes(made) for made in (one, two, start))
+    assert len(ours) == len(theirs)
+    assert (ours != theirs).sum() <= 0.1 * (ours != still).sum() > 0
+
+
+def _codes(made: Checkpoint) -> torch.Tensor:
+    stored = load_file(made.path / checkpoint.STATE)
+    return torch.cat([stored[n].float().flatten() for n in sorted(stored) if n.endswith(CODES)])
 
 
 @pytest.mark.matrix

@@ -175,6 +175,8 @@ def test_the_memory_of_a_12_billion_model(config: Any) -> None:
     less = footprint(of(config, *small), 12 * billion, 0, "bfloat16", gpu=True)
     assert less.offloaded == 24 * billion
     assert less.total < 0.4 * plain.total
+    learned = footprint(of(config, "train.scales=learned"), 12 * billion, 0, "bfloat16", gpu=True)
+    assert learned.parts == plain.parts | {"scales": 12 * billion // 16 * 20}
     lora = footprint(of(config, "train.lora={rank:4,alpha:4,targets:['*']}"), 12 * billion, billion, "bfloat16", gpu=True)
     assert lora.parts["gradients"] == 4 * billion
 

@@ -56,6 +56,8 @@ DEFAULTS = {
     "gradient_checkpointing": False,
     "timesteps": "family",
     "quantize_inputs": True,
+    "scales": "fixed",
+    "scale_learning_rate": None,
     "unconditional": 0.1,
     "lora": None,
     "distillation": None,

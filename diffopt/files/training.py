@@ -42,3 +42,5 @@ class TrainingFile(JsonFile):
     """Of each step."""
     peak_bytes: Sequence[Mapping[str, int]]
     """Of each process: `ram`, and `gpu` where it has one."""
+    scales: str = "fixed"
+    """Of the weights' blocks, as `train.scales` has it."""

@@ -47,6 +47,7 @@ def _known(name: str) -> str:
 
 OptimizerName = Annotated[str, AfterValidator(_known)]
 Schedule = Literal["constant", "linear", "cosine"]
+Scales = Literal["fixed", "learned", "tied", "dual"]
 Parallel = Literal["auto", "ddp", "fsdp"]
 PART = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -117,6 +118,8 @@ class Train(Group):
     readers: ClassVar[dict[str, str]] = {
         "unconditional": "a model that is guided (model.guidance_scale above 1)",
         "quantize_inputs": "a format that quantizes inputs",
+        "scales": "a format whose weights have scales by blocks, stored beside them: nvfp4, nvfp4_svdquant or int4_awq",
+        "scale_learning_rate": "train.scales=learned, tied or dual",
     }
 
     data: Data
@@ -150,6 +153,13 @@ class Train(Group):
     quantize_inputs: bool = True
     """Round what layers compute with in training too; false rounds the weights alone. The rounding of inputs differs from
     step to step and nearly cancels in a picture, while the loss has it at its full size, which hides what weights do wrong."""
+    scales: Scales = "fixed"
+    """Whether the scales of weights' blocks are trained too, on from what a calibration or a search found, by modelopt's LSQ:
+    those that rounded weights are multiplied by (`learned`, modelopt's own default), the same with those that weights are
+    divided by (`tied`, as arXiv 1902.08153 has it), or each of the two by itself (`dual`)."""
+    scale_learning_rate: float | None = Field(None, gt=0, lt=1)
+    """Of the scales, which are trained as the numbers where blocks end; null takes learning_rate, as modelopt's loops have one
+    for all: those are as large as weights, and Adam's steps are of one size."""
     unconditional: float = Field(ge=0, lt=1)
     """Share of the items that are trained with the negative prompt, for guidance."""
     lora: Lora | None
@@ -218,6 +228,8 @@ class TrainView(View, of=Train):
     gradient_checkpointing: bool
     timesteps: Literal["family", "uniform", "logit_normal"]
     quantize_inputs: bool
+    scales: Scales
+    scale_learning_rate: float | None
     unconditional: float
     lora: Lora | None
     distillation: Distillation | None
@@ -233,7 +245,9 @@ class TrainView(View, of=Train):
     def used(cls, choices: Choices) -> frozenset[str]:
         guided = choices.model is not None and models.of(choices.model).guided(choices.model)
         rounded = choices.format is None or any(m.inputs for m in formats.methods(choices.format))
-        reads = {"unconditional": guided, "quantize_inputs": rounded}
+        blocks = choices.format is None or any(m.weights for m in formats.methods(choices.format))
+        learned = blocks and (choices.train is None or choices.train.scales != "fixed")
+        reads = {"unconditional": guided, "quantize_inputs": rounded, "scales": blocks, "scale_learning_rate": learned}
         return cls.fields_read() - {name for name, read in reads.items() if not read}
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
@@ -246,4 +260,6 @@ class TrainView(View, of=Train):
         before that could be chosen.
         """
         plain = {"quantize_inputs"} if self.quantize_inputs else set()
+        plain |= {"scales", "scale_learning_rate"} if self.scales == "fixed" else set()
+        plain |= {"scale_learning_rate"} if self.scale_learning_rate is None else set()
         return {n: x for n, x in super().identity(used).items() if n not in {*MEANS, *plain}}

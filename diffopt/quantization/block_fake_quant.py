@@ -146,3 +146,7 @@ class _StaticBlocks:
         own = self._kernels.static_blockwise_fp4_fake_quant if x.is_cuda else fake_quant
         found: torch.Tensor = own(x, *how)
         return found
+
+    def static_blockwise_fp4_cast(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
+        found: torch.Tensor = self._kernels.static_blockwise_fp4_cast(x, out_dtype) if x.is_cuda else e2m1(x)
+        return found.to(out_dtype or x.dtype)

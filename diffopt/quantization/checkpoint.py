@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import modelopt.torch.quantization as mtq
@@ -182,11 +183,16 @@ def save_adopted(out: Path, head: CheckpointFile, tensors: Mapping[str, torch.Te
     head.write(out)
 
 
-def save_trained(out: Path, ptq: Checkpoint, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write the checkpoint of a model that was made from another by training these weights; its quantizers stay."""
+def save_trained(
+    out: Path, ptq: Checkpoint, weights: Mapping[str, torch.Tensor], scales: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> None:
+    """Write the checkpoint of a model that was made from another by training these weights; its quantizers stay, but for
+    these scales of blocks."""
     for name in (CheckpointFile.NAME, EXTREMES, STATE):
         if (ptq.path / name).is_file():
             shutil.copyfile(ptq.path / name, out / name)
+    if scales:
+        save_file(load_file(out / STATE) | dict(scales), out / STATE)
     save_file({n: x.detach().cpu().contiguous() for n, x in sorted(weights.items())}, out / WEIGHTS)
 
 

@@ -84,10 +84,11 @@ def put(model: torch.nn.Module, found: Mapping[str, torch.Tensor], kind: str) ->
         if name.endswith(MAXIMA):
             quantizer.amax = scales.to(quantizer.amax.device)
         else:
-            _make_static(quantizer, scales.to(quantizer.amax.device), kind == "four_over_six")
+            make_static(quantizer, scales.to(quantizer.amax.device), kind == "four_over_six")
 
 
-def _make_static(quantizer: Any, codes: torch.Tensor, four_over_six: bool) -> None:
+def make_static(quantizer: Any, codes: torch.Tensor, four_over_six: bool) -> None:
+    """Give a quantizer of NVFP4, calibrated on maxima, these scales of its blocks, E4M3 [out, in / 16], in place."""
     peak = quantizer.amax.detach().float().reshape(())
     quantizer.block_sizes = quantizer.block_sizes | {"type": "static"} | ({"four_over_six": True} if four_over_six else {})
     quantizer.reset_amax()

@@ -221,6 +221,8 @@ def beside(other: Compared) -> str:
 def trained(training: TrainingFile) -> str:
     """The method, the steps, and the validated metric before and after."""
     text = f"{training.method.upper()}, {training.steps} steps"
+    if training.scales != "fixed":
+        text += f", scales {training.scales}"
     if scores := [v.score for v in training.validations]:
         text += f": {training.metric} in validation from {scores[0]:.2f} to {scores[-1]:.2f}, best {max(scores):.2f}"
     return text

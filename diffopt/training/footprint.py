@@ -10,6 +10,8 @@ from diffopt.groups.train import OPTIMIZERS, Train, TrainView
 from diffopt.quantization.layers import without
 from diffopt.text import size
 
+BLOCK = 16
+"""Weights of NVFP4 that share a scale, of which there is one as it began, the one that is trained, and its gradient."""
 ROOM = 1.1
 """Of all of it, for activations and what the quantizers make: the least that was seen, with gradient checkpointing."""
 
@@ -43,6 +45,9 @@ def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: st
         "optimizer": round(trained * how.states * (how.bytes or of_trained)),
         "moving average": trained * of_trained if train.ema else 0,
     }
+    if train.scales != "fixed":
+        each = width * (3 + bool(train.ema)) + how.states * (how.bytes or width)
+        parts["scales"] = round(parameters // BLOCK * each)
     teacher = 0
     if train.distillation:
         kept = train.distillation.teacher

@@ -77,7 +77,8 @@ class Training:
         self.parts = LocalShards(self.parameters.values()) if shards else None
         self.own = dict(zip(self.parameters, self.parts.parts if self.parts else self.parameters.values(), strict=True))
         """What this process has of the parameters."""
-        bare = optimizer(train, self.parts.own if self.parts else self.parameters.values(), sparing=shards is not None)
+        # Of a short weight the last processes have nothing.
+        bare = optimizer(train, {n: p for n, p in self.own.items() if p.numel()}, sparing=shards is not None)
         self.schedule = schedule(train, bare)
         self.students: dict[str, Any] = {}
         if shards:

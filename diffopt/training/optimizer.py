@@ -1,15 +1,19 @@
 """The optimizer and the learning rate over the steps."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from diffopt.groups.train import OPTIMIZERS, TrainView
+from diffopt.training.scales import is_scale
 
 
-def optimizer(train: TrainView, parameters: Iterable[torch.nn.Parameter], sparing: bool = False) -> torch.optim.Optimizer:
-    """`sparing` updates weights one after the other: torch would make copies of all of them at once."""
+def optimizer(train: TrainView, parameters: Mapping[str, torch.nn.Parameter], sparing: bool = False) -> torch.optim.Optimizer:
+    """Over parameters by name; scales have a learning rate of their own, and are not pulled to zero.
+
+    `sparing` updates weights one after the other: torch would make copies of all of them at once.
+    """
     name, how = OPTIMIZERS[train.optimizer].cls, {}
     if train.optimizer.endswith("8bit"):
         import torchao.optim
@@ -17,7 +21,10 @@ def optimizer(train: TrainView, parameters: Iterable[torch.nn.Parameter], sparin
         cls: Any = getattr(torchao.optim, name)
     else:
         cls, how = getattr(torch.optim, name), {"foreach": False} if sparing else {}
-    found: torch.optim.Optimizer = cls(list(parameters), lr=train.learning_rate, weight_decay=train.weight_decay, **how)
+    groups: list[dict[str, Any]] = [{"params": [p for n, p in parameters.items() if not is_scale(n)]}]
+    if scales := [p for n, p in parameters.items() if is_scale(n)]:
+        groups.append({"params": scales, "lr": train.scale_learning_rate or train.learning_rate, "weight_decay": 0.0})
+    found: torch.optim.Optimizer = cls(groups, lr=train.learning_rate, weight_decay=train.weight_decay, **how)
     return found
 
 

@@ -69,7 +69,8 @@ def work(ctx: Context, how: str, task: Task) -> None:
         training = Training(ctx, train, accelerator, subject, examples, _loss(ctx, task, teacher), validator, shards)
         count, log = sum(p.numel() for p in subject.parameters.values()), training()
         first = accelerator.is_main_process
-        weights = subject.weights(shards, keep=first)
+        scales = subject.learned(shards)
+        weights = subject.weights(shards, keep=first, scales=scales)
         taught = teacher.check() if teacher else None
         peaks = gather_object([peak()])
     if not first:
@@ -82,6 +83,7 @@ def work(ctx: Context, how: str, task: Task) -> None:
         skipped=TrainSetFile.read(task.data.path).skipped,
         prompts=len(examples.prompts) - task.held,
         trained=count,
+        scales=train.scales if subject.scales else "fixed",
         metric=train.validation.metric if train.validation else None,
         losses=log.losses,
         validations=tuple(log.validations),
@@ -91,7 +93,7 @@ def work(ctx: Context, how: str, task: Task) -> None:
         seconds=log.seconds,
         peak_bytes=peaks,
     )
-    checkpoints.save_trained(ctx.out, task.checkpoint, weights)
+    checkpoints.save_trained(ctx.out, task.checkpoint, weights, scales)
     about.write(ctx.out)
     for folder in ("validation", "logs"):
         if any((kept / folder).rglob("*.*")):
