@@ -134,6 +134,34 @@ def test_a_layers_hessian_is_the_sum_of_its_inputs_products() -> None:
     assert torch.equal(means["a"], means["b"])
 
 
+def test_layers_of_one_input_have_its_products_also_where_they_part() -> None:
+    attention = torch.nn.ModuleDict({n: torch.nn.Linear(32, 8) for n in ("q", "k", "v")})
+    model = torch.nn.ModuleDict({"attn": attention})
+    x, y = torch.randn(6, 32), torch.randn(4, 32)
+    with hessian.correlated(model) as found:
+        for _ in range(2):
+            for name in ("q", "k", "v"):
+                attention[name](x)
+        attention["q"](x), attention["k"](y), attention["v"](y)
+        attention["v"](y)
+    want = {"q": [x, x, x], "k": [x, x, y], "v": [x, x, y, y]}
+    for name, inputs in want.items():
+        assert torch.allclose(found[f"attn.{name}"], sum(hessian.products(each) for each in inputs), rtol=1e-5)
+        assert float(found[f"attn.{name}{hessian.ROWS}"]) == sum(map(len, inputs))
+
+
+@pytest.mark.parametrize("rows", [4096, 4 * 77, 9216, 1000])
+def test_products_by_parts_are_those_of_all_rows(rows: int) -> None:
+    x, parts = torch.randn(2, rows // 2, 64, dtype=torch.float64).float(), hessian._parts(rows)
+    assert rows % parts == 0
+    assert parts == 1 or rows // parts >= hessian.PART
+    assert (parts > 1) == (rows in (4096, 9216, 1000))
+    blocks = x.double().reshape(rows, -1, 16)
+    wanted = torch.einsum("rbi,rbj->bij", blocks, blocks)
+    for found in (hessian.products(x, parts), hessian.products(x, 1)):
+        assert (found.double() - wanted).norm() < 1e-6 * wanted.norm()
+
+
 def test_smoothed_hessians_are_those_of_smoothed_inputs() -> None:
     _, x = layer(4)
     scale = torch.rand(128) + 0.5

@@ -8,7 +8,7 @@ from diffopt.groups import CallView, ChunkView
 from diffopt.stage import Context, stage
 
 
-@stage(version=1, when="calib", probes=("numerics",), along=("count",))
+@stage(version=2, when="calib", probes=("numerics",), along=("count",))
 def correlate(
     ctx: Context, model: CallView, calib: ChunkView, pipeline: Pipeline, texts: Embeddings, seed: int
 ) -> HessianChunk:
