@@ -4,6 +4,7 @@ What is wrong is a ValueError, `what; advice`.
 """
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -86,7 +87,7 @@ def _composed(base: Path, own: Own, extension: Extension | None, _stamps: tuple[
         if path.name not in placed and not path.name.startswith(".") and not (added and path.name == INDEX):
             (made / path.name).symlink_to(path.resolve())
     if added and extension:
-        index = json.loads((base / INDEX).read_text(encoding="utf-8")) | {"_class_name": extension.into}
+        index = json_object(base / INDEX) | {"_class_name": extension.into}
         (made / INDEX).write_text(json.dumps(index | {n: ["diffusers", c] for n, c in added.items()}, indent=2, sort_keys=True))
     for name, path in placed.items():
         _checked(path)
@@ -107,7 +108,7 @@ def _composed(base: Path, own: Own, extension: Extension | None, _stamps: tuple[
 def _added(base: Path, placed: Mapping[str, Path], classes: Mapping[str, str], extension: Extension) -> dict[str, str]:
     """Classes of the parts by which the pipeline becomes another one."""
     lacked = [n for n in extension.parts if n in placed and n not in classes]
-    named = json.loads((base / INDEX).read_text(encoding="utf-8")).get("_class_name")
+    named = json_object(base / INDEX).get("_class_name")
     if lacked and named != extension.of:
         raise ValueError(f"is a {named}, and with a {lacked[0]} only a {extension.of} is a {extension.into}; choose that one")
     if files := [n for n in lacked if placed[n].is_file()]:
