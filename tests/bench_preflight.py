@@ -87,13 +87,13 @@ def _gib(many: int | None) -> str:
 
 
 def beyond(p: dict[str, Any]) -> int | None:
-    """What OF_CUDA would have to be for this step."""
+    """What OF_GPU would have to be for this step."""
     return p["ram_was"] - p["plain_ram"] if p["gpu_was"] is not None and p["plain_ram"] is not None else None
 
 
 def constants(found: list[dict[str, Any]]) -> str:
     """What they are, and what these steps say; nothing without a GPU."""
-    from diffopt.jobs.memory import CONTEXT, OF_CUDA, WORK
+    from diffopt.jobs.memory import CONTEXT, OF_GPU, WORK
 
     contexts = [p["context"] for p in found if p["context"] is not None]
     rams = [b for p in found if (b := beyond(p)) is not None]
@@ -101,7 +101,7 @@ def constants(found: list[dict[str, Any]]) -> str:
         p["call_was"] - p["call"] for p in found if p["call_was"] is not None and p["call"] is not None and not p["outside"]
     ]
     lines = []
-    for name, now, seen in (("CONTEXT", CONTEXT, contexts), ("OF_CUDA", OF_CUDA, rams), ("WORK", WORK, works)):
+    for name, now, seen in (("CONTEXT", CONTEXT, contexts), ("OF_GPU", sum(OF_GPU.values()), rams), ("WORK", WORK, works)):
         if seen:
             low, middle, high = min(seen), sorted(seen)[len(seen) // 2], max(seen)
             said = ", ".join(f"{what} {n / MIB:.0f}" for what, n in (("least", low), ("middle", middle), ("most", high)))

@@ -30,7 +30,7 @@ class Parts:
     gpu: int | None = None
     """Foreseen on the GPU at most."""
     plain_ram: int | None = None
-    """Foreseen in RAM without OF_CUDA."""
+    """Foreseen in RAM without what computing on a GPU adds."""
     weights_were: int | None = None
     """On the GPU when the neediest call began."""
     call_was: int | None = None
@@ -50,7 +50,7 @@ _neediest: tuple[int, int] | None = None
 
 def foresee() -> None:
     """Keep what the rule tells of each step, in parts."""
-    from diffopt.jobs.memory import OF_CUDA, Rules
+    from diffopt.jobs.memory import Rules
 
     need = Rules.need
 
@@ -60,7 +60,7 @@ def foresee() -> None:
         about = FOUND[step.name] = Parts(step.name, gpu=found.gpu)
         if held is not None:
             about.weights, about.call = sum(held.weights.values()), held.call
-            about.plain_ram = found.ram if found.gpu is None else found.ram - OF_CUDA
+            about.plain_ram = found.ram if found.gpu is None else found.ram - self.of_gpu
         return found
 
     Rules.need = kept  # type: ignore[method-assign]

@@ -116,6 +116,18 @@ def test_a_model_that_is_not_here_is_foretold_by_its_architecture(prepare: Prepa
     assert re.search(r"step +GPU +RAM +disk +time", table(made))
 
 
+def test_flux_on_a_gpu_takes_what_is_foretold(prepare: Prepare, gpu: Any) -> None:
+    """`python tests/bench_preflight.py DIRECTORY --short` printed of its first job on an H200, in GiB:"""
+    gpu(139)
+    job = ("model=flux_dev", "model.weights=random", "format=fp8", "calib=images", "calib.size=4", "calib.batch_size=2")
+    timed = ("eval=images", "eval.metrics=[]", "eval.latency=true", "eval.runtime=native", "eval.steps=4", "eval.repeats=3")
+    foretold = by_name(prepare(*job, "calib.chunk=4", "calib.n_steps=2", *timed))
+    ram = {"load": 0.88, "encode": 1.26, "embed": 1.18, "observe": 1.66, "quantize": 1.73, "parity": 2.26, "time": 2.18}
+    assert {n: foretold[n].ram / 2**30 for n in ram} == pytest.approx(ram, rel=0.25)
+    took = {"observe": 23.14, "quantize": 22.21, "parity": 37.58, "time": 55.85}
+    assert {n: foretold[n].gpu / 2**30 for n in took} == pytest.approx(took, rel=0.25)
+
+
 def test_a_larger_batch_takes_more(prepare: Prepare, gpu: Any) -> None:
     gpu(80)
     one, eight = (by_name(prepare(*FLUX, f"calib.batch_size={n}", "calib.chunk=8"))["observe.0"].gpu for n in (1, 8))

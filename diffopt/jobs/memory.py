@@ -19,8 +19,8 @@ from diffopt.training.footprint import adapted, footprint
 from diffopt.view import Choices
 
 MIB, GIB = 1 << 20, 1 << 30
-CONTEXT = 600 * MIB
-"""Of a GPU's memory, what its driver keeps for a process."""
+CONTEXT = 700 * MIB
+"""Of a GPU's memory, what its driver keeps for a process: 520 to 700 MiB on an H200, by tests/bench_preflight.py."""
 WORK = 64 * MIB
 """Scratch memory of matrix products, within torch's allocator."""
 HELD = 256 * MIB
@@ -28,12 +28,15 @@ HELD = 256 * MIB
 LIBRARIES = {"numerics": 850 * MIB, "modelopt": 200 * MIB, "onnx": 60 * MIB, "tensorrt": 300 * MIB}
 """RAM of the libraries behind each probe of a stage, once one has loaded them: as this command grew, on a CPU:
 `diffopt +recipe=quickstart eval.size=16 eval.steps=4`."""
+OF_GPU = {"cuda": 650 * MIB, "compiler": 500 * MIB}
+"""RAM on top of a process that computes on a GPU, and of one whose blocks are compiled: on an H200 steps took 350 to 710
+MiB and 1.15 to 1.23 GiB, by `python tests/bench_preflight.py DIRECTORY --short`."""
+COMPILING = ("parity", "bench")
+"""Stages that run `native` whatever `eval.runtime` is."""
 COPIES = 4
 """Of a graph's weights in RAM at the end of its export: seen with 150 million parameters in FP32 and in INT8."""
 LIMIT = 2**31 - 64 * MIB
 """LIMIT of diffopt/graph/file.py, from which on they go beside it."""
-OF_CUDA = 1500 * MIB
-"""RAM that CUDA's libraries take on top."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ class Rules:
         base = sum(LIBRARIES.get(name, 0) for name in self._loaded | {"numerics"})
         gpus = environment.gpus()
         held, disk = self._held(step), written(self, step)
+        if held and (held.weights or held.call):
+            self._loaded.add("cuda")
+            compiles = step.stage.name in COMPILING or getattr(step.views.get("eval"), "runtime", None) == "native"
+            self._loaded |= {"compiler"} if compiles else set()
         if held is None:
             return Need(None, None, disk=disk)
         total = sum(held.weights.values())
@@ -86,7 +93,12 @@ class Rules:
             return Need(base + most, None, disk=disk)
         on_gpu, placed = _placed(held, gpus[0]["memory"] - CONTEXT)
         through = total if (self.body and self.body.read) or placed else 0
-        return Need(base + OF_CUDA + through + held.ram, on_gpu + (WORK if on_gpu else 0), placed, disk)
+        return Need(base + self.of_gpu + through + held.ram, on_gpu + (WORK if on_gpu else 0), placed, disk)
+
+    @property
+    def of_gpu(self) -> int:
+        """RAM that computing on a GPU takes by now."""
+        return sum(many for name, many in OF_GPU.items() if name in self._loaded)
 
     def _held(self, step: Step) -> Held | None:
         name = step.stage.name
