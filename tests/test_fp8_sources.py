@@ -1,5 +1,6 @@
 """Weights that are stored in FP8: beside a format they become numbers, said and recorded; a scale that is wrong is refused."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,37 @@ def test_a_part_of_a_whole_pipeline_in_fp8_is_read_by_its_scales(part: str, how:
     found = getattr(open_pipeline(ctx, pipeline), part).state_dict()
     assert not [n for n, x in numbers.items() if n in found and not found[n].equal(x.float())]
     assert {n: o.stored for n, o in OriginalsFile.read(pipeline.path).parts.items()} == {part: "FP8"}
+
+
+def test_a_file_of_several_parts_may_have_one_that_was_cast_beside_one_with_scales() -> None:
+    backbone, numbers = coded(load_file(single("sdxl")), "scale_weight")
+    text = load_file(saved("sdxl") / "text_encoder" / "model.safetensors")
+    layer = next(n for n, x in text.items() if x.dim() == 2 and "mlp" in n and n.endswith(".weight"))
+    text[layer] = text[layer].to(torch.float8_e4m3fn)
+    parts = {f"model.diffusion_model.{n}": x for n, x in backbone.items()}
+    parts |= {f"conditioner.embedders.0.transformer.{n}": x for n, x in text.items()}
+    save_file(parts, file := folder() / "both.safetensors")
+    save_file(numbers, plain := folder() / "plain.safetensors")
+    base = without("sdxl", "unet", "text_encoder")
+    pipe = open_pipeline(*loaded(calibrated("sdxl", file, base)))
+    assert pipe.text_encoder.state_dict()[layer].equal(text[layer].float())
+    wanted = open_backbone(*loaded(model("sdxl", plain, saved("sdxl")))).state_dict()
+    assert not [n for n, x in pipe.unet.state_dict().items() if not x.equal(wanted[n])]
+    del parts[next(n for n in parts if n.endswith(".scale_weight"))]
+    save_file(parts, file := folder() / "lacking.safetensors")
+    with pytest.raises(ValidationError, match=r"source: model\.diffusion_model\..*\.weight is in FP8 without the scale"):
+        calibrated("sdxl", file, base)
+
+
+def test_pickles_beside_safetensors_need_not_be_there_for_the_list_of_their_shards() -> None:
+    """As on the hub, where they are not downloaded."""
+    shutil.copytree(saved("flux"), whole := folder() / "whole")
+    listing = {"weight_map": {"shared.weight": "pytorch_model-00001-of-00002.bin"}}
+    for part in ("transformer", "text_encoder_2"):
+        (whole / part / "pytorch_model.bin.index.json").write_text(json.dumps(listing))
+    assert not [*model("flux", whole, None).dequantized]
+    encoder = str(whole / "text_encoder_2")
+    loaded(model("flux", saved("flux"), None, parts={"text_encoder_2": encoder}))
 
 
 def test_shards_in_fp8_are_read_as_one() -> None:

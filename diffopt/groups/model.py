@@ -23,7 +23,7 @@ from diffopt.store import coded
 from diffopt.store.composed import BACKBONE, INDEX, TOLD, Extension, class_of, coded_in, composed, held, stored, weights
 from diffopt.store.files import json_object
 from diffopt.store.source import ModelSource, Source
-from diffopt.store.tensor_file import tensors
+from diffopt.store.tensor_file import SUFFIX, tensors
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = Literal["pretrained", "random"]
@@ -139,7 +139,7 @@ class Model(Group):
             own.append((self.source.name, self.source.local))
         elif not self.quantized and (whole := self.source.directory):
             folders = sorted(p.parent for p in whole.glob("*/config.json") if p.parent.name not in self.parts)
-            own += [(f"{p.name} of {self.source.name}", p) for p in folders if coded.own(p)]
+            own += [(f"{p.name} of {self.source.name}", p) for p in folders if coded.own(sorted(p.glob(f"*{SUFFIX}")))]
         for name, path in own:
             if path and (codes := coded_in(weights(path))):
                 yield f"{name} is stored in {codes}: dequantized to {self.dtype}"

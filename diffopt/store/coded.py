@@ -3,12 +3,12 @@
 What is wrong is a ValueError, `what; advice`. Imports no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffopt.files.json_file import loaded
 from diffopt.store.files import json_object
-from diffopt.store.tensor_file import GGUF, SUFFIX, Tensor, metadata, tensors
+from diffopt.store.tensor_file import GGUF, Tensor, metadata, tensors
 
 FP8 = ("F8_E4M3", "F8_E5M2")
 WIDE = ("F64", "F32", "F16", "BF16")
@@ -30,16 +30,17 @@ def in_fp8(there: Mapping[str, Tensor]) -> bool:
     return any(x.dtype in FP8 and not aside(n) for n, x in there.items())
 
 
-def own(folder: Path) -> bool:
-    """Whether a part's folder has weights in FP8 that whoever wrote it does not say how to read."""
-    return not _described(folder) and any(folder.glob(f"*{SUFFIX}")) and in_fp8(tensors(folder))
+def own(files: Sequence[Path]) -> bool:
+    """Whether a part's files have weights in FP8 that whoever wrote them does not say how to read."""
+    return bool(files) and not _described(files[0].parent) and in_fp8(_headers(files))
 
 
-def check(path: Path) -> None:
-    """Whether what is read of a file, or of a folder of one part, is numbers, or FP8 that can be made numbers of."""
-    if path.suffix == GGUF or (path.is_dir() and _described(path)):  # whose types the package knows, or the config tells of
+def check(files: Sequence[Path], prefixes: Sequence[str] = ()) -> None:
+    """Whether what is read of files is numbers, or FP8 that can be made numbers of. `prefixes` stand before the names of their
+    parts, where they may have several: one can have scales and another none."""
+    if not files or files[0].suffix == GGUF or _described(files[0].parent):  # whose types the package knows, or a config tells
         return
-    there = tensors(path)
+    there = _headers(files)
     codes = {n: x for n, x in there.items() if x.dtype in FP8 and n.endswith(WEIGHT) and len(x.shape) > 1}
     for name, x in there.items():
         if name.endswith(WEIGHT) and x.dtype in ("I8", "U8"):
@@ -49,13 +50,14 @@ def check(path: Path) -> None:
     scales = {n: s for n, x in codes.items() if (s := scale_of(n, there))}
     for name, scale in scales.items():
         _check_scale(name, codes[name], there[scale], scale)
-    lacking = sorted({*codes} - {*scales})
-    marked = _marked(there, path)
-    if lacking and (
-        scales or any(n.rpartition(".")[2] == MARK for n in there) or marked & {n[: -len(WEIGHT)] for n in lacking}
-    ):
-        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
-        raise ValueError(f"{lacking[0]}{more} is in FP8 without the scale that belongs to it; download it again")
+    marked = _marked(there, files)
+    for part in (*prefixes, ""):
+        of_part = {n for n in there if next((p for p in prefixes if n.startswith(p)), "") == part}
+        lacking = sorted(({*codes} - {*scales}) & of_part)
+        scaled = {*scales} & of_part or any(n.rpartition(".")[2] == MARK for n in of_part)
+        if lacking and (scaled or marked & {n.removesuffix(WEIGHT) for n in lacking}):
+            more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+            raise ValueError(f"{lacking[0]}{more} is in FP8 without the scale that belongs to it; download it again")
 
 
 def scale_of(weight: str, there: Mapping[str, object]) -> str | None:
@@ -76,11 +78,14 @@ def _check_scale(name: str, codes: Tensor, scale: Tensor, called: str) -> None:
         )
 
 
-def _marked(there: Mapping[str, Tensor], path: Path) -> set[str]:
+def _headers(files: Sequence[Path]) -> dict[str, Tensor]:
+    return {n: x for path in files for n, x in tensors(path).items()}
+
+
+def _marked(there: Mapping[str, Tensor], files: Sequence[Path]) -> set[str]:
     """Layers that a file of ComfyUI says are quantized."""
     found = {n.removesuffix(".comfy_quant") for n in there if n.endswith(".comfy_quant")}
-    listed = metadata(path).get("_quantization_metadata") if path.is_file() else None
-    if listed:
+    for listed in filter(None, (metadata(path).get("_quantization_metadata") for path in files)):
         try:
             found |= {*loaded(listed)["layers"]}
         except (ValueError, KeyError, TypeError):

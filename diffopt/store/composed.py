@@ -156,13 +156,13 @@ def _checked(path: Path) -> None:
     keys = tensors(path)
     if path.is_dir():
         class_of(path)
-        coded.check(path)
+        coded.check(sorted(path.glob(f"*{SUFFIX}")))
         return
     if not keys:
         raise ValueError(f"{path.name} holds no tensor; download it again")
     if is_adapter(keys):
         raise ValueError(f"{path.name} is an adapter, not a model; set model.lora to it, and model.source to its model")
-    coded.check(path)
+    coded.check([path], (WITHIN, *PARTS))
 
 
 def is_adapter(keys: Collection[str]) -> bool:

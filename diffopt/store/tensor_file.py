@@ -44,7 +44,7 @@ def tensors(path: Path) -> Mapping[str, Tensor]:
     files = [path] if path.is_file() else sorted(path.glob(f"*{SUFFIX}"))
     if not files:
         raise ValueError(f"has no {SUFFIX} file in {path.name}; copy or download it again")
-    for listing in () if path.is_file() else path.glob("*.index.json"):
+    for listing in () if path.is_file() else path.glob(f"*{SUFFIX}.index.json"):  # not of a pickle's shards
         named = {str(x) for x in json_object(listing).get("weight_map", {}).values()}
         if lacking := sorted(named - {p.name for p in files}):
             raise ValueError(f"lacks {lacking[0]}, which {listing.name} names; copy or download what is missing")
