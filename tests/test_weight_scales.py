@@ -22,7 +22,7 @@ from diffopt.kernels.convert import convert
 from diffopt.kernels.nvfp4 import Nvfp4Linear
 from diffopt.layouts import modelopt
 from diffopt.pipeline.open import open_pipeline
-from diffopt.quantization import block_search, checkpoint, hessian, static_blocks
+from diffopt.quantization import block_search, checkpoint, hessian, static_blocks, weight_scales
 from diffopt.quantization.block_fake_quant import BLOCK, e2m1, simulated
 from diffopt.quantization.numbers import numbers
 from diffopt.quantization.recorded_calls import replay
@@ -292,3 +292,12 @@ def test_graphs_kernels_and_packages_hold_what_is_simulated(name: str, kind: str
         if name_ in kernels:
             with torch.no_grad():
                 assert torch.allclose(real.get_submodule(name_)(x), out, rtol=1e-4, atol=1e-5), name_
+
+
+@pytest.mark.parametrize("kind", ["mse", "local_hessian", "four_over_six"])
+def test_a_layer_whose_rows_are_no_whole_blocks_keeps_the_scales_of_maxima(kind: str) -> None:
+    """As Mochi's feed-forward at some widths, of which no Hessian is kept."""
+    model = torch.nn.ModuleDict({"whole": torch.nn.Linear(32, 4), "ragged": torch.nn.Linear(40, 4)})
+    state = {f"{n}.weight_quantizer._amax": m.weight.detach().abs().max() for n, m in model.items()}
+    search = weight_scales.Search(kind, {"whole": torch.eye(16).repeat(2, 1, 1)})
+    assert {*weight_scales.of_layers(model, [*model], state, search)} == {"whole.weight_quantizer._block_scales"}

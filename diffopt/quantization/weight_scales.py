@@ -11,6 +11,7 @@ from modelopt.torch.quantization.nn import SequentialQuantizer, StaticBlockScale
 from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQuantizer
 
 from diffopt.quantization import block_search, static_blocks
+from diffopt.quantization.block_fake_quant import BLOCK
 from diffopt.quantization.hessian import smoothed
 
 CODES, MAXIMA = "._block_scales", "._block_amax"
@@ -52,8 +53,15 @@ def of_layers(backbone: torch.nn.Module, layers: Iterable[str], state: Mapping[s
     found: Found = {}
     for name in layers:
         layer: Any = backbone.get_submodule(name)
+        if ragged(layer.weight):
+            continue
         found |= search.nvfp4(name, layer.weight.detach(), state[f"{name}.weight_quantizer._amax"].to(layer.weight.device))
     return found
+
+
+def ragged(weight: torch.Tensor) -> bool:
+    """Whether its rows are no whole blocks: then nothing is sought, and the scales stay those of maxima."""
+    return bool(weight.shape[-1] % BLOCK)
 
 
 def of_model(model: torch.nn.Module, search: Search) -> Found:
@@ -61,6 +69,8 @@ def of_model(model: torch.nn.Module, search: Search) -> Found:
     low-rank part that is kept beside."""
     found: Found = {}
     for name, layer in _blocks(model):
+        if ragged(layer.weight):
+            continue
         quantizer, smoothing = layer.weight_quantizer, layer.input_quantizer.pre_quant_scale
         seek = search.int4 if quantizer.num_bits == 4 else search.nvfp4
         found |= seek(name, layer.weight.detach(), quantizer.amax, smoothing)
