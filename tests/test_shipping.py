@@ -20,7 +20,7 @@ from matrix_table import FORMATS
 from modelopt.torch.opt.plugins import huggingface
 from shipped import CHECKPOINT, DEPLOYED, PIPELINE, export, ran, store_of
 from test_layouts import made
-from tiny import Bench, bench, call, emoji, random_bench
+from tiny import Bench, aligned, bench, call, emoji, random_bench
 
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.checkpoint import CheckpointFile
@@ -162,8 +162,8 @@ def test_plain_weights_are_those_that_were_scored(name: str) -> None:
     for module in scored.modules():
         if hasattr(module, "input_quantizer"):
             module.input_quantizer.disable()  # which leaves its scale
-    expected = call(scored, b.inputs())
-    own = b.backbone()
+    expected = call(aligned(scored), b.inputs())
+    own = aligned(b.backbone())
     own.load_state_dict(plain.unquantized(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint(name))))
     found = call(own, b.inputs())
     if name == "fp8":
@@ -193,19 +193,19 @@ def test_diffusers_with_model_optimizer_draws_the_scored_pictures_to_the_bit(tmp
     store = store_of(b, "fp8", tmp_path)
     draw: Any = {"prompts": list(b.prompts[:1]), "seeds": [1], "steps": 2}
     backbone = checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8"))
-    scored = b.draw(open_pipeline(b.context(), b.pipeline(), backbone), **draw)
+    scored = b.draw(aligned(open_pipeline(b.context(), b.pipeline(), backbone)), **draw)
     for way in ("modelopt", "diffusers"):
         export(store, CHECKPOINT, tmp_path / way, "--as", way, "--source=asset:emoji/emoji-flux")
-    rounded = b.draw(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "diffusers"), **draw)
+    rounded = b.draw(aligned(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "diffusers")), **draw)
     mto.enable_huggingface_checkpointing()
-    theirs = b.draw(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "modelopt"), **draw)
+    theirs = b.draw(aligned(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "modelopt")), **draw)
     assert np.array_equal(theirs, scored)
     assert not np.array_equal(rounded, scored)
     for module in backbone.modules():
         if hasattr(module, "input_quantizer"):
             module.input_quantizer.disable()
     with simulated():
-        assert np.array_equal(rounded, b.draw(open_pipeline(b.context(), b.pipeline(), backbone), **draw))
+        assert np.array_equal(rounded, b.draw(aligned(open_pipeline(b.context(), b.pipeline(), backbone)), **draw))
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
