@@ -38,6 +38,8 @@ from typing import Any
 
 from soak_chains import CHAINS, FEW, PACKAGE, stages, unhit
 
+from diffopt.store.store import Store
+
 TIMED = ("record.json", "training.json", "latency.json", "bench.json", "search.json")
 """Files that tell how long something took."""
 TOGETHER = ["+recipe=emoji_fp8", "export=null", *FEW]
@@ -64,7 +66,7 @@ def ended(process: subprocess.Popen[bytes], what: str) -> None:
 
 def content(store: Path) -> dict[str, str]:
     """The hash of every file that does not tell how long something took, by its path in the store."""
-    artifacts = [p.parent for p in store.glob("*/*/record.json")]
+    artifacts = [e.path for e in Store(store).entries()]  # not what a killed run had written whole and not yet put there
     files = [p for a in artifacts for p in a.rglob("*") if p.is_file() and p.name not in TIMED and "logs" not in p.parts]
     return {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
