@@ -24,6 +24,7 @@ from diffopt.machine.environment import Environment, package
 from diffopt.metrics import METRICS, SOURCES
 from diffopt.metrics.weight_files import lacking, reads_texts
 from diffopt.models.parts import Parts
+from diffopt.runtimes import RUNTIMES
 from diffopt.store.composed import ORIGINAL
 from diffopt.view import Choices
 
@@ -354,9 +355,11 @@ def _metrics(choices: Choices) -> Iterator[str]:
     if choices.eval is None:
         return
     if choices.model and choices.model.weights == "random" and choices.eval.metrics:
+        eval, name = choices.eval, choices.format.name if choices.format else None
+        timed = eval.bench or (eval.latency and name in RUNTIMES[eval.runtime].kernels)
         yield (
-            f"eval.metrics: random weights draw noise, which has no quality (got {', '.join(choices.eval.metrics)}); "
-            "set eval.metrics=[] for times alone, or model.weights=pretrained"
+            f"eval.metrics: random weights draw noise, which has no quality (got {', '.join(eval.metrics)}); "
+            f"set {'eval.metrics=[] for times alone' if timed else 'eval=null'}, or model.weights=pretrained"
         )
     if choices.model and models.of(choices.model).frame_step is None:
         for metric in (m for m in choices.eval.metrics if METRICS[m].of_video):
