@@ -163,7 +163,9 @@ def calib(**changes: Any) -> Calib:
 
 
 def choices(name: str, **changes: Any) -> Any:
-    return SimpleNamespace(format=SimpleNamespace(name=name), model=SimpleNamespace(family="flux"), calib=calib(**changes))
+    return SimpleNamespace(
+        format=SimpleNamespace(name=name, inputs="max"), model=SimpleNamespace(family="flux"), calib=calib(**changes)
+    )
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from diffopt.artifact import Pipeline
 from diffopt.errors import ConfigError, PlanError
@@ -137,7 +138,7 @@ def prepare(config: DictConfig, overrides: list[str], *, dry: bool, sweep: bool,
     sources = sources or Sources(store.sources, dry, tuple(s.sources for s in store.shared))
     try:
         plan = make_plan(choices, stages(), environment, sources.digest)
-    except PlanError as e:
+    except (PlanError, ValidationError) as e:  # the second of a view of what was refused, such as a search between 3 and 2
         if refused:  # of choices that do not go together no plan tells more
             raise PlanError("\n".join(refused)) from e
         raise

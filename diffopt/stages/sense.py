@@ -1,12 +1,13 @@
 """sense: one pass of the full-precision model, every layer of it tried in several formats beside."""
 
 import logging
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from diffopt import formats
 from diffopt.artifact import CalibStats, Embeddings, HessianChunk, HistogramChunk, Pipeline, Sensitivity
 from diffopt.data.prompts import PromptSet
-from diffopt.files.layers import read_layers
+from diffopt.files.layers import Layer, read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.sensitivity import SensedLayer, SensitivityFile
 from diffopt.formats.method import COUNTED
@@ -44,13 +45,10 @@ def sense(
     histograms: Annotated[tuple[HistogramChunk, ...], Under(counts, silent=True)] = (),
 ) -> Sensitivity:
     from diffopt.pipeline.calibration import Calibration
-    from diffopt.quantization.block_fake_quant import BLOCK
     from diffopt.quantization.companions import means, sizes
-    from diffopt.quantization.input_ranges import ranged
     from diffopt.quantization.layer_errors import variants, watched
     from diffopt.quantization.layers import taken
     from diffopt.quantization.step_extremes import extremes_of
-    from diffopt.quantization.weight_scales import Search
     from diffopt.quantization.zeros import zero_inputs, zero_weights
 
     run, pinned = Calibration(ctx, pipeline), PipelineFile.read(pipeline.path)
@@ -65,15 +63,10 @@ def sense(
         there = {name: [x for x in layers if x.name not in idle] for name, layers in there.items()}
     modules = {x.name: run.backbone.get_submodule(x.name) for layers in there.values() for x in layers}
     made = {m.name: variants({x.name: modules[x.name] for x in there[m.name]}, m, calib.alpha, extremes) for m in methods}
-    products, counted = means(hessians), sizes(histograms)
+    inner, counted = means(hessians), sizes(histograms)
     for trial in trials(sense.formats, sense.options):
-        method, own = formats.method(trial.format), {x.name: modules[x.name] for x in there[trial.format]}
-        if trial.field == "weights":
-            whole = {n: m for n, m in own.items() if m.weight.shape[1] % BLOCK == 0}  # type: ignore[index]
-            made[trial.name] = variants(whole, method, calib.alpha, extremes, Search(trial.value, products))
-        else:
-            seen = ranged(extremes, counted, own, trial.value, method) if trial.value in COUNTED else extremes
-            made[trial.name] = variants(own, method.of(trial.value), calib.alpha, seen)
+        own = {x.name: modules[x.name] for x in there[trial.format]}
+        made[trial.name] = _variants(trial, own, calib.alpha, extremes, inner, counted)
     chunks = _chunks(calib)
     with watched(modules, made) as errors, ctx.progress(sum(c.calls for c in chunks)) as tick:
 
@@ -85,21 +78,51 @@ def sense(
             run(embedded, chunk, model, seed, stepped)
     table = errors.table(sum(c.batches for c in chunks))
     steps, prompts = len(next(iter(table.values()))["energy"]), len(calib.prompts)
-    layers = [
+    products = {name: many / (prompts * steps) for name, many in errors.products.items()}
+    layers = _sensed([x for x in known if x.name in table], modules, table, products)
+    alpha = calib.alpha if any(m.algorithm == "smoothquant" for m in methods) else None
+    SensitivityFile(sense.formats, prompts, steps, alpha, layers, [t.name for t in trials(sense.formats, sense.options)]).write(
+        ctx.out
+    )
+
+
+def _sensed(
+    layers: Sequence[Layer], modules: Mapping[str, Any], table: Mapping[str, Any], products: Mapping[str, float]
+) -> tuple[SensedLayer, ...]:
+    """`products` are those of a layer in one step of one prompt."""
+    return tuple(
         SensedLayer(
             name=x.name,
             kind=x.kind,
-            weights=modules[x.name].weight.numel(),  # type: ignore[operator]
-            products=errors.products[x.name] / (prompts * steps),
+            weights=modules[x.name].weight.numel(),
+            products=products[x.name],
             energy=table[x.name].pop("energy"),
             error=table[x.name],
         )
-        for x in known
-        if x.name in table
-    ]
-    alpha = calib.alpha if any(m.algorithm == "smoothquant" for m in methods) else None
-    options = [t.name for t in trials(sense.formats, sense.options)]
-    SensitivityFile(sense.formats, prompts, steps, alpha, tuple(layers), options).write(ctx.out)
+        for x in layers
+    )
+
+
+def _variants(
+    trial: Trial,
+    own: Mapping[str, Any],
+    alpha: float | None,
+    extremes: Mapping[str, Any],
+    products: Mapping[str, Any],
+    counted: dict[str, Any],
+) -> dict[str, Any]:
+    """Of an option of a format the layers `own` with it."""
+    from diffopt.quantization.block_fake_quant import BLOCK
+    from diffopt.quantization.input_ranges import ranged
+    from diffopt.quantization.layer_errors import variants
+    from diffopt.quantization.weight_scales import Search
+
+    method = formats.method(trial.format)
+    if trial.field == "weights":
+        whole = {n: m for n, m in own.items() if m.weight.shape[1] % BLOCK == 0}
+        return variants(whole, method, alpha, extremes, Search(trial.value, products))
+    seen = ranged(extremes, counted, own, trial.value, method) if trial.value in COUNTED else extremes
+    return variants(own, method.of(trial.value), alpha, seen)
 
 
 def _chunks(calib: SensedPromptsView) -> list[ChunkView]:
