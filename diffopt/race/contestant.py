@@ -12,9 +12,7 @@ from diffopt.files.race import Left
 from diffopt.metrics.intervals import interval
 from diffopt.quality.direction import sign
 from diffopt.quality.limit import Limit
-
-ALIKE = 1e-3
-"""Costs that differ by less than this share are one."""
+from diffopt.sweep.cost import ALIKE
 
 
 @dataclass(frozen=True)
