@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from diffopt.groups.validate import choose
 from diffopt.race.costs import foreseen
 from diffopt.report.run_directory import Run
 from diffopt.runtimes import candidate, stopwatch
+from diffopt.shipping.findings import command
 from diffopt.sweep.findings import Findings
 
 fork = multiprocessing.get_context("fork")
@@ -149,6 +151,14 @@ def test_the_answer_runs_as_a_recipe_and_takes_all_from_the_store(place: Path, w
     run = json.loads((place / "again/run.json").read_text())
     assert {s["state"] for s in run["steps"]} <= {"cached", "spare"}
     assert len(json.loads((place / "again/sample/images.json").read_text())["images"]) == found["chosen"]["prompts"]
+
+
+def test_the_command_on_the_answers_card_is_its_run_alone(place: Path, whole: RaceFile) -> None:
+    said = command(Run(place / f"whole/{whole.chosen}"))
+    assert said.endswith(" hydra.mode=RUN ship=null")
+    os.chdir(place)
+    main([*shlex.split(said)[1:], f"store={place / 'store'}", f"hydra.run.dir={place / 'by-card'}"])
+    assert {s["state"] for s in json.loads((place / "by-card/run.json").read_text())["steps"]} <= {"cached", "spare"}
 
 
 def test_a_race_that_nothing_wins_says_what_came_nearest(

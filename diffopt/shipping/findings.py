@@ -1,5 +1,6 @@
 """What the runs found, as a card says it: quality with intervals, verdicts, gates, speed where it was measured, recipes."""
 
+import re
 from collections.abc import Iterator, Sequence
 from shlex import quote
 
@@ -160,10 +161,13 @@ def recipes(evidence: Sequence[Evidence], run: Run | None) -> Iterator[str]:
 
 
 def command(run: Run, without: str | None = None) -> str:
-    """That made a run, without what says where things lie here, nor the choice of the group `without`."""
+    """That made a run, without what says where things lie here, nor the choice of the group `without`. Of a race's answer it
+    is the run alone."""
     content = run.content
     recipe = [f"+recipe={content.name}"] if content.name and content.name != "config" else []
     given = [private.override(o) for o in content.overrides if o.partition("=")[0].lstrip("~") != without]
+    if yaml.safe_load(content.config).get("ship"):
+        given = [o for o in given if re.split(r"[.=]", o)[0] != "ship"] + ["hydra.mode=RUN", "ship=null"]
     return " ".join(["diffopt", *recipe, *map(quote, given)]).replace("```", "'''")
 
 
