@@ -132,21 +132,10 @@ DRAWN = {("sdxl", "int8_sq"), ("ltx", "int8_sq")}
 """Of the other families a UNet and a video: test_families.py draws each, and export reads every checkpoint."""
 
 
-UNBUILT = {
-    (family, "mxfp8"): "runs no matrix product in mxfp8"
-    for family in (
-        "cosmos25",
-        "flux2",
-        "flux2_klein",
-        "ltx2",
-        "sana",
-        "sana_sprint",
-        "sdxl_controlnet",
-        "wan_i2v",
-        "z_image",
-    )
-}
-"""Whose engine plan lacks for what the cell says: that of other families has a product or two."""
+UNBUILT = "runs no matrix product in mxfp8"
+"""Of a plan in MXFP8. Most of its products take their weights in FP8 and FP16 inputs; whether one or two take both in FP8 is
+found by TensorRT-RTX on the machine that builds, and where none does the plan is refused. Of the same tiny models
+none did in nine families on one CPU, and in more on another."""
 
 
 def quick(family: str, name: str) -> bool:
@@ -243,9 +232,10 @@ def test_a_family_goes_through_the_chain_in_a_format(
     for step, stage in STEPS.items():
         if drawn or stage != "sample":
             cell[step] = True if entry(made, stage) else said
-    if (family, name) in UNBUILT:
+    unbuilt = name == "mxfp8" and family != "flux" and UNBUILT in str(cell["build"])
+    if unbuilt:
         cell["build"] = str(cell["build"]).partition(", though")[0]  # without the numbers of this model
-    if (family, name) in UNBUILT and drawn:
+    if unbuilt and drawn:
         made, said = attempt(store, *picks, "export=onnx", "export.high_precision_dtype=float16")
         assert made is not None, said
         cell["run"] = True if entry(made, "sample") else said
@@ -253,8 +243,7 @@ def test_a_family_goes_through_the_chain_in_a_format(
         cached, said = attempt(store, *picks, *CACHE.get(family, FIRST_BLOCK))
         cell["cache"] = True if cached and entry(cached, "sample") else said
     for step, result in cell.items():
-        line = UNBUILT.get((family, name)) if step == "build" else None
-        assert line in result if line else result is True, f"{step}: {result}"
+        assert result is True or (unbuilt and step == "build"), f"{step}: {result}"
     graphs = [*entry(made, "export").path.rglob("*.onnx")]  # one of each backbone
     assert len(graphs) == (2 if family in TWO else 1)
     for graph in graphs:
