@@ -17,7 +17,7 @@ def digits(stat: Interval) -> int:
 
 
 def number(value: float, decimals: int) -> str:
-    return f"{value:.{decimals}f}"
+    return f"{value:z.{decimals}f}"  # no minus before a zero
 
 
 def with_interval(stat: Interval, unit: str = "") -> str:
@@ -27,7 +27,7 @@ def with_interval(stat: Interval, unit: str = "") -> str:
 
 def signed(stat: Interval, unit: str = "") -> str:
     """A difference with the signs of all three, e.g. `-0.02 [-0.11, +0.06]`."""
-    return _written(stat, unit, lambda value: f"{value:+.{digits(stat)}f}")
+    return _written(stat, unit, lambda value: f"{value:+z.{digits(stat)}f}")
 
 
 def _written(stat: Interval, unit: str, text: Callable[[float], str]) -> str:

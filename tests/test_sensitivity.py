@@ -365,6 +365,6 @@ def test_the_page_says_what_each_option_would_win_for_the_worst_layers(tmp_path:
     heads = "Layer weights=local_hessian weights=mse weights=four_over_six inputs=headroom inputs=full int8 full precision"
     assert heads in html
     worst = found.worst("nvfp4")[0]
-    row = " ".join(f"{100 * (found.won('nvfp4', [worst], x) or 0):.1f}" for x in found.options("nvfp4"))
+    row = " ".join(f"{100 * (found.won('nvfp4', [worst], x) or 0):z.1f}" for x in found.options("nvfp4"))
     assert f"{worst.name} {row}" in html
-    assert f"the best for all is format.{(found.best('nvfp4') or '').partition(' ')[2]}." in html
+    assert f"the best for all layers is format.{(found.best('nvfp4') or '').partition(' ')[2]}." in html

@@ -8,6 +8,7 @@ from scipy import stats
 
 from diffopt.files.interval import Interval
 from diffopt.metrics.intervals import around, interval, of_calls
+from diffopt.text import number
 
 
 def normal(n: int, seed: int = 0) -> np.ndarray:
@@ -121,3 +122,7 @@ def test_a_sets_interval_is_around_its_own_value_whatever_the_bias_of_the_resamp
 def test_a_sets_interval_does_not_go_below_no_distance() -> None:
     assert around(0.1, [0.0, 5.0, 9.0], 30).low == 0.0
     assert around(0.1, [], 1).low is None
+
+
+def test_what_rounds_to_zero_has_no_minus() -> None:
+    assert (number(-0.04, 1), number(-0.06, 1), number(0.0, 2)) == ("0.0", "-0.1", "0.00")
