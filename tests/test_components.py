@@ -71,6 +71,15 @@ def test_what_is_stored_are_the_codes_themselves_which_transformers_loads() -> N
         assert about[name].layers == len(linear) > 0
 
 
+def test_what_is_said_beside_the_codes_is_in_the_order_of_its_names() -> None:
+    """The library's own order is another in each process."""
+    (path,) = (made().path / "text_encoder_2").glob("*.safetensors")
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert len(header["__metadata__"]) > 2
+    assert [*header["__metadata__"]] == sorted(header["__metadata__"])
+
+
 def test_four_bits_are_those_of_bitsandbytes_and_are_read_again_as_they_were_made() -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_nf4
 

@@ -22,6 +22,7 @@ from diffopt.models import of
 from diffopt.models.parts import Parts
 from diffopt.pipeline.open import open_texts
 from diffopt.stage import Context
+from diffopt.store.tensor_file import SUFFIX, order
 
 BLOCK = 64
 """Numbers of NF4 that share a scale."""
@@ -53,10 +54,12 @@ def write(ctx: Context, pipeline: Pipeline, wanted: Mapping[str, str]) -> dict[s
                 f"(got {odd}); choose fp8 or int8"
             )
         made.save_pretrained(ctx.out / name)
+        for path in (ctx.out / name).glob(f"*{SUFFIX}"):
+            order(path)
         found[name] = Component(
             format=format,
             layers=sum(_quantized(m) for m in made.modules()),
-            bytes=sum(p.stat().st_size for p in (ctx.out / name).glob("*.safetensors")),
+            bytes=sum(p.stat().st_size for p in (ctx.out / name).glob(f"*{SUFFIX}")),
             plain=sum(_numbers(p) * dtype.itemsize for p in made.parameters()),
         )
     return found

@@ -102,3 +102,17 @@ def json_object(path: Path) -> dict[str, Any]:
         return files.json_object(path)
     except (OSError, ValueError):
         raise ValueError(f"{path.parent.name}/{path.name} is broken, it is no JSON object; copy or download it again") from None
+
+
+def order(path: Path) -> None:
+    """Put what a file of safetensors says beside its tensors into the order of its names, in place: the library writes it in
+    the order of a hash table, which is another in each process, and the same numbers are to be the same bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise ValueError(f"has a header of {length} bytes, which takes {len(text)} in another order; report it")
+        file.seek(8)
+        file.write(text.ljust(length))  # the format's own padding
