@@ -26,8 +26,10 @@ def with_interval(stat: Interval, unit: str = "") -> str:
 
 
 def signed(stat: Interval, unit: str = "") -> str:
-    """A difference with the signs of all three, e.g. `-0.02 [-0.11, +0.06]`. What rounds to zero keeps its sign: by it a limit is
-    kept or broken."""
+    """A difference with the signs of all three, e.g. `-0.02 [-0.11, +0.06]`.
+
+    What rounds to zero keeps its sign: by it a limit is kept or broken.
+    """
     return _written(stat, unit, lambda value: f"{value:+.{digits(stat)}f}")
 
 

@@ -226,6 +226,7 @@ class Bench:
         share: bool = False,
         round: bool = False,
         rank: int = RANK,
+        rank_iterations: int = 0,
         weights: Weights = "max",
         awq: Awq = "lite",
         inputs: Inputs = "max",
@@ -241,6 +242,7 @@ class Bench:
                 round_scales=round,
                 block_size=method.block_size and BLOCK,
                 rank=method.rank and rank,
+                rank_iterations=rank_iterations,
                 weights=weights,
                 awq=awq,
                 inputs=inputs,
@@ -257,7 +259,24 @@ class Bench:
             return Checkpoint(ctx.out, "checkpoint")
 
         return self._once(
-            (name, alpha, exclude, mha, size, steps, percentile, collect, share, round, rank, weights, awq, inputs, within),
+            (
+                name,
+                alpha,
+                exclude,
+                mha,
+                size,
+                steps,
+                percentile,
+                collect,
+                share,
+                round,
+                rank,
+                rank_iterations,
+                weights,
+                awq,
+                inputs,
+                within,
+            ),
             make,
         )
 

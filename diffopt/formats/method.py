@@ -64,6 +64,8 @@ class Method:
     """Default of the weights' block size, along the input features; None where it cannot be chosen."""
     rank: int | None = None
     """Default rank of the part of the weights that is kept beside them; None where there is none."""
+    rank_iterations: int = 0
+    """Default of how often that part is fitted anew, to what rounding loses."""
     export_dtype: str | None = None
     """The only precision in which the rest of the graph can be exported, where there is only one."""
     export_reason: str = ""

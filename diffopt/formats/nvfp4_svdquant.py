@@ -10,6 +10,7 @@ METHOD = Method(
     algorithm="svdquant",
     weight_bits=4.5,
     rank=32,
+    rank_iterations=8,
     weights=WEIGHTS,
     export_dtype=EXPORT_DTYPE,
     export_reason=EXPORT_REASON,

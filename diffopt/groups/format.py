@@ -108,6 +108,7 @@ class Format(Group):
     readers: ClassVar[dict[str, str]] = {
         "block_size": "a format whose blocks can be chosen (int4_awq, w4a8_awq)",
         "rank": "SVDQuant",
+        "rank_iterations": "SVDQuant",
         "share_scales": "a format with scales of whole tensors, or that smooths (int8_sq, fp8, nvfp4, nvfp4_svdquant)",
         "round_scales": "SVDQuant",
         "awq": "int4_awq",
@@ -134,6 +135,9 @@ class Format(Group):
     """Weights that share a scale, along a layer's input features; null takes the format's default."""
     rank: int | None = Field(default=None, ge=1)
     """Rank of the part of each weight that SVDQuant keeps beside it; null takes the format's default."""
+    rank_iterations: int | None = Field(default=None, ge=0)
+    """How often SVDQuant's low-rank part is fitted anew, to what rounding loses; 0 takes that of the weight itself, as
+    Model-Optimizer does; null takes the format's default."""
     weights: Weights | None = None
     """How the scales of the weights' blocks are found; null takes the format's default."""
     inputs: Inputs = "max"
@@ -237,6 +241,7 @@ class FormatView(View, of=Format):
     round_scales: bool = False
     block_size: int | None = None
     rank: int | None = None
+    rank_iterations: int = 0
     weights: Weights = "max"
     inputs: Inputs = "max"
     input_percentile: float = 99.99
@@ -253,6 +258,7 @@ class FormatView(View, of=Format):
             "round_scales": method.rounds,
             "block_size": method.block_size,
             "rank": method.rank,
+            "rank_iterations": method.rank,
             "weights": any(m.weights for m in formats.methods(choices.format)),
             "inputs": bool(method.ranges),
             "input_percentile": inputs(choices.format) == "percentile",
@@ -273,6 +279,7 @@ class FormatView(View, of=Format):
                 round_scales=group.round_scales,
                 block_size=method.block_size and (group.block_size or method.block_size),
                 rank=method.rank and (group.rank or method.rank),
+                rank_iterations=method.rank_iterations if group.rank_iterations is None else group.rank_iterations,
                 weights=weights(group),
                 inputs=inputs(group),
                 input_percentile=group.input_percentile,
@@ -282,7 +289,14 @@ class FormatView(View, of=Format):
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         """Without what is as it was before there was such a choice: checkpoints from then stay known."""
-        plain = {"share_scales": False, "round_scales": False, "weights": "max", "inputs": "max", "awq": "lite"}
+        plain = {
+            "share_scales": False,
+            "round_scales": False,
+            "rank_iterations": 0,
+            "weights": "max",
+            "inputs": "max",
+            "awq": "lite",
+        }
         found = super().identity(used)
         return {n: x for n, x in found.items() if n not in plain or x != plain[n]}
 

@@ -21,6 +21,7 @@ from diffopt.errors import GateError
 from diffopt.formats.method import Rule
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.low_rank import Alternation
 from diffopt.quantization.svdquant_scales import alike, settled
 
 Found = dict[str, torch.Tensor]
@@ -44,15 +45,16 @@ def calibrate(
     loop: Callable[[torch.nn.Module], None],
     share: bool = False,
     round: bool = False,
+    alternation: Alternation | None = None,
 ) -> Found:
     """Quantize `model` in place, by a search over what `loop` shows it; returns what `rebuild` needs, on the CPU.
 
-    `share` and `round` are of SVDQuant's scales, as svdquant_scales.py says.
+    `share`, `round` and `alternation` are of SVDQuant alone, as svdquant_scales.py and low_rank.py say.
 
     Raises GateError when a layer was never reached, or by NaN, which would then be quantized without its search; and where
     a maximum is not finite.
     """
-    with torch.no_grad(), simulated(), smoothing() as scales, settled(model, share, round):
+    with torch.no_grad(), simulated(), smoothing() as scales, settled(model, share, round, alternation):
         try:
             mtq.quantize(model, {"quant_cfg": copy.deepcopy(rules), "algorithm": algorithm}, loop)
         except AssertionError as e:

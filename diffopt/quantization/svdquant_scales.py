@@ -14,19 +14,20 @@ from modelopt.torch.quantization import model_calib
 
 from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import E2M1_MAX, E4M3_MAX
+from diffopt.quantization.low_rank import Alternation, Parts, Smoothed
 from diffopt.quantization.shared_scales import groups
 
 
 class Settled:
     """How one search's findings are changed. modelopt smooths all layers first, and takes the low-rank parts out after."""
 
-    def __init__(self, model: torch.nn.Module, share: bool, round: bool):
-        self.model, self.share, self.round = model, share, round
+    def __init__(self, model: torch.nn.Module, share: bool, round: bool, alternation: Alternation | None):
+        self.model, self.share, self.round, self.alternation = model, share, round, alternation
         self.together: dict[str, list[str]] = {}
         """By layer those of its input, itself among them; known once the search has seen the inputs."""
         self._names: dict[torch.nn.Module, str] = {}
         self._waiting: dict[str, torch.Tensor] = {}
-        self._parts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._parts: dict[str, Parts] = {}
 
     def smooth(self, apply: Callable[..., None], layer: Any, scale: torch.Tensor) -> None:
         """Smooth a layer, or once all of its group have been found, these by the geometric mean of their scales [in]."""
@@ -42,21 +43,29 @@ class Settled:
         for other in group:
             apply(self.model.get_submodule(other), power_of_two(shared) if self.round else shared)
 
-    def split(
-        self, svd: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]], weight: torch.Tensor, rank: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """B [out, rank] and A [rank, in] of a weight, or of all weights of its group one under the other: one A for all."""
+    def split(self, svd: Callable[[torch.Tensor, int], Parts], weight: torch.Tensor, rank: int) -> Parts:
+        """Those of a weight, or of all weights of its group one under the other: one A for all."""
         name = next(n for m, n in self._names.items() if m.weight.data_ptr() == weight.data_ptr())  # type: ignore[operator]
         group = self.together.get(name, [name])
         if len(group) == 1:
-            return svd(weight, rank)
+            return self._fitted(name, weight, svd(weight, rank))
         if name not in self._parts:
             layers: list[Any] = [self.model.get_submodule(n) for n in group]
             weights = [x.weight.data for x in layers]
-            b, a = svd(torch.cat(weights), rank)
+            whole = torch.cat(weights)
+            b, a = self._fitted(name, whole, svd(whole, rank))
             rows = b.split([len(x) for x in weights])
             self._parts |= {n: (own.contiguous(), a.contiguous()) for n, own in zip(group, rows, strict=True)}
         return self._parts.pop(name)
+
+    def _fitted(self, name: str, weight: torch.Tensor, parts: Parts) -> Parts:
+        layer: Any = self.model.get_submodule(name)
+        smoothed = Smoothed(name, weight, layer.input_quantizer.pre_quant_scale, self._peak)
+        return self.alternation(smoothed, parts) if self.alternation else parts
+
+    def _peak(self, weight: torch.Tensor) -> torch.Tensor:
+        amax = weight.abs().amax().float()
+        return next_in_bfloat16(amax) if self.round else amax
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -83,12 +92,13 @@ class Settled:
 
 
 @contextmanager
-def settled(model: torch.nn.Module, share: bool, round: bool) -> Iterator[None]:
-    """Within it, modelopt's SVDQuant of `model` shares and rounds its scales; nothing is changed where neither is wanted."""
-    if not (share or round):
+def settled(model: torch.nn.Module, share: bool, round: bool, alternation: Alternation | None) -> Iterator[None]:
+    """Within it, modelopt's SVDQuant of `model` shares and rounds its scales, and fits its low-rank parts anew; nothing is
+    changed where none of it is wanted."""
+    if not (share or round or alternation):
         yield
         return
-    how = Settled(model, share, round)
+    how = Settled(model, share, round, alternation)
     apply, svd = model_calib.apply_pre_quant_scale_and_smooth, model_calib.svd
     model_calib.apply_pre_quant_scale_and_smooth = lambda layer, scale: how.smooth(apply, layer, scale)
     model_calib.svd = lambda weight, rank: how.split(svd, weight, rank)

@@ -10,8 +10,9 @@ import torch
 from modelopt.torch.quantization.nn import SequentialQuantizer, StaticBlockScaleQuantizer
 from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQuantizer
 
+from diffopt.formats.method import Weights
 from diffopt.quantization import block_search, static_blocks
-from diffopt.quantization.block_fake_quant import BLOCK
+from diffopt.quantization.block_fake_quant import BLOCK, E4M3_MAX
 from diffopt.quantization.hessian import smoothed
 
 CODES, MAXIMA = "._block_scales", "._block_amax"
@@ -23,26 +24,40 @@ Found = dict[str, torch.Tensor]
 class Search:
     """How the scales of a format's weights are sought."""
 
-    def __init__(self, kind: str, hessians: Mapping[str, torch.Tensor]):
+    def __init__(self, kind: Weights, hessians: Mapping[str, torch.Tensor]):
         """`hessians` by layer, as `hessian.merge` gives them: needed where `kind` is local_hessian."""
         self.kind = kind
         self._hessians = hessians
 
     def nvfp4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
         """Of the layer `name`, its weight [out, in] with this maximum; its input is multiplied by `smoothing` [in] before."""
-        if self.kind == "four_over_six":
-            found = block_search.four_over_six(weight, amax)
-        else:
-            found = block_search.nvfp4(weight, amax, self._hessian(name, smoothing))
-        return {f"{name}.weight_quantizer{CODES}": found.cpu()}
+        return {f"{name}.weight_quantizer{CODES}": self._codes(name, weight, amax, smoothing).cpu()}
 
     def int4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
         found = block_search.int4(weight, amax, self._hessian(name, smoothing))
         return {f"{name}.weight_quantizer{MAXIMA}": found.cpu().contiguous()}
 
+    def whole(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None) -> torch.Tensor:
+        """FP32 [out, in / 16]: what NVFP4's blocks of this weight are multiplied by."""
+        most = static_blocks.FOUR_OVER_SIX_MAX if self.kind == "four_over_six" else E4M3_MAX
+        return self._codes(name, weight, amax, smoothing).float() * static_blocks.tensor_scale(amax, most)
+
+    def lost(self, name: str, off: torch.Tensor, smoothing: torch.Tensor | None) -> float:
+        """The error that is sought to be least, where weights are off by so much, FP32 [out, in]."""
+        hessian, blocks = self._hessian(name, smoothing), off.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+        products = blocks if hessian is None else blocks @ hessian.to(off.device)
+        return float((products * blocks).sum(dtype=torch.float64))
+
+    def _codes(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None) -> torch.Tensor:
+        if self.kind == "max":
+            return static_blocks.codes(weight.unflatten(1, (-1, BLOCK)).abs().amax(-1), amax)
+        if self.kind == "four_over_six":
+            return block_search.four_over_six(weight, amax)
+        return block_search.nvfp4(weight, amax, self._hessian(name, smoothing))
+
     def _hessian(self, name: str, smoothing: torch.Tensor | None) -> torch.Tensor | None:
         """None where the squared error of the weights themselves is sought."""
-        if self.kind == "mse":
+        if self.kind != "local_hessian":
             return None
         found = self._hessians[name]
         return found if smoothing is None else smoothed(found, smoothing.detach().to(found.device))

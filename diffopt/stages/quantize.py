@@ -64,6 +64,7 @@ def quantize(
     from diffopt.quantization.awq_svdquant import calibrate
     from diffopt.quantization.companions import means, sizes
     from diffopt.quantization.input_ranges import ranged
+    from diffopt.quantization.low_rank import Alternation
     from diffopt.quantization.recorded_calls import count, replay
     from diffopt.quantization.scales import Plain, scales
     from diffopt.quantization.scheme import mixed, uniform
@@ -89,9 +90,17 @@ def quantize(
     search = None if format.weights == "max" else weight_scales.Search(format.weights, means(hessians))
     if method.records:
         paths = [r.path for r in recordings]
+        turns, sought = format.rank_iterations, search or weight_scales.Search("max", {})
+        alternation = Alternation(turns, sought) if turns else None
         with ctx.progress(count(paths) * method.passes) as tick:
             found = calibrate(
-                backbone, scheme.rules, scheme.algorithm, replay(paths, tick), format.share_scales, format.round_scales
+                backbone,
+                scheme.rules,
+                scheme.algorithm,
+                replay(paths, tick),
+                format.share_scales,
+                format.round_scales,
+                alternation,
             )
         checkpoint.check(backbone, scheme.layers, inputs=method.input is not None)
         found |= weight_scales.of_model(backbone, search) if search else {}
