@@ -13,7 +13,7 @@ import pytest
 import torch
 from contents import MIX
 from safetensors.torch import load_file
-from test_sensitivity import ALPHA, measure, measured
+from test_sensitivity import ALPHA, measure, measured, tried
 from tiny import CHUNK, bench, call, emoji, folder
 
 from diffopt import formats
@@ -22,6 +22,7 @@ from diffopt.cli.modelopt_file import portable
 from diffopt.errors import ConfigError, PlanError
 from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.mix import MixedLayer, MixFile
+from diffopt.files.sensitivity import SensitivityFile
 from diffopt.groups import FormatView, ScaleView, gpu_rates
 from diffopt.groups.format import Budget, MixView
 from diffopt.groups.validate import choose
@@ -46,6 +47,15 @@ def mixed(candidates: tuple[str, ...] = CANDIDATES, exclude: tuple[str, ...] = (
     return Mix(ctx.out, "mix")
 
 
+@cache
+def searched(*candidates: str, **budget: Any) -> Mix:
+    """The same where its layers in NVFP4 have the scales of local Hessians, measured so."""
+    ctx = bench(family="flux").context()
+    view = MixView(candidates=list(candidates), budget=Budget(**budget), exclude=[], weights="local_hessian")
+    mix.run(ctx, view, bench(family="flux").pipeline(), tried())
+    return Mix(ctx.out, "mix")
+
+
 def rows_of(family: str = "flux") -> list[dict[str, Any]]:
     """Name, kind and weights of every layer that a format quantizes."""
     b = bench(family=family)
@@ -56,6 +66,39 @@ def rows_of(family: str = "flux") -> list[dict[str, Any]]:
 
 def formats_of(content: Mix) -> dict[str, str]:
     return {x["name"]: x["format"] for x in content.json("mix.json")["layers"]}
+
+
+def test_a_mix_is_chosen_by_the_scales_that_its_layers_will_have() -> None:
+    rows = {x.name: x for x in SensitivityFile.read(tried().path).layers}
+    found, plain = (MixFile.read(m.path) for m in (searched("nvfp4", "int8", bits=6.0), mixed(("nvfp4", "int8"), bits=6.0)))
+    for layer in found.layers:
+        name = "nvfp4 weights=local_hessian" if layer.format == "nvfp4" else layer.format
+        assert layer.error == mixed_precision.relative(rows[layer.name], name)
+    assert {x.format for x in found.layers} == {"nvfp4", "int8"}
+    assert found.error < plain.error
+    assert found.uniform["nvfp4"].error < plain.uniform["nvfp4"].error
+    assert found.uniform["int8"].error == plain.uniform["int8"].error
+
+
+def test_layers_of_which_the_scales_were_not_tried_count_as_those_of_maxima() -> None:
+    """As ragged ones, whose scales stay so."""
+    (row, *_) = SensitivityFile.read(measured().path).layers
+    view = MixView(candidates=["nvfp4", "int8"], budget=Budget(bits=8.0), exclude=[], weights="mse")
+    (found, _) = mixed_precision.options(row, view, 32.0)
+    assert found.error == mixed_precision.relative(row, "nvfp4")
+
+
+def test_what_the_mix_asks_for_is_tried_and_no_more(plan: Any) -> None:
+    def made(*given: str) -> Any:
+        return {s.name: s for s in plan("+recipe=emoji_auto", "export=null", *given).steps}
+
+    own, maxima, none = made(), made("format.weights=max"), made("format.candidates=[fp8,int8_sq]", "format.budget.bits=8")
+    assert own["sense"].views["sense"].options == ["weights=local_hessian"]
+    assert made("sense.options=[weights]")["sense"].views["sense"].options == ["weights"]
+    assert {*own} - {*maxima} == {n for n in own if n.startswith("correlate")} != set()
+    for found in (maxima, none):
+        assert found["sense"].views["sense"].options == []
+    assert len({x["mix"].fingerprint for x in (own, maxima, made("format.weights=mse"))}) == 3
 
 
 # The choice.

@@ -24,7 +24,7 @@ from diffopt.files.sensitivity import SensedLayer, SensitivityFile
 from diffopt.formats.nvfp4 import WEIGHTS
 from diffopt.groups import GROUPS
 from diffopt.groups.format import measurable
-from diffopt.groups.sense import SensedPromptsView, SenseView
+from diffopt.groups.sense import SensedPromptsView, SenseView, trials
 from diffopt.groups.validate import choose
 from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization import checkpoint
@@ -259,6 +259,31 @@ def test_an_option_that_none_of_the_formats_has_is_refused(config: Any) -> None:
     given = config("model=emoji_flux", "calib=emoji", "sense=default", "sense.formats=[fp8,int8_sq]", "sense.options=[weights]")
     with pytest.raises(ConfigError, match=r"sense\.options: none of fp8, int8_sq has a choice of weights .*add nvfp4"):
         choose(given)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("weight", r"is no field whose values can be tried \(got 'weight'\); did you mean weights"),
+        ("weights=hessian", r"is no value of format\.weights \(got 'weights=hessian'\); did you mean local_hessian"),
+        ("inputs=mse", r"none of nvfp4 has a choice of inputs=mse"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(config: Any, option: str, said: str) -> None:
+    given = config("model=emoji_flux", "calib=emoji", "sense=default", "sense.formats=[nvfp4]", f'sense.options=["{option}"]')
+    with pytest.raises(ConfigError, match=said):
+        choose(given)
+
+
+def test_one_value_of_an_option_is_tried_alone_and_none_twice() -> None:
+    assert [t.name for t in trials(["nvfp4", "int8"], ["weights=mse", "inputs"])] == [
+        "nvfp4 weights=mse",
+        "nvfp4 inputs=headroom",
+        "nvfp4 inputs=full",
+        "int8 inputs=percentile",
+        "int8 inputs=mse",
+    ]
+    assert trials(["nvfp4"], ["weights", "weights=mse"]) == trials(["nvfp4"], ["weights"])
 
 
 def test_alpha_is_part_of_the_key_only_where_something_is_smoothed(plan: Any) -> None:

@@ -1,6 +1,7 @@
 """A format for every layer by itself, chosen among candidates under a budget."""
 
 from diffopt.formats.method import Method
+from diffopt.formats.nvfp4 import WEIGHTS
 
 FULL = "full"
 """Stands among the candidates for leaving a layer in the model's own precision."""
@@ -11,6 +12,6 @@ METHOD = Method(
     input={},
     algorithm="max",
     weight_bits=16,
-    weights=("max", "local_hessian", "mse", "four_over_six"),  # of its layers in NVFP4
+    weights=WEIGHTS,  # of its layers in NVFP4
     attention=False,
 )

@@ -228,7 +228,8 @@ def weights(format: Format) -> Weights:
     """How the scales of its weights are found: beside AWQ's clipping there is no other search."""
     method = formats.method(format.name)
     clips = bool(method.awq) and format.awq != "lite"
-    return (format.weights or method.weights[0]) if method.weights and not clips else "max"
+    there = not clips and any(m.weights for m in formats.methods(format))
+    return format.weights or method.weights[0] if there else "max"
 
 
 class FormatView(View, of=Format):
@@ -319,6 +320,18 @@ class MixView(View, of=Format):
     candidates: list[Candidate]
     budget: Budget | None
     exclude: list[str]
+    weights: Weights = "max"
+    """Of those that have a choice."""
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Format)
+        return [cls(candidates=group.candidates, budget=group.budget, exclude=group.exclude, weights=weights(group))]
+
+    def identity(self, used: frozenset[str]) -> dict[str, Any]:
+        """Without maxima, as it was before there was such a choice: mixes from then stay known."""
+        found = super().identity(used)
+        return {n: x for n, x in found.items() if n != "weights" or x != "max"}
 
 
 def as_read(found: Quantized) -> Format:

@@ -2,19 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from diffopt import formats
 from diffopt.data.prompts import Prompts
+from diffopt.errors import suggestion
+from diffopt.formats.method import Inputs, Weights
 from diffopt.groups.calib import Calib, Collect, reads_steps
 from diffopt.groups.choices import Choices
-from diffopt.groups.format import Name, check_measurable, measurable
+from diffopt.groups.format import Name, check_measurable, measurable, weights
 from diffopt.groups.view import View
 from diffopt.schema import Group
 
-Option = Literal["weights", "inputs"]
+Tried = Literal["weights", "inputs"]
+
+
+def _option(text: str) -> str:
+    field, _, value = text.partition("=")
+    known: dict[str, tuple[str, ...]] = {"weights": get_args(Weights), "inputs": get_args(Inputs)}
+    if field not in known:
+        raise ValueError(f"is no field whose values can be tried; {suggestion(field, known)}")
+    if value and value not in known[field]:
+        raise ValueError(f"is no value of format.{field}; {suggestion(value, known[field])}")
+    return text
+
+
+Option = Annotated[str, AfterValidator(_option)]
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,7 @@ class Trial:
     """A format with one field otherwise than by maxima."""
 
     format: str
-    field: Option
+    field: Tried
     value: Any
     """`Weights` or `Inputs`."""
 
@@ -32,12 +47,13 @@ class Trial:
 
 
 def trials(names: Sequence[str], options: Sequence[Option]) -> list[Trial]:
-    """What of these formats is tried besides them: every other value of these fields, one at a time."""
+    """What of these formats is tried besides them: every other value of these fields, or this one, one at a time."""
     found = []
     for method in map(formats.method, names):
-        values = {"weights": method.weights, "inputs": method.ranges}
-        found += [Trial(method.name, field, value) for field in options for value in values[field] if value != "max"]
-    return found
+        values: dict[Tried, tuple[str, ...]] = {"weights": method.weights, "inputs": method.ranges}
+        there = [Trial(method.name, field, value) for field in values for value in values[field] if value != "max"]
+        found += [t for option in options for t in there if option in (t.field, f"{t.field}={t.value}")]
+    return [*dict.fromkeys(found)]
 
 
 class Sense(Group):
@@ -49,7 +65,8 @@ class Sense(Group):
     """Prompts to measure on: the first of `calib.prompts`, in its batches and denoising steps."""
 
     options: list[Option] = Field(default=[])
-    """Fields of `format` of which every value is tried too, in each format that has them: `weights`, `inputs`."""
+    """Fields of `format` of which every value is tried too, in each format that has them: `weights`, `inputs`; or one value, as
+    `weights=local_hessian`."""
 
     @model_validator(mode="after")
     def _has_options(self) -> Self:
@@ -71,9 +88,22 @@ class Sense(Group):
         return names
 
 
+def tried(choices: Choices) -> list[Option]:
+    """What is tried besides the formats: what was asked for, and the scales of weights that a mix of them will have."""
+    assert choices.sense is not None
+    asked, kind = choices.sense.options, weights(choices.format) if choices.format else "max"
+    mixes = choices.format is not None and choices.format.name == "auto" and kind != "max" and "weights" not in asked
+    return [*dict.fromkeys([*asked, f"weights={kind}"])] if mixes else asked
+
+
 class SenseView(View, of=Sense):
     formats: list[Name]
     options: list[Option] = Field(default=[])
+
+    @classmethod
+    def split(cls, group: Group, choices: Choices) -> list[Self]:
+        assert isinstance(group, Sense)
+        return [cls(formats=group.formats, options=tried(choices))]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         """Without options as it was before there were any: what was measured then stays known."""

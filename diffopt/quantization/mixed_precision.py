@@ -11,7 +11,8 @@ from diffopt.errors import PlanError
 from diffopt.files.sensitivity import SensedLayer
 from diffopt.formats.auto import FULL
 from diffopt.groups import gpu_rates
-from diffopt.groups.format import Budget, share
+from diffopt.groups.format import Budget, MixView, share
+from diffopt.groups.sense import Trial
 
 GAP, SLACK = 1e-4, 1e-9
 
@@ -41,22 +42,23 @@ class Limit:
     """Of the cost, in what the field counts."""
 
 
-def options(layer: SensedLayer, candidates: Sequence[str], plain_bits: float, gpu: str | None) -> list[Option]:
+def options(layer: SensedLayer, format: MixView, plain_bits: float) -> list[Option]:
     """What a layer can be; a convolution that no candidate quantizes stays as it is."""
-    found = []
-    for name in candidates:
+    found, gpu = [], format.budget.gpu if format.budget else None
+    for name in format.candidates:
         if name == FULL or name not in layer.error:
             continue
         bits = formats.method(name).bits(formats.method(name).block_size) * layer.weights
         time = layer.products * (gpu_rates.share(gpu, name) if gpu else 1)
-        found.append(Option(name, relative(layer, name), bits, time))
-    if FULL in candidates or not found:
+        searched = Trial(name, "weights", format.weights).name
+        found.append(Option(name, relative(layer, searched if searched in layer.error else name), bits, time))
+    if FULL in format.candidates or not found:
         found.append(Option(FULL, 0.0, plain_bits * layer.weights, layer.products))
     return found
 
 
 def relative(layer: SensedLayer, name: str) -> float:
-    """Squared error over squared output of a layer, all denoising steps together."""
+    """Squared error over squared output of a layer, all denoising steps together, in what was tried under this name."""
     energy = sum(layer.energy)
     return sum(layer.error[name]) / energy if energy else 0.0
 

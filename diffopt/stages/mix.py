@@ -21,7 +21,7 @@ def mix(ctx: Context, format: MixView, pipeline: Pipeline, sensitivity: Sensitiv
     plain = 8.0 * BYTES[PipelineFile.read(pipeline.path).dtype]
     named = {x.name for x in without([Layer(x.name, x.kind, ()) for x in measured.layers], format.exclude)}
     layers = [x for x in measured.layers if x.name in named]
-    choices = [mixed_precision.options(x, format.candidates, plain, budget.gpu) for x in layers]
+    choices = [mixed_precision.options(x, format, plain) for x in layers]
     limits = mixed_precision.limits(budget, layers, plain)
     chosen = mixed_precision.choose(choices, limits)
 

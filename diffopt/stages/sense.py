@@ -13,6 +13,7 @@ from diffopt.files.sensitivity import SensedLayer, SensitivityFile
 from diffopt.formats.method import COUNTED
 from diffopt.groups import CallView, ChunkView
 from diffopt.groups.sense import SensedPromptsView, SenseView, Trial, trials
+from diffopt.groups.sense import tried as options
 from diffopt.stage import Context, Under, stage
 from diffopt.view import Choices
 
@@ -20,7 +21,7 @@ log = logging.getLogger("diffopt")
 
 
 def tried(choices: Choices) -> list[Trial]:
-    return trials(choices.sense.formats, choices.sense.options) if choices.sense else []
+    return trials(choices.sense.formats, options(choices)) if choices.sense else []
 
 
 def correlates(choices: Choices) -> bool:
