@@ -29,7 +29,7 @@ MAXIMA = ["format.weights=max"]
 ROWS: dict[str, list[str]] = {
     "full": ["+recipe=emoji_fp8", "format=null", "calib=null", *BARE],
     "nvfp4": ["+recipe=emoji_fp4", *MAXIMA, *BARE],
-    "svdquant": ["+recipe=emoji_fp4", "format=nvfp4_svdquant", *MAXIMA, *BARE],
+    "svdquant": ["+recipe=emoji_fp4", "format=nvfp4_svdquant", "format.rank_iterations=0", *MAXIMA, *BARE],
     "int4": ["+recipe=emoji_fp4", *INT4, *MAXIMA, *BARE],
     "nvfp4_qat": ["+recipe=emoji_fp4_qat"],
     "nvfp4_qad": ["+recipe=emoji_fp4_qad"],

@@ -29,6 +29,11 @@ class Search:
         self.kind = kind
         self._hessians = hessians
 
+    @property
+    def seeks(self) -> bool:
+        """Whether its scales are not those of maxima, which every calibration gives."""
+        return self.kind != "max"
+
     def nvfp4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
         """Of the layer `name`, its weight [out, in] with this maximum; its input is multiplied by `smoothing` [in] before."""
         return {f"{name}.weight_quantizer{CODES}": self._codes(name, weight, amax, smoothing).cpu()}
@@ -64,9 +69,9 @@ class Search:
 
 
 def of_layers(backbone: torch.nn.Module, layers: Iterable[str], state: Mapping[str, torch.Tensor], search: Search) -> Found:
-    """The scales of NVFP4 layers of the plain backbone, of which `state` has the maxima."""
+    """The scales of NVFP4 layers of the plain backbone, of which `state` has the maxima; none where these are they."""
     found: Found = {}
-    for name in layers:
+    for name in layers if search.seeks else ():
         layer: Any = backbone.get_submodule(name)
         if ragged(layer.weight):
             continue
@@ -81,9 +86,9 @@ def ragged(weight: torch.Tensor) -> bool:
 
 def of_model(model: torch.nn.Module, search: Search) -> Found:
     """The scales of every weight of a quantized model that has blocks, sought among what is rounded: smoothed, and without a
-    low-rank part that is kept beside."""
+    low-rank part that is kept beside. None where they are those of maxima."""
     found: Found = {}
-    for name, layer in _blocks(model):
+    for name, layer in _blocks(model) if search.seeks else ():
         if ragged(layer.weight):
             continue
         quantizer, smoothing = layer.weight_quantizer, layer.input_quantizer.pre_quant_scale

@@ -87,30 +87,22 @@ def quantize(
     zeros.check(backbone, [n for n in scheme.layers if _scaled(scheme.mix[n] if scheme.mix else method.name)], extremes)
     if histograms:
         extremes = ranged(extremes, sizes(histograms), scheme.layers, format.inputs, method, format.input_percentile)
-    search = None if format.weights == "max" else weight_scales.Search(format.weights, means(hessians))
+    search = weight_scales.Search(format.weights, means(hessians))
     if method.records:
         paths = [r.path for r in recordings]
-        turns, sought = format.rank_iterations, search or weight_scales.Search("max", {})
-        alternation = Alternation(turns, sought) if turns else None
+        alternation = Alternation(format.rank_iterations, search) if format.rank_iterations else None
+        settled = format.share_scales, format.round_scales, alternation
         with ctx.progress(count(paths) * method.passes) as tick:
-            found = calibrate(
-                backbone,
-                scheme.rules,
-                scheme.algorithm,
-                replay(paths, tick),
-                format.share_scales,
-                format.round_scales,
-                alternation,
-            )
+            found = calibrate(backbone, scheme.rules, scheme.algorithm, replay(paths, tick), *settled)
         checkpoint.check(backbone, scheme.layers, inputs=method.input is not None)
-        found |= weight_scales.of_model(backbone, search) if search else {}
+        found |= weight_scales.of_model(backbone, search)
         checkpoint.save_found(ctx.out, head(layers=tuple(checkpoint.quantized_layers(backbone))), found)
     else:
         known = plain.switched_on(scheme.rules)
         state = scales(backbone, known, extremes, alpha, format.share_scales)
         checkpoint.check_scales(known, state, scheme.layers, inputs=bool(mix) or method.input is not None)
         blocks = [n for n in scheme.layers if formats.method(scheme.mix[n] if scheme.mix else method.name).weights]
-        state |= weight_scales.of_layers(backbone, blocks, state, search) if search else {}
+        state |= weight_scales.of_layers(backbone, blocks, state, search)
         checkpoint.save(ctx.out, head(layers=tuple(q.layer for q in known if q.weight)), known, extremes, state)
 
 
