@@ -101,6 +101,9 @@ def test_a_part_of_the_hub_stands_in_a_pipeline_that_is_here_or_on_the_hub_too(h
     assert len({*digests.values()}) == 3
     assert Sources(memory).digest(Source("org/vae", part="vae")) == f"hub:org/vae@{alone}:part=vae"
     assert [hub.gets(n) for n in (*more, "unet/diffusion_pytorch_model.safetensors")] == [0] * 4
+    snapshot = Path(constants.HF_HUB_CACHE) / "models--org--vae" / "snapshots" / alone
+    (snapshot / "diffusion_pytorch_model.safetensors").unlink()  # as of a download that was broken off
+    assert Sources(memory).at_hand(Source(str(local), own=(("vae", Source("org/vae", part="vae")),))) is None
 
 
 def test_an_adapter_of_the_hub_is_its_one_file(hub: Hub, memory: Path) -> None:

@@ -271,3 +271,12 @@ def test_what_the_makers_of_models_wrote_can_be(architecture: str) -> None:
     files = {p: cls for n, cls in kinds.items() if cls for p in (folder / n).glob("*config.json")}
     assert files
     assert not [odd for p, cls in files.items() if (odd := mistyped(cls, json.loads(p.read_text())))]
+
+
+def test_null_stands_for_what_is_off_whatever_the_annotation_says() -> None:
+    """As in the config of the UNet of stable-diffusion-xl-base-1.0."""
+    cls = part_class("diffusers", "UNet2DConditionModel")
+    assert mistyped(cls, {"upcast_attention": None, "only_cross_attention": None}) is None
+    assert mistyped(cls, {"act_fn": None}) == "act_fn is None, and UNet2DConditionModel takes text"
+    said = mistyped(cls, {"upcast_attention": "no"})
+    assert said == "upcast_attention is 'no', and UNet2DConditionModel takes null or number"

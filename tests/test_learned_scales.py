@@ -9,7 +9,7 @@ import pytest
 import torch
 import trainsets
 from conftest import some
-from quantized import INT4
+from quantized import FP4, INT4
 from safetensors.torch import load_file
 from test_packing import unpacked
 from test_resume import Stop
@@ -159,11 +159,21 @@ def test_scales_are_trained_and_others_are_kept() -> None:
     assert last[0] != pytest.approx(last[1], rel=1e-4)
 
 
+def test_layers_whose_rows_are_no_whole_blocks_learn_none() -> None:
+    """They are rounded by the scales of maxima, whatever was sought for the others."""
+    model = torch.nn.ModuleDict({"whole": torch.nn.Linear(32, 4), "ragged": torch.nn.Linear(40, 4)})
+    rules = [{"quantizer_name": "*weight_quantizer", "cfg": FP4}, {"quantizer_name": "*input_quantizer", "enable": False}]
+    with torch.no_grad(), simulated():
+        mtq.quantize(model, {"quant_cfg": rules, "algorithm": "max"}, lambda m: None)
+    assert {*scales.Scales(model, "learned").layers} == {"whole"}
+
+
 @starts
 def test_graphs_kernels_and_packages_hold_learned_scales(name: str, kind: str) -> None:
     made = learned(name, kind)
     fake, real = (checkpoint.restore(bench().context(), bench().pipeline(), made) for _ in range(2))
     convert(real)
+    assert any(isinstance(m, Nvfp4Linear) for m in real.modules()) == name.startswith("nvfp4")
     for layer_name in checkpoint.quantized_layers(fake):
         own: Any = fake.get_submodule(layer_name)
         with torch.no_grad(), simulated():

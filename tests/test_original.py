@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from test_comfyui import first
 from tiny import Bench, bench, folder, saved
 
-from diffopt.cli import inspect
+from diffopt.cli import inspect, modelopt_file
 from diffopt.errors import PlanError
 from diffopt.files.originals import OriginalsFile
+from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.model import Model
 from diffopt.layouts import comfyui
 from diffopt.layouts.families import NAMES
 from diffopt.pipeline.open import open_backbone, open_pipeline
 from diffopt.stages.load import LoadView, load
+from diffopt.store.source import Sources
+from diffopt.store.tensor_file import tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BACKBONE = {"sdxl": "unet", "sd21": "unet", "svd": "unet"}
@@ -191,11 +194,20 @@ def test_a_controlnet_beside_sdxl_is_the_whole_pipeline_of_both() -> None:
     index["_class_name"] = "StableDiffusionXLPipeline"
     del index["controlnet"]
     (base / "model_index.json").write_text(json.dumps(index))
-    ctx, pipeline = loaded(model("sdxl_controlnet", base, None, parts={"controlnet": str(whole / "controlnet")}))
+    picked = model("sdxl_controlnet", base, None, parts={"controlnet": str(whole / "controlnet")})
+    ctx, pipeline = loaded(picked)
     b = bench(family="sdxl_controlnet")
     found = open_pipeline(ctx, pipeline)
     assert type(found).__name__ == "StableDiffusionXLControlNetPipeline"
     same(states(found), states(open_pipeline(b.context(), b.pipeline())))
+    digest, given_then = PipelineFile.read(pipeline.path).source, picked.model_dump(mode="json", exclude_unset=True)
+    again = Sources(folder() / "again.json")
+    assert modelopt_file._found(again, digest, modelopt_file._sources(digest, [given_then]))
+    assert (again.locate(digest) / "controlnet" / "config.json").is_file()
+    known = json.loads(again.memory.read_text())
+    assert len(known) > 5
+    # That of both is in a directory of this process, which no other has.
+    assert [n.startswith(str(base)) for n in known if "model_index.json" in n] == [True]
     for given, said in {
         single("sdxl"): "parts.controlnet: its controlnet is a file, and its config is nowhere",
         saved("sdxl") / "text_encoder_2": None,
@@ -361,3 +373,10 @@ def test_gguf_is_dequantized_to_what_its_codes_stand_for() -> None:
     assert read["norm_out.linear.bias"].equal(own["norm_out.linear.bias"])
     file.write_bytes(file.read_bytes()[:2000])
     assert "is no .gguf file that can be read" in refusal("flux", file, saved("flux"))
+
+
+def test_a_header_that_is_nested_without_end_is_none(tmp_path: Path) -> None:
+    text = b"[" * 100_000
+    (file := tmp_path / "deep.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match=r"deep\.safetensors has a header that is none of a \.safetensors file"):
+        tensors(file)

@@ -351,6 +351,15 @@ def test_random_weights_need_no_texts_and_no_weights() -> None:
     assert [*Parts(where, models.family("flux")).problems(pretrained=False)] == []
 
 
+def test_a_pointer_to_a_large_file_in_its_place_is_named_by_the_plan(plan: Callable[..., Any]) -> None:
+    """As git leaves it where the large files were not fetched."""
+    save(where := folder() / "flux")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 335304388\n"
+    next(where.glob("vae/*.safetensors")).write_text(pointer)
+    with pytest.raises(PlanError, match=r"model\.source: has a broken vae/diffusion_pytorch_model\.safetensors: "):
+        plan("+recipe=quickstart", f"model.source={where}")
+
+
 def test_the_plan_says_what_a_local_model_lacks(plan: Callable[..., Any]) -> None:
     save(where := folder() / "flux")
     shutil.rmtree(where / "text_encoder")

@@ -177,6 +177,9 @@ def test_the_memory_of_a_12_billion_model(config: Any) -> None:
     assert less.total < 0.4 * plain.total
     learned = footprint(of(config, "train.scales=learned"), 12 * billion, 0, "bfloat16", gpu=True)
     assert learned.parts == plain.parts | {"scales": 12 * billion // 16 * 20}
+    for how, numbers in {"tied": 4, "dual": 8}.items():  # one or two, each with its gradient and two states, none as it began
+        found = footprint(of(config, f"train.scales={how}"), 12 * billion, 0, "bfloat16", gpu=True)
+        assert found.parts["scales"] == 12 * billion // 16 * 4 * numbers
     lora = footprint(of(config, "train.lora={rank:4,alpha:4,targets:['*']}"), 12 * billion, billion, "bfloat16", gpu=True)
     assert lora.parts["gradients"] == 4 * billion
 

@@ -15,6 +15,7 @@ from typing import Any
 from diffopt.artifact import Checkpoint, Pipeline
 from diffopt.errors import DiffoptError, StoreError
 from diffopt.files.pipeline import PipelineFile
+from diffopt.groups import Model
 from diffopt.groups.lora_file import Adapter
 from diffopt.store.entry import Entry
 from diffopt.store.source import HUB, VARIANT, Source, Sources, read
@@ -81,7 +82,7 @@ def origin(store: Store, entry: Entry, source: str | None, adapters: Sequence[st
     sources = Sources(store.sources)
     models = [{"source": source, "lora": adapters}] if source or adapters else []
     models += _models(store, entry)
-    if not _found(sources, pinned.source, _sources(pinned.source, (x for m in models for x in _named(m)))):
+    if not _found(sources, pinned.source, _sources(pinned.source, models)):
         raise StoreError(
             f"store export: the model that the checkpoint was made from is not there (got {source or pinned.source}); "
             f"name it with --source=DIRECTORY, or {without}"
@@ -108,29 +109,24 @@ def write(origin: Origin, entry: Entry, out: Path) -> None:
 
 def _found(sources: Sources, digest: str, candidates: Iterable[Source]) -> bool:
     """Whether one of them is what the digest is of; `sources` then knows where it lies."""
-    return any(sources.digest(s) == digest for s in candidates)
+    for source in candidates:
+        with suppress(ValueError):  # of parts that fit the pipeline no more
+            if sources.digest(source) == digest:
+                return True
+    return False
 
 
-def _named(model: Mapping[str, Any]) -> Iterator[Any]:
-    """What a run's model may have been made of: its base or source, and that with parts from elsewhere."""
-    base, source = model.get("base"), model.get("source")
-    yield base or source
-    with suppress(ValueError):  # of files that are gone
-        own: list[tuple[str | None, Source]] = [(None, read(source))] if base else []
-        own += [(n, read(path)) for n, path in (model.get("parts") or {}).items()]
-        if own:
-            yield replace(read(base or source), own=tuple(own))
-
-
-def _sources(digest: str, named: Iterable[Any]) -> Iterator[Source]:
-    """Models that may be the one: a commit of the hub, else those that were named."""
+def _sources(digest: str, named: Iterable[Mapping[str, Any]]) -> Iterator[Source]:
+    """What may be the one: a commit of the hub, else what these were given for `model`: its source, or all of it."""
     if digest.startswith(HUB):
         name, _, variant = digest.removeprefix(HUB).partition(VARIANT)
         yield replace(read(name), variant=variant or None)
         return
-    for name in named:
+    for given in named:
         with suppress(ValueError):
-            yield read(name)
+            yield read(given.get("base") or given["source"])
+        with suppress(ValueError):  # of files that are gone, and where the source alone was named
+            yield Model.model_validate(given).fetched
 
 
 def _adapters(digest: str, named: Iterable[Any]) -> Iterator[Source]:

@@ -1,6 +1,7 @@
 """`model=`: which pipeline, at which size."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -103,6 +104,12 @@ class Model(Group):
             own = [(None, self.source), *own]
         return replace(self.base or self.source, own=tuple(own), extension=_extension(self))
 
+    @property
+    def fetched(self) -> Source:
+        """`origin`, of the hub with the variant that is wanted of it."""
+        variant = self.variant if self.weights == "pretrained" else None
+        return self.origin if self.origin.local else replace(self.origin, variant=variant)
+
     @cached_property
     def quantized(self) -> Quantized | None:
         """What the source is, where it is quantized already and taken as it is. Raises ValueError where it is and cannot be
@@ -139,7 +146,7 @@ class Model(Group):
             own.append((self.source.name, self.source.local))
         elif not self.quantized and (whole := self.source.directory):
             folders = sorted(p.parent for p in whole.glob("*/config.json") if p.parent.name not in self.parts)
-            own += [(f"{p.name} of {self.source.name}", p) for p in folders if coded.own(sorted(p.glob(f"*{SUFFIX}")))]
+            own += [(f"{p.name} of {self.source.name}", p) for p in folders if _in_codes(p)]
         for name, path in own:
             if path and (codes := coded_in(weights(path))):
                 yield f"{name} is stored in {codes}: dequantized to {self.dtype}"
@@ -183,6 +190,13 @@ class Model(Group):
                 f"scheduler: diffusers has no such class (got {self.scheduler!r}); {suggestion(self.scheduler, there)}"
             )
         return self
+
+
+def _in_codes(folder: Path) -> bool:
+    """Whether a part's weights are codes; what is broken is said where it is opened."""
+    with suppress(ValueError):
+        return coded.own(sorted(folder.glob(f"*{SUFFIX}")))
+    return False
 
 
 def _extension(model: Model) -> Extension | None:

@@ -34,6 +34,8 @@ def mistyped(cls: Any, config: Mapping[str, Any]) -> str | None:
 def _taken(parameter: Parameter) -> set[str]:
     said, default = str(parameter.annotation), parameter.default
     own = {_kind(default)} if default is not Parameter.empty else set()
+    if isinstance(default, bool):  # null is written for what is off, as `upcast_attention` of SDXL's UNet has it
+        own.add("null")
     return own | {kind for kind, words in WORDS.items() if any(w in said for w in words)}
 
 

@@ -43,8 +43,9 @@ def whole(files: Sequence[Path], prefix: str) -> Tensors:
 def check_scales(files: Sequence[Path], prefix: str) -> None:
     """Whether every scale is a positive number. Raises ValueError."""
     for name, scale in _read([p for p in files if p.suffix != GGUF], prefix, lambda n: n.endswith(SCALES)).items():
-        if not (scale.float().isfinite() & (scale.float() > 0)).all():
-            raise ValueError(f"{name} has {scale.float().min():.3g}, which is no scale; download it again")
+        found = scale.float().flatten()
+        if len(odd := found[~(found.isfinite() & (found > 0))]):
+            raise ValueError(f"{name} has {odd[0]:.3g}, which is no scale; download it again")
 
 
 def _read(files: Sequence[Path], prefix: str, wanted: Callable[[str], bool]) -> Tensors:

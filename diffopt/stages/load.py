@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,8 +62,7 @@ class LoadView(View, of=Model):
     def split(cls, group: Group, choices: Choices) -> list[Self]:
         assert isinstance(group, Model)
         variant = group.variant if group.weights == "pretrained" else None
-        source = group.origin if group.origin.local else replace(group.origin, variant=variant)
-        return [cls(**{n: getattr(group, n) for n in cls.model_fields} | {"source": source, "variant": variant})]
+        return [cls(**{n: getattr(group, n) for n in cls.model_fields} | {"source": group.fetched, "variant": variant})]
 
     def identity(self, used: frozenset[str]) -> dict[str, Any]:
         found = self.model_dump(mode="json")

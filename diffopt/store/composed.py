@@ -241,6 +241,11 @@ def _root() -> Path:
     return made
 
 
+def passing(path: Path) -> bool:
+    """Whether it was written into such a directory, and goes with it."""
+    return path.resolve().is_relative_to(_root().resolve())
+
+
 def refused(path: Path) -> str | None:
     """Why a file is none that is read, and what to do; None for one that may be."""
     if path.suffix in PICKLES:

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from diffopt.errors import PlanError, SourceError, pass_on
 from diffopt.store import assets, hub, schemas
-from diffopt.store.composed import FILES, Extension, composed, refused
+from diffopt.store.composed import FILES, Extension, composed, passing, refused
 from diffopt.store.files import publish
 from diffopt.store.fingerprint import fingerprint
 from diffopt.store.tensor_file import SUFFIX
@@ -193,7 +193,12 @@ class Sources:
             return source.local
         if source.own:
             base, here = self.at_hand(replace(source, own=())), {n: self.at_hand(s) for n, s in source.own}
-            return source.composed(base, here) if base and all(here.values()) else None
+            if not base or not all(here.values()):
+                return None
+            try:
+                return source.composed(base, here)
+            except ValueError:  # a download that began and did not end
+                return None
         repo, revision = source.hub
         repo = (DATA_SETS if source.data else "") + repo
         commit = revision if COMMIT.fullmatch(revision) else self._remembered().get(f"{repo}@{revision}")
@@ -268,11 +273,10 @@ class Sources:
         fresh = [p for p in files if keys[p] not in known]
         if self.dry and sum(p.stat().st_size for p in fresh) > QUICK:
             return None
-        for p in fresh:
-            with p.open("rb") as f:
-                known[keys[p]] = hashlib.file_digest(f, "sha256").hexdigest()
-        if fresh:
-            self._remember(known)
+        hashed = {p: _hash(p) for p in fresh}
+        if lasting := {keys[p]: x for p, x in hashed.items() if not passing(p)}:
+            self._remember(known | lasting)
+        known |= {keys[p]: x for p, x in hashed.items()}
         return "sha256:" + fingerprint({str(p.relative_to(root)): known[keys[p]] for p in files})
 
     def _hub(self, source: Source) -> str | None:
@@ -319,6 +323,11 @@ class Sources:
         # the store says so itself when it comes to artifacts; without a memory files are hashed again
         with contextlib.suppress(OSError):
             publish(self.memory, json.dumps(known, indent=1, sort_keys=True))
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(root: Path) -> list[Path]:

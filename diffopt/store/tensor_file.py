@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from diffopt.files.json_file import loaded
 from diffopt.store import files
 
 SUFFIX, GGUF = ".safetensors", ".gguf"
@@ -82,7 +83,7 @@ def _header(path: Path, _changed: int) -> tuple[Mapping[str, Tensor], Mapping[st
             size = int.from_bytes(f.read(8), "little")
             if size > min(MOST, whole):
                 raise ValueError
-            header = json.loads(f.read(size))
+            header = loaded(f.read(size))
         about = header.pop("__metadata__", {})
         ends = {n: x["data_offsets"] for n, x in header.items()}
         found = {

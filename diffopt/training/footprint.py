@@ -11,7 +11,7 @@ from diffopt.quantization.layers import without
 from diffopt.text import size
 
 BLOCK = 16
-"""Weights of NVFP4 that share a scale, of which there is one as it began, the one that is trained, and its gradient."""
+"""Weights of NVFP4 that share a scale."""
 ROOM = 1.1
 """Of all of it, for activations and what the quantizers make: the least that was seen, with gradient checkpointing."""
 
@@ -46,7 +46,9 @@ def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: st
         "moving average": trained * of_trained if train.ema else 0,
     }
     if train.scales != "fixed":
-        each = width * (3 + bool(train.ema)) + how.states * (how.bytes or width)
+        learned = 2 if train.scales == "dual" else 1
+        began = train.scales == "learned"  # what is divided by stays as it was found
+        each = width * (began + learned * (2 + bool(train.ema))) + learned * how.states * (how.bytes or width)
         parts["scales"] = round(parameters // BLOCK * each)
     teacher = 0
     if train.distillation:

@@ -14,7 +14,7 @@ from modelopt.torch.quantization.nn import SequentialQuantizer, StaticBlockScale
 
 from diffopt.quantization import block_codes, static_blocks
 from diffopt.quantization.block_fake_quant import E4M3_MAX
-from diffopt.quantization.weight_scales import CODES, MAXIMA, Found, make_static
+from diffopt.quantization.weight_scales import CODES, MAXIMA, Found, make_static, ragged
 
 LEARNED: dict[str, dict[str, Any]] = {
     "learned": {"learnable_amax": ["post"]},
@@ -84,7 +84,7 @@ def _blocks(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
         quantizer = getattr(layer, "weight_quantizer", None)
         if quantizer is None or isinstance(quantizer, SequentialQuantizer) or not quantizer.is_enabled:
             continue
-        if quantizer.block_sizes and not quantizer.is_mx_format:
+        if quantizer.block_sizes and not quantizer.is_mx_format and not ragged(layer.weight):
             yield name, layer
 
 
