@@ -488,6 +488,7 @@ def test_completion_after_a_recipe_that_is_not_there_is_no_traceback(shell):
         ("calib.collect_method=min-mean", "the INT8 convolution of a UNet alone reads it"),
         ("format.block_size=32", "a format whose blocks can be chosen (int4_awq, w4a8_awq) alone reads it"),
         ("format.rank=8", "SVDQuant alone reads it"),
+        ("format.rank_iterations=4", "SVDQuant alone reads it"),
         ("model.architecture=asset:emoji/emoji-flux", "a model with random weights alone reads it"),
     ],
 )

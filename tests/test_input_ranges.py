@@ -178,7 +178,7 @@ def test_counting_leaves_the_output_in_full_precision() -> None:
 def test_inputs_without_end_are_refused_before_a_range_hides_them() -> None:
     counts = {"a.input_quantizer": torch.ones(NUMBERS, dtype=torch.int64)}
     with pytest.raises(GateError, match=r"a\.input_quantizer saw inf"):
-        ranged({"a.input_quantizer": torch.tensor([1.0, torch.inf])}, counts, ["a"], "percentile", method("int8"))
+        ranged({"a.input_quantizer": torch.tensor([1.0, torch.inf])}, counts, ["a"], "percentile", method("int8"), 99.9)
 
 
 # In the plan.

@@ -16,17 +16,17 @@ from diffopt.quantization.companions import means
 from diffopt.quantization.hessian import smoothed
 from diffopt.quantization.low_rank import Alternation, Parts, Smoothed
 from diffopt.quantization.static_blocks import tensor_scale
-from diffopt.quantization.svdquant_scales import next_in_bfloat16
-from diffopt.quantization.weight_scales import Search
+from diffopt.quantization.svdquant_scales import Settled, next_in_bfloat16
+from diffopt.quantization.weight_scales import Search, lost
 
 NAME = "nvfp4_svdquant"
 RANK = 4
 KINDS: list[Weights] = [*get_args(Weights)]
 
 
-def best(weight: torch.Tensor, rank: int = RANK) -> Parts:
+def best(weight: torch.Tensor) -> Parts:
     u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
-    return (u[:, :rank] * s[:rank]).to(weight.dtype), v[:rank].to(weight.dtype)
+    return (u[:, :RANK] * s[:RANK]).to(weight.dtype), v[:RANK].to(weight.dtype)
 
 
 def maximum(weight: torch.Tensor) -> torch.Tensor:
@@ -46,9 +46,9 @@ def weight() -> torch.Tensor:
     return found
 
 
-def hessians(wide: int = 64) -> dict[str, torch.Tensor]:
+def hessians() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    x = torch.randn(500, wide) * torch.rand(wide).add(0.2)
+    x = torch.randn(500, 64) * torch.rand(64).add(0.2)
     blocks = x.unflatten(1, (-1, 16))
     return {"it": torch.einsum("rbi,rbj->bij", blocks, blocks) / len(x)}
 
@@ -72,30 +72,46 @@ def test_each_round_is_worth_a_whole_decomposition(weight: torch.Tensor) -> None
     expected = written_out(weight, best(weight), 8)
     assert expected[8] < 0.8 * expected[0]
     for times in (1, 8):
-        rest = weight - torch.matmul(*Alternation(times, search)(layer, best(weight)))
-        lost = written_out(weight, Alternation(times, search)(layer, best(weight)), 0)[0]
-        assert lost == pytest.approx(expected[times], rel=0.05)
-        assert not rest.equal(weight)
+        found = written_out(weight, Alternation(times, search)(layer, best(weight)), 0)[0]
+        assert found == pytest.approx(expected[times], rel=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_rounds_never_lose_more_and_by_every_search_lose_less_than_none(weight: torch.Tensor, kind: Weights) -> None:
     search = Search(kind, hessians())
     fits = [Alternation(n, search) for n in (0, 1, 2, 4, 8)]
-    lost = [fit._rounded(of(weight), fit(of(weight), best(weight)))[0] for fit in fits]
-    assert all(later <= before for before, later in itertools.pairwise(lost))
-    assert lost[-1] < 0.85 * lost[0]
+    h = search.hessian("it", torch.ones(64))
+    left = [fit._rounded(of(weight), fit(of(weight), best(weight)), h)[0] for fit in fits]
+    assert all(later <= before for before, later in itertools.pairwise(left))
+    assert left[-1] < 0.85 * left[0]
     assert fits[0](of(weight), best(weight))[0].equal(best(weight)[0])
 
 
-def test_what_is_lost_is_what_the_search_for_scales_makes_least(weight: torch.Tensor) -> None:
+def test_what_is_lost_is_what_the_search_for_scales_makes_least() -> None:
     """Of the inputs as the layer gets them: scaled by its smoothing."""
     smoothing, off = torch.rand(64).add(0.5), torch.randn(48, 64)
     blocks, h = off.unflatten(1, (-1, 16)), smoothed(hessians()["it"], smoothing)
     expected = torch.einsum("obi,bij,obj->", blocks.double(), h.double(), blocks.double())
-    assert Search("local_hessian", hessians()).lost("it", off, smoothing) == pytest.approx(float(expected), rel=1e-5)
+    assert lost(off, Search("local_hessian", hessians()).hessian("it", smoothing)) == pytest.approx(float(expected), rel=1e-5)
     for kind in ("max", "mse", "four_over_six"):
-        assert Search(kind, {}).lost("it", off, smoothing) == pytest.approx(float(off.double().square().sum()), rel=1e-5)
+        assert Search(kind, {}).hessian("it", smoothing) is None
+    assert lost(off, None) == pytest.approx(float(off.double().square().sum()), rel=1e-5)
+
+
+def test_between_its_factors_a_layer_has_nothing_larger_than_its_input(weight: torch.Tensor) -> None:
+    """As SVDQuant's own, whose product FP16 is to hold."""
+    b, a = Alternation(8, Search("mse", {}))(of(weight), best(weight))
+    assert torch.allclose(a @ a.T, torch.eye(RANK), atol=1e-5)
+    assert b.shape == (48, RANK)
+    assert not b.equal(best(weight)[0])
+
+
+def test_a_part_of_a_higher_rank_than_its_weight_stays(weight: torch.Tensor) -> None:
+    """As modelopt pads it."""
+    padded = torch.zeros(3, RANK), torch.zeros(RANK, 64)
+    kept = Alternation(8, Search("mse", {}))(of(weight[:3]), padded)
+    assert kept[0] is padded[0]
+    assert kept[1] is padded[1]
 
 
 def test_a_worse_round_is_not_taken() -> None:
@@ -109,15 +125,25 @@ def test_a_worse_round_is_not_taken() -> None:
     assert Alternation(8, Search("mse", {}))(ragged, best(ragged.weight))[0].equal(best(ragged.weight)[0])
 
 
-def test_rounds_know_the_maximum_that_the_weight_will_have(weight: torch.Tensor) -> None:
-    seen = []
+class Told(Search):
+    """Keeps the maxima that it is given."""
 
-    def peak(rest: torch.Tensor) -> torch.Tensor:
-        seen.append(next_in_bfloat16(maximum(rest)))
-        return seen[-1]
+    def __init__(self) -> None:
+        super().__init__("mse", {})
+        self.given: list[torch.Tensor] = []
 
-    Alternation(2, Search("mse", {}))(of(weight, peak), best(weight))
-    assert len(seen) == 3
+    def scales(self, weight: torch.Tensor, amax: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
+        self.given.append(amax)
+        return super().scales(weight, amax, hessian)
+
+
+@pytest.mark.parametrize("round", [False, True])
+def test_a_round_takes_the_maximum_that_the_weight_will_have(weight: torch.Tensor, round: bool) -> None:
+    search, peak = Told(), Settled(torch.nn.Module(), share=False, round=round, alternation=None)._peak
+    parts = Alternation(2, search)(of(weight, peak), best(weight))
+    assert len(search.given) == 3
+    last = maximum(weight - torch.matmul(*parts))
+    assert search.given[2].equal(next_in_bfloat16(last) if round else last)
 
 
 def errors(b: Bench, **how: Any) -> dict[str, float]:
@@ -147,10 +173,20 @@ def test_a_checkpoint_loses_less_in_every_layer(dtype: str, share: bool) -> None
     assert sum(after.values()) < 0.85 * sum(before.values())
 
 
-def test_none_is_what_model_optimizer_makes_and_keeps_the_key_of_before(plan: Any) -> None:
+def test_a_sweep_over_formats_may_set_what_only_some_have(plan: Any) -> None:
+    def view(name: str) -> Any:
+        steps = plan("model=emoji_flux", f"format={name}", "calib=emoji", "eval=emoji", "format.rank_iterations=3", sweep=True)
+        return next(s for s in steps.steps if s.name == "quantize").views["format"]
+
+    assert (view("int4_awq").rank_iterations, view(NAME).rank_iterations) == (0, 3)
+
+
+def test_without_any_the_key_is_that_of_before_there_was_a_choice(plan: Any) -> None:
     def made(*more: str) -> str:
         steps = plan("model=emoji_flux", f"format={NAME}", "calib=emoji", "eval=emoji", *more).steps
         return next(s.fingerprint for s in steps if s.name == "quantize")
 
+    before = "format.weights=max", "calib.size=32", "format.rank_iterations=0"
+    assert made(*before) == "9708a09ae849b279"  # as it was while there was no such choice
     assert len({made(), made("format.rank_iterations=0"), made("format.rank_iterations=3")}) == 3
     assert made("format.rank_iterations=8") == made()

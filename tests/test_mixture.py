@@ -31,6 +31,7 @@ from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization import checkpoint, mixed_precision, scheme
 from diffopt.quantization.extremes import quantizers
 from diffopt.quantization.mixed_precision import Limit, Option
+from diffopt.race import costs
 from diffopt.stages.build import BuilderView, build
 from diffopt.stages.export import GraphView, SizeView, export
 from diffopt.stages.mix import mix
@@ -88,6 +89,23 @@ def test_layers_of_which_the_scales_were_not_tried_count_as_those_of_maxima() ->
     assert found.error == mixed_precision.relative(row, "nvfp4")
 
 
+def test_scales_that_no_candidate_has_a_choice_of_are_refused(plan: Any) -> None:
+    given = ("export=null", "format.candidates=[fp8,int8_sq]", "format.budget.bits=8", "format.weights=mse")
+    with pytest.raises(PlanError, match=r"format\.weights: has no effect .*auto with nvfp4"):
+        plan("+recipe=emoji_auto", *given)
+
+
+def test_a_race_takes_the_damage_of_the_scales_that_a_setting_has(config: Any) -> None:
+    found = SensitivityFile.read(tried().path)
+    given = {
+        kind: config("model=emoji_flux", "format=nvfp4", "calib=emoji", f"format.weights={kind}") for kind in ("max", "mse")
+    }
+    sums = {kind: costs.damage(choose(x), found) for kind, x in given.items()}
+    for kind, name in (("max", "nvfp4"), ("mse", "nvfp4 weights=mse")):
+        assert sums[kind] == pytest.approx(sum(mixed_precision.relative(x, name) for x in found.layers))
+    assert sums["mse"] < sums["max"]
+
+
 def test_what_the_mix_asks_for_is_tried_and_no_more(plan: Any) -> None:
     def made(*given: str) -> Any:
         return {s.name: s for s in plan("+recipe=emoji_auto", "export=null", *given).steps}
@@ -98,6 +116,8 @@ def test_what_the_mix_asks_for_is_tried_and_no_more(plan: Any) -> None:
     assert {*own} - {*maxima} == {n for n in own if n.startswith("correlate")} != set()
     for found in (maxima, none):
         assert found["sense"].views["sense"].options == []
+    before = {"sense": "4404dae057757c1a", "mix": "3254f74ee2e4ee73", "quantize": "a2548ae8b159a134"}
+    assert {n: maxima[n].fingerprint for n in before} == before  # as while there was no such choice
     assert len({x["mix"].fingerprint for x in (own, maxima, made("format.weights=mse"))}) == 3
 
 

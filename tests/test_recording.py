@@ -16,7 +16,9 @@ from diffopt.pipeline.open import open_pipeline
 from diffopt.quantization.awq_svdquant import calibrate
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import quantizers
+from diffopt.quantization.low_rank import Alternation
 from diffopt.quantization.recorded_calls import CALLS, TENSORS, Calls, count, recorded, replay
+from diffopt.quantization.weight_scales import Search
 
 SIZE = 3
 """Prompts: a batch and half a one. A search runs the model a dozen times over each."""
@@ -77,10 +79,15 @@ def test_over_several_steps_svdquant_differs_from_the_ordinary_loop_only_in_the_
         torch.testing.assert_close(both[0][name], both[1][name], rtol=1e-4, atol=0)
 
 
-def test_a_layer_that_no_recorded_call_reaches_is_refused() -> None:
+@pytest.mark.parametrize("reached", ["a", "b"])
+@pytest.mark.parametrize("name", ["int4_awq", "nvfp4_svdquant", "nvfp4_svdquant in turn"])
+def test_a_layer_that_no_recorded_call_reaches_is_refused(name: str, reached: str) -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(32, 32), "b": torch.nn.Linear(32, 32)})
-    with pytest.raises(GateError, match=r"nothing finite reached b "):
-        calibrate(model, *recipe("int4_awq"), lambda m: m["a"](torch.ones(1, 32)))
+    alternation = Alternation(2, Search("local_hessian", {reached: torch.eye(16).repeat(2, 1, 1)})) if "turn" in name else None
+    rules, algorithm = recipe(name.split()[0])
+    (other,) = {"a", "b"} - {reached}
+    with pytest.raises(GateError, match=rf"nothing finite reached {other} "):
+        calibrate(model, rules, algorithm, lambda m: m[reached](torch.rand(1, 32)), alternation=alternation)
 
 
 @pytest.mark.parametrize("name", ["int4_awq", "w4a8_awq", "nvfp4_svdquant"])

@@ -267,6 +267,8 @@ def test_an_option_that_none_of_the_formats_has_is_refused(config: Any) -> None:
         ("weight", r"is no field whose values can be tried \(got 'weight'\); did you mean weights"),
         ("weights=hessian", r"is no value of format\.weights \(got 'weights=hessian'\); did you mean local_hessian"),
         ("inputs=mse", r"none of nvfp4 has a choice of inputs=mse"),
+        ("weights=max", r"is what every format is tried with \(got 'weights=max'\); drop it"),
+        ("weights=", r"is no value of format\.weights \(got 'weights='\)"),
     ],
 )
 def test_an_option_that_is_none_is_refused(config: Any, option: str, said: str) -> None:
@@ -326,18 +328,24 @@ def test_one_layer_with_most_of_the_error_is_excluded_alone() -> None:
 
 def test_what_an_option_wins_is_a_share_of_all_squared_errors() -> None:
     rows = [
-        SensedLayer("a", "linear", 4, 4, [1.0], {"nvfp4": [0.06], "nvfp4 weights=mse": [0.03], "fp8": [0.01]}),
-        SensedLayer("b", "linear", 4, 4, [2.0], {"nvfp4": [0.08], "nvfp4 weights=mse": [0.10], "fp8": [0.02]}),
+        SensedLayer(
+            "a", "linear", 4, 4, [1.0], {"nvfp4": [0.06], "nvfp4 weights=mse": [0.03], "nvfp4 inputs=full": [0], "fp8": [0.01]}
+        ),
+        SensedLayer(
+            "b", "linear", 4, 4, [2.0], {"nvfp4": [0.08], "nvfp4 weights=mse": [0.10], "nvfp4 inputs=full": [0], "fp8": [0.02]}
+        ),
     ]
-    found = Reading(SensitivityFile(["nvfp4", "fp8"], 1, 1, None, tuple(rows), ["nvfp4 weights=mse"]))
+    found = Reading(SensitivityFile(["nvfp4", "fp8"], 1, 1, None, tuple(rows), ["nvfp4 weights=mse", "nvfp4 inputs=full"]))
     a, b = found.layers("nvfp4")
-    assert found.options("nvfp4") == ["nvfp4 weights=mse", "fp8", "full precision"]
+    assert found.options("nvfp4") == ["nvfp4 weights=mse", "nvfp4 inputs=full", "fp8", "full precision"]
     assert found.won("nvfp4", [a], "nvfp4 weights=mse") == pytest.approx(0.3)
     assert found.won("nvfp4", [b], "nvfp4 weights=mse") == pytest.approx(-0.1)
     assert found.won("nvfp4", [a, b], "fp8") == pytest.approx(0.8)
     assert found.won("nvfp4", [a, b], "full precision") == pytest.approx(1)
     assert found.won("nvfp4", [a], "nothing that was tried") is None
-    assert (found.best("nvfp4"), found.best("fp8")) == ("nvfp4 weights=mse", None)
+    assert (found.best("nvfp4"), found.best("fp8")) == ("nvfp4 weights=mse", None)  # what rounds no inputs is another format
+    worse = SensedLayer("a", "linear", 4, 4, [1.0], {"nvfp4": [0.06], "nvfp4 weights=mse": [0.09]})
+    assert Reading(SensitivityFile(["nvfp4"], 1, 1, None, (worse,), ["nvfp4 weights=mse"])).best("nvfp4") is None
     assert found.formats == ["nvfp4", "fp8"]
 
 

@@ -219,3 +219,14 @@ def test_a_transformer_has_none(unet: torch.nn.Module) -> None:
     steps.end()
     assert steps.table(1) == {}
     assert not any(q.is_enabled for _, q in quantizers(model))
+
+
+def test_a_choice_of_ranges_that_a_format_has_not_changes_nothing(plan: Any) -> None:
+    """In a sweep over formats, of which others have it."""
+
+    def made(*more: str) -> str:
+        picks = ("model=emoji_sdxl", "format=int8_sq", "calib=emoji", "eval=emoji", "calib.percentile=0.5", *more)
+        return next(s.fingerprint for s in plan(*picks, sweep=True).steps if s.name == "quantize")
+
+    assert made("format.inputs=percentile") == made()
+    assert made("calib.percentile=0.7") != made()

@@ -178,7 +178,14 @@ def test_chunks_that_are_merged_have_all_rows_in_them() -> None:
     assert rows[0] != rows[1]
 
 
-@pytest.mark.parametrize("given", [("nvfp4", "format.inputs=headroom"), ("nvfp4_svdquant",)])
+KEPT = {
+    ("nvfp4", "format.inputs=headroom"): ("observe", "correlate", "count"),
+    ("nvfp4_svdquant",): ("record", "correlate"),
+}
+"""By what is asked for the steps that keep something of a chunk."""
+
+
+@pytest.mark.parametrize("given", KEPT)
 def test_a_chunk_is_drawn_once_for_all_that_is_kept_of_it(
     config: Any, tmp_path: Path, given: tuple[str, ...], monkeypatch: Any
 ) -> None:
@@ -196,6 +203,7 @@ def test_a_chunk_is_drawn_once_for_all_that_is_kept_of_it(
         store.open()
         whole = make_plan(choices, job.stages(), job.Environment(), sources.digest)
         chunks = [s for s in whole.steps if s.stage.name in ("observe", "record", "correlate", "count")]
+        assert {s.name for s in chunks} == {f"{name}.{i}" for name in KEPT[given] for i in range(2)}
         before = [s for s in whole.steps if s.stage.name in ("load", "embed")]
         if where == "together":
             states = [d.state for d in run_plan(Plan(before + chunks, chunks, []), choices, store, sources)]
@@ -204,7 +212,7 @@ def test_a_chunk_is_drawn_once_for_all_that_is_kept_of_it(
                 states = [d.state for d in run_plan(Plan([*before, one], [one], []), choices, store, sources)]
         assert states[-1] == "made"
         stores.append({s.name: store.entry(s.kind, s.fingerprint) for s in chunks})
-        assert len(draws) == (2 if where == "together" else 2 + len(chunks))
+        assert len(draws) == (2 if where == "together" else 2 + 2 * len(KEPT[given]))
     for name, entry in stores[0].items():
         assert entry.record["files"] == stores[1][name].record["files"], name
 

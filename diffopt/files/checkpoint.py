@@ -32,12 +32,18 @@ class CheckpointFile(JsonFile):
     block_size: int | None
     rank: int | None = later(None)
     """Of the part of the weights that is kept beside them."""
+    rank_iterations: int = 0
+    """How often, at most, that part was fitted in turn with the rounding of the rest."""
     weights: str = "max"
     """How the scales of the weights' blocks were found."""
     inputs: str = "max"
     """How the layers' inputs are quantized; `full` leaves them in the model's precision."""
+    input_percentile: float | None = None
+    """Of inputs by percentile: how much of what calibration saw is within the range, in percent."""
     share_scales: bool = False
     """Whether layers of one input have the same scales."""
+    round_scales: bool = False
+    """Whether SVDQuant's scales are numbers that BF16 holds."""
     rules: list[dict[str, Any]]
     """modelopt's `quant_cfg`; what JSON makes of its tuples is undone where a checkpoint is restored."""
     algorithm: str | dict[str, Any] | list[Any] | None

@@ -14,6 +14,9 @@ Inputs = Literal["max", "percentile", "mse", "headroom", "full"]
 """How inputs are quantized: by a scale of the largest that was seen; of one that a share of them is below; of the least squared
 error; of one with room above what was seen; or not at all."""
 
+PERCENTILE = 99.99
+"""Of inputs by percentile: the share of what calibration saw that is within the range, in percent, where none is given."""
+
 COUNTED: tuple[Inputs, ...] = ("percentile", "mse", "headroom")
 """Those that are drawn from histograms of the inputs."""
 

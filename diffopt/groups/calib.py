@@ -8,6 +8,7 @@ from diffopt import formats, models
 from diffopt.data.prompts import Prompts, PromptSet
 from diffopt.formats.method import COUNTED
 from diffopt.groups.choices import Choices
+from diffopt.groups.format import inputs
 from diffopt.groups.view import View
 from diffopt.schema import Group
 
@@ -74,7 +75,7 @@ def counted(steps: int, percentile: float) -> int:
 def reads_steps(choices: Choices) -> bool:
     """Whether `percentile` and `collect_method` have an effect: the family has convolutions and the format INT8 for them, of
     which the scales are those of maxima."""
-    if choices.format is None or choices.model is None or choices.format.inputs in COUNTED:
+    if choices.format is None or choices.model is None or inputs(choices.format) in COUNTED:
         return False
     return models.of(choices.model).convolutions and any(m.steps for m in formats.methods(choices.format))
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from diffopt import formats
 from diffopt.errors import suggestion
-from diffopt.formats.method import Awq, Inputs, Method, Weights
+from diffopt.formats.method import PERCENTILE, Awq, Inputs, Method, Weights
 from diffopt.groups.choices import Choices
 from diffopt.groups.gpu_rates import PEAK, Gpu
 from diffopt.groups.quantized_source import Quantized
@@ -143,7 +143,7 @@ class Format(Group):
     inputs: Inputs = "max"
     """How the range of the layers' inputs is found: the largest that calibration saw, or one drawn from histograms of them; or
     `full`, not quantized at all."""
-    input_percentile: float = Field(default=99.99, gt=0, lt=100)
+    input_percentile: float = Field(default=PERCENTILE, gt=0, lt=100)
     """Of `inputs=percentile`: how much of what calibration saw is within the range, in percent."""
     awq: Awq = "lite"
     """What AWQ searches: scales of input channels, where blocks are clipped, or both."""
@@ -232,6 +232,13 @@ def weights(format: Format) -> Weights:
     return format.weights or method.weights[0] if there else "max"
 
 
+def _iterations(format: Format) -> int:
+    """How often its low-rank part is fitted; 0 where it has none."""
+    method = formats.method(format.name)
+    asked = method.rank_iterations if format.rank_iterations is None else format.rank_iterations
+    return asked if method.rank else 0
+
+
 class FormatView(View, of=Format):
     """How the backbone is quantized; defaults are filled in, so that one left out and one spelled out are the same."""
 
@@ -245,7 +252,7 @@ class FormatView(View, of=Format):
     rank_iterations: int = 0
     weights: Weights = "max"
     inputs: Inputs = "max"
-    input_percentile: float = 99.99
+    input_percentile: float = PERCENTILE
     awq: Awq = "lite"
 
     @classmethod
@@ -280,7 +287,7 @@ class FormatView(View, of=Format):
                 round_scales=group.round_scales,
                 block_size=method.block_size and (group.block_size or method.block_size),
                 rank=method.rank and (group.rank or method.rank),
-                rank_iterations=method.rank_iterations if group.rank_iterations is None else group.rank_iterations,
+                rank_iterations=_iterations(group),
                 weights=weights(group),
                 inputs=inputs(group),
                 input_percentile=group.input_percentile,
@@ -322,6 +329,11 @@ class MixView(View, of=Format):
     exclude: list[str]
     weights: Weights = "max"
     """Of those that have a choice."""
+
+    @classmethod
+    def used(cls, choices: Choices) -> frozenset[str]:
+        there = choices.format is None or any(m.weights for m in formats.methods(choices.format))
+        return cls.fields_read() - (set() if there else {"weights"})
 
     @classmethod
     def split(cls, group: Group, choices: Choices) -> list[Self]:

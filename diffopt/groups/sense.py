@@ -20,12 +20,14 @@ Tried = Literal["weights", "inputs"]
 
 
 def _option(text: str) -> str:
-    field, _, value = text.partition("=")
+    field, given, value = text.partition("=")
     known: dict[str, tuple[str, ...]] = {"weights": get_args(Weights), "inputs": get_args(Inputs)}
     if field not in known:
         raise ValueError(f"is no field whose values can be tried; {suggestion(field, known)}")
-    if value and value not in known[field]:
+    if given and value not in known[field]:
         raise ValueError(f"is no value of format.{field}; {suggestion(value, known[field])}")
+    if value == "max":
+        raise ValueError("is what every format is tried with; drop it")
     return text
 
 

@@ -22,7 +22,7 @@ from diffopt.formats.method import Rule
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.extremes import quantizers
 from diffopt.quantization.low_rank import Alternation
-from diffopt.quantization.svdquant_scales import alike, settled
+from diffopt.quantization.svdquant_scales import alike, settled, unreached
 
 Found = dict[str, torch.Tensor]
 """Buffer name -> value: amax, pre-quant scale (FP32, [channels]), low-rank factors A [rank, in] and B [out, rank];
@@ -66,9 +66,7 @@ def calibrate(
         if not _weighted(module) or algorithm == "awq_clip":  # which smooths nothing
             continue
         if module not in scales:
-            raise GateError(
-                f"quantize: nothing finite reached {name} in calibration (got no scale); exclude it, or set another model.dtype"
-            )
+            raise unreached(name)
         found[f"{name}.input_quantizer{SCALE}"] = scales[module].cpu().contiguous()
     for name, quantizer in quantizers(model):
         for key, buffer in quantizer.named_buffers():

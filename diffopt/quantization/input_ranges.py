@@ -27,11 +27,12 @@ def ranged(
     layers: Iterable[str],
     kind: Inputs,
     method: Method,
-    percentile: float = 99.99,
+    percentile: float,
 ) -> Extremes:
     """The extremes, those of the inputs of `layers` brought to their range: FP32 [channels], of which the largest is it.
 
-    `method` is what they are rounded by. Raises GateError as `check_finite` does.
+    `method` is what they are rounded by; `percentile` is read by the kind of that name. Raises GateError as `check_finite`
+    does.
     """
     check_finite(extremes)
     assert isinstance(method.input, dict)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from diffopt.quantization.static_blocks import rounded
-from diffopt.quantization.weight_scales import Search, ragged
+from diffopt.quantization.weight_scales import Search, lost, ragged
 
 Parts = tuple[torch.Tensor, torch.Tensor]
 """B [out, rank] and A [rank, in]."""
@@ -39,32 +39,34 @@ class Alternation:
         self._search = search
 
     def __call__(self, layer: Smoothed, parts: Parts) -> Parts:
-        """From those that the SVD gave of the weight."""
-        if ragged(layer.weight):
+        """From those that the SVD gave of the weight. Of one of no higher rank, which leaves nothing to round, these stay."""
+        if ragged(layer.weight) or len(parts[1]) > len(layer.weight):
             return parts
-        lost, rest = self._rounded(layer, parts)
+        hessian = self._search.hessian(layer.name, layer.smoothing)
+        least, rest = self._rounded(layer, parts, hessian)
         for _ in range(self.times):
             better = _step(layer.weight - rest, parts)
-            less, rest = self._rounded(layer, better)
-            if not less < lost:
+            less, rest = self._rounded(layer, better, hessian)
+            if not less < least:
                 break
-            lost, parts = less, better
+            least, parts = less, better
         return parts
 
-    def _rounded(self, layer: Smoothed, parts: Parts) -> tuple[float, torch.Tensor]:
+    def _rounded(self, layer: Smoothed, parts: Parts, hessian: torch.Tensor | None) -> tuple[float, torch.Tensor]:
         """What is lost where the rest of the weight is rounded, and the rest rounded, FP32 [out, in]."""
         rest = layer.weight - torch.matmul(*parts)
-        scales = self._search.whole(layer.name, rest, layer.peak(rest), layer.smoothing)
-        found = rounded(rest.float(), scales)
-        return self._search.lost(layer.name, found - rest.float(), layer.smoothing), found
+        found = rounded(rest.float(), self._search.scales(rest, layer.peak(rest), hessian))
+        return lost(found - rest.float(), hessian), found
 
 
 def _step(target: torch.Tensor, parts: Parts) -> Parts:
     """One of subspace iteration towards the best parts of the target [out, in], in FP64 as Model-Optimizer's SVD.
 
-    Eight such steps, each followed by a rounding, end where eight whole SVDs do, to 1% of what is lost, in a part of the time.
+    Eight such steps, each followed by a rounding, end where eight whole SVDs do, in a part of the time. A's rows are
+    orthonormal as the SVD's are: what a layer computes between A and B is then no longer than its input, which FP16 holds.
     """
     _, a = parts
     whole = target.double()
-    b, _ = torch.linalg.qr(whole @ a.double().T)
-    return b.to(a.dtype).contiguous(), (b.T @ whole).to(a.dtype).contiguous()
+    columns, _ = torch.linalg.qr(whole @ a.double().T)
+    rows, sizes = torch.linalg.qr((columns.T @ whole).T)
+    return (columns @ sizes.T).to(a.dtype).contiguous(), rows.T.to(a.dtype).contiguous()

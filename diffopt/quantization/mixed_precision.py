@@ -10,6 +10,7 @@ from diffopt import formats
 from diffopt.errors import PlanError
 from diffopt.files.sensitivity import SensedLayer
 from diffopt.formats.auto import FULL
+from diffopt.formats.method import Weights
 from diffopt.groups import gpu_rates
 from diffopt.groups.format import Budget, MixView, share
 from diffopt.groups.sense import Trial
@@ -50,11 +51,17 @@ def options(layer: SensedLayer, format: MixView, plain_bits: float) -> list[Opti
             continue
         bits = formats.method(name).bits(formats.method(name).block_size) * layer.weights
         time = layer.products * (gpu_rates.share(gpu, name) if gpu else 1)
-        searched = Trial(name, "weights", format.weights).name
-        found.append(Option(name, relative(layer, searched if searched in layer.error else name), bits, time))
+        found.append(Option(name, relative(layer, tried(layer, name, format.weights)), bits, time))
     if FULL in format.candidates or not found:
         found.append(Option(FULL, 0.0, plain_bits * layer.weights, layer.products))
     return found
+
+
+def tried(layer: SensedLayer, name: str, weights: Weights) -> str:
+    """What has the layer's error in the format `name` with the scales that `weights` finds: the format where they were not
+    tried, as of ragged layers, whose scales stay those of maxima."""
+    found = Trial(name, "weights", weights).name
+    return found if found in layer.error else name
 
 
 def relative(layer: SensedLayer, name: str) -> float:

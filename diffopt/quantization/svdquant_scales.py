@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from modelopt.torch.quantization import model_calib
 
+from diffopt.errors import GateError
 from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import E2M1_MAX, E4M3_MAX
 from diffopt.quantization.low_rank import Alternation, Parts, Smoothed
@@ -45,7 +46,9 @@ class Settled:
 
     def split(self, svd: Callable[[torch.Tensor, int], Parts], weight: torch.Tensor, rank: int) -> Parts:
         """Those of a weight, or of all weights of its group one under the other: one A for all."""
-        name = next(n for m, n in self._names.items() if m.weight.data_ptr() == weight.data_ptr())  # type: ignore[operator]
+        name = next(n for n, m in self.model.named_modules() if _own(m) == weight.data_ptr())
+        if name not in self._waiting:
+            raise unreached(name)
         group = self.together.get(name, [name])
         if len(group) == 1:
             return self._fitted(name, weight, svd(weight, rank))
@@ -89,6 +92,18 @@ class Settled:
             inputs = {f"{n}.input_quantizer": m.awq_lite.act_scale for n, m in layers.items()}
             for group in groups(layers, inputs):
                 self.together |= dict.fromkeys(group, group)
+
+
+def _own(layer: Any) -> int | None:
+    """Where a quantized layer's weight lies."""
+    return layer.weight.data_ptr() if hasattr(layer, "weight_quantizer") else None
+
+
+def unreached(name: str) -> GateError:
+    """Of a layer that a search cannot have a scale for: by NaN it would be quantized without its search."""
+    return GateError(
+        f"quantize: nothing finite reached {name} in calibration (got no scale); exclude it, or set another model.dtype"
+    )
 
 
 @contextmanager

@@ -36,36 +36,37 @@ class Search:
 
     def nvfp4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
         """Of the layer `name`, its weight [out, in] with this maximum; its input is multiplied by `smoothing` [in] before."""
-        return {f"{name}.weight_quantizer{CODES}": self._codes(name, weight, amax, smoothing).cpu()}
+        return {f"{name}.weight_quantizer{CODES}": self._codes(weight, amax, self.hessian(name, smoothing)).cpu()}
 
     def int4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
-        found = block_search.int4(weight, amax, self._hessian(name, smoothing))
+        found = block_search.int4(weight, amax, self.hessian(name, smoothing))
         return {f"{name}.weight_quantizer{MAXIMA}": found.cpu().contiguous()}
 
-    def whole(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None) -> torch.Tensor:
-        """FP32 [out, in / 16]: what NVFP4's blocks of this weight are multiplied by."""
+    def scales(self, weight: torch.Tensor, amax: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
+        """FP32 [out, in / 16]: what NVFP4's numbers in the blocks of this weight, with this maximum, are multiplied by."""
         most = static_blocks.FOUR_OVER_SIX_MAX if self.kind == "four_over_six" else E4M3_MAX
-        return self._codes(name, weight, amax, smoothing).float() * static_blocks.tensor_scale(amax, most)
+        return self._codes(weight, amax, hessian).float() * static_blocks.tensor_scale(amax, most)
 
-    def lost(self, name: str, off: torch.Tensor, smoothing: torch.Tensor | None) -> float:
-        """The error that is sought to be least, where weights are off by so much, FP32 [out, in]."""
-        hessian, blocks = self._hessian(name, smoothing), off.unflatten(1, (-1, BLOCK)).transpose(0, 1)
-        products = blocks if hessian is None else blocks @ hessian.to(off.device)
-        return float((products * blocks).sum(dtype=torch.float64))
-
-    def _codes(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None) -> torch.Tensor:
-        if self.kind == "max":
-            return static_blocks.codes(weight.unflatten(1, (-1, BLOCK)).abs().amax(-1), amax)
-        if self.kind == "four_over_six":
-            return block_search.four_over_six(weight, amax)
-        return block_search.nvfp4(weight, amax, self._hessian(name, smoothing))
-
-    def _hessian(self, name: str, smoothing: torch.Tensor | None) -> torch.Tensor | None:
-        """None where the squared error of the weights themselves is sought."""
+    def hessian(self, name: str, smoothing: torch.Tensor | None) -> torch.Tensor | None:
+        """FP32 [in / 16, 16, 16], of the layer's smoothed inputs; None where the squared error of the weights is sought."""
         if self.kind != "local_hessian":
             return None
         found = self._hessians[name]
         return found if smoothing is None else smoothed(found, smoothing.detach().to(found.device))
+
+    def _codes(self, weight: torch.Tensor, amax: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
+        if self.kind == "max":
+            return static_blocks.codes(weight.unflatten(1, (-1, BLOCK)).abs().amax(-1), amax)
+        if self.kind == "four_over_six":
+            return block_search.four_over_six(weight, amax)
+        return block_search.nvfp4(weight, amax, hessian)
+
+
+def lost(off: torch.Tensor, hessian: torch.Tensor | None) -> float:
+    """What a search makes least, where weights are off by so much, FP32 [out, in]."""
+    blocks = off.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+    products = blocks if hessian is None else blocks @ hessian.to(off.device)
+    return float((products * blocks).sum(dtype=torch.float64))
 
 
 def of_layers(backbone: torch.nn.Module, layers: Iterable[str], state: Mapping[str, torch.Tensor], search: Search) -> Found:

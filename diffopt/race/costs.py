@@ -9,8 +9,10 @@ from diffopt.files.cache_summary import CacheSummary
 from diffopt.files.layers import Layer
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.sensitivity import SensitivityFile
+from diffopt.groups.format import weights
 from diffopt.groups.model import BYTES
 from diffopt.quantization.layers import without
+from diffopt.quantization.mixed_precision import tried
 from diffopt.race.contestant import Cost
 from diffopt.report.run_directory import Run
 from diffopt.report.weight_bytes import in_format
@@ -143,11 +145,12 @@ def damage(choices: Choices, sensed: SensitivityFile) -> float:
         return 0.0
     there = without([Layer(x.name, x.kind, ()) for x in sensed.layers], chosen.exclude)
     names = {x.name for x in there}
+    kind = weights(chosen)
     known = [chosen.name] if chosen.name in sensed.formats else list(sensed.formats)
     found = 0.0
     for layer in sensed.layers:
         energy = sum(layer.energy)
-        errors = [sum(layer.error[n]) for n in known if n in layer.error]
+        errors = [sum(layer.error[tried(layer, n, kind)]) for n in known if n in layer.error]
         if layer.name in names and energy and errors:
             found += sum(errors) / len(errors) / energy
     return found

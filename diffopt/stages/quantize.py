@@ -25,8 +25,7 @@ def searches(choices: Choices) -> bool:
 
 
 def correlates(choices: Choices) -> bool:
-    there = choices.format is not None and any(m.weights for m in formats.methods(choices.format))
-    return there and choices.format is not None and weights(choices.format) == "local_hessian"
+    return choices.format is not None and weights(choices.format) == "local_hessian"
 
 
 def counts(choices: Choices) -> bool:
@@ -115,9 +114,12 @@ def _head(family: str, name: str, format: FormatView, scheme: "Scheme") -> "part
         weight_bits=scheme.weight_bits,
         block_size=format.block_size,
         rank=format.rank,
+        rank_iterations=format.rank_iterations,
         weights=format.weights,
         inputs=format.inputs,
+        input_percentile=format.input_percentile if format.inputs == "percentile" else None,
         share_scales=format.share_scales,
+        round_scales=format.round_scales,
         rules=scheme.rules,
         algorithm=scheme.algorithm,
         mix=scheme.mix,

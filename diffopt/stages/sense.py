@@ -10,7 +10,7 @@ from diffopt.data.prompts import PromptSet
 from diffopt.files.layers import Layer, read_layers
 from diffopt.files.pipeline import PipelineFile
 from diffopt.files.sensitivity import SensedLayer, SensitivityFile
-from diffopt.formats.method import COUNTED
+from diffopt.formats.method import COUNTED, PERCENTILE
 from diffopt.groups import CallView, ChunkView
 from diffopt.groups.sense import SensedPromptsView, SenseView, Trial, trials
 from diffopt.groups.sense import tried as options
@@ -112,17 +112,16 @@ def _variants(
     products: Mapping[str, Any],
     counted: dict[str, Any],
 ) -> dict[str, Any]:
-    """Of an option of a format the layers `own` with it."""
-    from diffopt.quantization.block_fake_quant import BLOCK
+    """Of an option of a format the layers `own` with it, a percentile at its default."""
     from diffopt.quantization.input_ranges import ranged
     from diffopt.quantization.layer_errors import variants
-    from diffopt.quantization.weight_scales import Search
+    from diffopt.quantization.weight_scales import Search, ragged
 
     method = formats.method(trial.format)
     if trial.field == "weights":
-        whole = {n: m for n, m in own.items() if m.weight.shape[1] % BLOCK == 0}
+        whole = {n: m for n, m in own.items() if not ragged(m.weight)}
         return variants(whole, method, alpha, extremes, Search(trial.value, products))
-    seen = ranged(extremes, counted, own, trial.value, method) if trial.value in COUNTED else extremes
+    seen = ranged(extremes, counted, own, trial.value, method, PERCENTILE) if trial.value in COUNTED else extremes
     return variants(own, method.of(trial.value), alpha, seen)
 
 
