@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from activations import configs, options, size
+from safetensors.torch import load_file
 from test_cost import GIB, QUICK, Prepare, fill
 from tiny import TINY, saved
 
@@ -84,6 +85,8 @@ def test_a_backbone_that_asks_for_numbers_or_has_another_kind_of_vae_is_measured
     backbone, vae = (json.loads((saved(name) / n / "config.json").read_text()) for n in (family.backbones[0], "vae"))
     side = 2 * family.size_step
     found = measured_at(family, backbone, vae, Size(1, side, side, TINY[name].tokens or 8, TINY[name].frames or 1), 2)
+    weights = [load_file(p) for p in (saved(name) / family.backbones[0]).glob("*.safetensors")]
+    assert found.parameters == sum(x.numel() for part in weights for x in part.values())
     assert found.call[2].each.fixed > 0
     assert found.decode[2].each.fixed > side * side * 3 * 2  # more than the picture that it gives
 

@@ -158,7 +158,10 @@ def test_the_command_on_the_answers_card_is_its_run_alone(place: Path, whole: Ra
     assert said.endswith(" hydra.mode=RUN ship=null")
     os.chdir(place)
     main([*shlex.split(said)[1:], f"store={place / 'store'}", f"hydra.run.dir={place / 'by-card'}"])
-    assert {s["state"] for s in json.loads((place / "by-card/run.json").read_text())["steps"]} <= {"cached", "spare"}
+    ours, theirs = (json.loads((place / d / "run.json").read_text())["steps"] for d in ("by-card", f"whole/{whole.chosen}"))
+    assert {s["state"] for s in ours} <= {"cached", "spare"}
+    assert {s["name"]: s["fingerprint"] for s in ours} == {s["name"]: s["fingerprint"] for s in theirs}
+    assert not (place / "by-card/ship.json").exists()
 
 
 def test_a_race_that_nothing_wins_says_what_came_nearest(

@@ -19,9 +19,10 @@ from diffopt.store.assets import ROOT
 
 SECRET = "sesame-open-7"
 HEAD = "# @package _global_\ndefaults:\n  - quickstart\n"
-SECONDS, BYTES, RESIDENT = 60, 4 << 30, 1 << 30
-"""SECONDS end what hangs; a machine under load is no failure. BYTES are of the address space, of which libraries take their
-share, and RESIDENT what is taken of memory. With `-rP` pytest prints what each took."""
+SECONDS, WAITS, BYTES, RESIDENT = 60, 600, 4 << 30, 1 << 30
+"""SECONDS of a processor end what works without an end, WAITS what waits; a machine under load is no failure. BYTES are of the
+address space, of which libraries take their share, and RESIDENT what is taken of memory. With `-rP` pytest prints what each
+took."""
 
 
 MEASURED = """
@@ -40,6 +41,7 @@ finally:
 
 def limited() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
 
 
 def said(*arguments: str, cwd: Path, code: int = 1) -> str:
@@ -48,7 +50,7 @@ def said(*arguments: str, cwd: Path, code: int = 1) -> str:
     with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile("w+") as peak:
         command = [sys.executable, "-c", MEASURED.replace("PEAK", repr(peak.name)), *arguments]
         ran = subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output, preexec_fn=limited)
-        ends = threading.Timer(SECONDS, ran.kill)
+        ends = threading.Timer(WAITS, ran.kill)
         ends.start()
         _, status, took = os.wait4(ran.pid, 0)
         ends.cancel()
@@ -209,4 +211,4 @@ def test_a_pipeline_of_a_stranger_is_refused_in_a_line(config: str, how: Callabl
     asked = ("model=emoji_flux", f"model.source={theirs}", "format=fp8", "calib=emoji", "calib.size=1", "calib.batch_size=1")
     line = said("plan", *asked, cwd=tmp_path)
     assert "model.source: " in line
-    assert Path(config).name in line
+    assert config in line
