@@ -288,6 +288,15 @@ def test_one_value_of_an_option_is_tried_alone_and_none_twice() -> None:
     assert trials(["nvfp4"], ["weights", "weights=mse"]) == trials(["nvfp4"], ["weights"])
 
 
+def test_in_whatever_order_options_are_asked_for_they_are_measured_once(plan: Any) -> None:
+    def made(*options: str) -> str:
+        asked = ",".join(f'"{o}"' for o in options)
+        return plan("+recipe=emoji_sensitivity", f"sense.options=[{asked}]").steps[-1].fingerprint
+
+    assert made("inputs", "weights") == made("weights", "inputs") == made("weights", "weights=mse", "inputs")
+    assert made("weights=mse", "weights=local_hessian") == made("weights=local_hessian", "weights=mse") != made("weights")
+
+
 def test_alpha_is_part_of_the_key_only_where_something_is_smoothed(plan: Any) -> None:
     def key(*overrides: str) -> str:
         return plan("+recipe=emoji_sensitivity", *overrides, sweep=True).steps[-1].fingerprint

@@ -91,11 +91,14 @@ class Sense(Group):
 
 
 def tried(choices: Choices) -> list[Option]:
-    """What is tried besides the formats: what was asked for, and the scales of weights that a mix of them will have."""
+    """What is tried besides the formats: what was asked for, in whatever order, and the scales of weights that a mix of them
+    will have."""
     assert choices.sense is not None
-    asked, kind = choices.sense.options, weights(choices.format) if choices.format else "max"
-    mixes = choices.format is not None and choices.format.name == "auto" and kind != "max" and "weights" not in asked
-    return [*dict.fromkeys([*asked, f"weights={kind}"])] if mixes else asked
+    asked, kind = {*choices.sense.options}, weights(choices.format) if choices.format else "max"
+    if choices.format and choices.format.name == "auto" and kind != "max":
+        asked.add(f"weights={kind}")
+    of = {field: sorted(o for o in asked if o.partition("=")[0] == field) for field in get_args(Tried)}
+    return [o for field, own in of.items() for o in ([field] if field in own else own)]
 
 
 class SenseView(View, of=Sense):
