@@ -1,6 +1,5 @@
 """Scales that are trained beside the weights learn as modelopt's LSQ does, and come back in an ordinary checkpoint."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from test_packing import unpacked
 from test_resume import Stop
 from test_training import SEED, about, data, same, trained, weights
-from test_weight_scales import layer, static
+from test_weight_scales import by_modelopt, layer, static
 from tiny import bench, call, folder
 
 from diffopt.artifact import Checkpoint
@@ -46,12 +45,9 @@ def ptq(name: str, kind: str) -> Checkpoint:
     return bench().checkpoint(name) if kind == "max" else bench().checkpoint(name, weights=kind)
 
 
-def learned(name: str, kind: str, how: str = "learned", **changes: Any) -> Checkpoint:
+def learned(name: str, kind: str, how: str = "learned") -> Checkpoint:
     given = {"scales": how, "learning_rate": 1e-3, "steps": 3}
-    return bench()._once(
-        ("learned", name, kind, how, *map(str, sorted(changes.items()))),
-        lambda _: trained(bench(), name, ptq=ptq(name, kind), **given | changes),
-    )
+    return bench()._once(("learned", name, kind, how), lambda _: trained(bench(), name, ptq=ptq(name, kind), **given))
 
 
 # Learning.
@@ -63,9 +59,9 @@ def test_a_layer_learns_to_the_bit_as_by_modelopts_lsq(name: str, kind: str) -> 
     weight, x = layer(7)
     found = {"method": "mse"} | ({"fp8_scale_sweep": True} if name == "nvfp4" else {})
     lsq = {"method": "lsq", "scale_algorithm": found, **scales.LEARNED[kind]}
-    theirs = quantized(weight, x, static("mse") if name == "nvfp4" else INT4, lsq)
+    theirs = by_modelopt(weight, x, static("mse") if name == "nvfp4" else INT4, lsq)
     dynamic = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
-    ours = quantized(weight, x, dynamic if name == "nvfp4" else INT4, "max")
+    ours = by_modelopt(weight, x, dynamic if name == "nvfp4" else INT4, "max")
     search = weight_scales.Search("mse", {})
     weight_scales.put(ours, weight_scales.of_model(ours, search), "mse")
     learning = scales.Scales(ours, kind)
@@ -85,18 +81,6 @@ def test_a_layer_learns_to_the_bit_as_by_modelopts_lsq(name: str, kind: str) -> 
         assert torch.equal(mine, own)
         assert not torch.equal(mine, start)
     assert learning.layers.keys() == {"0"}
-
-
-def quantized(weight: torch.Tensor, x: torch.Tensor, attributes: dict[str, Any], algorithm: Any) -> torch.nn.Module:
-    model = torch.nn.Sequential(torch.nn.Linear(*reversed(weight.shape), bias=False, dtype=weight.dtype))
-    model[0].weight.data.copy_(weight)
-    rules = [
-        {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*weight_quantizer", "cfg": copy.deepcopy(attributes)},
-    ]
-    with torch.no_grad(), simulated():
-        mtq.quantize(model, {"quant_cfg": rules, "algorithm": copy.deepcopy(algorithm)}, lambda m: m(x))
-    return model
 
 
 def test_scales_have_a_learning_rate_of_their_own_and_no_decay() -> None:

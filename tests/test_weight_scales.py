@@ -1,5 +1,6 @@
 """Scales of weights that are searched are modelopt's own, are made of one calibration, and are what is shipped."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,15 @@ def layer(seed: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, 
     return torch.randn(96, 128).to(dtype) / 10, (torch.randn(200, 128) * torch.rand(128).pow(3) * 8).to(dtype)
 
 
-def by_modelopt(weight: torch.Tensor, x: torch.Tensor, attributes: dict[str, Any], algorithm: dict[str, Any]) -> Any:
-    """The weight quantizer of a linear layer that modelopt calibrated on x."""
+def by_modelopt(weight: torch.Tensor, x: torch.Tensor, attributes: dict[str, Any], algorithm: Any) -> Any:
+    """A model of one linear layer that modelopt calibrated on x."""
     model = torch.nn.Sequential(torch.nn.Linear(*reversed(weight.shape), bias=False, dtype=weight.dtype))
     model[0].weight.data.copy_(weight)
-    rules = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": attributes}]
+    cfg = copy.deepcopy(attributes)
+    rules = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": cfg}]
     with torch.no_grad(), simulated():
-        mtq.quantize(model, {"quant_cfg": rules, "algorithm": algorithm}, lambda m: m(x))
-    return model[0].weight_quantizer
+        mtq.quantize(model, {"quant_cfg": rules, "algorithm": copy.deepcopy(algorithm)}, lambda m: m(x))
+    return model
 
 
 def sought(weight: torch.Tensor, x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -74,7 +76,8 @@ def sought(weight: torch.Tensor, x: torch.Tensor, kind: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_nvfp4_scales_are_those_that_modelopt_finds(kind: str, dtype: torch.dtype) -> None:
     weight, x = layer(0, dtype)
-    theirs, ours, peak = by_modelopt(weight, x, static(kind), ALGORITHMS[kind]), sought(weight, x, kind), weight.abs().max()
+    theirs = by_modelopt(weight, x, static(kind), ALGORITHMS[kind])[0].weight_quantizer
+    ours, peak = sought(weight, x, kind), weight.abs().max()
     most = static_blocks.largest(theirs)
     assert torch.equal(static_blocks.codes(theirs.amax, theirs.global_amax, most).view(96, -1), ours)
     whole = ours.float() * static_blocks.tensor_scale(peak, most)
@@ -85,7 +88,7 @@ def test_nvfp4_scales_are_those_that_modelopt_finds(kind: str, dtype: torch.dtyp
 @pytest.mark.parametrize("kind", ["mse", "local_hessian"])
 def test_int4_scales_are_those_that_modelopt_finds(kind: str) -> None:
     weight, x = layer(1)
-    theirs = by_modelopt(weight, x, INT4, {"method": kind, "fp8_scale_sweep": False})
+    theirs = by_modelopt(weight, x, INT4, {"method": kind, "fp8_scale_sweep": False})[0].weight_quantizer
     amax = weight.unflatten(1, (-1, 32)).abs().amax(-1).reshape(-1, 1)
     ours = block_search.int4(weight, amax, hessian.products(x) / len(x) if kind == "local_hessian" else None)
     assert torch.equal(ours, theirs.amax)
