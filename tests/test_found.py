@@ -19,7 +19,7 @@ from tiny_unknown import bria
 
 from diffopt import models
 from diffopt.cli import inspect
-from diffopt.errors import PlanError
+from diffopt.errors import ConfigError, PlanError
 from diffopt.files.found import Found
 from diffopt.finding import structure
 from diffopt.finding.find import find
@@ -347,6 +347,22 @@ def test_layers_that_are_never_reached_are_one_glob_where_it_is_so_in_every_bloc
 def test_found_is_for_auto_alone() -> None:
     with pytest.raises(ValidationError, match=r"found: says what model\.family=auto is \(got family flux\)"):
         Model(family="flux", source=str(saved("flux")), dtype="float32", height=64, width=64, found=found("flux"))
+
+
+RANDOM = ("model=auto", "model.weights=random", "format=fp8", "calib=images", "calib.size=2")
+
+
+def test_random_weights_want_a_folder_by_either_name_and_no_second(plan: Any) -> None:
+    """Of a source that has its weights too: they are not read."""
+    folder = "asset:emoji/emoji-flux"
+    named = (["source"], ["architecture"], ["source", "architecture"])
+    plans = [plan(*RANDOM, *(f"model.{n}={folder}" for n in names)) for names in named]
+    assert len({p.steps[-1].fingerprint for p in plans}) == 1
+    assert plans[0].steps[-1].name == "quantize"
+    with pytest.raises(ConfigError, match=r"model\.source: is not set; give it"):
+        plan(*RANDOM)
+    with pytest.raises(PlanError, match=r"model\.source: has no effect under"):
+        plan(*RANDOM, f"model.architecture={folder}", f"model.source={saved('flux')}")
 
 
 def test_the_plan_of_a_pipeline_that_was_never_run_imports_no_torch(tmp_path: Path) -> None:

@@ -13,8 +13,13 @@ WAYS = {
     "huggingface": (["export=huggingface"], "deploy", ""),
     "native": (["export=native"], "pack", ""),
     "comfyui": (["export=comfyui"], None, "export: of auto's layers the names in ComfyUI are not known here"),
-    "random": (["model.weights=random", "model.architecture=SOURCE", "export=huggingface"], "deploy", ""),
-    "random without configs": (["model.weights=random"], None, "model.weights: this model has no architecture to draw them"),
+    "random": (["model.weights=random", "export=huggingface"], "deploy", ""),
+    "random by its configs": (["model.weights=random", "model.architecture=SOURCE", "model.source=???"], "quantize", ""),
+    "random without configs": (
+        ["model.weights=random", "model.source=org/name"],
+        None,
+        "model.weights: this model has no architecture to draw them",
+    ),
 }
 """What is asked, the stage that makes it, or the line that refuses it in the plan."""
 

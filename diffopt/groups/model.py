@@ -1,12 +1,12 @@
 """`model=`: which pipeline, at which size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
@@ -20,7 +20,7 @@ from diffopt.groups.view import View
 from diffopt.models import Family
 from diffopt.models.index import index_of, misnamed
 from diffopt.schema import Group
-from diffopt.store import coded
+from diffopt.store import assets, coded
 from diffopt.store.composed import BACKBONE, INDEX, TOLD, Extension, class_of, coded_in, composed, held, stored, weights
 from diffopt.store.files import json_object
 from diffopt.store.source import ModelSource, Source
@@ -150,6 +150,19 @@ class Model(Group):
         for name, path in own:
             if path and (codes := coded_in(weights(path))):
                 yield f"{name} is stored in {codes}: dequantized to {self.dtype}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drawn_of_its_configs(cls, given: Any) -> Any:
+        """Of a pipeline that is found, random weights are drawn for its folder's configs, by whichever name that is given."""
+        if not isinstance(given, Mapping) or (given.get("family"), given.get("weights")) != (models.AUTO.name, "random"):
+            return given
+        source, architecture = (None if given.get(n) == "???" else given.get(n) for n in ("source", "architecture"))
+        if architecture and not source:
+            return {**given, "source": architecture}
+        if source and not architecture and assets.locate(str(source)).is_dir():
+            return {**given, "architecture": source}
+        return given
 
     @model_validator(mode="after")
     def _holds_the_family(self, info: ValidationInfo) -> Self:

@@ -54,6 +54,8 @@ class LoadView(View, of=Model):
         model = choices.model
         assert model is not None
         idle = {"source", "variant", "base", "parts", "trust"} if model.weights == "random" else {"architecture"}
+        if model.source == model.architecture:  # one folder, by either name
+            idle -= {"source"}
         if not model.base or model.quantized:  # which `adopt` reads
             idle |= {"source"} if model.base else {"base"}
         return cls.fields_read() - idle
