@@ -4,16 +4,16 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffopt.files.json_file import loaded
 from diffopt.models.family import Family
 from diffopt.models.pipelines import GUIDER
 from diffopt.store import coded
 from diffopt.store.composed import ORIGINAL
 from diffopt.store.files import json_object
+from diffopt.store.tensor_file import tensors
 
 INDEX = "model_index.json"
 SPARE = ("safety_checker", "feature_extractor", "image_encoder", "image_processor")
@@ -205,7 +205,7 @@ class Parts:
             if found and found["variant"] == variant and (lacking := _lacking(listing)):
                 more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
                 yield f"lacks {name}/{lacking[0]}{more}, which {name}/{listing.name} names", "download what is missing"
-        broken = {p.name: r for p in self.weights(name) if (r := _broken(p, p.stat().st_size, p.stat().st_mtime_ns))}
+        broken = {p.name: r for p in self.weights(name) if (r := _broken(p))}
         for file, reason in broken.items():
             yield f"has a broken {name}/{file}: {reason}", "download that file again"
         try:
@@ -242,22 +242,14 @@ def _lacking(listing: Path) -> list[str]:
     return sorted({str(f) for f in files if not (listing.parent / str(f)).is_file()})
 
 
-@cache  # the jobs of a sweep share models
-def _broken(path: Path, size: int, _changed: int) -> str | None:
-    """By its header, which has its own length first; safetensors' own reader would import numpy into a plan."""
+def _broken(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                return f"its header of {length} bytes is longer than the file of {size}"
-            header = loaded(file.read(length))
-        ends = [x["data_offsets"][1] for name, x in header.items() if name != "__metadata__"]
+        tensors(path)
     except OSError as e:
         return (e.strerror or str(e)).lower()
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return "its header is none of a safetensors file's"
-    whole = 8 + length + max(ends, default=0)
-    return None if whole == size else f"it has {size} bytes of {whole}"
+    except ValueError as e:
+        return f"it {str(e).partition('; ')[0].removeprefix(f'{path.name} ')}"
+    return None
 
 
 def _files(folder: Path) -> str:

@@ -1,14 +1,12 @@
 """What a pipeline's configs and its weights' headers tell of it, before anything of it is opened. Imports no torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from diffopt import models
-from diffopt.files.json_file import loaded
 from diffopt.files.layers import Layer
 from diffopt.files.pipeline import PipelineFile
 from diffopt.groups.lora_file import Shapes
@@ -16,6 +14,7 @@ from diffopt.groups.model import Model
 from diffopt.models.family import Json
 from diffopt.models.parts import Parts
 from diffopt.store.files import json_object
+from diffopt.store.tensor_file import tensors
 
 KEYS = {
     "transformer_blocks": "num_layers",
@@ -28,8 +27,6 @@ KEYS = {
     "up_blocks": "up_block_types",
 }
 """The field of a backbone's config that counts each list of blocks, or names them one by one."""
-
-MOST = 100 << 20  # bytes of a header, as the library has it
 
 
 @dataclass(frozen=True)
@@ -99,24 +96,10 @@ def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
-            found |= _of_file(path, path.stat().st_mtime_ns)
-        except (OSError, ValueError, KeyError, TypeError):
+            found |= {name: x.shape for name, x in tensors(path).items()}
+        except (OSError, ValueError):
             return {}
     return found
-
-
-@lru_cache(maxsize=256)
-def _of_file(path: Path, _changed: int) -> Mapping[str, tuple[int, ...]]:
-    """By the file's header: its length in 8 bytes, and JSON. A sweep asks for the same files in each of its jobs.
-
-    Raises ValueError for what is no such file. The library that reads them imports numpy, which takes as long as all else.
-    """
-    with path.open("rb") as f:
-        size = int.from_bytes(f.read(8), "little")
-        if size > MOST:
-            raise ValueError("its header is no header")
-        header = loaded(f.read(size))
-    return {name: tuple(x["shape"]) for name, x in header.items() if name != "__metadata__"}
 
 
 def _json(path: Path) -> Json:
