@@ -284,6 +284,7 @@ def kills(root: Path, seed: int, many: int, workers: int, seconds: float) -> boo
     print(f"\n{total} kills; by the stage that was at work:")
     print(*(f"  {name:16} {hit[name]}" for name in [*stages(), BETWEEN] if hit[name]), sep="\n")
     print(*(f"  {name:16} none{why and ': ' + why}" for name, why in unhit(hit, had).items()), sep="\n")
+    lost += [f"{name}: no chain has it" for name, why in unhit(had, had).items() if not why]
     print(*lost, sep="\n")
     print(
         f"{len(lost)} lost or wrong" + ("" if total >= many else f"; {seconds:.0f} s were too few for {many} kills"), flush=True
