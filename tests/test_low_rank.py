@@ -106,12 +106,21 @@ def test_between_its_factors_a_layer_has_nothing_larger_than_its_input(weight: t
     assert not b.equal(best(weight)[0])
 
 
-def test_a_part_of_a_higher_rank_than_its_weight_stays(weight: torch.Tensor) -> None:
+@pytest.mark.parametrize(("out", "wide", "rank"), [(3, 64, 4), (48, 16, 17)])
+def test_a_part_of_a_higher_rank_than_its_weight_stays(weight: torch.Tensor, out: int, wide: int, rank: int) -> None:
     """As modelopt pads it."""
-    padded = torch.zeros(3, RANK), torch.zeros(RANK, 64)
-    kept = Alternation(8, Search("mse", {}))(of(weight[:3]), padded)
+    padded = torch.zeros(out, rank), torch.zeros(rank, wide)
+    kept = Alternation(8, Search("mse", {}))(of(weight[:out, :wide]), padded)
     assert kept[0] is padded[0]
     assert kept[1] is padded[1]
+
+
+def test_a_part_as_wide_as_its_weight_keeps_its_shape(weight: torch.Tensor) -> None:
+    narrow, nothing = weight[:, :16], (torch.zeros(48, 16), torch.eye(16))
+    found = Alternation(2, Search("mse", {}))(of(narrow), nothing)
+    assert (found[0].shape, found[1].shape) == ((48, 16), (16, 16))
+    # It can hold all that rounding takes away, and what is left is numbers of NVFP4.
+    assert written_out(narrow, found, 0)[0] < 1e-4 * written_out(narrow, nothing, 0)[0]
 
 
 def test_a_worse_round_is_not_taken() -> None:

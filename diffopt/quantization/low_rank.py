@@ -40,7 +40,7 @@ class Alternation:
 
     def __call__(self, layer: Smoothed, parts: Parts) -> Parts:
         """From those that the SVD gave of the weight. Of one of no higher rank, which leaves nothing to round, these stay."""
-        if ragged(layer.weight) or len(parts[1]) > len(layer.weight):
+        if ragged(layer.weight) or len(parts[1]) > min(layer.weight.shape):
             return parts
         hessian = self._search.hessian(layer.name, layer.smoothing)
         least, rest = self._rounded(layer, parts, hessian)
