@@ -489,6 +489,8 @@ def test_completion_after_a_recipe_that_is_not_there_is_no_traceback(shell):
         ("format.block_size=32", "a format whose blocks can be chosen (int4_awq, w4a8_awq) alone reads it"),
         ("format.rank=8", "SVDQuant alone reads it"),
         ("format.rank_iterations=4", "SVDQuant alone reads it"),
+        ("format.rounding=gptq", "a format of blocks (int4_awq, nvfp4, nvfp4_svdquant, or auto with nvfp4) alone reads it"),
+        ("format.damping=0.1", "format.rounding=gptq alone reads it"),
         ("model.architecture=asset:emoji/emoji-flux", "a model with random weights alone reads it"),
     ],
 )

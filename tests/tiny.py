@@ -35,7 +35,7 @@ from diffopt.artifact import (
 )
 from diffopt.data import prompts
 from diffopt.data.prompts import PromptSet
-from diffopt.formats.method import COUNTED, Awq, Inputs, Weights
+from diffopt.formats.method import COUNTED, Awq, Inputs, Rounding, Weights
 from diffopt.groups import CallView, ChunkView, FormatView, ScaleView
 from diffopt.groups.calib import Collect
 from diffopt.groups.cut import CutView
@@ -231,6 +231,8 @@ class Bench:
         awq: Awq = "lite",
         inputs: Inputs = "max",
         within: float = 99.99,
+        rounding: Rounding = "nearest",
+        damping: float = 1.0,
     ) -> Checkpoint:
         def make(ctx: Context) -> Checkpoint:
             method = formats.method(name)
@@ -247,12 +249,14 @@ class Bench:
                 awq=awq,
                 inputs=inputs,
                 input_percentile=within,
+                rounding=rounding,
+                damping=damping,
             )
             hessians = self.hessians(size, steps) if weights == "local_hessian" else ()
             histograms = self.histograms(size, steps) if inputs in COUNTED else ()
             per_step = (percentile, collect) != (1.0, "default")
             stats = self.stats(size, steps, per_step) if method.observes else None
-            recordings = self.recordings(size) if method.records else ()
+            recordings = self.recordings(size) if method.records or rounding == "gptq" else ()
             view = ScaleView(alpha=alpha, percentile=percentile, collect_method=collect)
             scale = None if method.algorithm is None else view
             quantize.run(ctx, chosen, scale, self.pipeline(), stats, recordings, hessians=hessians, histograms=histograms)
@@ -276,6 +280,8 @@ class Bench:
                 awq,
                 inputs,
                 within,
+                rounding,
+                damping,
             ),
             make,
         )

@@ -36,6 +36,10 @@ class CheckpointFile(JsonFile):
     """How often, at most, that part was fitted in turn with the rounding of the rest."""
     weights: str = "max"
     """How the scales of the weights' blocks were found."""
+    rounding: str = "nearest"
+    """How the weights are rounded by them."""
+    damping: float | None = None
+    """Of GPTQ's rounding: the share of the mean of the inputs' squares that was added to them."""
     inputs: str = "max"
     """How the layers' inputs are quantized; `full` leaves them in the model's precision."""
     input_percentile: float | None = None

@@ -10,6 +10,10 @@ Weights = Literal["max", "mse", "local_hessian", "four_over_six"]
 """How the scales of weights are found: by the largest of a block; by the least squared error of its weights, or of what they
 make of the inputs; by which of two ends, 6 or 4, has the least squared error."""
 
+Rounding = Literal["nearest", "gptq"]
+"""How weights are rounded by those scales: each to the nearest; or one input after the other, such that those that follow make
+good what is lost."""
+
 Inputs = Literal["max", "percentile", "mse", "headroom", "full"]
 """How inputs are quantized: by a scale of the largest that was seen; of one that a share of them is below; of the least squared
 error; of one with room above what was seen; or not at all."""
@@ -73,7 +77,7 @@ class Method:
     """The only precision in which the rest of the graph can be exported, where there is only one."""
     export_reason: str = ""
     weights: tuple[Weights, ...] = ()
-    """How its weights' scales can be found, the default first; none where there is no choice."""
+    """How its weights' scales can be found, the default first; none where there is no choice, and their rounding has none."""
     awq: tuple[Awq, ...] = ()
     """What AWQ can search, the default first; none where it is not AWQ or has no choice."""
     ranges: tuple[Inputs, ...] = ()

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from diffopt import formats
 from diffopt.errors import suggestion
-from diffopt.formats.method import PERCENTILE, Awq, Inputs, Method, Weights
+from diffopt.formats.method import PERCENTILE, Awq, Inputs, Method, Rounding, Weights
 from diffopt.groups.choices import Choices
 from diffopt.groups.gpu_rates import PEAK, Gpu
 from diffopt.groups.quantized_source import Quantized
@@ -15,6 +15,8 @@ from diffopt.groups.view import View
 from diffopt.schema import Group
 
 Component = Literal["fp8", "int8", "nf4"]
+DAMPING = 1.0
+"""What is right on the embedded model, of 0.01 to 10 (diffopt/quantization/README.md); Model-Optimizer's own is 0.01."""
 PACKAGES = {"fp8": "torchao", "int8": "torchao", "nf4": "bitsandbytes"}
 """Those that keep the weights of a component in a format."""
 
@@ -115,6 +117,8 @@ class Format(Group):
         "inputs": "a format whose inputs have a calibrated range as they come (int8, fp8, nvfp4)",
         "input_percentile": "format.inputs=percentile",
         "weights": "a format of blocks (int4_awq, nvfp4, nvfp4_svdquant, or auto with nvfp4)",
+        "rounding": "a format of blocks (int4_awq, nvfp4, nvfp4_svdquant, or auto with nvfp4)",
+        "damping": "format.rounding=gptq",
         "quantize_mha": "a format of floating-point inputs (fp8, nvfp4, nvfp4_svdquant)",
         "candidates": "format=auto",
         "budget": "format=auto",
@@ -140,6 +144,10 @@ class Format(Group):
     Model-Optimizer does; null takes the format's default."""
     weights: Weights | None = None
     """How the scales of the weights' blocks are found; null takes the format's default."""
+    rounding: Rounding = "nearest"
+    """How the weights are rounded by those scales: `gptq` has later inputs make good what earlier ones lost."""
+    damping: float = Field(default=DAMPING, gt=0, allow_inf_nan=False)
+    """Of `rounding=gptq`: the share of the mean of the inputs' squares that is added to them; less trusts calibration more."""
     inputs: Inputs = "max"
     """How the range of the layers' inputs is found: the largest that calibration saw, or one drawn from histograms of them; or
     `full`, not quantized at all."""
@@ -232,6 +240,11 @@ def weights(format: Format) -> Weights:
     return format.weights or method.weights[0] if there else "max"
 
 
+def rounds(format: Format) -> bool:
+    """Whether its weights are rounded by what the inputs are, and not each to the nearest."""
+    return format.rounding == "gptq" and any(m.weights for m in formats.methods(format))
+
+
 def _iterations(format: Format) -> int:
     """How often its low-rank part is fitted; 0 where it has none."""
     method = formats.method(format.name)
@@ -251,6 +264,8 @@ class FormatView(View, of=Format):
     rank: int | None = None
     rank_iterations: int = 0
     weights: Weights = "max"
+    rounding: Rounding = "nearest"
+    damping: float = DAMPING
     inputs: Inputs = "max"
     input_percentile: float = PERCENTILE
     awq: Awq = "lite"
@@ -268,6 +283,8 @@ class FormatView(View, of=Format):
             "rank": method.rank,
             "rank_iterations": method.rank,
             "weights": any(m.weights for m in formats.methods(choices.format)),
+            "rounding": any(m.weights for m in formats.methods(choices.format)),
+            "damping": rounds(choices.format),
             "inputs": bool(method.ranges),
             "input_percentile": inputs(choices.format) == "percentile",
             "awq": method.awq,
@@ -289,6 +306,8 @@ class FormatView(View, of=Format):
                 rank=method.rank and (group.rank or method.rank),
                 rank_iterations=_iterations(group),
                 weights=weights(group),
+                rounding=group.rounding,
+                damping=group.damping,
                 inputs=inputs(group),
                 input_percentile=group.input_percentile,
                 awq=group.awq if method.awq else "lite",
@@ -302,6 +321,7 @@ class FormatView(View, of=Format):
             "round_scales": False,
             "rank_iterations": 0,
             "weights": "max",
+            "rounding": "nearest",
             "inputs": "max",
             "awq": "lite",
         }

@@ -9,6 +9,7 @@ from math import prod
 
 from diffopt import formats
 from diffopt.files.layers import Layer
+from diffopt.groups.format import rounds
 from diffopt.jobs.body import Body
 from diffopt.jobs.plan import Step
 from diffopt.machine import environment
@@ -31,6 +32,8 @@ LIBRARIES = {"numerics": 850 * MIB, "modelopt": 200 * MIB, "onnx": 60 * MIB, "te
 OF_GPU = {"cuda": 650 * MIB, "compiler": 500 * MIB}
 """RAM on top of a process that computes on a GPU, and of one whose blocks are compiled: on an H200 steps took 350 to 710
 MiB and 1.15 to 1.23 GiB, by `python tests/bench_preflight.py DIRECTORY --short`."""
+GPTQ_ON_GPU, GPTQ_ON_CPU = 16 * GIB, 4 * GIB
+"""What is collected at once, ON_GPU and ON_CPU of diffopt/quantization/gptq.py; beside it the widest is copied and inverted."""
 COMPILING = ("parity", "bench")
 """Stages that run `native` whatever `eval.runtime` is."""
 COPIES = 4
@@ -165,7 +168,13 @@ def _inlined(rules: Rules, step: Step) -> int:
 
 
 def _searched(rules: Rules, body: Body, step: Step) -> Held:
-    records = rules.choices.format and any(m.records for m in formats.methods(rules.choices.format))
+    format = rules.choices.format
+    if format is not None and rounds(format):
+        collected = [4 * x.shape[1] ** 2 for x in without(rules.layers, format.exclude) if x.kind == "linear"]
+        room = GPTQ_ON_GPU if environment.gpus() else GPTQ_ON_CPU
+        more = max(min(sum(collected), room), *collected) + 2 * max(collected) if collected else 0
+        return Held({"backbone": body.backbone}, body.call(1) + more)
+    records = format and any(m.records for m in formats.methods(format))
     return Held({"backbone": body.backbone}, body.call(1)) if records else _opened(rules, body, step)
 
 

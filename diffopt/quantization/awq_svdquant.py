@@ -73,7 +73,8 @@ def calibrate(
             if quantizer.is_enabled and f".{key}" in (AMAX, A, B):
                 # Taken out of the weights was a product with B lying so, and its last bits depend on that.
                 turned = buffer.dim() == 2 and not buffer.is_contiguous() and buffer.T.is_contiguous()
-                found[f"{name}.{key}{TURNED if turned else ''}"] = (buffer.T if turned else buffer).detach().cpu().contiguous()
+                own = (buffer.T if turned else buffer).detach().to("cpu", copy=True)  # scales that are put later change it
+                found[f"{name}.{key}{TURNED if turned else ''}"] = own.contiguous()
     _straighten(model)
     return dict(sorted(found.items()))
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from diffopt.machine import extensions
+
 E2M1_MAX, E4M3_MAX = 6.0, 448.0
 BLOCK, MX_BLOCK = 16, 32
 VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -96,6 +98,8 @@ def simulated() -> Iterator[None]:
     """Within it, modelopt's dynamic block quantization of a CPU tensor is computed here; undone afterwards."""
     import modelopt.torch.quantization.tensor_quant as tensor_quant  # not where only the arithmetic is wanted
 
+    if torch.cuda.is_available():
+        extensions.free()  # what modelopt computes there it compiles first
     kernel = tensor_quant.dynamic_block_quantize_op
 
     def dispatch(

@@ -125,14 +125,14 @@ def _error(off: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
 
 
 def _to_e2m1(x: torch.Tensor, divisor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return _e2m1_(x / divisor).mul_(scale)
+    return e2m1_(x / divisor).mul_(scale)
 
 
 def _to_int4(x: torch.Tensor, scale: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
     return (x * scale).round_().clamp_(-INT4_MAX - 1, INT4_MAX).div_(divisor)
 
 
-def _e2m1_(x: torch.Tensor) -> torch.Tensor:
+def e2m1_(x: torch.Tensor) -> torch.Tensor:
     """`block_fake_quant.e2m1` in place, in a third of the passes.
 
     A number that is added to one and a half times the number of which its last bit is the step there, and that taken away

@@ -29,7 +29,7 @@ from diffopt.quantization.layers import expected_layers
 from diffopt.quantization.rules import rule
 from diffopt.quantization.scales import AMAX, HIGHEST, LOWEST, Quantizer, check_finite
 from diffopt.quantization.shared_scales import share_weights, smooth
-from diffopt.quantization.weight_scales import put, split
+from diffopt.quantization.weight_scales import ROUNDED, put, split
 from diffopt.quantization.zeros import refuse
 from diffopt.stage import Context
 
@@ -191,8 +191,10 @@ def save_trained(
     for name in (CheckpointFile.NAME, EXTREMES, STATE):
         if (ptq.path / name).is_file():
             shutil.copyfile(ptq.path / name, out / name)
-    if scales:
-        save_file(load_file(out / STATE) | dict(scales), out / STATE)
+    others = {f"{n.removesuffix('.weight')}.weight_quantizer{ROUNDED}" for n in weights}
+    stored = load_file(out / STATE) if (out / STATE).is_file() else {}
+    if scales or others & {*stored}:
+        save_file({n: x for n, x in stored.items() if n not in others} | dict(scales), out / STATE)
     save_file({n: x.detach().cpu().contiguous() for n, x in sorted(weights.items())}, out / WEIGHTS)
 
 

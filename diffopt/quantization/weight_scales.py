@@ -1,4 +1,5 @@
 """Block scales of weights that a search found: beside what a calibration on maxima gives, and put where a backbone has that.
+With them go the weights themselves where these were not rounded to the nearest.
 
 NVFP4's are kept as the E4M3 codes that every file of such a weight has, INT4's as maxima.
 """
@@ -11,12 +12,14 @@ from modelopt.torch.quantization.nn import SequentialQuantizer, StaticBlockScale
 from modelopt.torch.quantization.nn.modules.quant_linear import SVDQuantTensorQuantizer
 
 from diffopt.formats.method import Weights
-from diffopt.quantization import block_search, static_blocks
+from diffopt.quantization import block_search, grid, static_blocks
 from diffopt.quantization.block_fake_quant import BLOCK, E4M3_MAX
 from diffopt.quantization.hessian import smoothed
 
 CODES, MAXIMA = "._block_scales", "._block_amax"
 """End the names of what `find` gives: E4M3 [out, in / 16] of NVFP4, and of INT4 [blocks, 1] in the model's dtype."""
+ROUNDED = "._weight_codes"
+"""Ends the name of a weight that was rounded otherwise than to the nearest, gptq.py's: its codes, as grid.py has them."""
 
 Found = dict[str, torch.Tensor]
 
@@ -24,15 +27,17 @@ Found = dict[str, torch.Tensor]
 class Search:
     """How the scales of a format's weights are sought."""
 
-    def __init__(self, kind: Weights, hessians: Mapping[str, torch.Tensor]):
-        """`hessians` by layer, as `hessian.merge` gives them: needed where `kind` is local_hessian."""
+    def __init__(self, kind: Weights, hessians: Mapping[str, torch.Tensor], keep: bool = False):
+        """`hessians` by layer, as `hessian.merge` gives them: needed where `kind` is local_hessian. With `keep` scales of
+        maxima are given too: where weights will be rounded by them, and then have others."""
         self.kind = kind
         self._hessians = hessians
+        self._keep = keep
 
     @property
     def seeks(self) -> bool:
-        """Whether its scales are not those of maxima, which every calibration gives."""
-        return self.kind != "max"
+        """Whether its scales are not those of maxima, which every calibration gives and NVFP4 finds anew."""
+        return self.kind != "max" or self._keep
 
     def nvfp4(self, name: str, weight: torch.Tensor, amax: torch.Tensor, smoothing: torch.Tensor | None = None) -> Found:
         """Of the layer `name`, its weight [out, in] with this maximum; its input is multiplied by `smoothing` [in] before."""
@@ -89,33 +94,41 @@ def of_model(model: torch.nn.Module, search: Search) -> Found:
     """The scales of every weight of a quantized model that has blocks, sought among what is rounded: smoothed, and without a
     low-rank part that is kept beside. None where they are those of maxima."""
     found: Found = {}
-    for name, layer in _blocks(model) if search.seeks else ():
-        if ragged(layer.weight):
-            continue
+    for name, layer in blocks(model) if search.seeks else ():
         quantizer, smoothing = layer.weight_quantizer, layer.input_quantizer.pre_quant_scale
+        if ragged(layer.weight) or (quantizer.num_bits == 4 and search.kind == "max"):  # which INT4 has of its own
+            continue
         seek = search.int4 if quantizer.num_bits == 4 else search.nvfp4
         found |= seek(name, layer.weight.detach(), quantizer.amax, smoothing)
     return found
 
 
-def _blocks(model: torch.nn.Module) -> Iterable[tuple[str, Any]]:
+def blocks(model: torch.nn.Module) -> Iterable[tuple[str, Any]]:
+    """By name the layers whose weights are rounded once, in blocks of four bits."""
     for name, layer in model.named_modules():
         quantizer = getattr(layer, "weight_quantizer", None)
         if quantizer is None or isinstance(quantizer, SequentialQuantizer) or not quantizer.is_enabled:
             continue
-        if quantizer.num_bits == 4 or quantizer.is_nvfp4_dynamic:
+        if quantizer.num_bits == 4 or quantizer.is_nvfp4_dynamic or quantizer.is_nvfp4_static:
             yield name, layer
 
 
 @torch.no_grad()
 def put(model: torch.nn.Module, found: Mapping[str, torch.Tensor], kind: str) -> None:
-    """Give a model that is calibrated on maxima these scales, in place: its NVFP4 weights become modelopt's static blocks."""
+    """Give a model that is calibrated on maxima these scales, in place: its NVFP4 weights become modelopt's static blocks. And
+    weights that were rounded, which by those scales stay as they are."""
     for name, scales in found.items():
+        if name.endswith(ROUNDED):
+            continue
         quantizer: Any = model.get_submodule(name.removesuffix(CODES).removesuffix(MAXIMA))
         if name.endswith(MAXIMA):
             quantizer.amax = scales.to(quantizer.amax.device)
         else:
             make_static(quantizer, scales.to(quantizer.amax.device), kind == "four_over_six")
+    for name, codes in found.items():
+        if name.endswith(ROUNDED):
+            layer: Any = model.get_submodule(name.removesuffix(f".weight_quantizer{ROUNDED}"))
+            layer.weight.data.copy_(grid.of(layer).numbers(codes.to(layer.weight.device)))
 
 
 def make_static(quantizer: Any, codes: torch.Tensor, four_over_six: bool) -> None:
@@ -136,5 +149,5 @@ class StaticBesideLowRank(StaticBlockScaleQuantizer, SVDQuantTensorQuantizer):  
 
 def split(stored: Mapping[str, torch.Tensor]) -> tuple[Found, Found]:
     """What is of maxima, and what a search found."""
-    searched = {n: x for n, x in stored.items() if n.endswith((CODES, MAXIMA))}
+    searched = {n: x for n, x in stored.items() if n.endswith((CODES, MAXIMA, ROUNDED))}
     return {n: x for n, x in stored.items() if n not in searched}, searched
