@@ -13,12 +13,15 @@ from test_weight_scales import by_modelopt, layer, static
 from tiny import CHUNK, Bench, bench, call, recipe
 
 from diffopt.artifact import Checkpoint
+from diffopt.formats.method import Rounding
+from diffopt.groups.format import Format
+from diffopt.jobs import memory
 from diffopt.quantization import checkpoint, gptq, grid
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.gptq import Gptq
 from diffopt.quantization.numbers import unpacked
 from diffopt.quantization.recorded_calls import replay
-from diffopt.quantization.weight_scales import ROUNDED, Search, blocks, of_model, put
+from diffopt.quantization.weight_scales import CODES, ROUNDED, Search, blocks, of_model, put
 
 FORMATS = ["nvfp4", "nvfp4_svdquant", "int4_awq"]
 KINDS = {"nvfp4": static("max"), "int4_awq": INT4}
@@ -164,3 +167,13 @@ def test_a_weight_that_was_trained_is_none_of_codes_any_more() -> None:
     assert torch.equal(after.get_submodule(second).weight, before.get_submodule(second).weight)
     stored = [{n for n in load_file(p / checkpoint.STATE) if n.endswith(ROUNDED)} for p in (ptq.path, ctx.out)]
     assert stored[0] - stored[1] == {f"{first}.weight_quantizer{ROUNDED}"}
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_what_a_checkpoint_takes_is_foretold(rounding: Rounding) -> None:
+    b = bench()
+    found = b.checkpoint("nvfp4", rounding=rounding, weights="local_hessian")
+    layers = dict(blocks(checkpoint.restore(b.context(), b.pipeline(), found)))
+    kept = [x.nbytes for n, x in load_file(found.path / checkpoint.STATE).items() if n.endswith((CODES, ROUNDED))]
+    format = Format(name="nvfp4", rounding=rounding)
+    assert sum(kept) == memory._kept(format, sum(x.weight.numel() for x in layers.values())) > 0

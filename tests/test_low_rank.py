@@ -14,7 +14,7 @@ from diffopt.quantization import block_search, checkpoint
 from diffopt.quantization.block_fake_quant import e2m1, simulated
 from diffopt.quantization.companions import means
 from diffopt.quantization.hessian import smoothed
-from diffopt.quantization.low_rank import Alternation, Parts, Smoothed
+from diffopt.quantization.low_rank import Alternation, Parts, Smoothed, start
 from diffopt.quantization.static_blocks import tensor_scale
 from diffopt.quantization.svdquant_scales import Settled, next_in_bfloat16
 from diffopt.quantization.weight_scales import Search, lost
@@ -104,6 +104,25 @@ def test_between_its_factors_a_layer_has_nothing_larger_than_its_input(weight: t
     assert torch.allclose(a @ a.T, torch.eye(RANK), atol=1e-5)
     assert b.shape == (48, RANK)
     assert not b.equal(best(weight)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_starts_near_the_best_parts_and_at_the_same_each_time(weight: torch.Tensor, dtype: torch.dtype) -> None:
+    weight = weight.to(dtype)
+    torch.manual_seed(3)
+    first = start(weight, RANK)
+    ahead = torch.rand(2)
+    torch.manual_seed(4)
+    assert all(torch.equal(x, y) for x, y in zip(first, start(weight, RANK), strict=True))
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(2), ahead)  # what others draw stays the same
+    assert [x.dtype for x in first] == [dtype] * 2
+    assert [tuple(x.shape) for x in first] == [(48, RANK), (RANK, 64)]
+    a = first[1].float()
+    assert torch.allclose(a @ a.T, torch.eye(RANK), atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    left = [float((weight.float() - b.float() @ a.float()).norm()) for b, a in (first, best(weight))]
+    assert left[1] <= left[0] * (1 + 1e-6)
+    assert left[0] < 1.01 * left[1]
 
 
 @pytest.mark.parametrize(("out", "wide", "rank"), [(3, 64, 4), (48, 16, 17)])

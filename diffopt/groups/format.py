@@ -325,8 +325,8 @@ class FormatView(View, of=Format):
             "inputs": "max",
             "awq": "lite",
         }
-        found = super().identity(used)
-        return {n: x for n, x in found.items() if n not in plain or x != plain[n]}
+        found = {n: x for n, x in super().identity(used).items() if n not in plain or x != plain[n]}
+        return found | ({"rank_start": "subspace"} if "rank_iterations" in found else {})  # which was an SVD at first
 
 
 class ComponentsView(View, of=Format):

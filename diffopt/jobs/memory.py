@@ -9,7 +9,7 @@ from math import prod
 
 from diffopt import formats
 from diffopt.files.layers import Layer
-from diffopt.groups.format import rounds
+from diffopt.groups.format import Format, rounds, weights
 from diffopt.jobs.body import Body
 from diffopt.jobs.plan import Step
 from diffopt.machine import environment
@@ -273,6 +273,8 @@ RULES: Mapping[str, Rule] = {
 }
 """By stage."""
 
+BLOCK = 16
+"""Weights of NVFP4 that share a scale."""
 SMALL = 1 << 20
 """Bytes at most of an artifact that holds no weights, pictures or embeddings."""
 TEXTS = ("embed", "encode", "encode_part", "phrase")
@@ -293,4 +295,13 @@ def written(rules: Rules, step: Step) -> int | None:
         return body.backbone if step.name.endswith(".baseline") else rules.packed(body)
     if name in PICTURES:
         return prompts * 3 * body.model.height * body.model.width * (body.model.frames or 1)
+    if name == "quantize" and rules.choices.format is not None:
+        return SMALL + _kept(rules.choices.format, body.backbone // body.width)
     return body.backbone if name == "train" else SMALL
+
+
+def _kept(format: Format, numbers: int) -> int:
+    """Bytes of what a checkpoint has of so many weights at most: a byte for each block's scale where these are sought, and half
+    a byte of codes for each weight where it is not rounded to the nearest."""
+    scales = numbers // BLOCK if weights(format) != "max" or rounds(format) else 0
+    return scales + (numbers // 2 if rounds(format) else 0)

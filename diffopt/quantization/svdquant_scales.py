@@ -15,8 +15,11 @@ from modelopt.torch.quantization import model_calib
 from diffopt.errors import GateError
 from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import E2M1_MAX, E4M3_MAX
-from diffopt.quantization.low_rank import Alternation, Parts, Smoothed
+from diffopt.quantization.low_rank import Alternation, Parts, Smoothed, start
 from diffopt.quantization.shared_scales import groups
+
+Svd = Callable[[torch.Tensor, int], Parts]
+"""modelopt's."""
 
 
 class Settled:
@@ -44,27 +47,30 @@ class Settled:
         for other in group:
             apply(self.model.get_submodule(other), power_of_two(shared) if self.round else shared)
 
-    def split(self, svd: Callable[[torch.Tensor, int], Parts], weight: torch.Tensor, rank: int) -> Parts:
+    def split(self, svd: Svd, weight: torch.Tensor, rank: int) -> Parts:
         """Those of a weight, or of all weights of its group one under the other: one A for all."""
         name = next(n for n, m in self.model.named_modules() if _own(m) == weight.data_ptr())
         if name not in self._waiting:
             raise unreached(name)
         group = self.together.get(name, [name])
         if len(group) == 1:
-            return self._fitted(name, weight, svd(weight, rank))
+            return self._fitted(name, weight, rank, svd)
         if name not in self._parts:
             layers: list[Any] = [self.model.get_submodule(n) for n in group]
             weights = [x.weight.data for x in layers]
             whole = torch.cat(weights)
-            b, a = self._fitted(name, whole, svd(whole, rank))
+            b, a = self._fitted(name, whole, rank, svd)
             rows = b.split([len(x) for x in weights])
             self._parts |= {n: (own.contiguous(), a.contiguous()) for n, own in zip(group, rows, strict=True)}
         return self._parts.pop(name)
 
-    def _fitted(self, name: str, weight: torch.Tensor, parts: Parts) -> Parts:
+    def _fitted(self, name: str, weight: torch.Tensor, rank: int, svd: Svd) -> Parts:
+        if not self.alternation:
+            return svd(weight, rank)
         layer: Any = self.model.get_submodule(name)
         smoothed = Smoothed(name, weight, layer.input_quantizer.pre_quant_scale, self._peak)
-        return self.alternation(smoothed, parts) if self.alternation else parts
+        # modelopt pads the parts of a weight of no higher rank.
+        return self.alternation(smoothed, start(weight, rank) if rank <= min(weight.shape) else svd(weight, rank))
 
     def _peak(self, weight: torch.Tensor) -> torch.Tensor:
         amax = weight.abs().amax().float()
