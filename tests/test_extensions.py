@@ -17,7 +17,7 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(extensions, "WAIT", 0.01)
     extensions.free.cache_clear()
-    found = tmp_path / "py311_cpu" / "kernels" / "lock"
+    found = tmp_path / "py311_cu130" / "modelopt_cuda_ext_fp8" / "lock"
     found.parent.mkdir(parents=True)
     found.touch()
     return found

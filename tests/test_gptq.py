@@ -13,8 +13,10 @@ from test_weight_scales import by_modelopt, layer, static
 from tiny import CHUNK, Bench, bench, call, recipe
 
 from diffopt.artifact import Checkpoint
+from diffopt.errors import GateError
 from diffopt.formats.method import Rounding
-from diffopt.groups.format import Format
+from diffopt.groups.choices import Choices
+from diffopt.groups.format import Format, FormatView
 from diffopt.jobs import memory
 from diffopt.quantization import checkpoint, gptq, grid
 from diffopt.quantization.block_fake_quant import simulated
@@ -177,3 +179,68 @@ def test_what_a_checkpoint_takes_is_foretold(rounding: Rounding) -> None:
     kept = [x.nbytes for n, x in load_file(found.path / checkpoint.STATE).items() if n.endswith((CODES, ROUNDED))]
     format = Format(name="nvfp4", rounding=rounding)
     assert sum(kept) == memory._kept(format, sum(x.weight.numel() for x in layers.values())) > 0
+
+
+def test_inputs_that_awq_scales_are_weighed_as_they_reach_the_weight() -> None:
+    """modelopt collects them without the scale, since AWQ switches their quantizer off."""
+    weight, x = layer(8)
+    x = x @ torch.randn(128, 128) * torch.rand(128).pow(3)
+    model = by_modelopt(weight, x, INT4, "awq_lite")
+    scale = model[0].input_quantizer.pre_quant_scale.detach().flatten()
+    assert not model[0].input_quantizer.is_enabled
+    assert scale.max() > 2 * scale.min()
+    smoothed = one(model[0].weight.detach().clone(), x * scale, "int4_awq")
+    plain = one(model[0].weight.detach().clone(), x, "int4_awq")
+    found, expected = rounded(model, x, 1.0), rounded(smoothed, x * scale, 1.0)
+    assert torch.equal(model[0].weight_quantizer.amax, smoothed[0].weight_quantizer.amax)
+    assert float((found == expected).float().mean()) > 0.999  # a product's last bits
+    assert float((rounded(plain, x, 1.0) == expected).float().mean()) < 0.99
+
+
+@pytest.mark.parametrize("kind", ["four_over_six", "mse"])
+def test_searched_scales_stay_and_the_weight_is_of_their_numbers(kind: Any) -> None:
+    weight, x = layer(9)
+    model = by_modelopt(weight, x, KINDS["nvfp4"] | {"block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}, "max")
+    put(model, of_model(model, Search(kind, {})), kind)
+    before = model[0].weight_quantizer.amax.clone()
+    found = rounded(model, x)
+    assert torch.equal(model[0].weight_quantizer.amax, before)
+    with torch.no_grad(), simulated():
+        assert torch.equal(model[0].weight_quantizer(found), found)
+
+
+def test_what_nothing_reaches_is_rounded_to_the_nearest_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    weight, x = layer(10)
+    caplog.set_level("INFO")
+    model = one(weight, x, "nvfp4")
+    with torch.no_grad(), simulated():
+        nearest = model[0].weight_quantizer(weight)
+    assert torch.equal(rounded(model, torch.zeros_like(x)), nearest)
+    assert "0 is rounded to the nearest" in caplog.text
+
+
+def test_inf_is_refused_by_the_layers_name() -> None:
+    weight, x = layer(11)
+    model = one(weight, x, "int4_awq")
+    with pytest.raises(GateError, match=r"inf or NaN reached 0 "):
+        Gptq(model, 1.0)(lambda m: m(x * float("inf")))
+
+
+def test_it_is_of_formats_that_have_it_and_keys_without_it_stay() -> None:
+    def identity(name: str, **fields: Any) -> dict[str, Any]:
+        choices = Choices(seed=0, format=Format(name=name, **fields))
+        assert choices.format is not None
+        (view,) = FormatView.split(choices.format, choices)
+        assert view.rounding == ("gptq" if fields.get("rounding") and name in FORMATS else "nearest")
+        return view.identity(FormatView.used(choices))
+
+    for name in FORMATS:
+        assert identity(name, damping=0.5) == identity(name)
+        assert not {"rounding", "damping"} & {*identity(name)}
+        assert identity(name, rounding="gptq") == identity(name) | {"rounding": "gptq", "damping": 1.0}
+    for name in ("fp8", "w4a8_awq", "mxfp8", "int8_sq"):
+        assert identity(name, rounding="gptq") == identity(name)
+
+
+def test_the_room_is_what_is_foretold() -> None:
+    assert (memory.GPTQ_ON_GPU, memory.GPTQ_ON_CPU) == (gptq.ON_GPU, gptq.ON_CPU)

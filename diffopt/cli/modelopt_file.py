@@ -35,8 +35,8 @@ def portable(model: Any, path: Path) -> None:
 
     if odd := next((n for n, m in model.named_modules() if isinstance(m, StaticBesideLowRank)), None):
         raise StoreError(
-            f"store export: Model-Optimizer cannot restore SVDQuant with searched scales (got {odd}); quantize with "
-            "format.weights=max, or copy the checkpoint alone with --bare"
+            f"store export: Model-Optimizer cannot restore SVDQuant with searched scales or GPTQ (got {odd}); quantize "
+            "with format.weights=max format.rounding=nearest, or copy the checkpoint alone with --bare"
         )
     mto.save(model, path)
 

@@ -16,7 +16,7 @@ from diffopt.schema import Group
 
 Component = Literal["fp8", "int8", "nf4"]
 DAMPING = 1.0
-"""What is right on the embedded model, of 0.01 to 10 (diffopt/quantization/README.md); Model-Optimizer's own is 0.01."""
+"""The most that Model-Optimizer takes, whose own is 0.01. On the embedded model 3 is as good (quantization/README.md)."""
 PACKAGES = {"fp8": "torchao", "int8": "torchao", "nf4": "bitsandbytes"}
 """Those that keep the weights of a component in a format."""
 
@@ -306,7 +306,7 @@ class FormatView(View, of=Format):
                 rank=method.rank and (group.rank or method.rank),
                 rank_iterations=_iterations(group),
                 weights=weights(group),
-                rounding=group.rounding,
+                rounding="gptq" if rounds(group) else "nearest",
                 damping=group.damping,
                 inputs=inputs(group),
                 input_percentile=group.input_percentile,

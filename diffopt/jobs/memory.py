@@ -33,7 +33,9 @@ OF_GPU = {"cuda": 650 * MIB, "compiler": 500 * MIB}
 """RAM on top of a process that computes on a GPU, and of one whose blocks are compiled: on an H200 steps took 350 to 710
 MiB and 1.15 to 1.23 GiB, by `python tests/bench_preflight.py DIRECTORY --short`."""
 GPTQ_ON_GPU, GPTQ_ON_CPU = 16 * GIB, 4 * GIB
-"""What is collected at once, ON_GPU and ON_CPU of diffopt/quantization/gptq.py; beside it the widest is copied and inverted."""
+"""What is collected at once, ON_GPU and ON_CPU of diffopt/quantization/gptq.py."""
+COPIED = 3
+"""Of the widest beside it: with the damping, its factor, and its inverse."""
 COMPILING = ("parity", "bench")
 """Stages that run `native` whatever `eval.runtime` is."""
 COPIES = 4
@@ -172,8 +174,10 @@ def _searched(rules: Rules, body: Body, step: Step) -> Held:
     if format is not None and rounds(format):
         collected = [4 * x.shape[1] ** 2 for x in without(rules.layers, format.exclude) if x.kind == "linear"]
         room = GPTQ_ON_GPU if environment.gpus() else GPTQ_ON_CPU
-        more = max(min(sum(collected), room), *collected) + 2 * max(collected) if collected else 0
-        return Held({"backbone": body.backbone}, body.call(1) + more)
+        more = max(min(sum(collected), room), *collected) + COPIED * max(collected) if collected else 0
+        # Each input is squared in FP32, in two copies; codes are kept in RAM.
+        kept = _kept(format, body.backbone // body.width)
+        return Held({"backbone": body.backbone}, 2 * body.call(1) + more, ram=kept)
     records = format and any(m.records for m in formats.methods(format))
     return Held({"backbone": body.backbone}, body.call(1)) if records else _opened(rules, body, step)
 

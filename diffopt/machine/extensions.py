@@ -12,9 +12,10 @@ from pathlib import Path
 
 log = logging.getLogger("diffopt")
 
-PATIENCE = 120
-"""Seconds after which a mark that no process here holds is nobody's: another machine with this directory builds in half a
-minute."""
+OURS = "**/modelopt_cuda_ext*/lock"
+PATIENCE = 300
+"""Seconds after which a mark that no process here holds is nobody's: another machine or container with this directory builds in
+half a minute."""
 WAIT = 1.0
 
 
@@ -24,20 +25,27 @@ def free() -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    for mark in Path(root).glob("**/lock"):
+    for mark in Path(root).glob(OURS):
         _free(mark)
 
 
 def _free(mark: Path) -> None:
+    said = False
     while not _held(mark):
         try:
             age = abs(time.time() - mark.stat().st_mtime)
+            if age > PATIENCE:
+                mark.unlink()
+                log.info("note: %s was left by a build that was killed: it is removed, and the kernels are built again", mark)
+                return
         except FileNotFoundError:
             return
-        if age > PATIENCE:
-            mark.unlink(missing_ok=True)
-            log.info("note: %s was left by a build that was killed: it is removed, and the kernels are built again", mark)
+        except PermissionError as e:
+            log.info("note: %s; another user's build of Model-Optimizer's kernels is waited for", e)
             return
+        if not said:
+            said = True
+            log.info("note: waiting for %s, of a build by no process here, until it is gone or %d s old", mark, PATIENCE)
         time.sleep(WAIT)
 
 

@@ -1,6 +1,6 @@
 """A checkpoint: the rules, and the extremes that its quantizers saw or what a search found.
 
-The weights are derived again from the source; a trained checkpoint has its own beside.
+The weights are derived again from the source; a trained checkpoint has its own beside, one by GPTQ their codes.
 """
 
 import copy

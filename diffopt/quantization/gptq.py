@@ -10,6 +10,7 @@ Scales stay as they were found. modelopt's own are those of maxima, and its damp
 rounding to the nearest, since the directions in which those inputs do not vary are free to it, and others vary there.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,9 +18,12 @@ import torch
 from modelopt.torch.quantization.conversion import set_quantizer_by_cfg_context
 from modelopt.torch.quantization.utils.calib_utils import GPTQHelper, compute_hessian_inverse
 
+from diffopt.errors import GateError
 from diffopt.quantization import grid
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.weight_scales import ROUNDED, Found, blocks, ragged
+
+log = logging.getLogger("diffopt")
 
 AT_ONCE = 128
 """Columns after which the rest of the weight is brought up to date, as modelopt does by default."""
@@ -56,15 +60,25 @@ class Gptq:
                     loop(self._model)
                 for name, helper in seen.items():
                     helper.cleanup()
-                    found[f"{name}.weight_quantizer{ROUNDED}"] = _codes(layers[name], helper.hessian, self.damping).cpu()
+                    found[f"{name}.weight_quantizer{ROUNDED}"] = _codes(name, layers[name], helper.hessian, self.damping).cpu()
                     helper.free()
         return found
 
 
-def _codes(layer: Any, hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    weight = layer.weight.detach().float().clone()
-    own = grid.of(layer)
-    inverse = compute_hessian_inverse(hessian.to(weight.device), weight, damping)
+def _codes(name: str, layer: Any, hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """Raises GateError where inf or NaN reached the layer."""
+    weight, entering = layer.weight.detach().float().clone(), layer.input_quantizer
+    own, hessian = grid.of(layer), hessian.to(weight.device)
+    if not entering.is_enabled and entering.pre_quant_scale is not None:  # which modelopt leaves out of what it collects
+        scale = entering.pre_quant_scale.float().flatten()
+        hessian = hessian * scale[:, None] * scale
+    if not torch.isfinite(hessian.diagonal()).all():
+        raise GateError(f"quantize: inf or NaN reached {name} (got no sums of its inputs); set another model.dtype")
+    inverse = compute_hessian_inverse(hessian, weight, damping)
+    if not inverse.triu(1).any():  # of nothing, or where no factor is found, modelopt's is the identity
+        log.info(
+            "note: %s is rounded to the nearest: what reaches it in calibration has no inverse; raise format.damping", name
+        )
     for start in range(0, weight.shape[1], AT_ONCE):
         end = start + AT_ONCE
         part, within = weight[:, start:end].clone(), inverse[start:end, start:end]

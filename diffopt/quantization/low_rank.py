@@ -39,7 +39,7 @@ def start(weight: torch.Tensor, rank: int) -> Parts:
     By a few products with a random matrix, of the same numbers each time. Model-Optimizer's whole SVD takes twenty times as
     long for 3072 inputs and outputs, and fitted in turn with the rounding both end at as small a loss.
     """
-    with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # all that the seed is set of
         torch.manual_seed(0)
         u, s, v = torch.svd_lowrank(weight.double(), min(rank + MORE, *weight.shape), niter=PRODUCTS)
     b, a = u[:, :rank] * s[:rank], v[:, :rank].T

@@ -1,7 +1,8 @@
 """What a backbone was called with, kept compactly and called again: for searches that need more than extremes.
 
-AWQ and SVDQuant run a model over the same data two or three times while they change it. The pipeline around it would
-only compute the same inputs again; where the search changes the outputs in their last bits, it would not even be the same.
+AWQ and SVDQuant run a model over the same data two or three times while they change it, GPTQ once they have. The pipeline
+around it would only compute the same inputs again; where the search changes the outputs in their last bits, it would not
+even be the same.
 """
 
 import hashlib

@@ -17,6 +17,7 @@ from diffopt.quantization.block_codes import tensor_scale
 from diffopt.quantization.block_fake_quant import E2M1_MAX, E4M3_MAX
 from diffopt.quantization.low_rank import Alternation, Parts, Smoothed, start
 from diffopt.quantization.shared_scales import groups
+from diffopt.quantization.weight_scales import ragged
 
 Svd = Callable[[torch.Tensor, int], Parts]
 """modelopt's."""
@@ -69,8 +70,9 @@ class Settled:
             return svd(weight, rank)
         layer: Any = self.model.get_submodule(name)
         smoothed = Smoothed(name, weight, layer.input_quantizer.pre_quant_scale, self._peak)
-        # modelopt pads the parts of a weight of no higher rank.
-        return self.alternation(smoothed, start(weight, rank) if rank <= min(weight.shape) else svd(weight, rank))
+        # Those that stay as they start are modelopt's, which pads the parts of a weight of no higher rank.
+        stays = ragged(weight) or rank > min(weight.shape)
+        return self.alternation(smoothed, svd(weight, rank) if stays else start(weight, rank))
 
     def _peak(self, weight: torch.Tensor) -> torch.Tensor:
         amax = weight.abs().amax().float()

@@ -165,6 +165,10 @@ def _made(subject: Subject, evidence: Sequence[Evidence], run: Run | None) -> It
         ("algorithm", cell(_algorithm(head.algorithm))),
         ("q, k and v have one scale", "yes" if head.share_scales else "no"),
     ]
+    if head.weights != "max":
+        rows.append(("scales of the weights' blocks", head.weights))
+    if head.damping is not None:
+        rows.append(("rounding of the weights", f"{head.rounding}, damping {head.damping:g}"))
     rows += [(f"adapter {i}", _adapter(a)) for i, a in enumerate(pinned.lora)]
     if t := subject.training:
         rows.append(("training", f"{t.method.upper()}, {t.steps} steps on {t.items} items of {t.prompts} prompts"))

@@ -102,6 +102,7 @@ def quantize(
         state |= searched
         if format.rounding != "nearest":
             ctx.held.drop()  # which would lie beside the one that is in the format
+            del plain, backbone
             release()
             backbone = open_backbone(ctx, pipeline)
             checkpoint.quantize(backbone, scheme.rules, scheme.algorithm, extremes, format.share_scales)
