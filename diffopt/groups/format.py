@@ -186,8 +186,8 @@ class Format(Group):
             raise ValueError(f"weights: {self.name} has {', '.join(known)} (got {self.weights}); choose one of them")
         if self.weights not in (None, "max") and formats.method(self.name).awq and self.awq != "lite":
             raise ValueError(
-                f"weights: format.awq={self.awq} finds the scales of weights itself (got {self.weights}); leave it out, or set "
-                "format.awq=lite"
+                f"weights: format.awq={self.awq} finds the scales of weights itself (got {self.weights}); set "
+                "format.weights=max, or format.awq=lite"
             )
         return self
 
