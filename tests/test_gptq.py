@@ -7,6 +7,7 @@ import modelopt.torch.quantization as mtq
 import pytest
 import torch
 from conftest import some
+from pydantic import ValidationError
 from quantized import INT4
 from safetensors.torch import load_file
 from test_weight_scales import by_modelopt, layer, static
@@ -244,3 +245,9 @@ def test_it_is_of_formats_that_have_it_and_keys_without_it_stay() -> None:
 
 def test_the_room_is_what_is_foretold() -> None:
     assert (memory.GPTQ_ON_GPU, memory.GPTQ_ON_CPU) == (gptq.ON_GPU, gptq.ON_CPU)
+
+
+def test_awqs_clipping_names_the_weights_scales_that_go_with_it() -> None:
+    with pytest.raises(ValidationError, match=r"\(got mse\); set format\.weights=max, or format\.awq=lite"):
+        Format(name="int4_awq", awq="full", weights="mse", rounding="gptq")
+    assert Format(name="int4_awq", awq="full", weights="max", rounding="gptq").rounding == "gptq"
