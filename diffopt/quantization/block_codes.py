@@ -24,12 +24,17 @@ def nvfp4_weight(weight: torch.Tensor, quantizer: Any) -> Coded:
     NVFP4 are all made of these."""
     if quantizer.block_sizes.get("type") == "dynamic":
         return nvfp4_by_maxima(weight, quantizer.amax)
-    peak, most = quantizer.global_amax.to(weight.device), static_blocks.largest(quantizer)
-    small = static_blocks.codes(quantizer.amax.to(weight.device), peak, most).reshape(*weight.shape[:-1], -1)
-    scale = static_blocks.tensor_scale(peak, most)
+    small, scale = given(weight, quantizer)
     whole = (small.float() * scale)[..., None]
     blocks = weight.float().unflatten(-1, (-1, BLOCK))
     return e2m1(torch.where(whole == 0, 0, blocks / torch.where(whole == 0, 1, whole))).flatten(-2), small, scale
+
+
+def given(weight: torch.Tensor, quantizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """E4M3 block scales [out, in / 16] and the tensor's scale FP32 [] of a weight whose scales were searched."""
+    peak, most = quantizer.global_amax.detach().to(weight.device), static_blocks.largest(quantizer)
+    small = static_blocks.codes(quantizer.amax.detach().to(weight.device), peak, most).reshape(*weight.shape[:-1], -1)
+    return small, static_blocks.tensor_scale(peak, most)
 
 
 def nvfp4_by_maxima(weight: torch.Tensor, amax: torch.Tensor) -> Coded:

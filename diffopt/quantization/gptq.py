@@ -21,7 +21,7 @@ from modelopt.torch.quantization.utils.calib_utils import GPTQHelper, compute_he
 from diffopt.errors import GateError
 from diffopt.quantization import grid
 from diffopt.quantization.block_fake_quant import simulated
-from diffopt.quantization.weight_scales import ROUNDED, Found, blocks, ragged
+from diffopt.quantization.weight_scales import ROUNDED, Found, blocks
 
 log = logging.getLogger("diffopt")
 
@@ -38,8 +38,7 @@ class Gptq:
         """`damping` is the share of the mean of the diagonal that is added to it."""
         self.damping = damping
         self._model = model
-        layers = {name: layer for name, layer in blocks(model) if not ragged(layer.weight)}
-        self._turns = [*_turns(layers, _room(next(model.parameters()).device))]
+        self._turns = [*_turns(dict(blocks(model)), _room(next(model.parameters()).device))]
 
     @property
     def passes(self) -> int:

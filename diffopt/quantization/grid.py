@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffopt.quantization import block_codes, static_blocks
+from diffopt.quantization import block_codes
 from diffopt.quantization.block_fake_quant import BLOCK, VALUES
 from diffopt.quantization.block_search import e2m1_
 from diffopt.quantization.numbers import packed, unpacked
@@ -70,9 +70,8 @@ def of(layer: Any) -> Grid:
         inverse = torch.where(amax <= NOTHING, 0, torch.full_like(amax, MOST) / amax)
         size = layer.weight.shape[1] // amax.shape[1]
         return Grid(inverse, size, True, lambda x: x.round_().clamp_(LEAST, MOST), _of_int4, lambda code: code.float() + LEAST)
-    peak, most = quantizer.global_amax.to(layer.weight.device), static_blocks.largest(quantizer)
-    small = static_blocks.codes(quantizer.amax.detach().to(peak.device), peak, most).reshape(out, -1)
-    return Grid(small.float() * static_blocks.tensor_scale(peak, most), BLOCK, False, e2m1_, block_codes.e2m1, _of_e2m1)
+    small, scale = block_codes.given(layer.weight, quantizer)
+    return Grid(small.float() * scale, BLOCK, False, e2m1_, block_codes.e2m1, _of_e2m1)
 
 
 def _of_int4(units: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,7 @@ def of_model(model: torch.nn.Module, search: Search) -> Found:
     found: Found = {}
     for name, layer in blocks(model) if search.seeks else ():
         quantizer, smoothing = layer.weight_quantizer, layer.input_quantizer.pre_quant_scale
-        if ragged(layer.weight) or (quantizer.num_bits == 4 and search.kind == "max"):  # which INT4 has of its own
+        if quantizer.num_bits == 4 and search.kind == "max":  # which INT4 has of its own
             continue
         seek = search.int4 if quantizer.num_bits == 4 else search.nvfp4
         found |= seek(name, layer.weight.detach(), quantizer.amax, smoothing)
@@ -104,10 +104,10 @@ def of_model(model: torch.nn.Module, search: Search) -> Found:
 
 
 def blocks(model: torch.nn.Module) -> Iterable[tuple[str, Any]]:
-    """By name the layers whose weights are rounded once, in blocks of four bits."""
+    """By name the layers whose weights are rounded once, in whole blocks of four bits."""
     for name, layer in model.named_modules():
         quantizer = getattr(layer, "weight_quantizer", None)
-        if quantizer is None or isinstance(quantizer, SequentialQuantizer) or not quantizer.is_enabled:
+        if quantizer is None or isinstance(quantizer, SequentialQuantizer) or not quantizer.is_enabled or ragged(layer.weight):
             continue
         if quantizer.num_bits == 4 or quantizer.is_nvfp4_dynamic or quantizer.is_nvfp4_static:
             yield name, layer

@@ -6,15 +6,15 @@ optimizer that goes by steps of its own size, as Adam does, moves both by the sa
 checkpoint: the scales as they are stored, and the weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from modelopt.torch.quantization.nn import SequentialQuantizer, StaticBlockScaleQuantizer
+from modelopt.torch.quantization.nn import StaticBlockScaleQuantizer
 
 from diffopt.quantization import block_codes, static_blocks
 from diffopt.quantization.block_fake_quant import E4M3_MAX
-from diffopt.quantization.weight_scales import CODES, MAXIMA, Found, make_static, ragged
+from diffopt.quantization.weight_scales import CODES, MAXIMA, Found, blocks, make_static
 
 LEARNED: dict[str, dict[str, Any]] = {
     "learned": {"learnable_amax": ["post"]},
@@ -34,7 +34,7 @@ class Scales:
     """Those of the quantized layers of `model` whose weights have blocks: parameters of its quantizers from then on."""
 
     def __init__(self, model: torch.nn.Module, kind: str):
-        self.layers: dict[str, Any] = dict(_blocks(model))
+        self.layers: dict[str, Any] = dict(blocks(model))
         self._tied = LEARNED[kind].get("tied_amax", False)
         for layer in self.layers.values():
             _learn(layer, LEARNED[kind])
@@ -77,15 +77,6 @@ class Scales:
 
 def is_scale(name: str) -> bool:
     return name.endswith(PARAMETERS)
-
-
-def _blocks(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, layer in model.named_modules():
-        quantizer = getattr(layer, "weight_quantizer", None)
-        if quantizer is None or isinstance(quantizer, SequentialQuantizer) or not quantizer.is_enabled:
-            continue
-        if quantizer.block_sizes and not quantizer.is_mx_format and not ragged(layer.weight):
-            yield name, layer
 
 
 def _learn(layer: Any, how: dict[str, Any]) -> None:
