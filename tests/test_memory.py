@@ -1,5 +1,8 @@
 """Peak memory is that of the work, not of the process before it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -31,3 +34,27 @@ def test_without_a_gpu_in_use_there_is_no_peak_of_one():
     with peaks() as found:
         pass
     assert ("gpu" in found) == (torch.cuda.is_available() and torch.cuda.is_initialized())
+
+
+FIRST_IMPORT = """
+import weakref
+from diffopt.machine.memory import release
+
+class Model:
+    pass
+
+def step():  # the first of a process that needs modelopt, with a model at hand
+    import modelopt.torch.quantization
+    model = Model()
+    model.itself = model  # as backbones have cycles
+    return weakref.ref(model)
+
+model = step()
+release()
+print("freed:", model() is None)
+"""
+
+
+def test_the_step_that_first_imports_modelopt_leaves_nothing_behind():
+    done = subprocess.run([sys.executable, "-c", FIRST_IMPORT], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["freed: True"], done.stderr

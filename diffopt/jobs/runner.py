@@ -232,10 +232,8 @@ def _run(
 def _libraries() -> None:
     """Import modelopt while no stage holds a model, and leave what libraries have made to no later search for garbage.
 
-    The solver library that modelopt imports keeps an ImportError with its traceback: first imported within a stage, that
-    would keep the stage's frame, and the model in it, until the process ends. A search for garbage between two jobs takes
-    0.35 s with all that the libraries have made, and next to nothing without. The searches that are due while the import makes
-    them take 4 s of its 21, and find nothing.
+    A search for garbage between two jobs takes 0.35 s with all that the libraries have made, and next to nothing without. The
+    searches that are due while the import makes them take 4 s of its 21, and find nothing.
     """
     gc.disable()
     try:
