@@ -1,6 +1,8 @@
 """Weights rounded by GPTQ: modelopt's own rounding by scales that were searched, kept as codes."""
 
 import copy
+from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import modelopt.torch.quantization as mtq
@@ -11,15 +13,17 @@ from pydantic import ValidationError
 from quantized import INT4
 from safetensors.torch import load_file
 from test_weight_scales import by_modelopt, layer, static
-from tiny import CHUNK, Bench, bench, call, recipe
+from tiny import CHUNK, RANK, Bench, bench, call, recipe
 
 from diffopt.artifact import Checkpoint
 from diffopt.errors import GateError
+from diffopt.files.layers import Layer
 from diffopt.formats.method import Rounding
 from diffopt.groups.choices import Choices
 from diffopt.groups.format import Format, FormatView
 from diffopt.jobs import memory
 from diffopt.quantization import checkpoint, gptq, grid
+from diffopt.quantization.awq_svdquant import A, B
 from diffopt.quantization.block_fake_quant import simulated
 from diffopt.quantization.gptq import Gptq
 from diffopt.quantization.numbers import unpacked
@@ -28,6 +32,7 @@ from diffopt.quantization.weight_scales import CODES, ROUNDED, Search, blocks, o
 
 FORMATS = ["nvfp4", "nvfp4_svdquant", "int4_awq"]
 KINDS = {"nvfp4": static("max"), "int4_awq": INT4}
+KEPT = (CODES, ROUNDED, A, B)
 DAMPING = 0.01
 """modelopt's own."""
 
@@ -172,14 +177,18 @@ def test_a_weight_that_was_trained_is_none_of_codes_any_more() -> None:
     assert stored[0] - stored[1] == {f"{first}.weight_quantizer{ROUNDED}"}
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_what_a_checkpoint_takes_is_foretold(rounding: Rounding) -> None:
+@pytest.mark.parametrize(("name", "rounding"), [("nvfp4", "nearest"), ("nvfp4", "gptq"), ("nvfp4_svdquant", "nearest")])
+def test_what_a_checkpoint_takes_is_foretold(name: str, rounding: Rounding) -> None:
     b = bench()
-    found = b.checkpoint("nvfp4", rounding=rounding, weights="local_hessian")
+    found = b.checkpoint(name, rounding=rounding, weights="local_hessian")
     layers = dict(blocks(checkpoint.restore(b.context(), b.pipeline(), found)))
-    kept = [x.nbytes for n, x in load_file(found.path / checkpoint.STATE).items() if n.endswith((CODES, ROUNDED))]
-    format = Format(name="nvfp4", rounding=rounding)
-    assert sum(kept) == memory._kept(format, sum(x.weight.numel() for x in layers.values())) > 0
+    kept = [x.nbytes for n, x in load_file(found.path / checkpoint.STATE).items() if any(x in n for x in KEPT)]
+    format = Format(name=name, rounding=rounding, rank=RANK if name == "nvfp4_svdquant" else None)
+    shapes = [Layer(n, "linear", tuple(x.weight.shape)) for n, x in layers.items()]
+    width = next(iter(layers.values())).weight.itemsize
+    body: Any = SimpleNamespace(width=width, backbone=width * sum(prod(x.shape) for x in shapes))
+    rules = memory.Rules(Choices(0, format=format), body, shapes)
+    assert sum(kept) == memory._found(rules, body) > 0
 
 
 def test_inputs_that_awq_scales_are_weighed_as_they_reach_the_weight() -> None:

@@ -175,11 +175,11 @@ def _searched(rules: Rules, body: Body, step: Step) -> Held:
         collected = [4 * x.shape[1] ** 2 for x in without(rules.layers, format.exclude) if x.kind == "linear"]
         room = GPTQ_ON_GPU if environment.gpus() else GPTQ_ON_CPU
         more = max(min(sum(collected), room), *collected) + COPIED * max(collected) if collected else 0
-        # Each input is squared in FP32, in two copies; codes are kept in RAM.
-        kept = _kept(format, body.backbone // body.width)
-        return Held({"backbone": body.backbone}, 2 * body.call(1) + more, ram=kept)
-    records = format and any(m.records for m in formats.methods(format))
-    return Held({"backbone": body.backbone}, body.call(1)) if records else _opened(rules, body, step)
+        # Each input is squared in FP32, in two copies.
+        return Held({"backbone": body.backbone}, 2 * body.call(1) + more, ram=_found(rules, body))
+    if format is not None and any(m.records for m in formats.methods(format)):
+        return Held({"backbone": body.backbone}, body.call(1), ram=_found(rules, body))
+    return _opened(rules, body, step)
 
 
 def _drawn(rules: Rules, body: Body, step: Step) -> Held | None:
@@ -299,9 +299,19 @@ def written(rules: Rules, step: Step) -> int | None:
         return body.backbone if step.name.endswith(".baseline") else rules.packed(body)
     if name in PICTURES:
         return prompts * 3 * body.model.height * body.model.width * (body.model.frames or 1)
-    if name == "quantize" and rules.choices.format is not None:
-        return SMALL + _kept(rules.choices.format, body.backbone // body.width)
+    if name == "quantize":
+        return SMALL + _found(rules, body)
     return body.backbone if name == "train" else SMALL
+
+
+def _found(rules: Rules, body: Body) -> int:
+    """Bytes of what a calibration finds for its checkpoint, in RAM until all is found: scales, codes and low-rank parts."""
+    format = rules.choices.format
+    if format is None:
+        return 0
+    rank = max((format.rank or m.rank for m in formats.methods(format) if m.rank), default=0)
+    sides = sum(sum(x.shape) for x in without(rules.layers, format.exclude) if x.kind == "linear")
+    return _kept(format, body.backbone // body.width) + rank * sides * body.width
 
 
 def _kept(format: Format, numbers: int) -> int:
