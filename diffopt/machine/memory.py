@@ -55,7 +55,7 @@ def _forget_failed_imports() -> None:
     Whatever step was the first to import modelopt is among those frames, with the model that it had: 22 GiB of FLUX.1-dev in
     BF16 would stay until the process ends.
     """
-    for module in [m for name, m in sys.modules.items() if name.startswith("pulp.apis")]:
+    for module in [m for name, m in [*sys.modules.items()] if name.startswith("pulp.apis")]:
         for solver in vars(module).values():
             if isinstance(error := getattr(solver, "err", None), BaseException):
                 error.__traceback__ = None
