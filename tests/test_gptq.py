@@ -182,7 +182,7 @@ def test_what_a_checkpoint_takes_is_foretold(name: str, rounding: Rounding) -> N
     b = bench()
     found = b.checkpoint(name, rounding=rounding, weights="local_hessian")
     layers = dict(blocks(checkpoint.restore(b.context(), b.pipeline(), found)))
-    kept = [x.nbytes for n, x in load_file(found.path / checkpoint.STATE).items() if any(x in n for x in KEPT)]
+    kept = [x.nbytes for n, x in load_file(found.path / checkpoint.STATE).items() if any(part in n for part in KEPT)]
     format = Format(name=name, rounding=rounding, rank=RANK if name == "nvfp4_svdquant" else None)
     shapes = [Layer(n, "linear", tuple(x.weight.shape)) for n, x in layers.items()]
     width = next(iter(layers.values())).weight.itemsize

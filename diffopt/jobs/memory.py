@@ -158,7 +158,8 @@ def _denoised(rules: Rules, body: Body, step: Step) -> Held:
 
 def _opened(rules: Rules, body: Body, step: Step) -> Held:
     largest = max((prod(x.shape) for x in rules.layers), default=0)
-    return Held({"backbone": body.backbone}, 2 * 4 * largest, ram=_inlined(rules, step))  # in FP32, and what is made of it
+    ram = _found(rules, body) + _inlined(rules, step)
+    return Held({"backbone": body.backbone}, 2 * 4 * largest, ram=ram)  # in FP32, and what is made of it
 
 
 def _inlined(rules: Rules, step: Step) -> int:
@@ -305,7 +306,8 @@ def written(rules: Rules, step: Step) -> int | None:
 
 
 def _found(rules: Rules, body: Body) -> int:
-    """Bytes of what a calibration finds for its checkpoint, in RAM until all is found: scales, codes and low-rank parts."""
+    """Bytes of what a calibration finds for its checkpoint: scales, codes and low-rank parts. In RAM where it is sought, and
+    where a graph or a package is made of it."""
     format = rules.choices.format
     if format is None:
         return 0

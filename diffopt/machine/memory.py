@@ -55,8 +55,8 @@ def _forget_failed_imports() -> None:
     Whatever step was the first to import modelopt is among those frames, with the model that it had: 22 GiB of FLUX.1-dev in
     BF16 would stay until the process ends.
     """
-    for module in [m for name, m in [*sys.modules.items()] if name.startswith("pulp.apis")]:
-        for solver in vars(module).values():
+    for name, module in [*sys.modules.items()]:
+        for solver in vars(module).values() if name.startswith("pulp.apis") else ():
             if isinstance(error := getattr(solver, "err", None), BaseException):
                 error.__traceback__ = None
 
