@@ -90,6 +90,14 @@ def test_training_without_a_format_is_refused(plan: Any) -> None:
         ("train.warmup=1000", "train.warmup: is not less than train.steps=1000 (got 1000)"),
         ("train.distillation.output=0", "train.distillation: learns nothing from the teacher"),
         ("train.distillation.hidden=1", "train.distillation: hidden and blocks go together"),
+        (
+            "train.distillation.trajectory={steps: 4, length: 5, last: 1}",
+            "train.distillation.trajectory.length: is more than steps=4 (got 5); lower it, or null goes all of them",
+        ),
+        (
+            "train.distillation.trajectory={steps: 4, last: 1001}",
+            "train.distillation.trajectory.last: is more than train.steps=1000 (got 1001); lower it, or raise train.steps",
+        ),
         ("train.validation.metric=clip", "train.validation.metric: must be 'psnr' or 'ssim' (got 'clip')"),
         ("+train.lora.rank=4", "train.lora.alpha: is not set"),
         ("train.steps=0", "train.steps: must be greater than or equal to 1 (got 0); raise it"),
@@ -180,6 +188,11 @@ def test_the_memory_of_a_12_billion_model(config: Any) -> None:
     for how, numbers in {"tied": 4, "dual": 8}.items():  # one or two, each with its gradient and two states, none as it began
         found = footprint(of(config, f"train.scales={how}"), 12 * billion, 0, "bfloat16", gpu=True)
         assert found.parts["scales"] == 12 * billion // 16 * 4 * numbers
+    drawing = footprint(
+        of(config, "train.distillation.trajectory={steps: 20, length: 8, last: 1}"), 12 * billion, 0, "bfloat16", gpu=True
+    )
+    assert drawing.parts == plain.parts
+    assert drawing.total == pytest.approx(plain.total * 1.8 / 1.1)  # the activations of 8 calls
     lora = footprint(of(config, "train.lora={rank:4,alpha:4,targets:['*']}"), 12 * billion, billion, "bfloat16", gpu=True)
     assert lora.parts["gradients"] == 4 * billion
 

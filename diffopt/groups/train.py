@@ -76,6 +76,34 @@ class Teacher(BaseModel):
     """What its weights are stored in; they are computed with in the model's precision. null leaves them as they are."""
 
 
+class Trajectory(BaseModel):
+    """Student and teacher each go down a sampler's steps from one noisy latent, and are compared where they arrive, with inputs
+    rounded: what a step gets wrong counts as the steps after it leave it, and what cancels does not count."""
+
+    model_config = PART
+
+    steps: int = Field(ge=2)
+    """Denoising steps of a drawing."""
+    length: int | None = Field(None, ge=2)
+    """Of these so many, from an item that is noised as it would be there; null goes all of them, from noise alone."""
+    last: int = Field(ge=1)
+    """Optimizer steps that learn so: the last ones. Each calls the student `length` times, and keeps all that its gradient
+    needs."""
+    learning_rate: float | None = Field(None, gt=0, lt=1)
+    """Of these, which begin with a warm-up and an optimizer of their own; null takes train.learning_rate."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.length and self.length > self.steps:
+            raise ValueError(f"length: is more than steps={self.steps} (got {self.length}); lower it, or null goes all of them")
+        return self
+
+    @property
+    def calls(self) -> int:
+        """Of the student in an optimizer step."""
+        return self.length or self.steps
+
+
 class Distillation(BaseModel):
     """The loss is task * (to the data) + output * (to the teacher's output) + hidden * (to its blocks' outputs)."""
 
@@ -88,6 +116,8 @@ class Distillation(BaseModel):
     blocks: list[str]
     """Globs over the names of the blocks that `hidden` compares (`transformer_blocks.*`)."""
     teacher: Teacher
+    trajectory: Trajectory | None = None
+    """Learn from whole drawings in the end; null learns from single calls alone."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -154,7 +184,8 @@ class Train(Group):
     picture, and what is wrong before is mostly drawn over."""
     quantize_inputs: bool = True
     """Round what layers compute with in training too; false rounds the weights alone. The rounding of inputs differs from
-    step to step and nearly cancels in a picture, while the loss has it at its full size, which hides what weights do wrong."""
+    step to step and nearly cancels in a picture, while the loss has it at its full size, which hides what weights do wrong.
+    Trajectories have them rounded always."""
     scales: Scales = "fixed"
     """Whether the scales of weights' blocks are trained too, on from what a calibration or a search found, by modelopt's LSQ:
     those that rounded weights are multiplied by (`learned`, modelopt's own default), the same with those that weights are
@@ -201,6 +232,11 @@ class Train(Group):
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(
                 f"micro_batch: does not divide train.batch_size={self.batch_size} (got {self.micro_batch}); give a divisor"
+            )
+        if (drawing := self.distillation and self.distillation.trajectory) and drawing.last > self.steps:
+            raise ValueError(
+                f"distillation.trajectory.last: is more than train.steps={self.steps} (got {drawing.last}); lower it, or raise "
+                "train.steps"
             )
         if self.warmup >= self.steps:
             raise ValueError(f"warmup: is not less than train.steps={self.steps} (got {self.warmup}); lower it")
@@ -264,4 +300,13 @@ class TrainView(View, of=Train):
         plain = {"quantize_inputs"} if self.quantize_inputs else set()
         plain |= {"scales", "scale_learning_rate"} if self.scales == "fixed" else set()
         plain |= {"scale_learning_rate"} if self.scale_learning_rate is None else set()
-        return {n: x for n, x in super().identity(used).items() if n not in {*MEANS, *plain}}
+        found = {n: x for n, x in super().identity(used).items() if n not in {*MEANS, *plain}}
+        if self.distillation and not self.distillation.trajectory:  # as it was before there was any
+            found["distillation"] = {n: x for n, x in found["distillation"].items() if n != "trajectory"}
+        return found
+
+    @property
+    def singly(self) -> int:
+        """Optimizer steps, the first ones, that learn from single calls of the backbone."""
+        drawing = self.distillation and self.distillation.trajectory
+        return self.steps - drawing.last if drawing else self.steps

@@ -25,9 +25,12 @@ class Footprint:
     offloaded: int
     """In RAM, of a teacher that is kept there."""
 
+    calls: int = 1
+    """Of the backbone whose activations are kept at once."""
+
     @property
     def total(self) -> int:
-        return int(sum(self.parts.values()) * ROOM)
+        return int(sum(self.parts.values()) * (1 + (ROOM - 1) * self.calls))
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {size(n)}" for name, n in self.parts.items() if n)
@@ -50,14 +53,15 @@ def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: st
         began = train.scales == "learned"  # what is divided by stays as it was found
         each = width * (began + learned * (2 + bool(train.ema))) + learned * how.states * (how.bytes or width)
         parts["scales"] = round(parameters // BLOCK * each)
-    teacher = 0
+    teacher, calls = 0, 1
     if train.distillation:
+        calls = train.distillation.trajectory.calls if train.distillation.trajectory else 1
         kept = train.distillation.teacher
         teacher = parameters * (1 if kept.storage else BYTES[dtype])
         if not (kept.offload and gpu):
             parts["teacher"] = teacher
             teacher = 0
-    return Footprint({name: n // shards for name, n in parts.items()}, teacher // shards)
+    return Footprint({name: n // shards for name, n in parts.items()}, teacher // shards, calls)
 
 
 def adapted(train: Train | TrainView, layers: Sequence[Layer], kept: list[str]) -> int:

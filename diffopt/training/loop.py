@@ -24,6 +24,7 @@ from diffopt.training.optimizer import optimizer, schedule
 from diffopt.training.resume import Keeper
 from diffopt.training.shards import LocalShards, Shards
 from diffopt.training.subject import Subject
+from diffopt.training.trajectory import Drawing
 from diffopt.training.validation import Validator
 
 
@@ -62,13 +63,15 @@ class Training:
         subject: Subject,
         examples: Examples,
         loss: Loss,
+        drawing: Drawing | None,
         validator: Validator | None,
         shards: Shards | None = None,
     ):
-        """With `shards` the subject is cut already. `ctx.kept` is where the training checkpoints are."""
+        """With `shards` the subject is cut already. `ctx.kept` is where the training checkpoints are. `drawing` is the loss of
+        those steps that learn from trajectories."""
         assert ctx.kept is not None
         self.ctx, self.train, self.accelerator, self.subject = ctx, train, accelerator, subject
-        self.examples, self.loss, self.validator, self.shards = examples, loss, validator, shards
+        self.examples, self.loss, self.drawing, self.validator, self.shards = examples, loss, drawing, validator, shards
         self.sheets = ctx.kept / "validation"
         self.parameters = subject.parameters
         if train.gradient_checkpointing:
@@ -107,7 +110,8 @@ class Training:
                 self._validate()  # what it starts from, which is the best until another is better
             while self.log.step < train.steps and not self.stopped:
                 started = time.perf_counter()
-                with nullcontext() if train.quantize_inputs else exact_inputs(self.subject.whole):
+                rounds = train.quantize_inputs or self.log.step >= train.singly
+                with nullcontext() if rounds else exact_inputs(self.subject.whole):
                     self._step(self.log.step)
                 self.log.seconds.append(round(time.perf_counter() - started, 4))
                 self.log.step += 1
@@ -127,7 +131,11 @@ class Training:
         return bool(how and how.patience and self.log.stale >= how.patience)
 
     def _step(self, number: int) -> None:
-        accelerator, batch = self.accelerator, self.examples.step(number)
+        accelerator, batch, loss = self.accelerator, self.examples.step(number), self.loss
+        if self.drawing and number >= self.train.singly:
+            loss = self.drawing
+            if number == self.train.singly:  # moments of the other loss, which is many times this one
+                self.optimizer.state.clear()
         names = [*self.students]
         name = names[number % len(names)]  # in turn, where a pipeline has several
         student, plain = self.students[name], self.subject.backbones[name]
@@ -140,7 +148,7 @@ class Training:
             last = start + micro >= mine
             # Gradients of shards are summed over the processes each time: put off, each would keep them whole.
             with nullcontext() if last or self.shards else accelerator.no_sync(student):
-                parts = self.loss(name, student, plain, batch.part(rows), self.subject.levels[name], accelerator.device)
+                parts = loss(name, student, plain, batch.part(rows), self.subject.levels[name], accelerator.device)
                 accelerator.backward(parts["loss"] * share)
             for part, value in parts.items():
                 sums[part] = sums.get(part, 0.0) + float(value.detach()) * share

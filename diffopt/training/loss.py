@@ -31,13 +31,12 @@ class Loss:
         latents, noise = batch.latents.to(device), batch.noise.to(device)
         texts = {n: x.to(device) for n, x in batch.texts.items()}
         tokens = self.family.pack(latents[:1])
-        drawn = self.noise.levels(batch.normal, tokens.shape[1] if tokens.dim() == 3 else _patches(plain, tokens), *levels)
-        drawn = drawn.to(device)
+        drawn = self.noise.levels(batch.normal, patches(plain, tokens), *levels).to(device)
         noisy, times = self.family.pack(self.noise.noised(latents, noise, drawn)), self.noise.timesteps(drawn)
         named = blocks(plain, self.family, self.how.blocks) if self.how else []
         with watched(plain, named) as ours:
             predicted = prediction(student(**self.caller.inputs(plain, noisy, times, texts), return_dict=False)).float()
-            predicted = self._drawn(predicted, noisy)
+            predicted = drawn_part(self.family, predicted, noisy)
             ours = dict(ours)
         found = {}
         if self.how is None or self.how.task:
@@ -46,7 +45,8 @@ class Loss:
         if self.how and self.teacher:
             taught = self.teacher.backbones[name]
             with watched(taught, named) as theirs:
-                wanted = self._drawn(self.teacher(name, self.caller.inputs(taught, noisy, times, texts)).float(), noisy)
+                wanted = self.teacher(name, self.caller.inputs(taught, noisy, times, texts)).float()
+            wanted = drawn_part(self.family, wanted, noisy)
             if self.how.output:
                 found["output"] = mse_loss(predicted, wanted) * self.how.output
             if named:
@@ -59,9 +59,10 @@ class Loss:
             whole = whole + 0.0 * predicted.sum()  # DDP waits for gradients of all that leads to an output
         return {"loss": whole, **found}
 
-    def _drawn(self, predicted: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
-        """Without what is predicted for the tokens of a prompt's picture, which its pipeline drops."""
-        return predicted[:, : noisy.shape[1]] if self.family.condition else predicted
+
+def drawn_part(family: Family, predicted: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+    """Without what is predicted for the tokens of a prompt's picture, which its pipeline drops."""
+    return predicted[:, : noisy.shape[1]] if family.condition else predicted
 
 
 def _shared(x: torch.Tensor) -> torch.Tensor:
@@ -72,8 +73,11 @@ def _shared(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _patches(backbone: Any, latents: torch.Tensor) -> int:
-    """Tokens that the backbone itself makes of latents [1, channels, ...], by which a scheduler's shift may depend."""
+def patches(backbone: Any, latents: torch.Tensor) -> int:
+    """Tokens of packed latents [b, tokens, channels], or that the backbone itself makes of those [b, channels, ...]: by these a
+    scheduler's shift may depend."""
+    if latents.dim() == 3:
+        return latents.shape[1]
     patch = getattr(backbone.config, "patch_size", None) or 1
     sides = patch if isinstance(patch, (tuple, list)) else [patch] * (latents.dim() - 2)
     found = 1

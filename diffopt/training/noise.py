@@ -32,6 +32,15 @@ class Flow:
         takes a picture of so many tokens, and of that the part between `low` and `high`."""
         return _between(normal, low, high, lambda share: self._shifted(_spread(share, self.density), tokens)).float()
 
+    def grid(self, steps: int, tokens: int) -> torch.Tensor:
+        """FP32 [steps + 1]: the levels between which a drawing of a picture of so many tokens goes, from all noise to none."""
+        return self._shifted(torch.linspace(1, 0, steps + 1), tokens)
+
+    def moved(self, noisy: torch.Tensor, predicted: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Packed latents after the step between levels [b], each row from its own to its own: Euler's."""
+        way = _beside(before - after if self.backwards else after - before, noisy)
+        return noisy + way * predicted
+
     def _shifted(self, s: torch.Tensor, tokens: int) -> torch.Tensor:
         config = self.scheduler.config
         if config.get("use_dynamic_shifting"):
@@ -67,6 +76,27 @@ class Diffusion:
         steps: int = self.schedule.config.num_train_timesteps
         share = _between(normal, low, high, lambda share: _spread(share, self.density))
         return (share * steps).long().clamp(0, steps - 1)
+
+    def grid(self, steps: int, tokens: int) -> torch.Tensor:
+        """int64 [steps + 1]: the timesteps of a drawing, spaced as DDIM's `trailing`; -1 is without noise."""
+        return torch.linspace(self.schedule.config.num_train_timesteps - 1, -1, steps + 1, dtype=torch.float64).round().long()
+
+    def moved(self, noisy: torch.Tensor, predicted: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """As `Flow.moved`, by DDIM without noise of its own (Song et al. 2021)."""
+        (signal, spread), (next_signal, next_spread) = (self._shares(levels, noisy) for levels in (before, after))
+        kind = self.schedule.config.prediction_type
+        if kind == "epsilon":
+            noise, latents = predicted, (noisy - spread * predicted) / signal
+        elif kind == "v_prediction":
+            noise, latents = signal * predicted + spread * noisy, signal * noisy - spread * predicted
+        else:
+            noise, latents = (noisy - signal * predicted) / spread, predicted
+        return next_signal * latents + next_spread * noise
+
+    def _shares(self, levels: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the latents and of the noise at timesteps [b], each shaped to be multiplied with `like`."""
+        kept = torch.cat([self.schedule.alphas_cumprod, torch.ones(1)]).to(levels.device)[levels]  # of -1 the last
+        return _beside(kept.sqrt(), like), _beside((1 - kept).sqrt(), like)
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.schedule.add_noise(latents, noise, levels)

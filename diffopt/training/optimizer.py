@@ -28,9 +28,24 @@ def optimizer(train: TrainView, parameters: Mapping[str, torch.nn.Parameter], sp
     return found
 
 
-def schedule(train: TrainView, optimizer: torch.optim.Optimizer) -> Any:
-    """Steps once an optimizer step, whatever the number of devices."""
+def schedule(train: TrainView, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Steps once an optimizer step, whatever the number of devices. Those that learn from trajectories have the same once more,
+    with a warm-up that is as much of it."""
+    drawing = train.distillation and train.distillation.trajectory
+    if drawing is None:
+        return _curve(train, optimizer, train.warmup, train.steps)
+    single = _curve(train, optimizer, train.warmup, train.singly).lr_lambdas[0] if train.singly else None
+    drawn = _curve(train, optimizer, round(train.warmup * drawing.last / train.steps), drawing.last).lr_lambdas[0]
+    share = (drawing.learning_rate or train.learning_rate) / train.learning_rate
+
+    def factor(step: int) -> float:
+        return float(single(step) if single and step < train.singly else share * drawn(step - train.singly))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _curve(train: TrainView, optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> Any:
     from diffusers.optimization import get_scheduler
 
     name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
-    return get_scheduler(name, optimizer, num_warmup_steps=train.warmup, num_training_steps=train.steps)
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

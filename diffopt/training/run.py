@@ -33,6 +33,7 @@ from diffopt.training.shards import Shards, sharding
 from diffopt.training.subject import Subject
 from diffopt.training.task import Task
 from diffopt.training.teacher import Teacher
+from diffopt.training.trajectory import Drawing
 from diffopt.training.validation import Validator
 
 
@@ -66,7 +67,8 @@ def work(ctx: Context, how: str, task: Task) -> None:
             subject.cut(shards)
         release()
         teacher = _teacher(ctx, task, shards)
-        training = Training(ctx, train, accelerator, subject, examples, _loss(ctx, task, teacher), validator, shards)
+        losses = _losses(ctx, task, teacher)
+        training = Training(ctx, train, accelerator, subject, examples, *losses, validator, shards)
         count, log = sum(p.numel() for p in subject.parameters.values()), training()
         first = accelerator.is_main_process
         scales = subject.learned(shards)
@@ -115,8 +117,10 @@ def _teacher(ctx: Context, task: Task, shards: Shards | None) -> Teacher | None:
     return Teacher(plain, way.teacher, ctx.device, shards, family_of(task.pipeline))
 
 
-def _loss(ctx: Context, task: Task, teacher: Teacher | None) -> Loss:
-    pinned, family = PipelineFile.read(task.pipeline.path), family_of(task.pipeline)
-    own = scheduler(ctx.locate(pinned.source), pinned.scheduler)
+def _losses(ctx: Context, task: Task, teacher: Teacher | None) -> tuple[Loss, Drawing | None]:
+    """That of single calls, and that of trajectories where there are some."""
+    pinned, family, way = PipelineFile.read(task.pipeline.path), family_of(task.pipeline), task.train.distillation
+    own = noise.of(family, scheduler(ctx.locate(pinned.source), pinned.scheduler), task.train.timesteps)
     caller = Caller(family, config(ctx, pinned, "vae"), task.model)
-    return Loss(family, noise.of(family, own, task.train.timesteps), caller, teacher, task.train.distillation)
+    draws = Drawing(family, own, caller, teacher, way.trajectory) if teacher and way and way.trajectory else None
+    return Loss(family, own, caller, teacher, way), draws
