@@ -47,7 +47,6 @@ def _known(name: str) -> str:
 
 OptimizerName = Annotated[str, AfterValidator(_known)]
 Schedule = Literal["constant", "linear", "cosine"]
-Timesteps = Literal["family", "uniform", "logit_normal", "log_uniform"]
 Scales = Literal["fixed", "learned", "tied", "dual"]
 Parallel = Literal["auto", "ddp", "fsdp"]
 PART = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -178,10 +177,9 @@ class Train(Group):
     """What the weights are trained in; null takes the model's, in 16 bits of which small steps are lost to rounding."""
     gradient_checkpointing: bool
     """Compute blocks' activations once more for the gradient rather than keep them."""
-    timesteps: Timesteps
-    """How noise levels are drawn: as the family was trained, evenly, from a logit-normal, or evenly in their logarithm, so that
-    most are low. Flow matching shifts them as its scheduler does. What is wrong where there is little noise left stays in the
-    picture, and what is wrong before is mostly drawn over."""
+    timesteps: Literal["family", "uniform", "logit_normal"]
+    """How noise levels are drawn: as the family was trained, evenly, or from a logit-normal; flow matching shifts them as
+    its scheduler does."""
     quantize_inputs: bool = True
     """Round what layers compute with in training too; false rounds the weights alone. The rounding of inputs differs from
     step to step and nearly cancels in a picture, while the loss has it at its full size, which hides what weights do wrong.
@@ -264,7 +262,7 @@ class TrainView(View, of=Train):
     precision: Dtype
     weights: Dtype | None
     gradient_checkpointing: bool
-    timesteps: Timesteps
+    timesteps: Literal["family", "uniform", "logit_normal"]
     quantize_inputs: bool
     scales: Scales
     scale_learning_rate: float | None

@@ -10,10 +10,7 @@ from diffopt.errors import PlanError
 from diffopt.models import Family
 from diffopt.pipeline.scheduler import flows
 
-Density = Literal["uniform", "logit_normal", "log_uniform"]
-
-LEAST = 0.04
-"""Of all noise, where `log_uniform` begins: what the last of 25 steps takes away, before a scheduler's shift."""
+Density = Literal["uniform", "logit_normal"]
 
 
 @dataclass(frozen=True)
@@ -132,8 +129,6 @@ def of(family: Family, scheduler: Any, density: str) -> Flow | Diffusion:
 
 def _spread(share: torch.Tensor, density: Density) -> torch.Tensor:
     """The number in 0..1 below which there is such a share of the density: SD3's is logit-normal(0, 1) (Esser et al. 2024)."""
-    if density == "log_uniform":
-        return LEAST ** (1 - share)
     return torch.sigmoid(torch.special.ndtri(share)) if density == "logit_normal" else share
 
 
