@@ -286,6 +286,13 @@ def test_blocks_are_compared_in_two_processes(how: str) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_trajectories_train_in_two_processes(how: str) -> None:
+    drawing = trainsets.QAD | {"trajectory": {"steps": 3, "last": 2}}
+    compare(how, share=1e-2, gradient_checkpointing=how == "fsdp", steps=3, distillation=drawing)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_adapters_train_in_two_processes(how: str) -> None:
     compare(how, lora=LORA, learning_rate=0.2)
 

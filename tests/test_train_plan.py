@@ -85,7 +85,7 @@ def test_training_without_a_format_is_refused(plan: Any) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.optimizer=lamb", "train.optimizer: is no optimizer that is known; there are adamw"),
+        ("train.optimizer=lamb", "train.optimizer: is no optimizer that is known (got 'lamb'); there are adamw"),
         ("train.micro_batch=5", "train.micro_batch: does not divide train.batch_size=8 (got 5)"),
         ("train.warmup=1000", "train.warmup: is not less than train.steps=1000 (got 1000)"),
         ("train.distillation.output=0", "train.distillation: learns nothing from the teacher"),
@@ -98,6 +98,10 @@ def test_training_without_a_format_is_refused(plan: Any) -> None:
             "train.distillation.trajectory={steps: 4, last: 1001}",
             "train.distillation.trajectory.last: is more than train.steps=1000 (got 1001); lower it, or raise train.steps",
         ),
+        (
+            "train.distillation.teacher=true",
+            "train.distillation.teacher: must be a map (got True); give {offload: ..., storage: ...}",
+        ),
         ("train.validation.metric=clip", "train.validation.metric: must be 'psnr' or 'ssim' (got 'clip')"),
         ("+train.lora.rank=4", "train.lora.alpha: is not set"),
         ("train.steps=0", "train.steps: must be greater than or equal to 1 (got 0); raise it"),
@@ -106,7 +110,7 @@ def test_training_without_a_format_is_refused(plan: Any) -> None:
 def test_values_that_mean_nothing_are_refused(config: Any, override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         choose(config("+recipe=emoji_fp4", "train=qad", override))
-    assert said.partition(";")[0] in str(caught.value)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,9 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
         close = closest(got, known)
         advice = f"did you mean {' or '.join(close)}?" if close else ADVICE[kind]
         return f"{where}: must be {error['ctx']['expected']} (got {got!r}); {advice}"
+    if kind == "model_type":
+        fields = ", ".join(f"{name}: ..." for name in _within(schema, error["loc"]))
+        return f"{where}: must be a map (got {got!r}); give {{{fields}}}"
     message = message[0].lower() + message[1:]
     return f"{where}: {message.replace('input should be', 'must be')} (got {got!r}); {ADVICE.get(kind, 'mend it')}"
 

@@ -21,6 +21,8 @@ def steps(choices: Choices, directory: Path) -> Iterator[str]:
         wanted["train.data.steps"] = choices.train.data.steps or STEPS
     if choices.train and choices.train.validation:
         wanted["train.validation.steps"] = choices.train.validation.steps
+    if (way := choices.train and choices.train.distillation) and way.trajectory:
+        wanted["train.distillation.trajectory.steps"] = way.trajectory.steps
     try:
         config = recorded(directory)
     except (OSError, ValueError):  # opening it says so

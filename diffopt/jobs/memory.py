@@ -254,7 +254,7 @@ def _trained(rules: Rules, body: Body, step: Step) -> Held | None:
     many = adapted(train, rules.layers, [*keeps])
     taken = footprint(train, body.backbone // body.width, many, body.model.dtype, bool(environment.gpus()))
     rows = train.micro_batch or train.batch_size
-    return Held(dict(taken.parts), max(taken.total - sum(taken.parts.values()), body.call(rows)))
+    return Held(dict(taken.parts), max(taken.total - sum(taken.parts.values()), body.call(rows) * taken.calls))
 
 
 def _built(rules: Rules, body: Body, step: Step) -> Held | None:
