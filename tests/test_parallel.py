@@ -285,10 +285,10 @@ def test_blocks_are_compared_in_two_processes(how: str) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_trajectories_train_in_two_processes(how: str) -> None:
+@pytest.mark.parametrize(("how", "again"), [("ddp", False), ("ddp", True), ("fsdp", True)])
+def test_trajectories_train_in_two_processes(how: str, again: bool) -> None:
     drawing = trainsets.QAD | {"trajectory": {"steps": 3, "last": 2}}
-    compare(how, share=1e-2, gradient_checkpointing=how == "fsdp", steps=3, distillation=drawing)
+    compare(how, share=1e-2, gradient_checkpointing=again, steps=3, distillation=drawing)
 
 
 @pytest.mark.matrix

@@ -182,6 +182,33 @@ def test_the_loss_of_trajectories_falls() -> None:
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
+def test_calls_that_are_made_once_more_for_the_gradient_change_nothing() -> None:
+    b = bench(family="flux")
+    kept, again = (
+        trained(b, "nvfp4", distillation=along(), gradient_checkpointing=x, optimizer="sgd", learning_rate=0.05)
+        for x in (False, True)
+    )
+    assert same(kept, again)
+
+
+def test_calls_that_are_made_once_more_keep_no_more_than_one_that_is_not() -> None:
+    b = bench()
+    batch = Examples(data(b), 0, 2, 0.0, SEED).step(0)
+    loss, student, _ = ends(batch, steps=4, last=1)
+    found = []
+    for loss.sparing in (False, True):
+        kept: list[int] = []
+
+        def keep(x: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(x.nbytes)
+            return x
+
+        with simulated(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss("transformer", student, student, batch, (0.0, 1.0), CPU)
+        found.append(sum(kept))
+    assert found[1] < found[0] / 4
+
+
 def test_trajectories_begin_with_a_learning_rate_and_moments_of_their_own() -> None:
     how = along(last=4, learning_rate=1e-3) | {"output": 1.0}
     view = trainsets.view(steps=12, warmup=3, schedule="cosine", learning_rate=1e-2, distillation=how)

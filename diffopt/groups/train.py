@@ -86,8 +86,8 @@ class Trajectory(BaseModel):
     length: int | None = Field(None, ge=2)
     """Of these so many, from an item that is noised as it would be there; null goes all of them, from noise alone."""
     last: int = Field(ge=1)
-    """Optimizer steps that learn so: the last ones. Each calls the student `length` times, and keeps all that its gradient
-    needs."""
+    """Optimizer steps that learn so: the last ones. Each calls the student `length` times, and without gradient_checkpointing
+    keeps all that the gradient needs of each."""
     learning_rate: float | None = Field(None, gt=0, lt=1)
     """Of these, which begin with a warm-up and an optimizer of their own; null takes train.learning_rate."""
 
@@ -176,7 +176,7 @@ class Train(Group):
     weights: Dtype | None
     """What the weights are trained in; null takes the model's, in 16 bits of which small steps are lost to rounding."""
     gradient_checkpointing: bool
-    """Compute blocks' activations once more for the gradient rather than keep them."""
+    """Compute blocks' activations once more for the gradient rather than keep them, and whole calls in a trajectory."""
     timesteps: Literal["family", "uniform", "logit_normal"]
     """How noise levels are drawn: as the family was trained, evenly, or from a logit-normal; flow matching shifts them as
     its scheduler does."""

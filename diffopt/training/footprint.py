@@ -55,7 +55,8 @@ def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: st
         parts["scales"] = round(parameters // BLOCK * each)
     teacher, calls = 0, 1
     if train.distillation:
-        calls = train.distillation.trajectory.calls if train.distillation.trajectory else 1
+        if train.distillation.trajectory and not train.gradient_checkpointing:
+            calls = train.distillation.trajectory.calls
         kept = train.distillation.teacher
         teacher = parameters * (1 if kept.storage else BYTES[dtype])
         if not (kept.offload and gpu):

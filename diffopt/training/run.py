@@ -122,5 +122,7 @@ def _losses(ctx: Context, task: Task, teacher: Teacher | None) -> tuple[Loss, Dr
     pinned, family, way = PipelineFile.read(task.pipeline.path), family_of(task.pipeline), task.train.distillation
     own = noise.of(family, scheduler(ctx.locate(pinned.source), pinned.scheduler), task.train.timesteps)
     caller = Caller(family, config(ctx, pinned, "vae"), task.model)
-    draws = Drawing(family, own, caller, teacher, way.trajectory) if teacher and way and way.trajectory else None
-    return Loss(family, own, caller, teacher, way), draws
+    single = Loss(family, own, caller, teacher, way)
+    if not (teacher and way and way.trajectory):
+        return single, None
+    return single, Drawing(family, own, caller, teacher, way.trajectory, sparing=task.train.gradient_checkpointing)

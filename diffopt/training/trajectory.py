@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import mse_loss
+from torch.utils.checkpoint import checkpoint
 
 from diffopt.groups.train import Trajectory
 from diffopt.models import Family
@@ -25,8 +26,12 @@ from diffopt.training.teacher import Teacher
 class Drawing:
     """Called as Loss is. Drawn without guidance, by the scheduler's first-order step."""
 
-    def __init__(self, family: Family, noise: Flow | Diffusion, caller: Caller, teacher: Teacher, how: Trajectory):
+    def __init__(
+        self, family: Family, noise: Flow | Diffusion, caller: Caller, teacher: Teacher, how: Trajectory, sparing: bool = False
+    ):
+        """`sparing` keeps nothing of a call but where it began, and makes the call once more for the gradient."""
         self.family, self.noise, self.caller, self.teacher, self.how = family, noise, caller, teacher, how
+        self.sparing = sparing
 
     def __call__(
         self, name: str, student: Any, plain: Any, batch: Batch, levels: tuple[float, float], device: torch.device
@@ -39,9 +44,17 @@ class Drawing:
         if self.how.length is None:
             start = noise  # a diffusion's first timestep leaves a trace of the latents
         packed, taught = self.family.pack(start).float(), self.teacher.backbones[name]
+
+        def called(inputs: dict[str, Any]) -> torch.Tensor:
+            return prediction(student(**inputs, return_dict=False))
+
+        def again(inputs: dict[str, Any]) -> torch.Tensor:
+            found: torch.Tensor = checkpoint(called, inputs, use_reentrant=False)
+            return found
+
         with torch.no_grad():
             wanted = self._arrived(lambda inputs: self.teacher(name, inputs), taught, packed, path, texts)
-        found = self._arrived(lambda inputs: prediction(student(**inputs, return_dict=False)), plain, packed, path, texts)
+        found = self._arrived(again if self.sparing else called, plain, packed, path, texts)
         loss = mse_loss(found, wanted)
         return {"loss": loss, "trajectory": loss}
 
