@@ -231,7 +231,7 @@ class Train(Group):
             raise ValueError(
                 f"micro_batch: does not divide train.batch_size={self.batch_size} (got {self.micro_batch}); give a divisor"
             )
-        if (drawing := self.distillation and self.distillation.trajectory) and drawing.last > self.steps:
+        if (drawing := trajectory(self)) and drawing.last > self.steps:
             raise ValueError(
                 f"distillation.trajectory.last: is more than train.steps={self.steps} (got {drawing.last}); lower it, or raise "
                 "train.steps"
@@ -306,5 +306,10 @@ class TrainView(View, of=Train):
     @property
     def singly(self) -> int:
         """Optimizer steps, the first ones, that learn from single calls of the backbone."""
-        drawing = self.distillation and self.distillation.trajectory
+        drawing = trajectory(self)
         return self.steps - drawing.last if drawing else self.steps
+
+
+def trajectory(train: Train | TrainView) -> Trajectory | None:
+    """How the last steps learn from whole drawings; None where none does."""
+    return train.distillation.trajectory if train.distillation else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from diffopt import models
 from diffopt.errors import PlanError
 from diffopt.groups.data import STEPS, Data
+from diffopt.groups.train import trajectory
 from diffopt.store.source import Source
 from diffopt.view import Choices
 
@@ -21,8 +22,8 @@ def steps(choices: Choices, directory: Path) -> Iterator[str]:
         wanted["train.data.steps"] = choices.train.data.steps or STEPS
     if choices.train and choices.train.validation:
         wanted["train.validation.steps"] = choices.train.validation.steps
-    if (way := choices.train and choices.train.distillation) and way.trajectory:
-        wanted["train.distillation.trajectory.steps"] = way.trajectory.steps
+    if choices.train and (drawing := trajectory(choices.train)):
+        wanted["train.distillation.trajectory.steps"] = drawing.steps
     try:
         config = recorded(directory)
     except (OSError, ValueError):  # opening it says so

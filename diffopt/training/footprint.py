@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 from diffopt.files.layers import Layer
 from diffopt.groups.model import BYTES
-from diffopt.groups.train import OPTIMIZERS, Train, TrainView
+from diffopt.groups.train import OPTIMIZERS, Train, TrainView, trajectory
 from diffopt.quantization.layers import without
 from diffopt.text import size
 
@@ -55,8 +55,8 @@ def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: st
         parts["scales"] = round(parameters // BLOCK * each)
     teacher, calls = 0, 1
     if train.distillation:
-        if train.distillation.trajectory and not train.gradient_checkpointing:
-            calls = train.distillation.trajectory.calls
+        if (drawing := trajectory(train)) and not train.gradient_checkpointing:
+            calls = drawing.calls
         kept = train.distillation.teacher
         teacher = parameters * (1 if kept.storage else BYTES[dtype])
         if not (kept.offload and gpu):

@@ -131,11 +131,10 @@ class Training:
         return bool(how and how.patience and self.log.stale >= how.patience)
 
     def _step(self, number: int) -> None:
-        accelerator, batch, loss = self.accelerator, self.examples.step(number), self.loss
-        if self.drawing and number >= self.train.singly:
-            loss = self.drawing
-            if number == self.train.singly:  # moments of the other loss, which is many times this one
-                self.optimizer.state.clear()
+        accelerator, batch = self.accelerator, self.examples.step(number)
+        loss = self.drawing if self.drawing and number >= self.train.singly else self.loss
+        if loss is self.drawing and number == self.train.singly:  # moments of the other loss, which is many times this one
+            self.optimizer.state.clear()
         names = [*self.students]
         name = names[number % len(names)]  # in turn, where a pipeline has several
         student, plain = self.students[name], self.subject.backbones[name]

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
-from diffopt.groups.train import OPTIMIZERS, TrainView
+from diffopt.groups.train import OPTIMIZERS, TrainView, trajectory
 from diffopt.training.scales import is_scale
 
 
@@ -28,10 +29,10 @@ def optimizer(train: TrainView, parameters: Mapping[str, torch.nn.Parameter], sp
     return found
 
 
-def schedule(train: TrainView, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+def schedule(train: TrainView, optimizer: torch.optim.Optimizer) -> LambdaLR:
     """Steps once an optimizer step, whatever the number of devices. Those that learn from trajectories have the same once more,
     with a warm-up that is as much of it."""
-    drawing = train.distillation and train.distillation.trajectory
+    drawing = trajectory(train)
     if drawing is None:
         return _curve(train, optimizer, train.warmup, train.steps)
     single = _curve(train, optimizer, train.warmup, train.singly).lr_lambdas[0] if train.singly else None
@@ -41,11 +42,12 @@ def schedule(train: TrainView, optimizer: torch.optim.Optimizer) -> torch.optim.
     def factor(step: int) -> float:
         return float(single(step) if single and step < train.singly else share * drawn(step - train.singly))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, factor)
 
 
-def _curve(train: TrainView, optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> Any:
+def _curve(train: TrainView, optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LambdaLR:
     from diffusers.optimization import get_scheduler
 
     name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    found: LambdaLR = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    return found
