@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from diffopt.files.checkpoint import CheckpointFile
 from diffopt.files.graph import OnnxGraphFile
 from diffopt.files.plan import EnginePlanFile
 from diffopt.text import size
@@ -18,6 +19,12 @@ class Form:
     base: bool = False
     """Whether it is the one that the others are a share of."""
     share: float | None = None
+
+
+def held(head: CheckpointFile) -> str:
+    """What a calibrated checkpoint has beside its head."""
+    found = f"scales and {'low-rank parts' if head.rank else 'extremes'}"
+    return f"{found}, with the codes of its weights" if head.rounding == "gptq" else f"{found}, no weights"
 
 
 def parts(head: OnnxGraphFile | EnginePlanFile) -> list[str]:

@@ -30,7 +30,7 @@ from diffopt.files.ranges import RangesFile
 from diffopt.files.run import RunFile
 from diffopt.groups.model import BYTES
 from diffopt.quality.direction import sign
-from diffopt.report.form import Form, code, parts
+from diffopt.report.form import Form, code, held, parts
 from diffopt.report.pair import RunPair, VideoPaths, identical, values_of
 from diffopt.report.ranges import Ranges
 from diffopt.report.weight_bytes import weight_bytes
@@ -195,8 +195,9 @@ class Run:
             rows.append(Form("weights", "Weights as stored", taken, note))
         rows += self._sources()
         if checkpoint and (taken := self.taken("quantize")):
-            note = "only what differs from the source: scales and extremes, no weights"
-            rows.append(Form("quantize", "Checkpoint", taken, note))
+            rows.append(Form("quantize", "Checkpoint", taken, f"only what differs from the source: {held(checkpoint)}"))
+        if taken := self.taken("train", ".png"):
+            rows.append(Form("train", "Trained checkpoint", taken, "the weights that were trained, beside their scales"))
         base = next((r for step in ("export.baseline", "load") for r in rows if r.step == step), None)
         rows = [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows
         return rows + self._components()
