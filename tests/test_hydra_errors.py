@@ -42,6 +42,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("=3", "override: names no field (got '=3'); write key=value"),
         ("calib.alhpa=1", "calib.alhpa: no such key here (got 1); did you mean alpha?"),
         ("calib={alpha: 1, b: 3}", "calib.b: no such key here (got {alpha: 1, b: 3}); there are alpha,"),
+        ("train.validation.stesp=1", "train.validation.stesp: no such key here (got 1); did you mean steps?"),
+        ("train.lora.rank=1", "train.lora.rank: the group is not chosen (got 1); choose train=OPTION, or drop it"),
         ("clib.size=1", "clib.size: no such group (got 'clib'); did you mean calib?"),
         ("eval.metrics={a: 1}", "eval.metrics: is a list in the recipe (got {a: 1}); write it as one: [{a: 1}]"),
         ("eval.metrics.7=a", "eval.metrics.7: list index out of range (got a);"),

@@ -17,7 +17,8 @@ from yaml.reader import ReaderError
 from diffopt.cli.searchpath import recipe_dirs
 from diffopt.errors import DiffoptError
 from diffopt.groups import GROUPS, PICKS
-from diffopt.groups.validate import dotted, nearest, said, unresolved
+from diffopt.groups.validate import dotted, nearest, said, unresolved, within
+from diffopt.schema import has
 
 MODES = ("--run", "-r", "--multirun", "-m", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 """Hydra's flags of what to do, of which it takes one."""
@@ -178,13 +179,16 @@ def _no_key(key: str, given: str) -> str:
     if key == "recipe":
         return f"recipe: is added to the config, so with a plus (got recipe={given}); +recipe={given}"
     group, _, name = key.partition(".")
-    if group in GROUPS and name in GROUPS[group].fields():
-        if name in GROUPS[group].model_fields:  # of a chosen option it would have been taken
+    path = name.split(".")
+    if group in GROUPS and (name in GROUPS[group].fields() or has(GROUPS[group], path)):
+        if path[0] in GROUPS[group].model_fields:  # of a chosen option it would have been taken
             return f"{key}: the group is not chosen (got {given}); choose {group}=OPTION, or drop it"
         reader = GROUPS[group].reader(name) or "another option of the group"
         return f"{key}: has no effect here, since {reader} alone reads it (got {given}); drop it"
     if group in GROUPS and name:
-        return f"{key}: no such key here (got {given}); {nearest(name, GROUPS[group].fields())}"
+        there = next(i for i in range(len(path)) if not has(GROUPS[group], path[: i + 1]))
+        fields = within(GROUPS[group], path[:there]) if there else GROUPS[group].fields()
+        return f"{key}: no such key here (got {given}); {nearest(path[there], fields)}"
     if given.startswith("{") and key in PICKS:
         return f"{key}: no option of it is chosen in this recipe (got {given}); add your own with a plus: '+{key}={given}'"
     known = [*PICKS, "seed", "store", "objective"]

@@ -89,20 +89,20 @@ def explain(group: str, schema: type[Group], error: Any) -> str:
         what, _, advice = message.partition("; ")
         return f"{where}: {what} (got {got!r}); {advice}"
     if kind == "extra_forbidden":
-        return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), _within(schema, error['loc'][:-1]))}"
+        return f"{where}: no such key (got {got!r}); {nearest(str(error['loc'][-1]), within(schema, error['loc'][:-1]))}"
     if kind == "literal_error" and isinstance(got, str):
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         close = closest(got, known)
         advice = f"did you mean {' or '.join(close)}?" if close else ADVICE[kind]
         return f"{where}: must be {error['ctx']['expected']} (got {got!r}); {advice}"
     if kind == "model_type":
-        fields = ", ".join(f"{name}: ..." for name in _within(schema, error["loc"]))
+        fields = ", ".join(f"{name}: ..." for name in within(schema, error["loc"]))
         return f"{where}: must be a map (got {got!r}); give {{{fields}}}"
     message = message[0].lower() + message[1:]
     return f"{where}: {message.replace('input should be', 'must be')} (got {got!r}); {ADVICE.get(kind, 'mend it')}"
 
 
-def _within(schema: type[BaseModel], path: Iterable[Any]) -> Iterable[str]:
+def within(schema: type[BaseModel], path: Iterable[Any]) -> Iterable[str]:
     """Fields of the schema, or of that of its field with fields of its own."""
     for name in path:
         annotation = schema.model_fields[name].annotation if name in schema.model_fields else None
