@@ -262,25 +262,28 @@ def test_a_plan_that_is_larger_than_its_source_says_why(tmp_path: Path, weights:
 
 
 @pytest.mark.parametrize(
-    ("head", "said"),
+    ("head", "files", "said"),
     [
-        ({}, "scales and extremes, no weights"),
-        ({"rank": 32}, "scales and low-rank parts, no weights"),
-        ({"rounding": "gptq"}, "scales and extremes, with the codes of its weights"),
+        ({}, ("extremes", "quantizers"), "scales and extremes, no weights"),
+        ({}, ("quantizers",), "scales, no weights"),
+        ({"rank": 32}, ("quantizers",), "scales and low-rank parts, no weights"),
+        ({"rounding": "gptq"}, ("extremes", "quantizers"), "scales and extremes, with the codes of its weights"),
     ],
 )
-def test_a_checkpoint_is_told_by_what_it_has(tmp_path: Path, head: dict[str, Any], said: str) -> None:
+def test_a_checkpoint_is_told_by_what_it_has(tmp_path: Path, head: dict[str, Any], files: tuple[str, ...], said: str) -> None:
     artifact(tmp_path, "load", {"pipeline.json": PIPELINE})
     (tmp_path / "load/layers.json").write_text("[]")
-    artifact(tmp_path, "quantize", {"checkpoint.json": CHECKPOINT | head, "extremes.safetensors": 100})
+    there = {f"{name}.safetensors": 100 for name in files}
+    artifact(tmp_path, "quantize", {"checkpoint.json": CHECKPOINT | head, **there})
     made(tmp_path, dict.fromkeys(("load", "quantize"), "1" * 16))
     text = words(page(tmp_path))
     assert f"only what differs from the source: {said}" in text
     assert "Trained checkpoint" not in text
-    artifact(tmp_path, "train", {"checkpoint.json": CHECKPOINT | head, "weights.safetensors": 5000})
+    artifact(tmp_path, "train", {"checkpoint.json": CHECKPOINT | head, "weights.safetensors": 5000, **there})
+    (tmp_path / "train/logs").mkdir()
+    (tmp_path / "train/logs/events.out").write_bytes(bytes(3000))
     made(tmp_path, dict.fromkeys(("load", "quantize", "train"), "1" * 16))
-    kib = (5000 + (tmp_path / "train/checkpoint.json").stat().st_size) / 1024
-    assert f"Trained checkpoint {kib:.1f} KiB" in words(page(tmp_path))
+    assert f"Trained checkpoint {(5000 + 100 * len(files)) / 1024:.1f} KiB" in words(page(tmp_path))
 
 
 def test_weights_for_other_programs_are_what_is_deployed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from test_training import FAMILIES, SEED, about, data, same, trained, weights
 from tiny import bench, folder
 
 from diffopt import models
+from diffopt.errors import PlanError
 from diffopt.groups.train import Distillation, Trajectory
 from diffopt.pipeline.draw import draw
 from diffopt.pipeline.open import open_pipeline
@@ -98,6 +99,11 @@ def test_each_of_two_experts_goes_the_steps_that_it_is_called_for() -> None:
     assert second[0].max() == pytest.approx(0.7)
     assert second[-1].min() == 0
     assert len(second) == 4
+
+
+def test_an_expert_without_a_step_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"trajectory\.steps: one of the two experts would have none \(got 2\); raise it"):
+        drawing((0.0, 0.4), steps=2)
 
 
 # The loss.
@@ -268,7 +274,7 @@ def test_a_training_that_stopped_before_or_among_trajectories_goes_on_as_it_woul
 def test_every_family_learns_from_trajectories(tiny: str) -> None:
     b = bench(family=tiny)
     for length in (None, 2):
-        made = trained(b, steps=2, distillation=along(last=1, length=length))
+        made = trained(b, steps=2, distillation=along(length=length))
         last = about(made)["losses"][-1]
         assert 0 < last["trajectory"] == last["loss"] < 10
         before = dict(checkpoint.restore(b.context(), b.pipeline(), b.checkpoint("fp8")).named_parameters())

@@ -21,9 +21,9 @@ class Form:
     share: float | None = None
 
 
-def held(head: CheckpointFile) -> str:
-    """What a calibrated checkpoint has beside its head."""
-    found = f"scales and {'low-rank parts' if head.rank else 'extremes'}"
+def held(head: CheckpointFile, extremes: bool) -> str:
+    """What a calibrated checkpoint has; `extremes` says whether those of its inputs are there, as without a search."""
+    found = " and ".join(["scales", *["extremes"] * extremes, *["low-rank parts"] * bool(head.rank)])
     return f"{found}, with the codes of its weights" if head.rounding == "gptq" else f"{found}, no weights"
 
 

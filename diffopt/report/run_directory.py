@@ -195,8 +195,9 @@ class Run:
             rows.append(Form("weights", "Weights as stored", taken, note))
         rows += self._sources()
         if checkpoint and (taken := self.taken("quantize")):
-            rows.append(Form("quantize", "Checkpoint", taken, f"only what differs from the source: {held(checkpoint)}"))
-        if taken := self.taken("train", ".png"):
+            note = held(checkpoint, any((self.directory / "quantize").glob("extremes.*")))
+            rows.append(Form("quantize", "Checkpoint", taken, f"only what differs from the source: {note}"))
+        if taken := sum(p.stat().st_size for p in (self.directory / "train").glob("*.safetensors")):  # no logs nor pictures
             rows.append(Form("train", "Trained checkpoint", taken, "the weights that were trained, beside their scales"))
         base = next((r for step in ("export.baseline", "load") for r in rows if r.step == step), None)
         rows = [replace(r, base=r is base, share=r.bytes / base.bytes) for r in rows] if base else rows

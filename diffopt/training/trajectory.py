@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
+from diffopt.errors import PlanError
 from diffopt.groups.train import Trajectory
 from diffopt.models import Family
 from diffopt.models.family import prediction
@@ -60,12 +61,16 @@ class Drawing:
 
     def path(self, normal: torch.Tensor, tokens: int, low: float, high: float) -> torch.Tensor:
         """[calls + 1, b]: the levels that each row goes through, of those between the two; it begins where its number of
-        `normal` [b], standard normal numbers, says."""
+        `normal` [b], standard normal numbers, says. Raises PlanError where there is no step between them."""
         grid = self.noise.grid(self.how.steps, tokens)
         own = torch.arange(self.how.steps)
         if (low, high) != (0.0, 1.0):  # of two experts, which flows alone have
             own = own[(grid[:-1] >= low) & ((grid[:-1] < high) | (high == 1.0))]
         calls = min(self.how.calls, len(own))
+        if not calls:
+            raise PlanError(
+                f"train.distillation.trajectory.steps: one of the two experts would have none (got {self.how.steps}); raise it"
+            )
         first = (torch.special.ndtr(normal.double()) * (len(own) - calls + 1)).long().clamp(max=len(own) - calls)
         return grid[own[first] + torch.arange(calls + 1)[:, None]]
 
