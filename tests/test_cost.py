@@ -107,6 +107,24 @@ def test_time_grows_with_prompts_and_denoising_steps(prepare: Prepare) -> None:
     assert (by_name["sample"], by_name["reference"], by_name["encode"], by_name["score"]) == (80, 80, 40, 10)
 
 
+def test_a_trainings_time_grows_with_its_steps_and_its_batch(prepare: Prepare) -> None:
+    job = ("+recipe=emoji_fp4_qad", "train.warmup=1")
+    fill(prepare(*job, "train.steps=100", "train.batch_size=8"))
+    for steps, batch, seconds in ((200, 32, 80), (100, 8, 10), (50, 64, 40)):
+        made = prepare(*job, f"train.steps={steps}", f"train.batch_size={batch}", "train.learning_rate=1e-4")
+        assert {e.name: e.seconds for e in costs(made).each}["train"] == seconds
+
+
+def test_neither_single_calls_nor_other_drawings_tell_how_long_drawings_take(prepare: Prepare) -> None:
+    job = ("+recipe=emoji_fp4_qad", "train.steps=100", "train.warmup=1")
+    fill(prepare(*job))
+    short, long = (f"train.distillation.trajectory={{steps: {n}, last: 10}}" for n in (4, 8))
+    assert "train" in costs(prepare(*job, short)).untold
+    fill(prepare(*job, short))
+    assert "train" in costs(prepare(*job, long, "train.learning_rate=1e-4")).untold
+    assert "train" not in costs(prepare(*job, short, "train.learning_rate=1e-4")).untold
+
+
 @pytest.mark.parametrize("override", ["model.height=128", "eval.runtime=onnxruntime"])
 def test_other_work_is_not_foretold(prepare: Prepare, override: str) -> None:
     exported = [QUICK, "export=onnx"]

@@ -17,8 +17,8 @@ from diffopt.machine.environment import machine
 from diffopt.store.source import Source
 from diffopt.text import duration, size
 
-COUNTED = ("prompts", "steps", "n_steps", "repeats")
-"""Settings to which the time of a step is proportional; of prompts their number."""
+COUNTED = ("prompts", "steps", "n_steps", "repeats", "train.batch_size")
+"""Settings to which the time of a step is proportional, of prompts their number; with the group where it is so in one alone."""
 OTHER_WORK = ("height", "width", "frames", "runtime", "bench", "metrics", "max_steps", "search")
 """Settings of which another value is other work: nothing is foretold from the one of the other."""
 OTHER_MEMORY = ("batch_size", "micro_batch")
@@ -174,18 +174,23 @@ def _machine(about: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _share(step: Step, near: Near) -> float | None:
     """What the step's work is of that of the artifact most like it; None where the two cannot be compared."""
-    if not near.same_model or any(key.rpartition(".")[2] in OTHER_WORK or key.startswith("inputs.") for key in near.own):
+    if not near.same_model or any(_is_other(key) for key in near.own):
         return None
     ours, theirs = _work(step.identity["config"]), _work(near.entry.record["identity"]["config"])
     return prod(ours[k] / theirs[k] for k in ours.keys() & theirs.keys())
+
+
+def _is_other(key: str) -> bool:
+    return key.startswith("inputs.") or key.rpartition(".")[2] in OTHER_WORK or "trajectory" in key.split(".")
 
 
 def _work(config: Mapping[str, Any]) -> dict[str, float]:
     """The counted settings of a step by `group.field`."""
     found = {}
     for group, fields in config.items():
-        for name in COUNTED if isinstance(fields, Mapping) else ():
-            value = fields.get(name)
+        for name, value in fields.items() if isinstance(fields, Mapping) else ():
+            if not {name, f"{group}.{name}"} & {*COUNTED}:
+                continue
             number = re.match(r"(\d+) prompts", value) if isinstance(value, str) else None
             amount = int(number[1]) if number else value
             if isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
