@@ -43,7 +43,7 @@ def row(found: Anatomy):
     def flat(call: Call):
         return [[float(f"{x:.8g}") for x in astuple(side)] for side in (call.each, call.shared)]
 
-    calls = {n: {str(k): flat(x) for k, x in getattr(found, n).items()} for n in ("call", "decode")}
+    calls = {n: {str(k): flat(x) for k, x in getattr(found, n).items()} for n in ("call", "decode", "kept")}
     return {"parameters": found.parameters, "vae": found.vae, **calls}
 
 
@@ -61,8 +61,8 @@ def main():
             print(f"{name:14} is not measured: {type(e).__name__}: {str(e)[:100]}", flush=True)
             continue
         table[activations.key(option.family, backbone, vae)] = row(found)
-        at = [f"{by[2].at(size(option)) / 2**20:9.1f}" for by in (found.call, found.decode)]
-        print(f"{name:14} {found.parameters / 1e9:6.2f} B  call {at[0]} MiB  decode {at[1]} MiB", flush=True)
+        at = [f"{by[2].at(size(option)) / 2**20:9.1f}" for by in (found.call, found.decode, found.kept)]
+        print(f"{name:14} {found.parameters / 1e9:6.2f} B  call {at[0]} MiB  decode {at[1]} MiB  kept {at[2]} MiB", flush=True)
         lines = [f"{json.dumps(k)}: {json.dumps(x, separators=(',', ':'))}" for k, x in sorted(table.items())]
         activations.TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from activations import configs, options, size
@@ -23,7 +24,7 @@ from diffopt.jobs.memory import Held, _placed
 from diffopt.machine import environment
 from diffopt.models import activations
 from diffopt.models.family import Size
-from diffopt.pipeline.activations import measured_at, most
+from diffopt.pipeline.activations import _empty, _trained, kept, measured_at, most
 from diffopt.pipeline.placement import place
 from diffopt.report.run_page import far
 
@@ -65,6 +66,37 @@ def test_attention_holds_no_number_for_each_pair_of_tokens() -> None:
     assert taken == q.numel() * 4
 
 
+def test_what_a_gradient_needs_is_counted_once_and_weights_are_not() -> None:
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(1000, 4000), torch.nn.ReLU(), torch.nn.Linear(4000, 1000))
+        x = torch.empty(50, 1000)
+    assert kept(model, lambda: model(x)) == 4 * 50 * (1000 + 4000)  # the second layer's input, and what it gave
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl"])
+def test_on_the_meta_device_a_gradient_needs_what_it_needs(name: str) -> None:
+    """Beside the same backbone with numbers, and the attention that it has here."""
+    family, folder = models.family(TINY[name].family), saved(name)
+    config, vae = (json.loads((folder / n / "config.json").read_text()) for n in (family.backbones[0], "vae"))
+    size = Size(2, 2 * family.size_step, 2 * family.size_step, TINY[name].tokens or 8)
+    empty = _empty(config, torch.float32)
+    real = getattr(diffusers, config["_class_name"]).from_config(config).eval()
+    inputs = family.call(family.inputs(real, vae, size))
+    seen: dict[int, torch.Tensor] = {}
+    weights = {x.untyped_storage().data_ptr() for x in real.parameters()}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage().data_ptr() not in weights:
+            seen[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        made = real(**inputs, return_dict=False)
+    needs = sum(x.untyped_storage().nbytes() for x in seen.values())
+    assert _trained(empty, family, vae, size) == pytest.approx(needs, rel=0.05)
+    assert made[0].requires_grad
+
+
 @pytest.mark.parametrize("name", ["emoji_flux", "emoji_sdxl"])
 def test_the_table_has_what_is_measured(name: str) -> None:
     option = dict(options())[name]
@@ -76,6 +108,7 @@ def test_the_table_has_what_is_measured(name: str) -> None:
     assert (known.parameters, known.vae) == (found.parameters, found.vae)
     assert known.call[4].at(twice) == pytest.approx(found.call[4].at(twice), rel=0.02)
     assert known.decode[4].at(twice) == pytest.approx(found.decode[4].at(twice), rel=0.02)
+    assert known.kept[4].at(twice) == pytest.approx(found.kept[4].at(twice), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["hunyuan_video15", "sana"])
@@ -129,6 +162,28 @@ def test_flux_on_a_gpu_takes_what_is_foretold(prepare: Prepare, gpu: Any) -> Non
     assert {n: foretold[n].ram / 2**30 for n in ram} == pytest.approx(ram, rel=0.25)
     took = {"observe": 23.14, "quantize": 22.21, "parity": 37.58, "time": 55.85}
     assert {n: foretold[n].gpu / 2**30 for n in took} == pytest.approx(took, rel=0.25)
+
+
+def test_training_on_whole_drawings_takes_what_is_foretold(prepare: Prepare, gpu: Any) -> None:
+    """`diffopt +recipe=emoji_four_bits_qad --multirun format=nvfp4` took 24.7 GB of an H200; with half the batch 18.6 GB of RAM
+    on a CPU, whose quantizers and attention keep more."""
+    job = ("+recipe=emoji_four_bits_qad", "format=nvfp4")
+    foretold = by_name(prepare(*job, "train.batch_size=32"))["train"].ram
+    assert 0.5 * 18.6e9 < foretold < 18.6e9
+    gpu(139)
+    assert by_name(prepare(*job))["train"].gpu == pytest.approx(24.7e9, rel=0.1)
+    less = by_name(prepare(*job, "train.micro_batch=16"))["train"].gpu
+    assert less == pytest.approx(24.7e9 / 4, rel=0.2)
+    for other in ("train.gradient_checkpointing=true", "train.distillation.trajectory=null"):
+        assert by_name(prepare(*job, other))["train"].gpu < 2e9
+    adapters = by_name(prepare(*job, "train.lora={rank: 4, alpha: 4, targets: ['*']}"))["train"].gpu
+    assert adapters < 2e9
+
+
+def test_each_of_several_processes_has_memory_of_its_own(prepare: Prepare) -> None:
+    job = ("+recipe=emoji_fp4_qad", "format=nvfp4")
+    assert by_name(prepare(*job))["train"].ram > 1e9
+    assert by_name(prepare(*job, "train.processes=2"))["train"].ram is None
 
 
 def test_a_larger_batch_takes_more(prepare: Prepare, gpu: Any) -> None:

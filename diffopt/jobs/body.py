@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffopt import models
@@ -63,6 +63,13 @@ class Body:
     def call(self, pictures: int) -> int:
         """Bytes that the backbone's call takes."""
         return self.anatomy.call[self.width].at(self.size(pictures)) if self.anatomy else 0
+
+    def kept(self, items: int, width: int) -> int:
+        """Bytes that the gradient needs of a call on so many items, in numbers of `width` bytes; no block is made once more."""
+        if self.anatomy is None:
+            return 0
+        measured = width if width in self.anatomy.kept else self.width
+        return self.anatomy.kept[measured].at(replace(self.size(1), batch=items)) * width // measured
 
     def decode(self, pictures: int) -> int:
         """Bytes that the VAE takes to decode so many pictures at once."""

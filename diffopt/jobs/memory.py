@@ -10,6 +10,7 @@ from math import prod
 from diffopt import formats
 from diffopt.files.layers import Layer
 from diffopt.groups.format import Format, rounds, weights
+from diffopt.groups.model import BYTES
 from diffopt.jobs.body import Body
 from diffopt.jobs.plan import Step
 from diffopt.machine import environment
@@ -17,6 +18,7 @@ from diffopt.machine.memory import ROOM, SPARE
 from diffopt.quantization.layers import without
 from diffopt.runtimes.contenders import weight_bytes
 from diffopt.training.footprint import adapted, footprint
+from diffopt.training.processes import started
 from diffopt.view import Choices
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -247,14 +249,18 @@ def _scored(rules: Rules, body: Body, step: Step) -> Held:
 
 
 def _trained(rules: Rules, body: Body, step: Step) -> Held | None:
-    train = rules.choices.train
-    if train is None or train.parallel is not None:  # each process has memory of its own
+    train, gpus = rules.choices.train, environment.gpus()
+    if train is None or started(train, len(gpus)) * train.machines > 1:  # each process has memory of its own
         return None
-    keeps = body.family.keep
-    many = adapted(train, rules.layers, [*keeps])
-    taken = footprint(train, body.backbone // body.width, many, body.model.dtype, bool(environment.gpus()))
-    rows = train.micro_batch or train.batch_size
-    return Held(dict(taken.parts), max(taken.total - sum(taken.parts.values()), body.call(rows) * taken.calls))
+    many = adapted(train, rules.layers, [*body.family.keep])
+    taken = footprint(train, body.backbone // body.width, many, body.model.dtype, bool(gpus))
+    items, parts = train.micro_batch or train.batch_size, sum(taken.parts.values())
+    kept = 0  # adapters alone need less, by where they are
+    if not (train.gradient_checkpointing or train.lora):
+        kept = taken.calls * body.kept(items, BYTES[train.precision])
+    # Nothing of it is moved away where the GPU is full, as weights that are only called are.
+    ram = (body.backbone if body.read else 0) + taken.offloaded
+    return Held({}, parts + max(taken.total - parts, body.call(items), kept), ram=ram)
 
 
 def _built(rules: Rules, body: Body, step: Step) -> Held | None:

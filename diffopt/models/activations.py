@@ -60,11 +60,13 @@ class Anatomy:
     """Of the backbone, by bytes of a number: 2 or 4."""
     decode: Mapping[int, Call]
     """Of the VAE's decoder."""
+    kept: Mapping[int, Call]
+    """Of the backbone, what the gradient needs of a call of which no block is made once more."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Anatomy":
         """Of a row of the table."""
-        calls = {n: {int(k): _call(x) for k, x in row[n].items()} for n in ("call", "decode")}
+        calls = {n: {int(k): _call(x) for k, x in row[n].items()} for n in ("call", "decode", "kept")}
         return cls(row["parameters"], row["vae"], **calls)
 
 

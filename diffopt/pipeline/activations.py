@@ -20,13 +20,13 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, and the most of them at once."""
+    """Counts the bytes of the tensors that are alive, `now`, and the `most` of them at once."""
 
     def __init__(self, weights: Sequence[torch.Tensor]):
         """`weights` are not counted, nor views of them."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {x.untyped_storage()._cdata for x in weights}
-        self._now = self.most = 0
+        self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
@@ -35,14 +35,14 @@ class Live(TorchDispatchMode):
         for x in tree_leaves(made):
             if isinstance(x, torch.Tensor) and (key := x.untyped_storage()._cdata) not in self._known:
                 self._known.add(key)
-                self._now += (taken := x.untyped_storage().nbytes())
+                self.now += (taken := x.untyped_storage().nbytes())
                 weakref.finalize(x.untyped_storage(), self._gone, key, taken)
-        self.most = max(self.most, self._now)
+        self.most = max(self.most, self.now)
         return made
 
     def _gone(self, key: int, taken: int) -> None:
         self._known.discard(key)
-        self._now -= taken
+        self.now -= taken
 
 
 def most(module: torch.nn.Module, call: Callable[[], Any]) -> int:
@@ -52,6 +52,28 @@ def most(module: torch.nn.Module, call: Callable[[], Any]) -> int:
     return int(live.most)
 
 
+def kept(module: torch.nn.Module, call: Callable[[], Any]) -> int:
+    """Bytes that are alive once `call` has run the module, what it gave and what its gradient needs, without its weights.
+
+    No block is made once more for the gradient.
+    """
+    with _fused_attention(), unsorted_texts(), Live([*module.parameters(), *module.buffers()]) as live:
+        made = call()
+        alive = int(live.now)
+    del made
+    return alive
+
+
+class _Fused(torch.autograd.Function):
+    """Has the sizes of fused attention, and keeps what it keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        made = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, made)
+        return made
+
+
 @contextmanager
 def _fused_attention() -> Iterator[None]:
     """As a GPU and a CPU have it: the meta device's attention would hold a number for each pair of tokens."""
@@ -59,7 +81,8 @@ def _fused_attention() -> Iterator[None]:
     own = functional.scaled_dot_product_attention
 
     def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return query.new_empty(*query.shape[:-1], value.shape[-1])
+        made: torch.Tensor = _Fused.apply(query, key, value)
+        return made
 
     functional.scaled_dot_product_attention = fused
     try:
@@ -70,21 +93,22 @@ def _fused_attention() -> Iterator[None]:
 
 def measured(family: Family, config: Json, vae: Json, base: Size) -> Anatomy:
     """Of a model by its configs, about a call of the size `base`. Raises what its code raises that asks for numbers."""
-    calls, decodes, counts = {}, {}, (0, 0)
+    calls, decodes, trainings, counts = {}, {}, {}, (0, 0)
     for width, dtype in DTYPES.items():
         backbone, decoder = (_empty(x, dtype) for x in (config, vae))
         counts = _count(backbone), _count(decoder)
         sizes = _around(base, family)
         calls[width] = _grown(sizes, lambda size, m=backbone: _called(m, family, vae, size))  # type: ignore[misc]
         decodes[width] = _grown(sizes, lambda size, m=decoder: _decoded(m, family, vae, size))  # type: ignore[misc]
-    return Anatomy(*counts, calls, decodes)
+        trainings[width] = _grown(sizes, lambda size, m=backbone: _trained(m, family, vae, size))  # type: ignore[misc]
+    return Anatomy(*counts, calls, decodes, trainings)
 
 
 def measured_at(family: Family, config: Json, vae: Json, size: Size, width: int) -> Anatomy:
     """The same for calls of this size alone, whatever their rows, and numbers of so many bytes: a quarter of the work."""
     backbone, decoder = (_empty(x, DTYPES[width]) for x in (config, vae))
     found = []
-    for module, taken in ((backbone, _called), (decoder, _decoded)):
+    for module, taken in ((backbone, _called), (decoder, _decoded), (backbone, _trained)):
         one, two = (taken(module, family, vae, replace(size, batch=rows)) for rows in (1, 2))
         found.append({width: Call(*(Growth(0.0, 0.0, 0.0, x) for x in (two - one, 2 * one - two)))})
     return Anatomy(_count(backbone), _count(decoder), *found)
@@ -106,15 +130,25 @@ def _empty(config: Json, dtype: torch.dtype) -> Any:
 
 
 def _called(module: Any, family: Family, vae: Json, size: Size) -> int:
+    arguments, call = _call(module, family, vae, size)
+    taken = sum(x.untyped_storage().nbytes() for x in tree_leaves(arguments) if isinstance(x, torch.Tensor))
+    return taken + most(module, call)
+
+
+def _trained(module: Any, family: Family, vae: Json, size: Size) -> int:
+    return kept(module, _call(module, family, vae, size)[1])
+
+
+def _call(module: Any, family: Family, vae: Json, size: Size) -> tuple[Json, Callable[[], Any]]:
+    """The inputs of a call, and the call."""
     given = family.call(family.inputs(module, vae, size))  # some lists are made by the numbers of masks
     arguments = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, given)
 
-    def call() -> None:
+    def call() -> Any:
         with torch.device("meta"):  # some make tables of numbers as they go
-            module(**arguments, return_dict=False)
+            return module(**arguments, return_dict=False)
 
-    taken = sum(x.untyped_storage().nbytes() for x in tree_leaves(arguments) if isinstance(x, torch.Tensor))
-    return taken + most(module, call)
+    return arguments, call
 
 
 def _decoded(module: Any, family: Family, vae: Json, size: Size) -> int:

@@ -32,9 +32,9 @@ def arrange(train: Train | TrainView, gpus: Sequence[dict[str, Any]], need: Foot
 
     Raises PlanError for what its GPUs or the batch do not allow.
     """
+    each = started(train, len(gpus))
     if train.parallel is None:
-        return Processes("single", 1)
-    each = train.processes or _most(train, len(gpus))
+        return Processes("single", each)
     if gpus and each > len(gpus):
         raise PlanError(
             f"train.processes: are more than the GPUs that are there, {len(gpus)} (got {each}); set train.processes={len(gpus)}"
@@ -55,9 +55,11 @@ def arrange(train: Train | TrainView, gpus: Sequence[dict[str, Any]], need: Foot
     return Processes(how, each, train.machines, rendezvous(train))
 
 
-def _most(train: Train | TrainView, gpus: int) -> int:
-    """As many of the GPUs as share the batch evenly; one process on a CPU."""
-    return max((n for n in range(1, gpus + 1) if train.batch_size % (n * train.machines) == 0), default=1)
+def started(train: Train | TrainView, gpus: int) -> int:
+    """Processes on each machine: those that are asked for, or as many of its GPUs as share the batch evenly; one on a CPU."""
+    if train.parallel is None:
+        return 1
+    return train.processes or max((n for n in range(1, gpus + 1) if train.batch_size % (n * train.machines) == 0), default=1)
 
 
 def _check_shards(train: Train | TrainView) -> None:
