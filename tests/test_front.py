@@ -160,6 +160,22 @@ def test_of_many_pictures_a_margin_beyond_the_floor_is_broken_and_not_said_to_be
     assert "not shown" not in html.lower()
 
 
+@pytest.mark.parametrize(
+    ("metric", "better", "values"),
+    [("psnr", "higher", [35.89 + x for x in range(-6, 6)]), ("ssim", "higher", [0.996 + x / 1e4 for x in range(-6, 6)]),
+     ("psnr", "higher", [35.6, 35.8, 36.1]), ("lpips", "lower", [0.03 + x / 1e3 for x in range(-6, 6)])],
+)  # fmt: skip
+def test_the_best_job_keeps_the_floor_that_the_page_gives_as_an_example(
+    tmp_path: Path, metric: str, better: str, values: list[float]
+) -> None:
+    job(tmp_path / "0", {metric: measured(values, better=better)})
+    found = re.search(rf"--floor ({metric}=\S+?)</code>", page.write(findings(tmp_path)).read_text())
+    assert found
+    (verdict,) = findings(tmp_path, found[1]).verdicts["0"]
+    assert verdict.keeps
+    assert verdict.margin.mean < 2 * (max(values) - min(values))
+
+
 def test_a_pick_that_the_sample_does_not_show_is_not_marked_to_be_shipped(tmp_path: Path) -> None:
     job(tmp_path / "0", psnr(40.1))
     html, lines = said_of(tmp_path, "psnr=40")

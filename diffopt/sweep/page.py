@@ -1,9 +1,12 @@
 """The page of a sweep: what to ship, the grid, the Pareto front, what was shared, a row a job, and pictures to compare."""
 
+import math
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from diffopt.files.metrics import MetricResult
+from diffopt.quality.direction import sign
 from diffopt.quality.floor import floors
 from diffopt.quality.limit import Limit
 from diffopt.report.html import PAGE, render
@@ -14,7 +17,7 @@ from diffopt.sweep.findings import Findings
 from diffopt.sweep.page_plots import plotted
 from diffopt.sweep.race_table import race_table
 from diffopt.sweep.thumbnails import thumbnails
-from diffopt.text import digits
+from diffopt.text import digits, number
 
 MULTIRUN = "multirun.yaml"
 """Hydra's own record of the sweep."""
@@ -52,6 +55,16 @@ def summary(found: Findings) -> list[str]:
     return lines + [f"floor   {line}" for line in ([] if found.race else conclusions.under(found))]
 
 
+def _example(metric: MetricResult) -> str:
+    """A floor: of a change from the reference a usual one, else the worse end of its interval, which the job itself keeps."""
+    if metric.reference:
+        return "-0.5%"
+    stat, turn = metric.candidate, sign(metric.better)
+    places = digits(stat)
+    worst = min(turn * x for x in stat.ends or (stat.mean,))
+    return number(turn * math.floor(worst * 10**places) / 10**places, places)
+
+
 def write(found: Findings) -> Path:
     """Write the sweep's report.html, results.csv and results.json. Returns the page."""
     rows, directory = found.rows, found.directory
@@ -70,6 +83,7 @@ def write(found: Findings) -> Path:
         metrics=metrics,
         decimals={k: min(4, max(digits(r.metrics[k].candidate) for r in rows if k in r.metrics)) for k in metrics},
         first=found.first,
+        example=_example(found.best.metrics[found.first]) if found.best and found.first else None,
         ends=(min(ends), max(ends)) if ends else (0, 0),
         best=found.best,
         apart=conclusions.apart(found),
