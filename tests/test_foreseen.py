@@ -72,7 +72,11 @@ def refused(
         (("+recipe=emoji_int8_sq", "calib.n_steps=1001"), "calib.n_steps: FlowMatchEulerDiscreteScheduler cannot take so many"),
         (("+recipe=emoji_fp4_qad", "train.validation.steps=1001"), "train.validation.steps: FlowMatchEulerDiscreteScheduler"),
         (
-            ("+recipe=emoji_fp4_qad", "train.distillation.trajectory={steps: 1001, last: 1}"),
+            (
+                "+recipe=emoji_fp4_qad",
+                "train.gradient_checkpointing=true",
+                "train.distillation.trajectory={steps: 1001, last: 1}",
+            ),
             "train.distillation.trajectory.steps: FlowMatchEulerDiscreteScheduler",
         ),
         (("+recipe=emoji_fp4_qad", "train.validation.size=9999"), "train.validation.size: leaves none of the data's"),
