@@ -32,6 +32,10 @@ def costs(made: job.Job) -> Cost:
     return cost([s for s in made.plan.steps if s in todo], Past(made.store))
 
 
+def by_name(made: job.Job) -> dict[str, Any]:
+    return {e.name: e for e in made.cost.each}
+
+
 def line(made: job.Job, name: str) -> str:
     return next(row for row in table(made).splitlines() if row.split()[:1] == [name])
 
@@ -123,6 +127,16 @@ def test_neither_single_calls_nor_other_drawings_tell_how_long_drawings_take(pre
     fill(prepare(*job, short))
     assert "train" in costs(prepare(*job, long, "train.learning_rate=1e-4")).untold
     assert "train" not in costs(prepare(*job, short, "train.learning_rate=1e-4")).untold
+    assert "train" in costs(prepare(*job, short, "train.steps=200")).untold  # of which as many as before are of drawings
+
+
+def test_a_training_that_keeps_less_of_its_calls_takes_other_memory(prepare: Prepare) -> None:
+    job = ("+recipe=emoji_fp4_qad", "train.steps=100", "train.warmup=1")
+    fill(prepare(*job), peak=7 * GIB)
+    assert by_name(prepare(*job, "train.learning_rate=1e-4"))["train"].ram == 7 * GIB
+    spared = by_name(prepare(*job, "train.gradient_checkpointing=true"))["train"]
+    assert spared.ram < 2 * GIB
+    assert spared.seconds == 10
 
 
 @pytest.mark.parametrize("override", ["model.height=128", "eval.runtime=onnxruntime"])

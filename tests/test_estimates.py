@@ -12,7 +12,7 @@ import pytest
 import torch
 from activations import configs, options, size
 from safetensors.torch import load_file
-from test_cost import GIB, QUICK, Prepare, fill
+from test_cost import GIB, QUICK, Prepare, by_name, fill
 from tiny import TINY, saved
 
 from diffopt import models
@@ -43,10 +43,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(environment, "gpu_free", lambda: None)
 
     return give
-
-
-def by_name(made: Any) -> dict[str, Any]:
-    return {e.name: e for e in made.cost.each}
 
 
 # What a call takes.
@@ -208,6 +204,23 @@ def test_a_record_goes_before_the_rule_but_not_of_another_batch(prepare: Prepare
 
 
 # What is said.
+
+
+def test_a_training_that_may_not_fit_is_told_to_keep_less_of_its_calls(prepare: Prepare, gpu: Any) -> None:
+    job = ("+recipe=emoji_four_bits_qad", "format=nvfp4")
+    gpu(24)
+    (line,) = [x for x in prepare(*job).warnings if x.startswith("memory: train takes about")]
+    assert "; set train.gradient_checkpointing=true, lower train.micro_batch, model.height" in line
+    assert not [x for x in prepare(*job, "train.gradient_checkpointing=true").warnings if "memory: train" in x]
+
+
+def test_the_plan_of_a_sweep_warns_once_of_what_may_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: Any, capsys: Any
+) -> None:
+    gpu(24)
+    monkeypatch.chdir(tmp_path)
+    main(["plan", "+recipe=emoji_four_bits_qad"])
+    assert capsys.readouterr().out.count("warning: memory: train takes about") == 1
 
 
 def test_what_may_not_fit_is_warned_of_with_the_setting_that_lowers_it(prepare: Prepare, gpu: Any) -> None:

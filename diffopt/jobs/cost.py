@@ -21,7 +21,7 @@ COUNTED = ("prompts", "steps", "n_steps", "repeats", "train.batch_size")
 """Settings to which the time of a step is proportional, of prompts their number; with the group where it is so in one alone."""
 OTHER_WORK = ("height", "width", "frames", "runtime", "bench", "metrics", "max_steps", "search")
 """Settings of which another value is other work: nothing is foretold from the one of the other."""
-OTHER_MEMORY = ("batch_size", "micro_batch")
+OTHER_MEMORY = ("batch_size", "micro_batch", "gradient_checkpointing", "lora", "optimizer")
 """Settings of which another value takes other memory for the same work."""
 SHOWN = 4
 UNKNOWN = Need(None, None)
@@ -176,7 +176,10 @@ def _share(step: Step, near: Near) -> float | None:
     """What the step's work is of that of the artifact most like it; None where the two cannot be compared."""
     if not near.same_model or any(_is_other(key) for key in near.own):
         return None
-    ours, theirs = _work(step.identity["config"]), _work(near.entry.record["identity"]["config"])
+    config = step.identity["config"]
+    if "train.steps" in near.own and ((config.get("train") or {}).get("distillation") or {}).get("trajectory"):
+        return None  # of which the last ones take longer, as many as before
+    ours, theirs = _work(config), _work(near.entry.record["identity"]["config"])
     return prod(ours[k] / theirs[k] for k in ours.keys() & theirs.keys())
 
 

@@ -257,7 +257,8 @@ def _trained(rules: Rules, body: Body, step: Step) -> Held | None:
     items, parts = train.micro_batch or train.batch_size, sum(taken.parts.values())
     kept = 0  # adapters alone need less, by where they are
     if not (train.gradient_checkpointing or train.lora):
-        kept = taken.calls * body.kept(items, BYTES[train.precision])
+        width = BYTES[train.precision]
+        kept = taken.calls * (body.kept(items, width) + body.backbone // body.width * width)  # each call rounds weights anew
     # Nothing of it is moved away where the GPU is full, as weights that are only called are.
     ram = (body.backbone if body.read else 0) + taken.offloaded
     return Held({}, parts + max(taken.total - parts, body.call(items), kept), ram=ram)

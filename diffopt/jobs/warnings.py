@@ -24,8 +24,8 @@ BATCHES = {"calib": ("embed", "observe", "record", "correlate", "count", "sense"
 def warnings(choices: Choices, todo: list[Step], cost: Cost, store: Path) -> list[str]:
     """Of the steps to run and what they are estimated to take."""
     return [
-        *_gpu_memory(cost),
-        *_ram(cost),
+        *_gpu_memory(choices, cost),
+        *_ram(choices, cost),
         *_disk(cost, store),
         *_hub(todo),
         *_packages(choices),
@@ -40,12 +40,19 @@ def lowered(step: str) -> str:
     return "train.micro_batch" if stage == "train" else f"{group}.batch_size"
 
 
+def _spared(step: str, choices: Choices) -> str:
+    """What else may lower it, as a part of a list."""
+    if step != "train" or choices.train is None or choices.train.gradient_checkpointing:
+        return ""
+    return "set train.gradient_checkpointing=true, "
+
+
 def _most(cost: Cost, kind: str) -> Estimate | None:
     known = [e for e in cost.each if kind in e.peak]
     return max(known, key=lambda e: e.peak[kind], default=None)
 
 
-def _gpu_memory(cost: Cost) -> Iterator[str]:
+def _gpu_memory(choices: Choices, cost: Cost) -> Iterator[str]:
     gpus, most = environment.gpus(), _most(cost, "gpu")
     if not gpus or most is None:
         return
@@ -58,7 +65,8 @@ def _gpu_memory(cost: Cost) -> Iterator[str]:
     if most.peak["gpu"] > BUSY * have:
         yield (
             f"memory: {most.name} takes about {size(most.peak['gpu'])} of the GPU's {size(gpus[0]['memory'])} (got an "
-            f"estimate); lower {lowered(most.name)}, model.height or model.width, or use a larger GPU"
+            f"estimate); {_spared(most.name, choices)}lower {lowered(most.name)}, model.height or model.width, or use a "
+            "larger GPU"
         )
     elif free is not None and most.peak["gpu"] + CONTEXT > free:
         yield (
@@ -67,14 +75,14 @@ def _gpu_memory(cost: Cost) -> Iterator[str]:
         )
 
 
-def _ram(cost: Cost) -> Iterator[str]:
+def _ram(choices: Choices, cost: Cost) -> Iterator[str]:
     most, have, free = _most(cost, "ram"), environment.ram(), environment.ram_free()
     if most is None:
         return
     if most.peak["ram"] > BUSY * have:
         yield (
             f"memory: {most.name} takes about {size(most.peak['ram'])} of RAM, which has {size(have)} (got an estimate); "
-            f"use a larger machine, a 16-bit model.dtype, or lower {lowered(most.name)}"
+            f"{_spared(most.name, choices)}use a larger machine, a 16-bit model.dtype, or lower {lowered(most.name)}"
         )
     elif most.peak["ram"] > free:
         yield (

@@ -22,6 +22,7 @@ from diffopt.jobs.job import Job, prepare
 from diffopt.jobs.memory import Need
 from diffopt.jobs.nearest import Past
 from diffopt.jobs.plan import Step, idle
+from diffopt.jobs.warnings import warnings
 from diffopt.machine import environment, worker
 from diffopt.runtimes import RUNTIMES
 from diffopt.store.source import Sources
@@ -122,7 +123,11 @@ class SweepPlan:
             lines.append(f"{name:12} {len(mine):8} {sum(s in todo for s in mine):7} {sum(users[s] for s in mine):11}")
         lines += self.errors()
         needed = [s for s in steps.values() if s in todo]
-        lines += ["", *cost(needed, Past(store), needs).lines(store.root), *downloads(needed)] if needed else []
+        if needed:
+            spent = cost(needed, Past(store), needs)
+            chosen = [j.job.choices for j in self.distinct if j.job]
+            said = dict.fromkeys(w for choices in chosen for w in warnings(choices, needed, spent, store.disk))
+            lines += [*(f"warning: {w}" for w in said), "", *spent.lines(store.root), *downloads(needed)]
         end = f"{len(steps)} steps, {len(todo)} to run, {users.total()} if each job had a store of its own; store {store.root}"
         return "\n".join([*lines, "", f"{self.summary[5:].strip()}; {end}"])
 
