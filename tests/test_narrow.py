@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import chromium
-from contents import BENCHED, CHECKPOINT, EVALUATION, MIX, PARITY, PIPELINE, SEARCH
+from contents import BENCHED, CHECKPOINT, EVALUATION, MIX, PARITY, PIPELINE, SEARCH, TRAINED
 from sweeps import failed, findings, job, measured
 from test_report import artifact, exported, made, page, scored, words
 
@@ -284,6 +284,35 @@ def test_a_checkpoint_is_told_by_what_it_has(tmp_path: Path, head: dict[str, Any
     (tmp_path / "train/logs/events.out").write_bytes(bytes(3000))
     made(tmp_path, dict.fromkeys(("load", "quantize", "train"), "1" * 16))
     assert f"Trained checkpoint {(5000 + 100 * len(files)) / 1024:.1f} KiB" in words(page(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("single", "drawn", "said"),
+    [
+        ((0.4, 0.3, 0.2), (), "loss 0.4000 in the first of 3 steps, 0.2000 in the last validation"),
+        (
+            (0.4, 0.3),
+            (0.03, 0.02, 0.01),
+            "loss 0.4000 in the first of 2 steps, 0.3000 in the last loss of whole drawings 0.0300 in the first of 3 steps, "
+            "0.0100 in the last validation",
+        ),
+        (
+            (),
+            (0.03,),
+            "3 items of 3 prompts loss of whole drawings 0.0300 in the first of 1 steps, 0.0300 in the last validation",
+        ),
+    ],
+)
+def test_losses_of_single_calls_and_of_whole_drawings_are_told_apart(
+    tmp_path: Path, single: tuple[float, ...], drawn: tuple[float, ...], said: str
+) -> None:
+    losses: list[dict[str, float]] = [{"loss": x, "output": x} for x in single]
+    losses += [{"loss": x, "trajectory": x} for x in drawn]
+    artifact(tmp_path, "load", {"pipeline.json": PIPELINE})
+    (tmp_path / "load/layers.json").write_text("[]")
+    artifact(tmp_path, "train", {"checkpoint.json": CHECKPOINT, "training.json": TRAINED | {"losses": losses}})
+    made(tmp_path, dict.fromkeys(("load", "train"), "1" * 16))
+    assert said in words(page(tmp_path))
 
 
 def test_weights_for_other_programs_are_what_is_deployed(tmp_path: Path) -> None:
