@@ -184,6 +184,16 @@ def test_a_torn_training_checkpoint_is_dropped_with_a_line_and_the_one_before_is
     assert counted == [2, 3, 4, 5]
     assert "the training checkpoint of step 4 is dropped: " in caplog.text
     assert "; that of step 2 is taken" in caplog.text
+    assert "goes on from the training checkpoint of step 4" not in caplog.text
+
+
+def test_what_goes_on_says_where(caplog: pytest.LogCaptureFixture) -> None:
+    b, root = bench(), folder()
+    caplog.set_level("INFO", logger="diffopt")
+    stopped_at(3, root / "a", root / "kept", b, steps=4, save_every=2)
+    assert "goes on" not in caplog.text
+    go(root / "b", root / "kept", b, steps=4, save_every=2)
+    assert caplog.text.count("train: goes on from the training checkpoint of step 2") == 1
 
 
 def test_a_training_whose_only_checkpoint_is_torn_starts_anew(counted: list[int], caplog: pytest.LogCaptureFixture) -> None:

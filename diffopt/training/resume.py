@@ -65,7 +65,10 @@ class Keeper:
         while path := self.last:
             trouble = self._agreed(self._trouble, path)
             if trouble is None:
-                return self._put_back(path)
+                found = self._put_back(path)
+                if self.accelerator.is_main_process:
+                    log.info("train: goes on from the training checkpoint of step %s", _step(path))
+                return found
             if self.accelerator.is_main_process:
                 remove(path)
                 before = self.last
