@@ -64,6 +64,19 @@ def test_what_cannot_be_composed_is_refused_in_a_line(refused: Callable[..., str
     assert refused("+recipe=quickstart", override).startswith(line)
 
 
+@pytest.mark.parametrize("out", ["calib=null", "~calib"])
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        ("calib.size=16", "calib.size: the group is not chosen (got 16); choose calib=OPTION, or drop it"),
+        ("calib.sizze=16", "calib.sizze: no such key here (got 16); did you mean size?"),
+    ],
+)
+def test_a_field_of_a_group_that_is_left_out_is_named(refused: Callable[..., str], out: str, field: str, line: str) -> None:
+    for given in ((field, out), (out, field)):
+        assert refused("+recipe=emoji_fp4", *given).startswith(line)
+
+
 def test_a_recipe_that_extends_one_that_is_not_there_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text("# @package _global_\ndefaults: [emoji_fp9]\n")

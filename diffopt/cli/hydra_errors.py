@@ -73,6 +73,9 @@ def _not_merged(cause: OmegaConfBaseException, full_key: str, arguments: list[st
     """For an override of a key that is not there, or by what does not fit it."""
     key, given = _override(dotted(full_key), arguments)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        fields = [a for a in arguments if a.lstrip("+~").startswith(f"{key}.")]
+        if key in PICKS and fields:  # which is left out, so that these have none to be of
+            key, given = _override(fields[0].lstrip("+~").partition("=")[0], arguments)
         return _no_key(key, given)
     if isinstance(cause, ConfigTypeError) and cause.object_type is list:
         return f"{key}: is a list in the recipe (got {given}); write it as one: [{given}]"
