@@ -17,7 +17,7 @@ from diffopt.machine import environment
 from diffopt.machine.memory import ROOM, SPARE
 from diffopt.quantization.layers import without
 from diffopt.runtimes.contenders import weight_bytes
-from diffopt.training.footprint import adapted, footprint
+from diffopt.training.footprint import adapted, footprint, share_trained
 from diffopt.training.processes import started
 from diffopt.view import Choices
 
@@ -252,13 +252,13 @@ def _trained(rules: Rules, body: Body, step: Step) -> Held | None:
     train, gpus = rules.choices.train, environment.gpus()
     if train is None or started(train, len(gpus)) * train.machines > 1:  # each process has memory of its own
         return None
-    many = adapted(train, rules.layers, [*body.family.keep])
-    taken = footprint(train, body.backbone // body.width, many, body.model.dtype, bool(gpus))
-    items, parts = train.micro_batch or train.batch_size, sum(taken.parts.values())
-    kept = 0  # adapters alone need less, by where they are
-    if not (train.gradient_checkpointing or train.lora):
+    about = train, rules.layers, [*body.family.keep]
+    taken = footprint(train, body.backbone // body.width, adapted(*about), body.model.dtype, bool(gpus))
+    items, parts, kept = train.micro_batch or train.batch_size, sum(taken.parts.values()), 0
+    if not train.gradient_checkpointing:
         width = BYTES[train.precision]
-        kept = taken.calls * (body.kept(items, width) + body.backbone // body.width * width)  # each call rounds weights anew
+        each = body.kept(items, width) + body.backbone // body.width * width  # and weights, which each call rounds anew
+        kept = int(taken.calls * each * share_trained(*about))
     # Nothing of it is moved away where the GPU is full, as weights that are only called are.
     ram = (body.backbone if body.read else 0) + taken.offloaded
     return Held({}, parts + max(taken.total - parts, body.call(items), kept), ram=ram)

@@ -67,8 +67,18 @@ def footprint(train: Train | TrainView, parameters: int, adapted: int, dtype: st
 
 def adapted(train: Train | TrainView, layers: Sequence[Layer], kept: list[str]) -> int:
     """Numbers that LoRA would train, of these layers without those that the family keeps."""
-    if train.lora is None:
-        return 0
-    targets, linear = train.lora.targets, [x for x in without(layers, kept) if x.kind == "linear"]
-    chosen = [x for x in linear if any(fnmatch(x.name, glob) for glob in targets)]
-    return sum((x.shape[0] + x.shape[1]) * train.lora.rank for x in chosen)
+    chosen, _ = _targets(train, layers, kept)
+    return sum((x.shape[0] + x.shape[1]) * train.lora.rank for x in chosen) if train.lora else 0
+
+
+def share_trained(train: Train | TrainView, layers: Sequence[Layer], kept: list[str]) -> float:
+    """Of the linear layers those whose inputs the gradient needs for sure: all, or what LoRA adapts."""
+    chosen, linear = _targets(train, layers, kept)
+    return len(chosen) / max(1, len(linear)) if train.lora else 1.0
+
+
+def _targets(train: Train | TrainView, layers: Sequence[Layer], kept: list[str]) -> tuple[list[Layer], list[Layer]]:
+    """The linear layers that LoRA adapts, and all."""
+    globs = train.lora.targets if train.lora else []
+    linear = [x for x in without(layers, kept) if x.kind == "linear"]
+    return [x for x in linear if any(fnmatch(x.name, glob) for glob in globs)], linear
