@@ -85,7 +85,7 @@ class Job:
     @cached_property
     def warnings(self) -> list[str]:
         """What may go wrong with them, a line each."""
-        return warnings(self.choices, self.todo, self.cost, self.store.disk)
+        return warnings([self.choices], self.todo, self.cost, self.store.disk)
 
 
 def spelled(override: str) -> str:

@@ -1,7 +1,7 @@
 """What may go wrong with a run and is no reason to refuse it: a line each. Asks no network."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import disk_usage
@@ -21,8 +21,8 @@ BATCHES = {"calib": ("embed", "observe", "record", "correlate", "count", "sense"
 """Steps by the group whose batch size they read; the others read that of `eval`."""
 
 
-def warnings(choices: Choices, todo: list[Step], cost: Cost, store: Path) -> list[str]:
-    """Of the steps to run and what they are estimated to take."""
+def warnings(choices: Sequence[Choices], todo: list[Step], cost: Cost, store: Path) -> list[str]:
+    """Of the steps to run, of one job or of several with these choices, and what they are estimated to take."""
     return [
         *_gpu_memory(choices, cost),
         *_ram(choices, cost),
@@ -40,11 +40,10 @@ def lowered(step: str) -> str:
     return "train.micro_batch" if stage == "train" else f"{group}.batch_size"
 
 
-def _spared(step: str, choices: Choices) -> str:
+def _spared(step: str, choices: Sequence[Choices]) -> str:
     """What else may lower it, as a part of a list."""
-    if step != "train" or choices.train is None or choices.train.gradient_checkpointing:
-        return ""
-    return "set train.gradient_checkpointing=true, "
+    keeps = any(c.train and not c.train.gradient_checkpointing for c in choices)
+    return "set train.gradient_checkpointing=true, " if step == "train" and keeps else ""
 
 
 def _most(cost: Cost, kind: str) -> Estimate | None:
@@ -52,7 +51,7 @@ def _most(cost: Cost, kind: str) -> Estimate | None:
     return max(known, key=lambda e: e.peak[kind], default=None)
 
 
-def _gpu_memory(choices: Choices, cost: Cost) -> Iterator[str]:
+def _gpu_memory(choices: Sequence[Choices], cost: Cost) -> Iterator[str]:
     gpus, most = environment.gpus(), _most(cost, "gpu")
     if not gpus or most is None:
         return
@@ -75,7 +74,7 @@ def _gpu_memory(choices: Choices, cost: Cost) -> Iterator[str]:
         )
 
 
-def _ram(choices: Choices, cost: Cost) -> Iterator[str]:
+def _ram(choices: Sequence[Choices], cost: Cost) -> Iterator[str]:
     most, have, free = _most(cost, "ram"), environment.ram(), environment.ram_free()
     if most is None:
         return
@@ -126,18 +125,18 @@ def _token() -> bool:
     return bool(os.environ.get("HF_TOKEN")) or Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
 
 
-def _packages(choices: Choices) -> Iterator[str]:
-    native = choices.eval is not None and "native" in (choices.eval.runtime, *choices.eval.bench)
-    if native and choices.format and choices.format.quantize_mha and find_spec("cudnn") is None:
+def _packages(choices: Sequence[Choices]) -> Iterator[str]:
+    native = [c for c in choices if c.eval is not None and "native" in (c.eval.runtime, *c.eval.bench)]
+    if any(c.format and c.format.quantize_mha for c in native) and find_spec("cudnn") is None:
         yield (
             "format.quantize_mha: attention is computed in 16 bits by native, since nvidia-cudnn-frontend is not installed "
             "(got true); pip install 'diffopt[native]'"
         )
 
 
-def _slow(choices: Choices, cost: Cost) -> Iterator[str]:
+def _slow(choices: Sequence[Choices], cost: Cost) -> Iterator[str]:
     large = [e for e in cost.each if (e.ram or 0) > 8 << 30]
-    if large and not environment.gpus() and choices.model:
+    if large and not environment.gpus() and any(c.model for c in choices):
         yield (
             f"model: is computed on the CPU, since there is no NVIDIA GPU here (got {large[0].name} with about "
             f"{size(large[0].ram or 0)}); run it where there is one"

@@ -125,8 +125,7 @@ class SweepPlan:
         needed = [s for s in steps.values() if s in todo]
         if needed:
             spent = cost(needed, Past(store), needs)
-            chosen = [j.job.choices for j in self.distinct if j.job]
-            said = dict.fromkeys(w for choices in chosen for w in warnings(choices, needed, spent, store.disk))
+            said = warnings([j.job.choices for j in self.distinct if j.job], needed, spent, store.disk)
             lines += [*(f"warning: {w}" for w in said), "", *spent.lines(store.root), *downloads(needed)]
         end = f"{len(steps)} steps, {len(todo)} to run, {users.total()} if each job had a store of its own; store {store.root}"
         return "\n".join([*lines, "", f"{self.summary[5:].strip()}; {end}"])
